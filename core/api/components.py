@@ -1,0 +1,229 @@
+"""The five descriptors that plugins give, and what their factories make.
+
+A descriptor is light: it is imported whenever plugins are listed, so its options class must not import torch. The
+factory is named by a string and imported when the component is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from attrs import field, frozen, has, validators
+
+from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
+from modelwright.core.api.generation import Delta, GenerationRequest
+from modelwright.core.api.records import Example, Figure, Output, Score
+from modelwright.core.api.registry import Alias, ModelVersion, NewModel, RegistryEvent
+from modelwright.core.api.training import Job, Trained
+
+API_VERSION = 1
+COMPONENT_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+@frozen
+class NoOptions:
+    """The options of a component that has none."""
+
+
+def _options_class(_instance: Any, _attribute: Any, value: Any) -> None:
+    if not (isinstance(value, type) and has(value)):
+        msg = f"options must be an attrs class, not {value!r}"
+        raise TypeError(msg)
+
+
+@frozen(kw_only=True)
+class ComponentSpec:
+    """What every descriptor says.
+
+    Attributes:
+        name: what a run.toml calls it, `[a-z][a-z0-9_-]*`.
+        summary: one line for `modelwright plugins list`.
+        options: an attrs class; the reader of run.toml checks the user's options against it.
+        factory: `"package.module:callable"`, imported on first use and called with the options.
+        needs: what to pip-install when the factory's import fails.
+        api: the version of this contract that the plugin was written for.
+    """
+
+    kind: ClassVar[str]
+
+    name: str = field(validator=validators.matches_re(COMPONENT_NAME, func=re.fullmatch))
+    summary: str = field(validator=validators.instance_of(str))
+    options: type[Any] = field(default=NoOptions, validator=_options_class)
+    factory: str = field(validator=validators.matches_re(r"[\w.]+:[\w.]+", func=re.fullmatch))
+    needs: str = ""
+    api: int = API_VERSION
+
+    def create(self, options: Any = None) -> Any:
+        """Import the factory and call it with `options` (default: the options class without arguments).
+
+        Raises:
+            MissingDependencyError: the factory's module needs a package that is not installed.
+            ModelwrightError: the factory does not exist.
+        """
+        module_name, _, path = self.factory.partition(":")
+        try:
+            target: Any = importlib.import_module(module_name)
+        except ImportError as error:
+            hint = f"; install it: pip install '{self.needs}'" if self.needs else ""
+            msg = f"{self.kind} {self.name!r} cannot be imported: {error}{hint}"
+            raise MissingDependencyError(msg) from error
+        try:
+            for part in path.split("."):
+                target = getattr(target, part)
+        except AttributeError as error:
+            msg = f"{self.kind} {self.name!r}: its factory {self.factory!r} does not exist"
+            raise ModelwrightError(msg) from error
+        return target(self.options() if options is None else options)
+
+
+@runtime_checkable
+class Format(Protocol):
+    """Turns raw rows into examples."""
+
+    def read(self, row: Mapping[str, Any]) -> Iterable[Example]:
+        """The examples of one row; raises `RowError(reason)` for a row that it cannot read."""
+        ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Grades what a model wrote."""
+
+    def score(self, example: Example, outputs: Sequence[Output]) -> Score:
+        """Grade the outputs (one or more samples) of one example."""
+        ...
+
+    def aggregate(self, scores: Sequence[Score]) -> Figure:
+        """The figure of a whole suite."""
+        ...
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Trains a model, in processes of its own."""
+
+    def train(self, job: Job) -> Trained:
+        """Train until the job is done or `job.stopping()`; resume from a checkpoint in `job.folder` if there is one."""
+        ...
+
+
+@runtime_checkable
+class Registry(Protocol):
+    """Keeps models. Methods that name a model raise `ModelNotFoundError`."""
+
+    def add(self, model: NewModel, folder: Path) -> ModelVersion:
+        """Store the files of `folder`, then the row, in one transaction; idempotent for (name, fingerprint)."""
+        ...
+
+    def get(self, name: str, version: int | None = None) -> ModelVersion:
+        """One version, the newest by default."""
+        ...
+
+    def resolve(self, alias: str) -> Alias:
+        """Where an alias points."""
+        ...
+
+    def find(self, name: str | None = None) -> Sequence[ModelVersion]:
+        """Every version, of one name or of all; by name, then version."""
+        ...
+
+    def set_alias(self, alias: str, name: str, version: int, *, expected: int | None = None) -> Alias:
+        """Point an alias; with `expected`, only if its generation is that (0: it does not exist yet).
+
+        Raises:
+            AliasConflictError: the alias has another generation.
+        """
+        ...
+
+    def add_metrics(self, name: str, version: int, suite: str, metrics: Mapping[str, Figure]) -> None:
+        """Record a suite's figures; a later recording of the same suite and metric takes its place."""
+        ...
+
+    def delete(self, name: str, version: int) -> None:
+        """Take a version out; refused while an alias points to it. Its number is not given again."""
+        ...
+
+    def events(self) -> Sequence[RegistryEvent]:
+        """The history, oldest first."""
+        ...
+
+    def folder(self, model: ModelVersion) -> Path:
+        """A local folder with the model's files, for reading only."""
+        ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs one model."""
+
+    def load(self, folder: Path) -> None:
+        """Load a model folder in Hugging Face layout. Called once, before anything else; may take long."""
+        ...
+
+    def submit(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """Run a request beside all others; the last delta has `finish`. Closing the iterator cancels the request."""
+        ...
+
+    def cancel(self, request_id: str) -> None:
+        """End a request early: its stream ends with finish "cancelled". An unknown id is ignored."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; running requests end as cancelled."""
+        ...
+
+
+@frozen(kw_only=True)
+class FormatSpec(ComponentSpec):
+    """A data format; its factory makes a `Format`."""
+
+    kind: ClassVar[str] = "format"
+
+
+@frozen(kw_only=True)
+class TrainerSpec(ComponentSpec):
+    """A trainer; its factory makes a `Trainer`. `launcher` is the program that starts its processes."""
+
+    kind: ClassVar[str] = "trainer"
+    launcher: Literal["python", "deepspeed"] = field(default="python", validator=validators.in_(("python", "deepspeed")))
+
+
+@frozen(kw_only=True)
+class MetricSpec(ComponentSpec):
+    """A metric; its factory makes a `Metric`. `higher_is_better` is its direction, `inputs` what it grades."""
+
+    kind: ClassVar[str] = "metric"
+    higher_is_better: bool = True
+    inputs: Literal["text", "logprobs"] = field(default="text", validator=validators.in_(("text", "logprobs")))
+
+
+@frozen(kw_only=True)
+class RegistrySpec(ComponentSpec):
+    """A registry backend; its factory makes a `Registry` from options that have a field `url`.
+
+    Attributes:
+        schemes: the URL schemes that it serves, such as "sqlite".
+    """
+
+    kind: ClassVar[str] = "registry"
+    schemes: tuple[str, ...] = field(converter=tuple, validator=validators.min_len(1))
+
+
+@frozen(kw_only=True)
+class EngineSpec(ComponentSpec):
+    """An engine; its factory makes an `Engine`.
+
+    Attributes:
+        abilities: what it can do beyond greedy decoding: any of "temperature", "top_p", "top_k", "stop", "seed",
+            "logprobs". A request for anything else is refused, never ignored.
+    """
+
+    kind: ClassVar[str] = "engine"
+    abilities: frozenset[str] = field(converter=frozenset, default=frozenset())
+
+
+SPECS: tuple[type[ComponentSpec], ...] = (FormatSpec, TrainerSpec, MetricSpec, RegistrySpec, EngineSpec)

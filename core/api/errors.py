@@ -1,0 +1,43 @@
+"""The errors that a person sees: one clear line each, with the exit code of the command that meets them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ModelwrightError(Exception):
+    """The work failed; the message says what, where, what was expected and what to do, in one line."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(ModelwrightError):
+    """The command line or the configuration is wrong; nothing was started."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class MissingDependencyError(UsageError):
+    """A package is missing that this command needs; the message names what to install."""
+
+
+class StopRequested(ModelwrightError):  # noqa: N818 - not an error: the run stopped because someone asked
+    """The work stopped on request and can be resumed."""
+
+    exit_code: ClassVar[int] = 75
+
+
+class RowError(Exception):
+    """A format cannot read this row; the reason goes to `rejected.jsonl` beside the row's file and line."""
+
+
+class RegistryError(ModelwrightError):
+    """A registry refused or failed."""
+
+
+class ModelNotFoundError(RegistryError):
+    """No such model, version or alias in the registry."""
+
+
+class AliasConflictError(RegistryError):
+    """An alias has moved since the caller read it."""

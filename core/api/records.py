@@ -1,0 +1,174 @@
+"""The records that flow through a run: messages, examples, outputs, scores, figures.
+
+All are frozen and made of plain values, so that they travel as JSON. Interchange is JSONL, one Example a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from attrs import Factory, asdict, field, frozen
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+
+
+def canonical_json(value: Any) -> str:
+    """Write `value` as the one JSON text that equal values share: sorted keys, no spaces, plain UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_json(value: Any) -> str:
+    """The sha256 of `canonical_json(value)`, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@frozen(kw_only=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: "system", "user", "assistant" or "tool".
+        content: what is said.
+        thinking: the reasoning before the content, where there is any.
+        tool_calls: the calls as a JSON array, as text (Arrow would invent null fields in nested objects).
+        tool_call_id: which call a tool's message answers.
+        name: the tool's name, in a tool's message.
+        train: whether this turn is learnt; None leaves it to the run's `turns`.
+    """
+
+    role: Role
+    content: str
+    thinking: str | None = None
+    tool_calls: str | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    train: bool | None = None
+
+
+def _content_id(example: Example) -> str:
+    content = {
+        "messages": [asdict(message) for message in example.messages],
+        "answer": example.answer,
+        "choices": example.choices,
+        "tools": example.tools,
+        "text": example.text,
+    }
+    return digest_json(content)[:16]
+
+
+@frozen(kw_only=True)
+class Example:
+    """One thing to learn from or to be tested on.
+
+    Attributes:
+        messages: the conversation; its assistant turns are what is learnt.
+        answer: the reference answer that metrics grade against.
+        choices: the options of a multiple-choice question.
+        tools: the tools on offer as a JSON array, as text.
+        text: plain text without turns; then `messages` is empty.
+        source: where it came from, as `file:line`.
+        meta: whatever else the format wants to keep, JSON values.
+        id: the first 16 hexadecimal digits of the sha256 of the canonical content (all but source and meta).
+    """
+
+    messages: tuple[Message, ...] = field(converter=tuple, default=())
+    answer: str | None = None
+    choices: tuple[str, ...] | None = field(converter=lambda c: None if c is None else tuple(c), default=None)
+    tools: str | None = None
+    text: str | None = None
+    source: str = ""
+    meta: Mapping[str, Any] = field(factory=dict)
+    id: str = field(default=Factory(_content_id, takes_self=True))
+
+    def to_row(self) -> dict[str, Any]:
+        """This example as a JSON object; what is None, empty or default is left out."""
+        row: dict[str, Any] = {"id": self.id}
+        row["messages"] = [
+            {key: value for key, value in asdict(message).items() if value is not None} for message in self.messages
+        ]
+        for key in ("answer", "tools", "text"):
+            if getattr(self, key) is not None:
+                row[key] = getattr(self, key)
+        if self.choices is not None:
+            row["choices"] = list(self.choices)
+        row["source"] = self.source
+        if self.meta:
+            row["meta"] = dict(self.meta)
+        return row
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Example:
+        """The inverse of `to_row`."""
+        values = {key: value for key, value in row.items() if key != "messages"}
+        return cls(messages=tuple(Message(**message) for message in row.get("messages", ())), **values)
+
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+@frozen(kw_only=True)
+class Output:
+    """What a model wrote for one prompt.
+
+    Attributes:
+        text: the decoded text, without the end token or the stop string.
+        token_ids: the tokens that were generated.
+        logprobs: the natural logarithm of each generated token's probability, where asked for.
+        finish: "stop" (end token or stop string), "length" (max_tokens reached) or "cancelled".
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] | None = None
+    finish: Finish = "stop"
+
+
+Verdict = Literal["correct", "wrong", "no_answer", "error"]
+
+
+@frozen(kw_only=True)
+class Score:
+    """One example's grade.
+
+    Attributes:
+        value: the number that is aggregated, 0 to 1 for an accuracy.
+        verdict: the grade in a word; "no_answer" and "error" count with their value like any other.
+        reason: why, for a person who reads the samples.
+    """
+
+    value: float
+    verdict: Verdict
+    reason: str = ""
+
+
+@frozen(kw_only=True)
+class Figure:
+    """A metric over a whole suite: the value, its 95 % interval, and the number of examples."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(value: float, n: int, z: float = 1.959963984540054) -> Figure:
+    """The Wilson score interval of a share `value` of `n` trials, 95 % by default.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    With no trials nothing is known: the interval is 0 to 1.
+    """
+    if n == 0:
+        return Figure(value=0.0, low=0.0, high=1.0, n=0)
+    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * ((value * (1 - value) / n + z * z / (4 * n * n)) ** 0.5)
+    return Figure(value=value, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+
+
+def wilson_mean(scores: Sequence[Score]) -> Figure:
+    """The mean of the scores' values, as a share with its Wilson interval."""
+    n = len(scores)
+    return wilson(sum(score.value for score in scores) / n if n else 0.0, n)

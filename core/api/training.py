@@ -1,0 +1,112 @@
+"""What a trainer is given and what it gives back: the `[train]` table, the job, and its outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import field, frozen, validators
+
+_positive = validators.gt(0)
+_share = validators.and_(validators.ge(0.0), validators.le(1.0))
+
+
+@frozen(kw_only=True)
+class TrainSettings:
+    """The `[train]` table of a run.toml, the same for every trainer; the trainer's own settings are `options`.
+
+    Attributes:
+        trainer: a trainer plugin's name.
+        processes: how many on one machine; "auto" is one for each GPU.
+        epochs: passes over the data; exactly one of `epochs` and `max_steps` is given.
+        max_steps: optimiser steps.
+        batch_size: sequences in one optimiser step, over all processes.
+        micro_batch_size: sequences in one process and forward pass; None lets the trainer choose.
+        learning_rate: the peak of the schedule.
+        schedule: what the rate does after the warm-up: half a cosine to 0, a line to 0, or nothing.
+        warmup: the share of the steps in which the rate rises in a line from 0.
+        weight_decay: AdamW's, on matrices only.
+        clip_norm: the gradient's largest 2-norm; 0 turns clipping off.
+        precision: of the forward and backward pass; weights and optimiser states stay float32.
+        compile: whether `torch.compile` is used.
+        checkpoint_every: optimiser steps between checkpoints.
+        keep_checkpoints: how many of the newest are kept.
+        options: the trainer's own options, an instance of its spec's `options` class.
+    """
+
+    trainer: str = "local"
+    processes: int | Literal["auto"] = field(
+        default=1, validator=validators.or_(validators.in_(("auto",)), validators.and_(validators.instance_of(int), _positive))
+    )
+    epochs: float | None = field(default=None, validator=validators.optional(_positive))
+    max_steps: int | None = field(default=None, validator=validators.optional(_positive))
+    batch_size: int = field(default=32, validator=_positive)
+    micro_batch_size: int | None = field(default=None, validator=validators.optional(_positive))
+    learning_rate: float = field(default=1e-4, validator=_positive)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = field(default=0.03, validator=_share)
+    weight_decay: float = field(default=0.0, validator=validators.ge(0.0))
+    clip_norm: float = field(default=1.0, validator=validators.ge(0.0))
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    checkpoint_every: int = field(default=100, validator=_positive)
+    keep_checkpoints: int = field(default=2, validator=_positive)
+    options: Any = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between fields, as (key, message)."""
+        if (self.epochs is None) == (self.max_steps is None):
+            yield "max_steps", "exactly one of epochs and max_steps must be given"
+
+
+@frozen(kw_only=True)
+class Job:
+    """One training job, as every process of it sees it.
+
+    Attributes:
+        folder: the trainer's own folder, for checkpoints; it outlives a killed process.
+        model: a folder in Hugging Face layout. Without weights, its config is initialised from `seed`.
+        output: the folder that the trained model is written to, by `files.writing_folder`.
+        tokens: the training tokens (a `TokenFile`).
+        holdout: tokens held out for the loss curve, where there are any.
+        settings: the `[train]` table.
+        seed: of initialisation, order and dropout.
+        attention: the attention implementation asked for, "auto" for the trainer's choice.
+        trust_remote_code: whether the model may bring code of its own.
+        fingerprint: of all that went in; a checkpoint with another one is not resumed.
+        emit: writes an event: `emit(kind, data)`.
+        stopping: whether someone asked the run to stop; asked at each step's end.
+    """
+
+    folder: Path
+    model: Path
+    output: Path
+    tokens: Path
+    holdout: Path | None
+    settings: TrainSettings
+    seed: int
+    attention: str = "auto"
+    trust_remote_code: bool = False
+    fingerprint: str
+    emit: Callable[[str, Mapping[str, Any]], None]
+    stopping: Callable[[], bool]
+
+
+@frozen(kw_only=True)
+class Trained:
+    """How a training job ended.
+
+    Attributes:
+        finished: False where it stopped on request, after a checkpoint.
+        step: optimiser steps done.
+        steps: optimiser steps planned.
+        loss: the last step's mean loss over supervised tokens, in nats.
+        holdout_loss: the same on the held-out data, where there is any.
+    """
+
+    finished: bool
+    step: int
+    steps: int
+    loss: float | None = None
+    holdout_loss: float | None = None

@@ -1,0 +1,285 @@
+"""The tables of a run.toml as attrs classes; `TrainSettings`, the `[train]` table, is part of the plugin contract.
+
+`run.example.toml`'s keys are all here. A value that this version cannot honour yet is refused by `problems()` or a
+validator, never ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NewType
+
+from attrs import field, frozen, validators
+
+from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
+from modelwright.core.api.training import TrainSettings
+
+# A path on disk: relative ones resolve against the file (or, from --set, the working directory) that they stand in.
+FilePath = NewType("FilePath", str)
+# A path on disk if there is a folder of that name, else something that the stage resolves (a registry address).
+ModelSource = NewType("ModelSource", str)
+
+_positive = validators.gt(0)
+_share = validators.and_(validators.ge(0.0), validators.le(1.0))
+SUITE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+def _matches(pattern: re.Pattern[str]) -> Any:
+    return validators.matches_re(pattern, func=re.fullmatch)
+
+
+def _only(value: Any, instead: str) -> Any:
+    """A validator for keys whose other values are still to come."""
+
+    def check(_instance: Any, _attribute: Any, given: Any) -> None:
+        if given != value:
+            msg = f"{given!r} is not supported by this version: {instead}"
+            raise ValueError(msg)
+
+    return check
+
+
+@frozen(kw_only=True)
+class ScratchConfig:
+    """`[model.scratch]`: a model and a tokenizer built here.
+
+    Attributes:
+        architecture: the model family.
+        hidden_size: width of the residual stream.
+        layers: how many blocks.
+        heads: attention heads; divides hidden_size into even head sizes.
+        intermediate_size: width of the MLP; default 4 × hidden_size.
+        tokenizer: "words" (words and single digits) or "bpe" (byte-level), built from the training data.
+        vocab_size: the most tokens.
+    """
+
+    architecture: Literal["llama"] = "llama"
+    hidden_size: int = field(default=64, validator=_positive)
+    layers: int = field(default=2, validator=_positive)
+    heads: int = field(default=4, validator=_positive)
+    intermediate_size: int | None = field(default=None, validator=validators.optional(_positive))
+    tokenizer: Literal["words", "bpe"] = "words"
+    vocab_size: int = field(default=512, validator=validators.ge(16))
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between fields, as (key, message)."""
+        if self.hidden_size % (2 * self.heads):
+            yield "heads", f"hidden_size {self.hidden_size} must be a multiple of 2 × heads ({2 * self.heads})"
+
+
+@frozen(kw_only=True)
+class ModelConfig:
+    """`[model]`: what the training begins from.
+
+    Attributes:
+        base: a folder in Hugging Face layout or a registry address.
+        chat_template: a built-in name ("chatml") or a file; default: the tokenizer's own.
+        dtype: of the weights in memory.
+        attention: the implementation, such as "sdpa".
+        trust_remote_code: whether the base may bring code.
+        scratch: instead of base.
+    """
+
+    base: ModelSource | None = None
+    chat_template: str | None = None
+    dtype: Literal["auto"] = field(default="auto")
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    trust_remote_code: bool = field(default=False, validator=_only(value=False, instead="leave it false"))
+    scratch: ScratchConfig | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between fields, as (key, message)."""
+        if (self.base is None) == (self.scratch is None):
+            yield "base", "exactly one of base and [model.scratch] must be given"
+
+
+@frozen(kw_only=True)
+class AdapterConfig:
+    """`[adapter]`: train an adapter instead of the whole model."""
+
+    kind: Literal["lora", "rslora"] = "lora"
+    rank: int = field(default=16, validator=_positive)
+    alpha: float = field(default=32, validator=_positive)
+    dropout: float = field(default=0.0, validator=_share)
+    targets: str | tuple[str, ...] = "all-linear"
+
+
+@frozen(kw_only=True)
+class SourceConfig:
+    """One of `[[data.sources]]`.
+
+    Attributes:
+        path: a .jsonl or .json file (or .gz of one), a glob, a folder of such files, or `builtin:NAME/SPLIT`.
+        limit: the most rows to take.
+        fraction: the share of its rows to take, drawn by the run's seed.
+        weight: how often each example counts.
+    """
+
+    path: FilePath
+    limit: int | None = field(default=None, validator=validators.optional(_positive))
+    fraction: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
+    weight: float = field(default=1.0, validator=_only(value=1.0, instead="use limit and fraction"))
+
+
+@frozen(kw_only=True)
+class QualityConfig:
+    """`[data.quality]`: what is removed before training."""
+
+    deduplicate: Literal["exact", "near", False] = field(
+        default="exact", validator=validators.in_(("exact", False), )
+    )
+    decontaminate: bool = field(default=False, validator=_only(value=False, instead="leave it false"))
+    verify_answers: bool = field(default=False, validator=_only(value=False, instead="leave it false"))
+
+
+@frozen(kw_only=True)
+class TokensConfig:
+    """`[data.tokens]`: from examples to what the model sees.
+
+    Attributes:
+        max_length: the most tokens of a training example; longer ones are dropped and counted.
+        packing: "bucket" groups examples of similar length; "auto" chooses.
+        turns: which assistant turns are trained: all, the last, or each in an example of its own.
+        allow: anomalies of the label proof that may pass.
+    """
+
+    max_length: int = field(default=2048, validator=validators.ge(2))
+    packing: Literal["auto", "pack", "bucket"] = field(
+        default="auto", validator=validators.in_(("auto", "bucket"))
+    )
+    turns: Literal["all", "last", "split"] = "all"
+    allow: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class HoldoutConfig:
+    """`[data.holdout]`: the share of examples that is held out of training for the loss curve."""
+
+    fraction: float = field(default=0.0, validator=validators.and_(validators.ge(0.0), validators.lt(1.0)))
+
+
+@frozen(kw_only=True)
+class DataConfig:
+    """`[data]`: the format, its options, and where the rows come from.
+
+    Attributes:
+        format: a format plugin's name.
+        max_rejected: the share of unreadable rows above which the run stops.
+        options: an instance of the format's options class.
+        sources: one or more.
+    """
+
+    format: str
+    max_rejected: float = field(default=0.01, validator=_share)
+    options: Any = None
+    sources: tuple[SourceConfig, ...] = field(validator=validators.min_len(1))
+    quality: QualityConfig = field(factory=QualityConfig)
+    tokens: TokensConfig = field(factory=TokensConfig)
+    holdout: HoldoutConfig = field(factory=HoldoutConfig)
+
+
+@frozen(kw_only=True)
+class GenerationConfig:
+    """`[evaluate.generation]`: how answers are sampled."""
+
+    max_tokens: int = field(default=256, validator=_positive)
+    temperature: float = field(default=0.0, validator=validators.ge(0.0))
+    top_p: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
+    top_k: int = field(default=0, validator=validators.ge(0))
+    stop: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class SuiteConfig:
+    """One of `[[evaluate]]`: a test set and how it is graded.
+
+    Attributes:
+        name: the suite's name in the registry.
+        path: as a source's.
+        format: default: `[data] format`, with its options.
+        options: of the format, where it is another one than `[data]`'s; an instance of its options class.
+        metrics: names of metric plugins.
+        limit: the most examples.
+        samples: answers drawn for each example.
+        generation: how.
+    """
+
+    name: str = field(validator=_matches(SUITE_NAME))
+    path: FilePath
+    format: str | None = None
+    options: Any = None
+    metrics: tuple[str, ...] = field(validator=validators.min_len(1))
+    limit: int | None = field(default=None, validator=validators.optional(_positive))
+    samples: int = field(default=1, validator=_positive)
+    generation: GenerationConfig = field(factory=GenerationConfig)
+
+
+@frozen(kw_only=True)
+class PromoteConfig:
+    """`[registry] promote`: the alias that moves to the new version if the condition (TOML key `if`) holds."""
+
+    alias: str = field(validator=_matches(ALIAS_NAME))
+    condition: str | None = field(default=None, alias="condition", metadata={"key": "if"})
+
+
+@frozen(kw_only=True)
+class RegistryConfig:
+    """`[registry]`: where the model goes, its tags, and when an alias moves to it."""
+
+    url: str | None = None
+    tags: Mapping[str, str] = field(factory=dict)
+    promote: PromoteConfig | None = None
+
+
+@frozen(kw_only=True)
+class PluginsConfig:
+    """`[plugins]`: which to skip, and whom to prefer where two share a name (`"metric.exact_match" = "package"`)."""
+
+    disable: tuple[str, ...] = ()
+    prefer: Mapping[str, str] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class ClusterConfig:
+    """`[cluster]`: Slurm settings; only `submit` reads them."""
+
+    nodes: int = field(default=1, validator=_positive)
+    processes_per_node: int | None = field(default=None, validator=validators.optional(_positive))
+    gpus_per_node: int | None = field(default=None, validator=validators.optional(_positive))
+    partition: str | None = None
+    account: str | None = None
+    time: str | None = None
+    setup: tuple[str, ...] = ()
+    sbatch: Mapping[str, str] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class RunConfig:
+    """A whole run of one variant, resolved: layers merged, paths absolute, options typed.
+
+    Attributes:
+        name: the model's name in the registry, the variant's name included.
+        seed: of everything random.
+    """
+
+    name: str = field(validator=_matches(MODEL_NAME))
+    seed: int = field(default=0, validator=validators.and_(validators.ge(0), validators.lt(2**63)))
+    model: ModelConfig
+    adapter: AdapterConfig | None = field(
+        default=None, validator=_only(value=None, instead="remove [adapter]; full fine-tuning is what there is")
+    )
+    data: DataConfig
+    train: TrainSettings
+    evaluate: tuple[SuiteConfig, ...] = ()
+    registry: RegistryConfig = field(factory=RegistryConfig)
+    plugins: PluginsConfig = field(factory=PluginsConfig)
+    cluster: ClusterConfig | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between fields, as (key, message)."""
+        names = [suite.name for suite in self.evaluate]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield "evaluate", f"two suites are named {name!r}"
+
+

@@ -1,0 +1,24 @@
+"""Where things live when nobody says otherwise: `$MODELWRIGHT_HOME`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+HOME = "MODELWRIGHT_HOME"
+REGISTRY = "MODELWRIGHT_REGISTRY"
+
+
+def home() -> Path:
+    """The home folder as an absolute path: `$MODELWRIGHT_HOME`, by default `.modelwright` in the working directory."""
+    return Path(os.environ.get(HOME) or ".modelwright").absolute()
+
+
+def runs() -> Path:
+    """The folder of the runs' folders."""
+    return home() / "runs"
+
+
+def registry_url(named: str | None = None) -> str:
+    """The registry's URL: the one named, else `$MODELWRIGHT_REGISTRY`, else the SQLite file in the home."""
+    return named or os.environ.get(REGISTRY) or f"sqlite:///{home() / 'registry.db'}"

@@ -1,0 +1,1 @@
+"""The built-in plugins. They come in by entry points, like any other package's."""
