@@ -1,1 +1,78 @@
-""""""
+"""The command line: one module a command, imported when that command runs, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from modelwright.core.api.errors import ModelwrightError
+
+# Command → (module:attribute, the line that --help shows). The line stands here so that help imports no command.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run:run", "Do what a run.toml says, stage after stage; what is done is skipped."),
+    "prepare": ("run:prepare", "Turn raw rows into training tokens."),
+    "train": ("run:train", "Train the model, or resume it."),
+    "register": ("run:register", "Register the trained model."),
+    "evaluate": ("run:evaluate", "Grade the registered model on its test sets."),
+    "promote": ("run:promote", "Move the alias, if the condition holds."),
+    "models": ("models:models", "List, show and alias registered models."),
+    "serve": ("serve:serve", "Serve registered models over gRPC."),
+    "generate": ("generate:generate", "Continue a prompt, by a running server."),
+    "chat": ("generate:chat", "Talk with a model of a running server."),
+    "plugins": ("plugins:plugins", "List the plugins that are installed."),
+    "config": ("config:config", "Check or show a run.toml."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The commands in the order of a run, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"modelwright.core.cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the commands with their lines, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="modelwright", message="modelwright %(version)s")
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+def cli(traceback: bool) -> None:  # noqa: ARG001 - read by main()
+    """Raw math, reasoning and general data to evaluated, registered and served language models."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 the work failed, 2 wrong usage, 75 stopped and resumable."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        result: Any = cli.main(arguments, prog_name="modelwright", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(75)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except ModelwrightError as error:
+        if "--traceback" in arguments:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output left (`modelwright models list | head`); there is nobody to tell.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(result if isinstance(result, int) else 0)

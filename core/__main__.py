@@ -1,0 +1,5 @@
+"""`python -m modelwright.core` is the `modelwright` command."""
+
+from modelwright.core.cli import main
+
+main()

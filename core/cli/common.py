@@ -1,0 +1,46 @@
+"""What several commands share: the registry option, JSON and tables on standard output."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def registry_option(command: Command) -> Command:
+    """`--registry URL`, passed to the command as `registry` (None where it is not given)."""
+    return click.option(
+        "--registry", metavar="URL", help="The registry; default: $MODELWRIGHT_REGISTRY, else the home's SQLite file."
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """`--json`, passed to the command as `as_json`; then standard output holds JSON alone."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)
+
+
+def print_json(value: Any) -> None:
+    """Write a JSON document to standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+    """Write a table, as wide as it needs where the output is no terminal, so that nothing is cut from logs and pipes."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(soft_wrap=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum + 1)
+    console.print(table)

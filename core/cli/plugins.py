@@ -1,0 +1,30 @@
+"""`modelwright plugins list`."""
+
+from __future__ import annotations
+
+import click
+
+from modelwright.core.cli.common import json_option, print_json, print_table
+
+
+@click.group()
+def plugins() -> None:
+    """List the plugins that are installed."""
+
+
+@plugins.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List every plugin, what it brings, and what is wrong with the broken ones."""
+    from modelwright.core.plugins import discover
+
+    found = discover()
+    if as_json:
+        print_json(found.to_rows())
+        return
+    rows = []
+    for plugin in found.found:
+        components = ", ".join(f"{spec.kind} {spec.name}" for spec in plugin.components)
+        trouble = "; ".join(([plugin.error] if plugin.error else []) + found.conflicts(plugin))
+        rows.append((plugin.plugin, plugin.origin, plugin.status, components, trouble))
+    print_table(("plugin", "package", "status", "components", "trouble"), rows)
