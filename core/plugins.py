@@ -120,6 +120,10 @@ class Plugins:
                 message += f"; plugin {plugin.plugin!r} of {plugin.origin} is disabled and may own it"
         return message
 
+    def origin(self, spec: ComponentSpec) -> str:
+        """The package and version that a descriptor came with, for fingerprints."""
+        return next(plugin.origin for plugin in self.found if any(one is spec for one in plugin.components))
+
     def registry_for(self, scheme: str) -> RegistrySpec:
         """The registry backend that serves URLs of `scheme`."""
         specs = [

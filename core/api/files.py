@@ -12,9 +12,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+from modelwright.core.api.records import digest_json
 
 TEMPORARY = ".tmp-"
 
@@ -104,6 +106,16 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def json_line(value: Any) -> str:
+    """`value` as one line of a JSONL file, its newline included."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def json_lines(file: IO[str]) -> Iterator[Any]:
+    """The values of a JSONL file that this program wrote."""
+    return (json.loads(line) for line in file)
+
+
 def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -117,3 +129,8 @@ def folder_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
+
+
+def manifest_digest(manifest: Mapping[str, Mapping[str, Any]]) -> str:
+    """One digest for a folder: the sha256 over the canonical JSON of `{path: sha256}`."""
+    return digest_json({path: entry["sha256"] for path, entry in manifest.items()})

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen, validators
 
-from modelwright.core.api.records import Figure
+from modelwright.core.api.errors import RegistryError, UsageError
+from modelwright.core.api.files import TEMPORARY, sha256_file
+from modelwright.core.api.records import Figure, digest_json
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9._-]*")
 ALIAS_NAME = re.compile(r"(?![0-9]+\Z)[a-z0-9][a-z0-9._-]*")
 
 MetricTable = Mapping[str, Mapping[str, Figure]]
+
+# Unpickling runs whatever code the file names, so no registry takes weights in these forms.
+PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
 @frozen(kw_only=True)
@@ -103,3 +111,73 @@ class RegistryEvent:
     time: datetime
     kind: str
     data: Mapping[str, Any]
+
+
+def check_alias(alias: str) -> str:
+    """Give `alias` back if it may be an alias's name.
+
+    Raises:
+        UsageError: it may not; the message says what is expected.
+    """
+    if not ALIAS_NAME.fullmatch(alias):
+        digits = "; it may not be all digits" if alias.isdecimal() else ""
+        raise UsageError(
+            f"{alias!r} is no name for an alias: expected lower-case letters, digits, '.', '_' and '-', "
+            f"beginning with a letter or digit{digits}"
+        )
+    return alias
+
+
+def model_digest(files: Iterable[ModelFile]) -> str:
+    """The digest of a model: sha256 over the canonical JSON of `{path: sha256}`, in hexadecimal."""
+    return digest_json({file.path: file.sha256 for file in files})
+
+
+def scan_model(folder: Path) -> tuple[ModelFile, ...]:
+    """Check a model's folder and hash its files; what every backend's `add` begins with.
+
+    Returns:
+        The files at any depth, by path. Empty folders are not part of a model.
+
+    Raises:
+        RegistryError: the folder is missing or empty, or holds a link, a special file, pickled weights, a file that
+            was not finished, or a name that is not UTF-8.
+    """
+    if not folder.is_dir():
+        raise RegistryError(f"{folder} is no folder: expected a model in Hugging Face layout")
+    paths: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        linked = [name for name in folders if Path(parent, name).is_symlink()]
+        paths += [Path(parent, name) for name in (*linked, *names)]
+    if not paths:
+        raise RegistryError(f"{folder} is empty: expected a model in Hugging Face layout")
+    relative = {path.relative_to(folder).as_posix(): path for path in paths}
+    for name, path in sorted(relative.items()):
+        reason = _refused(name, path)
+        if reason:
+            raise RegistryError(f"{str(path)!r} cannot be registered: {reason}")
+    return tuple(
+        ModelFile(path=name, sha256=sha256_file(path), size=path.stat().st_size)
+        for name, path in sorted(relative.items())
+    )
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _refused(name: str, path: Path) -> str | None:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return "it is a symbolic link; put the file itself there"
+    if not stat.S_ISREG(mode):
+        return "it is no regular file"
+    if path.name.startswith(TEMPORARY):
+        return "it was never finished; whatever wrote it was stopped"
+    if path.suffix.lower() in PICKLED:
+        return "it is pickled, and loading it would run code; save the weights as .safetensors"
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    return None

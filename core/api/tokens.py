@@ -61,3 +61,27 @@ class TokenFile:
 
         lengths: NDArray[np.int32] = pc.list_value_length(self._input_ids).to_numpy()
         return lengths
+
+    def supervised(self) -> NDArray[np.int32]:
+        """The number of tokens that each row teaches, int32 `[rows]`: the trained ones but the first of the row.
+
+        Nothing comes before a row's first token, so nothing is there to predict it from.
+        """
+        import numpy as np
+
+        counts = [np.zeros(0, dtype=np.int32)]
+        for chunk in self._trained.chunks:
+            offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
+            trained = chunk.flatten().to_numpy(zero_copy_only=False)
+            first = offsets[:-1][offsets[:-1] < offsets[1:]]
+            before = np.concatenate(([0], np.cumsum(trained, dtype=np.int64)))
+            count = before[offsets[1:]] - before[offsets[:-1]]
+            count[offsets[:-1] < offsets[1:]] -= trained[first]
+            counts.append(count.astype(np.int32))
+        return np.concatenate(counts)
+
+    def largest_token(self) -> int:
+        """The highest token id in the file; -1 where there is none."""
+        import pyarrow.compute as pc
+
+        return max((pc.max(chunk.flatten()).as_py() for chunk in self._input_ids.chunks if len(chunk.flatten())), default=-1)

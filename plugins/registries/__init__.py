@@ -1,1 +1,34 @@
 """The built-in registries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attrs import field, frozen, validators
+
+from modelwright.core.api.components import RegistrySpec
+from modelwright.core.api.hooks import hookimpl
+
+
+@frozen(kw_only=True)
+class SqlOptions:
+    """The options of the `sql` registry.
+
+    Attributes:
+        url: `sqlite:////absolute/path/registry.db`, or `sqlite:///relative.db` against the working directory. What
+            follows the third slash is a path as it stands: nothing in it is decoded.
+    """
+
+    url: str = field(validator=validators.instance_of(str))
+
+
+@hookimpl
+def modelwright_registries() -> Iterable[RegistrySpec]:
+    """The registry in an SQLite file."""
+    yield RegistrySpec(
+        name="sql",
+        summary="an SQLite file, and the models' files beside it by content address",
+        schemes=("sqlite",),
+        options=SqlOptions,
+        factory="modelwright.plugins.registries.sql:SqlRegistry",
+    )

@@ -1,0 +1,121 @@
+"""What a person sees while a run works: bars on a terminal, plain lines elsewhere; all from the run's events."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from modelwright.core.events import Event
+
+LINE_EVERY = 5.0
+
+
+def describe(event: Event) -> str | None:
+    """An event as a line for a person; None for those that only bars show."""
+    data = event.data
+    match event.kind:
+        case "prepared":
+            parts = [f"{data['rows']:,} rows for training", f"{data['tokens']:,} tokens", f"{data['trained_tokens']:,} trained"]
+            parts += [f"{data[key]:,} {name}" for key, name in _REMOVED if data.get(key)]
+            return ", ".join(parts)
+        case "started":
+            return f"{data['parameters']:,} parameters on {data['device']}, {data['steps']} steps"
+        case "resumed":
+            return f"resumes after step {data['step']}"
+        case "finished":
+            return "trained"
+        case "registered":
+            return f"{data['address']}, sha256 {data['digest'][:12]}"
+        case "graded":
+            return f"{data['suite']}: " + ", ".join(f"{name} {figure_text(figure)}" for name, figure in data["metrics"].items())
+        case "promoted":
+            return f"@{data['alias']} points here now ({data['why']})"
+        case "not promoted":
+            return f"no alias moved: {data['why']}"
+    return None
+
+
+_REMOVED = (("rejected", "rejected"), ("duplicates", "duplicates left out"), ("too_long", "too long"), ("holdout_rows", "held out"))
+
+
+def figure_text(figure: Any) -> str:
+    """A figure with its interval, such as `0.947 (0.930–0.960)`."""
+    return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"
+
+
+def step_text(data: Any) -> str:
+    """The numbers of a training step."""
+    text = f"loss {data['loss']:.4f}, rate {data['learning_rate']:.2e}"
+    speed = data.get("tokens_per_second")
+    return text + (f", {speed:,.0f} tokens/s" if speed else "")
+
+
+class Display:
+    """Listens to a run's events; use it as a context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._bars: Progress | None = None
+        self._task: TaskID | None = None
+        self._task_of = ""
+        self._last_line = 0.0
+        if self.console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+            )
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def say(self, run: str, stage: str, text: str) -> None:
+        """Write a line that stays."""
+        self.console.print(f"[bold]{run}[/] [cyan]{stage:<8}[/] ", end="", highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        stage = event.stage.removesuffix(".worker")
+        line = describe(event)
+        if line is not None:
+            self._end_task()
+            self.say(event.run, stage, line)
+        elif event.kind == "step":
+            self._advance(event, stage, event.data["step"], event.data["steps"], step_text(event.data))
+        elif event.kind == "answered":
+            self._advance(event, stage, event.data["answered"], event.data["examples"], event.data["suite"])
+
+    def _advance(self, event: Event, stage: str, done: int, total: int, note: str) -> None:
+        if self._bars is None:
+            if time.monotonic() - self._last_line >= LINE_EVERY or done == total:
+                self._last_line = time.monotonic()
+                self.say(event.run, stage, f"{done}/{total}, {note}")
+            return
+        key = f"{event.run} {stage}"
+        if self._task is None or self._task_of != key:
+            self._end_task()
+            self._task = self._bars.add_task(f"[bold]{event.run}[/] [cyan]{stage}[/]", total=total, note=note)
+            self._task_of = key
+        self._bars.update(self._task, completed=done, total=total, note=note)
+
+    def _end_task(self) -> None:
+        if self._bars and self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task = None

@@ -1,0 +1,138 @@
+"""`modelwright run`, and one command for each of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from modelwright.core.cli.common import json_option, print_json, print_table, registry_option
+
+if TYPE_CHECKING:
+    from modelwright.core.runner import Result
+    from modelwright.core.stage import Run
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+STAGES = ("prepare", "train", "register", "evaluate", "promote")
+
+
+def _run_options(command: Command) -> Command:
+    for option in reversed(
+        (
+            click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path)),
+            click.option("--variant", "variants", metavar="NAME", multiple=True, help="This variant alone; may be repeated."),
+            click.option(
+                "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a key; the value is TOML. May be repeated."
+            ),
+            registry_option,
+            click.option("--dry-run", is_flag=True, help="Print what would run, what is done, and why; do nothing."),
+            click.option("--fresh", is_flag=True, help="Forget what was done before; registered models stay."),
+            json_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_run_options
+@click.option("--only", type=click.Choice(STAGES), help="This stage alone.")
+def run(only: str | None, **given: Any) -> None:
+    """Do what RUN.toml says, stage after stage, for every variant.
+
+    What is done is skipped, what was interrupted is resumed: the same command again is always right.
+    Ctrl-C stops at the next safe point with exit code 75.
+    """
+    _perform(only, **given)
+
+
+def _stage_command(stage: str, text: str) -> click.Command:
+    @click.command(stage, help=text)
+    @_run_options
+    def command(**given: Any) -> None:
+        _perform(stage, **given)
+
+    return command
+
+
+prepare = _stage_command("prepare", "Turn RUN.toml's raw rows into training tokens.")
+train = _stage_command("train", "Train RUN.toml's model on the prepared tokens, or resume it.")
+register = _stage_command("register", "Register RUN.toml's trained model.")
+evaluate = _stage_command("evaluate", "Grade RUN.toml's registered model on its test sets.")
+promote = _stage_command("promote", "Move RUN.toml's alias to the registered model, if the condition holds.")
+
+
+def _perform(
+    only: str | None,
+    *,
+    path: Path,
+    variants: Sequence[str],
+    overrides: Sequence[str],
+    registry: str | None,
+    dry_run: bool,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    from modelwright.core import runner
+    from modelwright.core.cli.progress import Display
+    from modelwright.core.config import read_run
+
+    read = read_run(path, variants=variants or None, overrides=overrides)
+    runs = [runner.open_run(config, read.plugins, registry=registry) for config in read.configs]
+    for one in runs:
+        runner.check(one, [only] if only else runner.NAMES)
+    if dry_run:
+        _print_plan(runs, only, as_json=as_json)
+        return
+    results = []
+    with Display() as display:
+        for one in runs:
+            one.listener = display
+            results.append(runner.execute(one, only=only, fresh=fresh))
+    _print_results(results, as_json=as_json)
+
+
+def _print_plan(runs: Sequence[Run], only: str | None, *, as_json: bool) -> None:
+    from modelwright.core import runner
+
+    plans = {one.config.name: [step for step in runner.plan_run(one) if only in (None, step.stage)] for one in runs}
+    if as_json:
+        print_json({name: [{"stage": s.stage, "done": s.done, "why": s.why} for s in steps] for name, steps in plans.items()})
+        return
+    rows = [
+        (name if number == 0 else "", step.stage, "done" if step.done else "would run", step.why)
+        for name, steps in plans.items()
+        for number, step in enumerate(steps)
+    ]
+    print_table(("run", "stage", "plan", "why"), rows)
+
+
+def _print_results(results: Sequence[Result], *, as_json: bool) -> None:
+    from modelwright.core.cli.progress import figure_text
+
+    if as_json:
+        print_json([{"run": r.run.config.name, "folder": str(r.run.folder.path), **r.outputs} for r in results])
+        return
+    rows = []
+    for result in results:
+        registered = result.outputs.get("register", {})
+        metrics = result.outputs.get("evaluate", {}).get("metrics", {})
+        figures = [
+            f"{suite}.{name} {figure_text(figure)}" for suite, named in metrics.items() for name, figure in named.items()
+        ]
+        promoted = result.outputs.get("promote", {})
+        alias = f"@{promoted['alias']}" if promoted.get("promoted") else ""
+        rows.append((registered.get("address", result.run.config.name), "\n".join(figures), alias))
+    if any(result.outputs.get("register") for result in results):
+        print_table(("model", "metrics (95 % interval)", "alias"), rows)
+    click.echo(f"Runs:      {results[0].run.folder.path.parent}")
+    click.echo(f"Registry:  {results[0].run.registry_url}")
+    addresses = [row[0] for row, result in zip(rows, results, strict=True) if result.outputs.get("register")]
+    if addresses:
+        names = " ".join(address.partition("@")[0] for address in addresses)
+        click.echo("\nNext:")
+        click.echo(f"  modelwright serve {names}")
+        click.echo(f"  modelwright chat --model {addresses[-1].partition('@')[0]}      (in another terminal)")

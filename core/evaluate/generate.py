@@ -1,0 +1,93 @@
+"""Ask an engine for the answers to a whole test set, many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from modelwright.core.api.components import Engine
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.generation import GenerationRequest, Sampling
+from modelwright.core.api.records import Example, Output
+from modelwright.core.chat import Renderer
+from modelwright.core.config.schema import GenerationConfig
+from modelwright.core.evaluate.suites import prompt_messages, seeds
+
+# More than an engine runs at once, so that it never waits for us; few enough that stopping is quick.
+IN_FLIGHT = 128
+
+
+async def generate(
+    engine: Engine,
+    renderer: Renderer,
+    examples: Sequence[Example],
+    *,
+    settings: GenerationConfig,
+    samples: int,
+    seed: int,
+    context: int,
+    progress: Callable[[int], None],
+) -> list[tuple[Output, ...]]:
+    """The outputs of every example, `samples` each, in the order of `examples`.
+
+    Args:
+        engine: a loaded engine.
+        renderer: the model's own.
+        examples: the test set.
+        settings: how to sample.
+        samples: answers for each example.
+        seed: the run's; each sample derives its own from it.
+        context: the model's context in tokens; `max_tokens` shrinks to what a prompt leaves of it.
+        progress: called with the number of finished examples; may raise to stop.
+
+    Raises:
+        ModelwrightError: a prompt does not fit into the context.
+    """
+    places = asyncio.Semaphore(IN_FLIGHT)
+    finished = 0
+
+    async def one(example: Example, sample: int, sample_seed: int) -> Output:
+        prompt = renderer.prompt(prompt_messages(example), tools=example.tools)
+        room = context - len(prompt)
+        if room < 1:
+            raise ModelwrightError(
+                f"{example.source}: the prompt has {len(prompt)} tokens, and the model's context is {context}"
+            )
+        request = GenerationRequest(
+            id=f"{example.id}-{example.source}-{sample}",
+            prompt=prompt,
+            sampling=Sampling(
+                max_tokens=min(settings.max_tokens, room),
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
+                stop=settings.stop,
+                seed=sample_seed,
+            ),
+            stop_token_ids=renderer.stop_token_ids,
+        )
+        text, tokens, finish = "", [], None
+        async for delta in engine.submit(request):
+            text += delta.text
+            tokens += delta.token_ids
+            finish = delta.finish or finish
+        if finish is None or finish == "cancelled":
+            raise ModelwrightError(f"{example.source}: the engine ended without an answer")
+        return Output(text=text, token_ids=tuple(tokens), finish=finish)
+
+    async def every(example: Example) -> tuple[Output, ...]:
+        nonlocal finished
+        outputs = []
+        for sample, sample_seed in enumerate(seeds(example, samples, seed)):
+            async with places:
+                outputs.append(await one(example, sample, sample_seed))
+        finished += 1
+        progress(finished)
+        return tuple(outputs)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(every(example)) for example in examples]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,75 @@
+"""A test set: its examples, the prompts made of them, and what its result depends on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from modelwright.core.api.components import FormatSpec, MetricSpec
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.records import Example, Message
+from modelwright.core.config.schema import RunConfig, SourceConfig, SuiteConfig
+from modelwright.core.plugins import Plugins
+from modelwright.core.prepare.examples import read_examples
+from modelwright.core.prepare.sources import Row, read_source, source_digest
+
+
+def _source(suite: SuiteConfig) -> SourceConfig:
+    return SourceConfig(path=suite.path)
+
+
+def suite_inputs(suite: SuiteConfig, values: dict[str, Any], config: RunConfig, plugins: Plugins) -> dict[str, Any]:
+    """What a suite's result depends on, beside the model; `values` is the suite's table as plain values."""
+    assert suite.format is not None
+    specs = [plugins.get(FormatSpec, suite.format), *(plugins.get(MetricSpec, name) for name in suite.metrics)]
+    return {
+        "suite": values | {"path": None},
+        "data": source_digest(_source(suite), config.seed),
+        "plugins": [plugins.origin(spec) for spec in specs],
+        "seed": config.seed,
+    }
+
+
+def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Example]:
+    """The examples of a test set.
+
+    Raises:
+        ModelwrightError: a row cannot be read (a test set with holes gives figures that compare with nothing), or an
+            example has nothing to ask or to grade against.
+    """
+    assert suite.format is not None
+    reader = plugins.get(FormatSpec, suite.format).create(suite.options)
+
+    def refuse(row: Row, reason: str) -> None:
+        raise ModelwrightError(f"[[evaluate]] {suite.name}: {row.file}:{row.line}: {reason}")
+
+    rows = read_source(_source(suite), seed)
+    examples = read_examples(rows, reader, format_name=suite.format, reject=refuse)
+    chosen = list(itertools.islice(examples, suite.limit))
+    if not chosen:
+        raise ModelwrightError(f"[[evaluate]] {suite.name}: {suite.path} gives no examples")
+    for example in chosen:
+        if not prompt_messages(example):
+            raise ModelwrightError(f"[[evaluate]] {suite.name}: {example.source}: nothing stands before the answer")
+    return chosen
+
+
+def prompt_messages(example: Example) -> tuple[Message, ...]:
+    """The conversation up to the answer: the assistant's messages at its end are what the model must write."""
+    reversed_messages = itertools.dropwhile(lambda message: message.role == "assistant", reversed(example.messages))
+    return tuple(reversed(list(reversed_messages)))
+
+
+def with_answer(example: Example) -> Example:
+    """The example with the reference that metrics grade against: `answer`, else what the assistant says last."""
+    if example.answer is not None or not example.messages or example.messages[-1].role != "assistant":
+        return example
+    return attrs.evolve(example, answer=example.messages[-1].content)
+
+
+def seeds(example: Example, samples: int, seed: int) -> Iterator[int]:
+    """A seed for each sample of an example, the same in whatever order examples are asked."""
+    return (int(example.id, 16) % 2**31 + seed + sample for sample in range(samples))

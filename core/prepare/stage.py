@@ -1,0 +1,187 @@
+"""The prepare stage: sources → examples → quality → tokens, into one folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modelwright.core.api import files
+from modelwright.core.api.components import FormatSpec
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.records import Example
+from modelwright.core.base import find_base
+from modelwright.core.chat import Renderer, read_template
+from modelwright.core.config import to_plain
+from modelwright.core.prepare.examples import Rejected, read_examples, without_duplicates
+from modelwright.core.prepare.sources import Row, read_source, share, source_digest
+from modelwright.core.prepare.tokenizers import scratch_renderer
+from modelwright.core.prepare.tokens import TokenReport, write_tokens
+from modelwright.core.stage import Run
+
+# Counts up when the same inputs give other tokens than before.
+VERSION = 1
+EVENTS_EVERY = 5000
+
+Emit = Callable[[str, Mapping[str, Any]], None]
+
+
+class Prepare:
+    """Raw rows to training tokens and a tokenizer."""
+
+    name = "prepare"
+
+    def inputs(self, run: Run) -> dict[str, Any]:
+        """The bytes of the sources, the format, the tokenizer, the options, and the version of this code."""
+        config = run.config
+        data = to_plain(config)["data"]
+        spec = run.plugins.get(FormatSpec, config.data.format)
+        base = find_base(run)
+        scratch = config.model.scratch
+        return {
+            "version": VERSION,
+            "data": data | {"sources": [{**given, "path": None} for given in data["sources"]]},
+            "sources": [source_digest(source, config.seed) for source in config.data.sources],
+            "format": run.plugins.origin(spec),
+            "tokenizer": [scratch.tokenizer, scratch.vocab_size] if scratch else base and base.digest,
+            "template": config.model.chat_template and read_template(config.model.chat_template),
+            "seed": config.seed,
+        }
+
+    def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """The first token or tokenizer file that is gone."""
+        folder = run.folder.stage(self.name)
+        for name in ("train.arrow", "holdout.arrow", "tokenizer/tokenizer.json"):
+            if not (folder / name).is_file():
+                return str(folder / name)
+        return None
+
+    def unfinished(self, run: Run, fingerprint: str) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """Preparing begins anew."""
+        return None
+
+    def work(self, run: Run, fingerprint: str, emit: Emit) -> dict[str, Any]:  # noqa: ARG002 - as above
+        """Read, clean, render and write."""
+        target = run.folder.stage(self.name)
+        files.remove_temporaries(target.parent)
+        with files.writing_folder(target) as folder:
+            rejected = Rejected(folder / "rejected.jsonl")
+            counts = _write_examples(run, folder, rejected, emit)
+            trouble = _too_many_rejected(run, counts["rows"], rejected, target)
+            report = TokenReport()
+            if trouble is None:
+                report = _write_tokens(run, folder, rejected)
+                trouble = _too_many_rejected(run, counts["rows"], rejected, target) or _unfit(run, report)
+            summary = {**counts, "rejected": rejected.count, "reasons": rejected.reasons, **report.to_plain()}
+            files.write_json(folder / "report.json", summary)
+            if trouble is not None:
+                (folder / "train.arrow").unlink(missing_ok=True)
+        emit("prepared", summary)
+        # The folder stands, with rejected.jsonl and report.json to look into, but is not marked as done.
+        if trouble is not None:
+            raise ModelwrightError(trouble)
+        return summary | {"digest": _digest(target)}
+
+
+def _write_examples(run: Run, folder: Path, rejected: Rejected, emit: Emit) -> dict[str, int]:
+    data = run.config.data
+    reader = run.plugins.get(FormatSpec, data.format).create(data.options)
+    counts = {"rows": 0, "examples": 0, "duplicates": 0}
+
+    def counted(rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            counts["rows"] += 1
+            if counts["rows"] % EVENTS_EVERY == 0:
+                emit("reading", {"rows": counts["rows"]})
+            run.folder.check_stop()
+            yield row
+
+    def duplicate() -> None:
+        counts["duplicates"] += 1
+
+    with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
+        rows = (row for source in data.sources for row in read_source(source, run.config.seed))
+        examples = read_examples(counted(rows), reader, format_name=data.format, reject=rejected.add)
+        if data.quality.deduplicate:
+            examples = without_duplicates(examples, duplicate)
+        for example in examples:
+            counts["examples"] += 1
+            file.write(files.json_line(example.to_row()))
+    return counts
+
+
+def _too_many_rejected(run: Run, rows: int, rejected: Rejected, target: Path) -> str | None:
+    allowed = run.config.data.max_rejected
+    if rejected.count <= allowed * rows:
+        return None
+    return (
+        f"{rejected.count} of {rows} rows cannot be read ({rejected.count / rows:.1%}; [data] max_rejected is "
+        f"{allowed:.1%}); the first is {rejected.first}; all are in {target / 'rejected.jsonl'}"
+    )
+
+
+def _renderer(run: Run, folder: Path) -> Renderer:
+    model = run.config.model
+    template = read_template(model.chat_template) if model.chat_template else None
+    base = find_base(run)
+    if base:
+        return Renderer.from_folder(base.folder, chat_template=template)
+    assert model.scratch is not None
+    return scratch_renderer(
+        model.scratch.tokenizer,
+        _examples(folder),
+        vocab_size=model.scratch.vocab_size,
+        template=template or read_template("chatml"),
+    )
+
+
+def _examples(folder: Path) -> Iterator[Example]:
+    with (folder / "examples.jsonl").open(encoding="utf-8") as file:
+        yield from (Example.from_row(row) for row in files.json_lines(file))
+
+
+def _write_tokens(run: Run, folder: Path, rejected: Rejected) -> TokenReport:
+    config = run.config
+    renderer = _renderer(run, folder)
+    renderer.save(folder / "tokenizer")
+
+    def reject(example: Example, reason: str) -> None:
+        file, _, line = example.source.rpartition(":")
+        rejected.add(Row(file=file, line=int(line), value=example.to_row()), reason)
+
+    def held_out(example: Example) -> bool:
+        return share(f"{config.seed}:holdout:{example.id}") < config.data.holdout.fraction
+
+    return write_tokens(
+        _examples(folder),
+        renderer,
+        folder=folder,
+        max_length=config.data.tokens.max_length,
+        turns=config.data.tokens.turns,
+        held_out=held_out,
+        reject=reject,
+        between=run.folder.check_stop,
+    )
+
+
+def _unfit(run: Run, report: TokenReport) -> str | None:
+    """Why the tokens must not be trained on, if so."""
+    tokens = run.config.data.tokens
+    stopping = {name: count for name, count in report.anomalies.items() if name not in tokens.allow}
+    if stopping:
+        named = "; ".join(f"{name}: {count} examples, first {report.shown[name]}" for name, count in stopping.items())
+        allow = ", ".join(f'"{name}"' for name in stopping)
+        return f"the label masks are not what the data says ({named}): mend the data or template, or set [data.tokens] allow = [{allow}]"
+    if not report.rows:
+        return (
+            f"nothing is left to train on: {report.too_long} examples are longer than [data.tokens] max_length "
+            f"{tokens.max_length}, {report.holdout_rows} are held out"
+        )
+    return None
+
+
+def _digest(folder: Path) -> str:
+    manifest = files.folder_manifest(folder)
+    return files.manifest_digest(
+        {path: entry for path, entry in manifest.items() if path not in ("report.json", "rejected.jsonl")}
+    )

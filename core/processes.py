@@ -1,0 +1,177 @@
+"""Worker processes: the runner's side starts and follows one, the worker's side does its stage and leaves a status file.
+
+The status file carries the result, not the exit code: a launcher between the two may lose it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from modelwright.core.api import files
+from modelwright.core.api.errors import ModelwrightError, StopRequested
+from modelwright.core.config import from_plain
+from modelwright.core.config.schema import RunConfig
+from modelwright.core.events import EventTail, EventWriter
+from modelwright.core.plugins import Plugins, discover
+from modelwright.core.stage import Run
+from modelwright.core.workspace import RunFolder
+
+POLL_SECONDS = 0.1
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def stop_on_signals(folder: RunFolder) -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM and SIGUSR1 into a stop request; a second one ends the program at once."""
+
+    def handle(_number: int, _frame: Any) -> None:
+        if folder.stopping():
+            raise KeyboardInterrupt
+        folder.request_stop()
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _status(folder: RunFolder, stage: str) -> Path:
+    return folder.path / "status" / f"{stage}.json"
+
+
+def run_worker(run: Run, stage: str, command: Sequence[str]) -> dict[str, Any]:
+    """Start a stage's worker, pass its events to the run's listener, and return the outputs that it left.
+
+    The worker has a process group of its own, so a Ctrl-C at the terminal reaches the runner alone. Its standard input
+    is a pipe that closes when the runner ends, however it ends; then the worker ends too.
+
+    Raises:
+        StopRequested: it stopped on request, resumable.
+        ModelwrightError: it failed, or died without leaving a status.
+    """
+    folder = run.folder
+    status, log = _status(folder, stage), folder.log(stage)
+    status.unlink(missing_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    tail = EventTail(folder.events, from_now=True)
+    with log.open("ab") as output:
+        begin = output.tell()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(run.writing,),
+        )
+        try:
+            while process.poll() is None:
+                _pass_on(run, tail)
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            # A second Ctrl-C, or the listener failed: nobody follows the worker any more.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+    _pass_on(run, tail)
+    return _outcome(files.read_json(status), stage, process.returncode, log, begin)
+
+
+def _pass_on(run: Run, tail: EventTail) -> None:
+    for event in tail.poll():
+        if run.listener and event.stage.endswith(".worker"):
+            run.listener(event)
+
+
+def _outcome(status: Mapping[str, Any] | None, stage: str, code: int, log: Path, begin: int) -> dict[str, Any]:
+    if status is None:
+        end = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        with log.open("rb") as file:
+            file.seek(begin)
+            last = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+        said = f"; its last line: {last[-1]}" if last else ""
+        raise ModelwrightError(f"the {stage} worker died ({end}) without a result{said}; all that it printed: {log}")
+    if status["state"] == "stopped":
+        raise StopRequested(status["error"])
+    if status["state"] == "failed":
+        raise ModelwrightError(f"{status['error']} (more in {log})" if status["unexpected"] else status["error"])
+    outputs: dict[str, Any] = status["outputs"]
+    return outputs
+
+
+@frozen(kw_only=True)
+class Worker:
+    """What a worker process works with.
+
+    Attributes:
+        folder: the run's folder.
+        config: the resolved configuration.
+        plugins: the plugins that it admits.
+        events: the worker's own events.
+    """
+
+    folder: RunFolder
+    config: RunConfig
+    plugins: Plugins
+    events: EventWriter
+
+    def emit(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Write an event."""
+        self.events.emit(kind, data)
+
+
+def work(stage: str, body: Callable[[Worker], dict[str, Any]]) -> None:
+    """A worker process from beginning to end: read the run's folder (the first argument), do `body`, leave the status."""
+    folder = RunFolder(Path(sys.argv[1]))
+    _end_with_the_runner()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda _number, _frame: folder.request_stop())
+    values = files.read_json(folder.config)
+    plugins_table = values.get("plugins", {})
+    plugins = discover(disable=plugins_table.get("disable", ()), prefer=plugins_table.get("prefer"))
+    config = from_plain(values, plugins)
+    events = EventWriter(folder.events, run=config.name, stage=f"{stage}.worker")
+    status: dict[str, Any]
+    try:
+        outputs = body(Worker(folder=folder, config=config, plugins=plugins, events=events))
+        status = {"state": "done", "outputs": outputs}
+    except StopRequested as error:
+        status = {"state": "stopped", "error": str(error)}
+    except ModelwrightError as error:
+        status = {"state": "failed", "error": str(error), "unexpected": False}
+    except Exception as error:  # noqa: BLE001 - whatever it was, the runner must hear of it
+        traceback.print_exc()
+        status = {"state": "failed", "error": f"{stage}: {type(error).__name__}: {error}", "unexpected": True}
+    events.close()
+    files.write_json(_status(folder, stage), status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if status["state"] == "done" else 75 if status["state"] == "stopped" else 1)
+
+
+def _end_with_the_runner() -> None:
+    """End this process, and its group, when standard input closes: the runner is gone and nobody else may write."""
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="runner-watch", daemon=True).start()

@@ -1,0 +1,165 @@
+"""What a stage is, what it is given, and when it counts as done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import define, frozen
+
+from modelwright.core.api.records import digest_json
+from modelwright.core.config.schema import RunConfig
+from modelwright.core.events import Event, EventWriter
+from modelwright.core.plugins import Plugins
+from modelwright.core.workspace import Done, RunFolder
+
+if TYPE_CHECKING:
+    from modelwright.core.api.components import Registry
+
+Listener = Callable[[Event], None]
+
+
+@define(slots=False)
+class Run:
+    """A run at work: what every stage is given.
+
+    Attributes:
+        config: the resolved configuration.
+        folder: where the run lives.
+        plugins: the plugins that the configuration admits.
+        registry_url: where models are registered.
+        workers_lock: the descriptor that worker processes inherit; None while nothing may be written (planning).
+        listener: hears every event.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    plugins: Plugins
+    registry_url: str
+    workers_lock: int | None = None
+    listener: Listener | None = None
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registry, opened on first use."""
+        from modelwright.core.registry import open_registry
+
+        return open_registry(self.registry_url, self.plugins)
+
+    @property
+    def writing(self) -> int:
+        """The workers' lock; asking for it without holding it is a mistake in this program."""
+        assert self.workers_lock is not None
+        return self.workers_lock
+
+    def outputs(self, stage: str) -> Mapping[str, Any]:
+        """What a finished stage gave to those after it."""
+        done = self.folder.done(stage)
+        assert done is not None, f"{stage} is asked for its outputs before it is done"
+        return done.outputs
+
+
+class Stage(Protocol):
+    """One step of a run."""
+
+    name: str
+
+    def inputs(self, run: Run) -> dict[str, Any]:
+        """All that the stage's result depends on, as JSON values; only asked when the stages before it are done."""
+        ...
+
+    def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
+        """What of a finished stage's results is gone, in words; None where all is there."""
+        ...
+
+    def unfinished(self, run: Run, fingerprint: str) -> str | None:
+        """Where an interrupted stage would resume, in words; None where it begins from nothing."""
+        ...
+
+    def work(self, run: Run, fingerprint: str, emit: Callable[[str, Mapping[str, Any]], None]) -> dict[str, Any]:
+        """Do the stage and return its outputs.
+
+        Raises:
+            StopRequested: someone asked the run to stop.
+            ModelwrightError: it failed.
+        """
+        ...
+
+
+@frozen(kw_only=True)
+class Step:
+    """One line of a plan: a stage, whether it is done, and why or why not."""
+
+    stage: str
+    done: bool
+    why: str
+
+
+def plan(run: Run, stages: list[Stage]) -> Iterator[Step]:
+    """What each stage would do now, without doing it."""
+    waiting: str | None = None
+    for stage in stages:
+        if waiting:
+            # Its inputs are not known before the stage that runs now has ended.
+            yield Step(stage=stage.name, done=False, why=f"{waiting} runs first")
+            continue
+        step = state(run, stage)
+        if not step.done:
+            waiting = stage.name
+        yield step
+
+
+def state(run: Run, stage: Stage) -> Step:
+    """Whether one stage is done; the stages before it are."""
+    inputs = stage.inputs(run)
+    done = run.folder.done(stage.name)
+    if done is None:
+        place = stage.unfinished(run, digest_json(inputs))
+        return Step(stage=stage.name, done=False, why=place or "not done yet")
+    if done.fingerprint != digest_json(inputs):
+        changed = ", ".join(_changes(done.inputs, inputs)) or "all"
+        return Step(stage=stage.name, done=False, why=f"changed: {changed}")
+    gone = stage.missing(run, done.outputs)
+    if gone:
+        return Step(stage=stage.name, done=False, why=f"gone: {gone}")
+    return Step(stage=stage.name, done=True, why="done, and nothing that it depends on has changed")
+
+
+def perform(run: Run, stage: Stage) -> dict[str, Any]:
+    """Do one stage and mark it as done."""
+    inputs = stage.inputs(run)
+    fingerprint = digest_json(inputs)
+    events = EventWriter(run.folder.events, run=run.config.name, stage=stage.name)
+
+    def emit(kind: str, data: Mapping[str, Any]) -> None:
+        event = events.emit(kind, data)
+        if run.listener:
+            run.listener(event)
+
+    # From here on the folder is neither the old state nor the new one.
+    run.folder.unmark(stage.name)
+    try:
+        emit("begun", {"fingerprint": fingerprint})
+        try:
+            outputs = stage.work(run, fingerprint, emit)
+        except Exception as error:
+            emit("ended", {"state": type(error).__name__, "error": str(error)})
+            raise
+        run.folder.mark_done(stage.name, Done(fingerprint=fingerprint, inputs=inputs, outputs=outputs))
+        emit("ended", {"state": "done", **outputs})
+    finally:
+        events.close()
+    return outputs
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys whose values differ."""
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if before == after:
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _changes(before, after, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

@@ -1,0 +1,58 @@
+"""The process that trains: `python -m modelwright.core.train.worker RUN_FOLDER`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from modelwright.core.api import files
+from modelwright.core.api.components import TrainerSpec
+from modelwright.core.api.errors import StopRequested
+from modelwright.core.api.training import Job
+from modelwright.core.chat import Renderer
+from modelwright.core.processes import Worker, work
+from modelwright.core.train.scratch import write_scratch
+
+
+def train(worker: Worker) -> dict[str, Any]:
+    """Build the job, let the trainer do it, and complete the model's folder with its tokenizer."""
+    config, folder = worker.config, worker.folder.stage("train")
+    order = files.read_json(folder / "order.json")
+    prepared = worker.folder.stage("prepare")
+    renderer = Renderer.from_folder(prepared / "tokenizer")
+    if config.model.scratch:
+        base = folder / "initial"
+        write_scratch(base, config.model.scratch, renderer, max_length=config.data.tokens.max_length)
+    else:
+        base = Path(order["base"])
+    trainer = worker.plugins.get(TrainerSpec, config.train.trainer).create(config.train.options)
+    trained = trainer.train(
+        Job(
+            folder=folder,
+            model=base,
+            output=folder / "model",
+            tokens=prepared / "train.arrow",
+            holdout=prepared / "holdout.arrow" if config.data.holdout.fraction else None,
+            settings=config.train,
+            seed=config.seed,
+            attention=config.model.attention,
+            trust_remote_code=config.model.trust_remote_code,
+            fingerprint=order["fingerprint"],
+            emit=worker.emit,
+            stopping=worker.folder.stopping,
+        )
+    )
+    if not trained.finished:
+        raise StopRequested(
+            f"{config.name}: stopped on request after step {trained.step} of {trained.steps}; the same command resumes it"
+        )
+    renderer.save(folder / "model")
+    files.write_json(folder / "model" / "modelwright.json", {"renderer": renderer.fingerprint})
+    manifest = files.folder_manifest(folder / "model")
+    return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest)}
+
+
+if __name__ == "__main__":
+    work("train", train)

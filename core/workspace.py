@@ -1,0 +1,177 @@
+"""A run's folder: its lock, stop request, stages' folders and the marks of what is done.
+
+    runs/NAME/
+    ├── runner.lock         held by the runner
+    ├── workers.lock        held by the runner and its workers
+    ├── stop                someone asked the run to stop
+    ├── config.json         the resolved configuration, for the worker processes
+    ├── events/             one file for each process that wrote
+    ├── logs/               what worker processes printed
+    ├── done/STAGE.json     fingerprint, inputs and outputs of a finished stage
+    └── STAGE/              what the stage made
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from modelwright.core.api import files
+from modelwright.core.api.errors import ModelwrightError, StopRequested
+
+# How long the workers of a killed runner may take to notice that it is gone.
+ORPHANS_END_WITHIN = 60.0
+
+
+@frozen(kw_only=True)
+class Done:
+    """The mark of a finished stage.
+
+    Attributes:
+        fingerprint: of the inputs.
+        inputs: what the fingerprint was made of, to say what has changed.
+        outputs: digests, addresses and figures that later stages read.
+    """
+
+    fingerprint: str
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+
+@frozen
+class RunFolder:
+    """The folder of one run (of one variant)."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    @property
+    def events(self) -> Path:
+        """Where the events files are."""
+        return self.path / "events"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.json"
+
+    def stage(self, stage: str) -> Path:
+        """What a stage makes is below this folder."""
+        return self.path / stage
+
+    def log(self, stage: str) -> Path:
+        """What the stage's worker process prints."""
+        return self.path / "logs" / f"{stage}.log"
+
+    # Done marks
+
+    def _done(self, stage: str) -> Path:
+        return self.path / "done" / f"{stage}.json"
+
+    def done(self, stage: str) -> Done | None:
+        """The mark of a finished stage, if it is there."""
+        values = files.read_json(self._done(stage))
+        return None if values is None else Done(**values)
+
+    def mark_done(self, stage: str, done: Done) -> None:
+        """Mark a stage as finished; the last thing that a stage does."""
+        files.write_json(
+            self._done(stage),
+            {"fingerprint": done.fingerprint, "inputs": dict(done.inputs), "outputs": dict(done.outputs)},
+        )
+
+    def unmark(self, stage: str) -> None:
+        """Remove a stage's mark; the first thing that a stage does."""
+        self._done(stage).unlink(missing_ok=True)
+
+    def forget(self, stage: str) -> None:
+        """Remove a stage's mark and all that it made."""
+        self.unmark(stage)
+        shutil.rmtree(self.stage(stage), ignore_errors=True)
+
+    # Stop requests
+
+    @property
+    def _stop(self) -> Path:
+        return self.path / "stop"
+
+    def request_stop(self) -> None:
+        """Ask whoever works here to stop at the next step's end."""
+        self._stop.touch()
+
+    def stopping(self) -> bool:
+        """Whether someone asked."""
+        return self._stop.exists()
+
+    def clear_stop(self) -> None:
+        """Take the request back; done by a run that begins."""
+        self._stop.unlink(missing_ok=True)
+
+    def check_stop(self) -> None:
+        """Raise StopRequested if someone asked."""
+        if self.stopping():
+            raise StopRequested(f"{self.name}: stopped on request; the same command resumes it")
+
+    # Locks
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the folder's two locks; gives the descriptor of the second, which workers inherit and so hold too.
+
+        Both belong to the open file (flock), so the system frees them however a process ends. `runner.lock` is the
+        runner's alone: who finds it held meets a living runner. `workers.lock` is freed when the last worker of a
+        killed runner has noticed that its pipe closed: a new runner waits for that.
+
+        Raises:
+            ModelwrightError: a living runner works in the folder, or workers outlive a killed one for too long.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            runner = stack.enter_context(_opened(self.path / "runner.lock"))
+            if not _try_lock(runner):
+                raise ModelwrightError(
+                    f"{self.path} is in use by {os.pread(runner, 200, 0).decode() or 'another process'}: "
+                    f"wait for it, or stop it (touch {self._stop})"
+                )
+            os.ftruncate(runner, 0)
+            os.pwrite(runner, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            workers = stack.enter_context(_opened(self.path / "workers.lock"))
+            give_up = time.monotonic() + ORPHANS_END_WITHIN
+            while not _try_lock(workers):
+                if time.monotonic() > give_up:
+                    raise ModelwrightError(
+                        f"{self.path}: workers of a killed run are still there after {ORPHANS_END_WITHIN:.0f} s: "
+                        f"end them (fuser {self.path / 'workers.lock'} names them)"
+                    )
+                time.sleep(0.05)
+            yield workers
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

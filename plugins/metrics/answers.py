@@ -1,0 +1,103 @@
+r"""The answer that an output gives, and the comparisons of answers that need no computer algebra."""
+
+from __future__ import annotations
+
+import re
+
+from modelwright.core.api.answers import after_hashes, last_boxed
+from modelwright.plugins.metrics.numbers import read_number
+
+LONGEST_LINE = 80  # characters of an output that is taken for the answer alone
+LONGEST_ANSWER = 2_000  # characters; no reference of GSM8K or MATH has more than 200
+
+_REWRITES = (
+    (re.compile("[\N{MINUS SIGN}\N{EN DASH}]"), "-"),
+    (re.compile(r"\\[dt]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\(?:left|right)(?![A-Za-z])"), ""),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\([$%])"), r"\1"),
+    (re.compile(r"\\[!,;:]"), ""),  # thin spaces, as in 10,\!000
+    (re.compile(r"\\(?:quad(?![A-Za-z])|\s)|~|\s+"), " "),
+)
+_MATH = re.compile(r"\$(?P<dollars>[^$]+)\$|\\\((?P<round>.*)\\\)|\\\[(?P<square>.*)\\\]", re.DOTALL)
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_WORDS = re.compile(r"[^\W\d_]+(?:[ '-][^\W\d_]+)*")
+_LONG_WORD = re.compile(r"[^\W\d_]{4,}")
+_BASE = re.compile(r"(?P<digits>[0-9A-Za-z]+)_\{?(?P<base>[0-9]+)\}?")
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The answer that a text gives, or None.
+
+    It is the content of the last complete `\boxed{…}`; else what follows the last `####` on its line; else, where the
+    whole text is one line of at most 80 characters, that line.
+    """
+    answer = last_boxed(text)
+    if answer is None and "####" in text:
+        answer = after_hashes(text)
+    elif answer is None:
+        line = text.strip()
+        answer = line if len(line) <= LONGEST_LINE and len(line.splitlines()) == 1 else None
+    return answer or None
+
+
+def normalise(answer: str) -> str:
+    r"""An answer without what only sets its type: math delimiters, LaTeX spacing, `\left`, `\dfrac`, a final full stop."""
+    answer = answer.strip()
+    if wrapped := _MATH.fullmatch(answer):
+        answer = next(inner for inner in wrapped.groups() if inner is not None)
+    for pattern, replacement in _REWRITES:
+        answer = pattern.sub(replacement, answer)
+    return answer.strip().removesuffix(".").rstrip()
+
+
+def balanced(answer: str) -> bool:
+    """Whether every brace is closed and none closes what was not opened; escaped braces do not count."""
+    depth = 0
+    for character in _ESCAPED.sub("", answer):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def same_answer(reference: str, answer: str) -> bool | None:
+    """Whether two normalised answers are the same, so far as text and exact numbers can tell; None where they cannot.
+
+    Numbers equal numbers of the same value. Numbers in a base (`664_7`) need the same digits and base; a base that only
+    one of them names does not count. Where the reference is words (`\\text{even}`, `Evelyn`), the answer must be the
+    same words, in whatever case: computer algebra would read them as products of letters.
+    """
+    if reference == answer:
+        return True
+    left, right = read_number(reference), read_number(answer)
+    if left is not None and right is not None:
+        return left.equals(right)
+    if _BASE.fullmatch(reference) or _BASE.fullmatch(answer):
+        return _same_in_base(reference, answer)
+    words = _words(reference)
+    if words is not None:
+        return words == (_words(answer, certain=True) or "")
+    return None
+
+
+def _same_in_base(reference: str, answer: str) -> bool | None:
+    left, right = _BASE.fullmatch(reference), _BASE.fullmatch(answer)
+    digits = [match["digits"] if match else text for match, text in ((left, reference), (right, answer))]
+    if left and right and left["base"] != right["base"]:
+        return False
+    if all(re.fullmatch("[0-9]+", text) for text in digits):
+        return digits[0].lstrip("0") == digits[1].lstrip("0")
+    return None
+
+
+def _words(text: str, *, certain: bool = False) -> str | None:
+    """The words that `text` is, in one case; None where it may be mathematics (unless it is `certain` that it is not)."""
+    wrapped = _TEXT.fullmatch(text)
+    inner = (wrapped[1] if wrapped else text).strip()
+    if re.fullmatch(r"\([A-Za-z]\)", inner):
+        inner = inner[1:-1]  # a choice: (C)
+    if not _WORDS.fullmatch(inner) or not (certain or wrapped or _LONG_WORD.search(inner)):
+        return None
+    return " ".join(inner.casefold().split())

@@ -1,0 +1,237 @@
+"""The registry in an SQLite file, with the models' files beside it in `files/`.
+
+A model's files are in place before its row is written, and the row with all that belongs to it is one transaction: a
+kill at any moment leaves either no version or a whole one. Contents that no row needs are harmless.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as insert_or_update
+
+from modelwright.core.api.errors import AliasConflictError, ModelNotFoundError, RegistryError
+from modelwright.core.api.records import Figure
+from modelwright.core.api.registry import (
+    Alias,
+    ModelFile,
+    ModelVersion,
+    NewModel,
+    RegistryEvent,
+    check_alias,
+    model_digest,
+    scan_model,
+)
+from modelwright.plugins.registries import SqlOptions, tables
+from modelwright.plugins.registries.files import FileStore
+from modelwright.plugins.registries.sqlite import Database, database_path
+from modelwright.plugins.registries.tables import load_alias, load_events, load_versions, models
+
+
+class SqlRegistry:
+    """Implements `core.api.Registry`; every method opens the database, and leaves nothing open."""
+
+    def __init__(self, options: SqlOptions) -> None:
+        path = database_path(options.url)
+        self._database = Database(path)
+        self._store = FileStore(path.parent / "files")
+
+    def add(self, model: NewModel, folder: Path) -> ModelVersion:
+        """Store the files of `folder`, then the row, in one transaction; idempotent for (name, fingerprint).
+
+        Raises:
+            RegistryError: the folder holds what may not be registered, the model is no JSON, or nothing can be written.
+        """
+        values = tables.model_values(model)
+        with self._database.reading() as connection:
+            known = _by_fingerprint(connection, model)
+        if known:
+            return known
+        with self._database.explained():
+            files = scan_model(folder)
+            digest = model_digest(files)
+            self._store.add(folder, files)
+            self._store.tree(digest, files)
+        with self._database.writing() as connection:
+            return _by_fingerprint(connection, model) or _insert(connection, model, values, digest, files)
+
+    def get(self, name: str, version: int | None = None) -> ModelVersion:
+        """One version, the newest by default.
+
+        Raises:
+            ModelNotFoundError: there is no such version.
+        """
+        with self._database.reading() as connection:
+            row = _find(connection, name, version)
+            return load_versions(connection, models.c.id == row.id)[0]
+
+    def resolve(self, alias: str) -> Alias:
+        """Where an alias points.
+
+        Raises:
+            ModelNotFoundError: there is no such alias.
+        """
+        with self._database.reading() as connection:
+            found = load_alias(connection, alias)
+        if found is None:
+            raise ModelNotFoundError(f"there is no alias '@{alias}'")
+        return found
+
+    def find(self, name: str | None = None) -> Sequence[ModelVersion]:
+        """Every version, of one name or of all; by name, then version."""
+        with self._database.reading() as connection:
+            return load_versions(connection, *(() if name is None else (models.c.name == name,)))
+
+    def set_alias(self, alias: str, name: str, version: int, *, expected: int | None = None) -> Alias:
+        """Point an alias; with `expected`, only if its generation is that (0: it does not exist yet).
+
+        Where it points there already nothing changes, and the generation stays.
+
+        Raises:
+            AliasConflictError: the alias has another generation.
+            ModelNotFoundError: there is no such version.
+            UsageError: an alias cannot have that name.
+        """
+        check_alias(alias)
+        self._require(name, version)
+        with self._database.writing() as connection:
+            row = _find(connection, name, version)
+            before = load_alias(connection, alias)
+            generation = before.generation if before else 0
+            if expected is not None and expected != generation:
+                now = f"it points to {before.name}@{before.version}" if before else "it does not exist"
+                raise AliasConflictError(
+                    f"alias '@{alias}' has moved meanwhile: expected generation {expected}, found {generation} ({now})"
+                )
+            if before and (before.name, before.version) == (name, version):
+                return before
+            place = {"model_id": row.id, "generation": generation + 1}
+            connection.execute(
+                insert_or_update(tables.aliases)
+                .values(alias=alias, **place)
+                .on_conflict_do_update(index_elements=["alias"], set_=place)
+            )
+            after = Alias(alias=alias, name=name, version=version, generation=generation + 1)
+            _record(
+                connection,
+                "alias",
+                alias=alias,
+                name=name,
+                version=version,
+                generation=after.generation,
+                previous=f"{before.name}@{before.version}" if before else None,
+            )
+            return after
+
+    def add_metrics(self, name: str, version: int, suite: str, metrics: Mapping[str, Figure]) -> None:
+        """Record a suite's figures; a later recording of the same suite and metric takes its place.
+
+        Raises:
+            ModelNotFoundError: there is no such version.
+            RegistryError: a figure is not finite.
+        """
+        for metric, figure in metrics.items():
+            if not all(math.isfinite(value) for value in (figure.value, figure.low, figure.high)):
+                raise RegistryError(f"{suite}.{metric} cannot be stored: its figures must be finite, got {figure}")
+        self._require(name, version)
+        with self._database.writing() as connection:
+            row = _find(connection, name, version)
+            for metric, figure in metrics.items():
+                values = {"value": figure.value, "low": figure.low, "high": figure.high, "n": figure.n}
+                connection.execute(
+                    insert_or_update(tables.metrics)
+                    .values(model_id=row.id, suite=suite, metric=metric, **values)
+                    .on_conflict_do_update(index_elements=["model_id", "suite", "metric"], set_=values)
+                )
+            values = {metric: figure.value for metric, figure in metrics.items()}
+            _record(connection, "metrics", name=name, version=version, suite=suite, metrics=values)
+
+    def delete(self, name: str, version: int) -> None:
+        """Take a version out; its number is not given again. Its files stay in the store.
+
+        Raises:
+            ModelNotFoundError: there is no such version.
+            RegistryError: an alias points to it.
+        """
+        self._require(name, version)
+        with self._database.writing() as connection:
+            row = _find(connection, name, version)
+            query = select(tables.aliases.c.alias).where(tables.aliases.c.model_id == row.id).order_by("alias")
+            pointing = [f"'@{alias}'" for alias in connection.scalars(query)]
+            if pointing:
+                raise RegistryError(
+                    f"{name}@{version} cannot be deleted: {' and '.join(pointing)} points to it; move the alias first"
+                )
+            connection.execute(update(models).where(models.c.id == row.id).values(deleted=tables.now()))
+            _record(connection, "deleted", name=name, version=version, digest=row.digest)
+
+    def events(self) -> Sequence[RegistryEvent]:
+        """The history, oldest first."""
+        with self._database.reading() as connection:
+            return load_events(connection)
+
+    def folder(self, model: ModelVersion) -> Path:
+        """A local folder with the model's files, for reading only: links into the store.
+
+        Raises:
+            RegistryError: a file is missing from the store.
+        """
+        with self._database.explained():
+            return self._store.tree(model.digest, model.files)
+
+    def _require(self, name: str, version: int) -> None:
+        """Refuse what does not exist before a transaction that writes would create the database."""
+        with self._database.reading() as connection:
+            _find(connection, name, version)
+
+
+def _by_fingerprint(connection: Connection, model: NewModel) -> ModelVersion | None:
+    found = load_versions(connection, models.c.name == model.name, models.c.fingerprint == model.fingerprint)
+    return found[0] if found else None
+
+
+def _insert(
+    connection: Connection, model: NewModel, values: Mapping[str, Any], digest: str, files: Sequence[ModelFile]
+) -> ModelVersion:
+    highest = connection.scalar(select(func.max(models.c.version)).where(models.c.name == model.name)) or 0
+    added = connection.execute(
+        insert(models)
+        .values(**values, version=highest + 1, digest=digest, created=tables.now())
+        .returning(models.c.id, models.c.version)
+    ).one()
+    connection.execute(
+        insert(tables.files),
+        [{"model_id": added.id, "path": file.path, "sha256": file.sha256, "size": file.size} for file in files],
+    )
+    if model.tags:
+        connection.execute(
+            insert(tables.tags),
+            [{"model_id": added.id, "key": key, "value": value} for key, value in model.tags.items()],
+        )
+    _record(connection, "added", name=model.name, version=added.version, digest=digest)
+    return load_versions(connection, models.c.id == added.id)[0]
+
+
+def _find(connection: Connection, name: str, version: int | None) -> Row[Any]:
+    """The row of a version that is not deleted, the newest by default."""
+    query = select(models).where(models.c.name == name).order_by(models.c.version.desc())
+    rows = connection.execute(query).all()
+    living = [row for row in rows if row.deleted is None]
+    for row in living:
+        if version in (None, row.version):
+            return row
+    if not living:
+        raise ModelNotFoundError(f"there is no model {name!r}")
+    deleted = [row.deleted for row in rows if row.version == version]
+    when = f": it was deleted on {deleted[0][:10]}" if deleted else ""
+    raise ModelNotFoundError(f"there is no version {version} of {name!r}{when}")
+
+
+def _record(connection: Connection, kind: str, **data: Any) -> None:
+    connection.execute(
+        insert(tables.events).values(time=tables.now(), kind=kind, data=tables.to_json("an event", data))
+    )
