@@ -45,9 +45,7 @@ def find_base(run: Run) -> Base | None:
     if folder.is_absolute():
         if not (folder / "config.json").is_file():
             raise UsageError(f"[model] base {folder}: expected a folder in Hugging Face layout, with a config.json")
-        manifest = {
-            path.name: files.sha256_file(path) for pattern in PARTS for path in sorted(folder.glob(pattern))
-        }
+        manifest = {path.name: files.sha256_file(path) for pattern in PARTS for path in sorted(folder.glob(pattern))}
         return Base(folder=folder, digest=digest_json(manifest))
     if "/" in source:
         raise UsageError(

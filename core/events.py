@@ -44,7 +44,7 @@ class Event:
 class EventWriter:
     """Appends one process's events to a file of its own.
 
-    Every line is handed to the operating system at once, so a killed process loses none; a machine that loses power may.
+    Every line is handed to the operating system at once: a killed process loses none, a machine without power may.
     """
 
     def __init__(self, folder: Path, *, run: str, stage: str) -> None:

@@ -24,7 +24,13 @@ Spec = TypeVar("Spec", bound=ComponentSpec)
 # Which descriptor each hook gives.
 _HOOKS = dict(
     zip(
-        ("modelwright_formats", "modelwright_trainers", "modelwright_metrics", "modelwright_registries", "modelwright_engines"),
+        (
+            "modelwright_formats",
+            "modelwright_trainers",
+            "modelwright_metrics",
+            "modelwright_registries",
+            "modelwright_engines",
+        ),
         SPECS,
         strict=True,
     )

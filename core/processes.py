@@ -1,4 +1,4 @@
-"""Worker processes: the runner's side starts and follows one, the worker's side does its stage and leaves a status file.
+"""Worker processes: the runner's side starts and follows one, the worker's side does its stage and leaves a status.
 
 The status file carries the result, not the exit code: a launcher between the two may lose it.
 """
@@ -138,7 +138,7 @@ class Worker:
 
 
 def work(stage: str, body: Callable[[Worker], dict[str, Any]]) -> None:
-    """A worker process from beginning to end: read the run's folder (the first argument), do `body`, leave the status."""
+    """A worker process from beginning to end: read the run's folder (first argument), do `body`, leave the status."""
     folder = RunFolder(Path(sys.argv[1]))
     _end_with_the_runner()
     for number in STOP_SIGNALS:

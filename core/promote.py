@@ -47,7 +47,9 @@ class Promote:
             if promote.condition:
                 for clause, measured, holds in parse_condition(promote.condition).check(model.metrics):
                     if not holds:
-                        failing.append(f"{clause} does not hold: it is {'not measured' if measured is None else f'{measured:.4g}'}")
+                        failing.append(
+                            f"{clause} does not hold: it is {'not measured' if measured is None else f'{measured:.4g}'}"
+                        )
             if failing:
                 outputs = {"promoted": False, "why": "; ".join(failing)}
             else:

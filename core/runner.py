@@ -22,8 +22,8 @@ from modelwright.core.prepare.sources import source_files
 from modelwright.core.prepare.stage import Prepare
 from modelwright.core.processes import stop_on_signals
 from modelwright.core.promote import Promote
+from modelwright.core.register import Register
 from modelwright.core.registry import parse_condition
-from modelwright.core.registry.stage import Register
 from modelwright.core.stage import Listener, Run, Stage, Step, perform, plan, state
 from modelwright.core.train.launch import training_command
 from modelwright.core.train.stage import Train
@@ -98,9 +98,8 @@ def check(run: Run, stages: Sequence[str] = NAMES) -> None:
         known = {f"{suite.name}.{metric}" for suite in config.evaluate for metric in suite.metrics}
         for metric in parse_condition(promote.condition).metrics():
             if metric not in known:
-                raise UsageError(
-                    f"[registry] promote: the run does not measure {metric!r} (it measures: {', '.join(sorted(known)) or 'nothing'})"
-                )
+                measured = ", ".join(sorted(known)) or "nothing"
+                raise UsageError(f"[registry] promote: the run does not measure {metric!r} (it measures: {measured})")
 
 
 def _check_metric(run: Run, suite: str, name: str) -> None:

@@ -1,14 +1,14 @@
 """A run's folder: its lock, stop request, stages' folders and the marks of what is done.
 
-    runs/NAME/
-    ├── runner.lock         held by the runner
-    ├── workers.lock        held by the runner and its workers
-    ├── stop                someone asked the run to stop
-    ├── config.json         the resolved configuration, for the worker processes
-    ├── events/             one file for each process that wrote
-    ├── logs/               what worker processes printed
-    ├── done/STAGE.json     fingerprint, inputs and outputs of a finished stage
-    └── STAGE/              what the stage made
+runs/NAME/
+├── runner.lock         held by the runner
+├── workers.lock        held by the runner and its workers
+├── stop                someone asked the run to stop
+├── config.json         the resolved configuration, for the worker processes
+├── events/             one file for each process that wrote
+├── logs/               what worker processes printed
+├── done/STAGE.json     fingerprint, inputs and outputs of a finished stage
+└── STAGE/              what the stage made
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from attrs import frozen
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, StopRequested
 
+# How long the system may take to clear a killed runner away.
+KILLED_ENDS_WITHIN = 1.0
 # How long the workers of a killed runner may take to notice that it is gone.
 ORPHANS_END_WITHIN = 60.0
 
@@ -141,7 +143,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             runner = stack.enter_context(_opened(self.path / "runner.lock"))
-            if not _try_lock(runner):
+            if not _lock_within(runner, KILLED_ENDS_WITHIN):
                 raise ModelwrightError(
                     f"{self.path} is in use by {os.pread(runner, 200, 0).decode() or 'another process'}: "
                     f"wait for it, or stop it (touch {self._stop})"
@@ -149,14 +151,11 @@ class RunFolder:
             os.ftruncate(runner, 0)
             os.pwrite(runner, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             workers = stack.enter_context(_opened(self.path / "workers.lock"))
-            give_up = time.monotonic() + ORPHANS_END_WITHIN
-            while not _try_lock(workers):
-                if time.monotonic() > give_up:
-                    raise ModelwrightError(
-                        f"{self.path}: workers of a killed run are still there after {ORPHANS_END_WITHIN:.0f} s: "
-                        f"end them (fuser {self.path / 'workers.lock'} names them)"
-                    )
-                time.sleep(0.05)
+            if not _lock_within(workers, ORPHANS_END_WITHIN):
+                raise ModelwrightError(
+                    f"{self.path}: workers of a killed run are still there after {ORPHANS_END_WITHIN:.0f} s: "
+                    f"end them (fuser {self.path / 'workers.lock'} names them)"
+                )
             yield workers
 
 
@@ -169,9 +168,14 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _lock_within(descriptor: int, seconds: float) -> bool:
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.05)
+        else:
+            return True

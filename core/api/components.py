@@ -189,7 +189,9 @@ class TrainerSpec(ComponentSpec):
     """A trainer; its factory makes a `Trainer`. `launcher` is the program that starts its processes."""
 
     kind: ClassVar[str] = "trainer"
-    launcher: Literal["python", "deepspeed"] = field(default="python", validator=validators.in_(("python", "deepspeed")))
+    launcher: Literal["python", "deepspeed"] = field(
+        default="python", validator=validators.in_(("python", "deepspeed"))
+    )
 
 
 @frozen(kw_only=True)

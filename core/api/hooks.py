@@ -1,16 +1,16 @@
-'''The five hooks. A plugin is a package with an entry point in the group `modelwright` that implements any of them.
+"""The five hooks. A plugin is a package with an entry point in the group `modelwright` that implements any of them.
 
-    # my_plugin.py
-    from modelwright import MetricSpec, hookimpl
+# my_plugin.py
+from modelwright import MetricSpec, hookimpl
 
-    @hookimpl
-    def modelwright_metrics():
-        yield MetricSpec(name="brevity", summary="one over the number of words", factory="my_plugin:Brevity")
+@hookimpl
+def modelwright_metrics():
+    yield MetricSpec(name="brevity", summary="one over the number of words", factory="my_plugin:Brevity")
 
-    # pyproject.toml
-    [project.entry-points.modelwright]
-    my_plugin = "my_plugin"
-'''
+# pyproject.toml
+[project.entry-points.modelwright]
+my_plugin = "my_plugin"
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from attrs import Factory, asdict, field, frozen
@@ -49,6 +49,15 @@ class Message:
     train: bool | None = None
 
 
+def _messages(messages: Iterable[Message]) -> tuple[Message, ...]:
+    # Named functions, because mypy cannot infer what a bare `tuple` or a lambda converts.
+    return tuple(messages)
+
+
+def _choices(choices: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if choices is None else tuple(choices)
+
+
 def _content_id(example: Example) -> str:
     content = {
         "messages": [asdict(message) for message in example.messages],
@@ -75,9 +84,9 @@ class Example:
         id: the first 16 hexadecimal digits of the sha256 of the canonical content (all but source and meta).
     """
 
-    messages: tuple[Message, ...] = field(converter=tuple, default=())
+    messages: tuple[Message, ...] = field(converter=_messages, default=())
     answer: str | None = None
-    choices: tuple[str, ...] | None = field(converter=lambda c: None if c is None else tuple(c), default=None)
+    choices: tuple[str, ...] | None = field(converter=_choices, default=None)
     tools: str | None = None
     text: str | None = None
     source: str = ""

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-
 @frozen
 class TokenRow:
     """One example as the model sees it.
@@ -84,4 +83,6 @@ class TokenFile:
         """The highest token id in the file; -1 where there is none."""
         import pyarrow.compute as pc
 
-        return max((pc.max(chunk.flatten()).as_py() for chunk in self._input_ids.chunks if len(chunk.flatten())), default=-1)
+        return max(
+            (pc.max(chunk.flatten()).as_py() for chunk in self._input_ids.chunks if len(chunk.flatten())), default=-1
+        )

@@ -37,7 +37,8 @@ class TrainSettings:
 
     trainer: str = "local"
     processes: int | Literal["auto"] = field(
-        default=1, validator=validators.or_(validators.in_(("auto",)), validators.and_(validators.instance_of(int), _positive))
+        default=1,
+        validator=validators.or_(validators.in_(("auto",)), validators.and_(validators.instance_of(int), _positive)),
     )
     epochs: float | None = field(default=None, validator=validators.optional(_positive))
     max_steps: int | None = field(default=None, validator=validators.optional(_positive))

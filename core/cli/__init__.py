@@ -51,7 +51,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="modelwright", message="modelwright %(version)s")
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
-def cli(traceback: bool) -> None:  # noqa: ARG001 - read by main()
+def cli(traceback: bool) -> None:
     """Raw math, reasoning and general data to evaluated, registered and served language models."""
 
 
@@ -69,7 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ModelwrightError as error:
         if "--traceback" in arguments:
             raise
-        click.echo(f"error: {error}", err=True)
+        # A ConfigError has a line for each mistake, and each names its place; importing it here would slow --help.
+        for line in getattr(error, "lines", (f"error: {error}",)):
+            click.echo(line, err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output left (`modelwright models list | head`); there is nobody to tell.

@@ -29,7 +29,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """Write a table, as wide as it needs where the output is no terminal, so that nothing is cut from logs and pipes."""
+    """Write a table; where the output is no terminal it is as wide as it needs, so that logs and pipes cut nothing."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -42,5 +42,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum + 1)
+        unbounded = console.options.update(width=100_000)
+        console.width = max(console.width, console.measure(table, options=unbounded).maximum)
     console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,30 +17,8 @@ LINE_EVERY = 5.0
 
 def describe(event: Event) -> str | None:
     """An event as a line for a person; None for those that only bars show."""
-    data = event.data
-    match event.kind:
-        case "prepared":
-            parts = [f"{data['rows']:,} rows for training", f"{data['tokens']:,} tokens", f"{data['trained_tokens']:,} trained"]
-            parts += [f"{data[key]:,} {name}" for key, name in _REMOVED if data.get(key)]
-            return ", ".join(parts)
-        case "started":
-            return f"{data['parameters']:,} parameters on {data['device']}, {data['steps']} steps"
-        case "resumed":
-            return f"resumes after step {data['step']}"
-        case "finished":
-            return "trained"
-        case "registered":
-            return f"{data['address']}, sha256 {data['digest'][:12]}"
-        case "graded":
-            return f"{data['suite']}: " + ", ".join(f"{name} {figure_text(figure)}" for name, figure in data["metrics"].items())
-        case "promoted":
-            return f"@{data['alias']} points here now ({data['why']})"
-        case "not promoted":
-            return f"no alias moved: {data['why']}"
-    return None
-
-
-_REMOVED = (("rejected", "rejected"), ("duplicates", "duplicates left out"), ("too_long", "too long"), ("holdout_rows", "held out"))
+    words = _LINES.get(event.kind)
+    return words(event.data) if words else None
 
 
 def figure_text(figure: Any) -> str:
@@ -52,6 +31,32 @@ def step_text(data: Any) -> str:
     text = f"loss {data['loss']:.4f}, rate {data['learning_rate']:.2e}"
     speed = data.get("tokens_per_second")
     return text + (f", {speed:,.0f} tokens/s" if speed else "")
+
+
+def _prepared(data: Any) -> str:
+    parts = [f"{data['rows']:,} rows for training, {data['tokens']:,} tokens, {data['trained_tokens']:,} trained"]
+    return ", ".join(parts + [f"{data[key]:,} {name}" for key, name in _REMOVED if data.get(key)])
+
+
+def _graded(data: Any) -> str:
+    return f"{data['suite']}: " + ", ".join(f"{name} {figure_text(each)}" for name, each in data["metrics"].items())
+
+
+_REMOVED = (
+    ("rejected", "rejected"),
+    ("duplicates", "duplicates left out"),
+    ("too_long", "too long"),
+    ("holdout_rows", "held out"),
+)
+_LINES: dict[str, Callable[[Any], str]] = {
+    "prepared": _prepared,
+    "started": lambda data: f"{data['parameters']:,} parameters on {data['device']}, {data['steps']} steps",
+    "resumed": lambda data: f"resumes after step {data['step']}",
+    "registered": lambda data: f"{data['address']}, sha256 {data['digest'][:12]}",
+    "graded": _graded,
+    "promoted": lambda data: f"@{data['alias']} points here now ({data['why']})",
+    "not promoted": lambda data: f"no alias moved: {data['why']}",
+}
 
 
 class Display:

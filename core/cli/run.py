@@ -23,9 +23,15 @@ def _run_options(command: Command) -> Command:
     for option in reversed(
         (
             click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path)),
-            click.option("--variant", "variants", metavar="NAME", multiple=True, help="This variant alone; may be repeated."),
             click.option(
-                "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set a key; the value is TOML. May be repeated."
+                "--variant", "variants", metavar="NAME", multiple=True, help="This variant alone; may be repeated."
+            ),
+            click.option(
+                "--set",
+                "overrides",
+                metavar="KEY=VALUE",
+                multiple=True,
+                help="Set a key; the value is TOML. May be repeated.",
             ),
             registry_option,
             click.option("--dry-run", is_flag=True, help="Print what would run, what is done, and why; do nothing."),
@@ -100,7 +106,9 @@ def _print_plan(runs: Sequence[Run], only: str | None, *, as_json: bool) -> None
 
     plans = {one.config.name: [step for step in runner.plan_run(one) if only in (None, step.stage)] for one in runs}
     if as_json:
-        print_json({name: [{"stage": s.stage, "done": s.done, "why": s.why} for s in steps] for name, steps in plans.items()})
+        print_json(
+            {name: [{"stage": s.stage, "done": s.done, "why": s.why} for s in steps] for name, steps in plans.items()}
+        )
         return
     rows = [
         (name if number == 0 else "", step.stage, "done" if step.done else "would run", step.why)
@@ -121,7 +129,9 @@ def _print_results(results: Sequence[Result], *, as_json: bool) -> None:
         registered = result.outputs.get("register", {})
         metrics = result.outputs.get("evaluate", {}).get("metrics", {})
         figures = [
-            f"{suite}.{name} {figure_text(figure)}" for suite, named in metrics.items() for name, figure in named.items()
+            f"{suite}.{name} {figure_text(figure)}"
+            for suite, named in metrics.items()
+            for name, figure in named.items()
         ]
         promoted = result.outputs.get("promote", {})
         alias = f"@{promoted['alias']}" if promoted.get("promoted") else ""

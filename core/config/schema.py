@@ -1,43 +1,62 @@
 """The tables of a run.toml as attrs classes; `TrainSettings`, the `[train]` table, is part of the plugin contract.
 
-`run.example.toml`'s keys are all here. A value that this version cannot honour yet is refused by `problems()` or a
-validator, never ignored.
+A class's `problems()` says what is wrong between its fields. A value that this version cannot honour yet is refused,
+never ignored.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NewType
+from typing import Any, Literal, NewType, TYPE_CHECKING
 
-from attrs import field, frozen, validators
+from attrs import field, frozen, has, validators
 
+from modelwright.core.api.components import SPECS
 from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
-from modelwright.core.api.training import TrainSettings
+from modelwright.core.config.words import closest, either, shown
 
-# A path on disk: relative ones resolve against the file (or, from --set, the working directory) that they stand in.
+if TYPE_CHECKING:
+    from modelwright.core.api.training import TrainSettings
+    from collections.abc import Callable, Iterator, Mapping
+
+# Strings that `core.config.paths` resolves while they are read; each says there how.
 FilePath = NewType("FilePath", str)
-# A path on disk if there is a folder of that name, else something that the stage resolves (a registry address).
 ModelSource = NewType("ModelSource", str)
+ChatTemplate = NewType("ChatTemplate", str)
+RegistryUrl = NewType("RegistryUrl", str)
+
+SUITE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+VARIANT_NAME = SUITE_NAME
 
 _positive = validators.gt(0)
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
-SUITE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_part = validators.and_(validators.gt(0.0), validators.le(1.0))
 
 
-def _matches(pattern: re.Pattern[str]) -> Any:
-    return validators.matches_re(pattern, func=re.fullmatch)
+def _named(pattern: re.Pattern[str], words: str) -> Any:
+    """A validator for names; `words` says what the pattern means."""
 
-
-def _only(value: Any, instead: str) -> Any:
-    """A validator for keys whose other values are still to come."""
-
-    def check(_instance: Any, _attribute: Any, given: Any) -> None:
-        if given != value:
-            msg = f"{given!r} is not supported by this version: {instead}"
-            raise ValueError(msg)
+    def check(_instance: Any, _attribute: Any, value: str) -> None:
+        if not pattern.fullmatch(value):
+            raise ValueError(f"must be {words}, not {shown(value)}")
 
     return check
+
+
+def _not_yet(refused: Callable[[Any], bool], instead: str) -> Any:
+    """A validator for values that are still to come."""
+
+    def check(_instance: Any, _attribute: Any, value: Any) -> None:
+        if refused(value):
+            what = "" if has(type(value)) else f"{shown(value)} "
+            raise ValueError(f"{what}is not supported by this version: {instead}")
+
+    return check
+
+
+def _not_blank(_instance: Any, _attribute: Any, value: str) -> None:
+    if not value.strip():
+        raise ValueError("must not be empty")
 
 
 @frozen(kw_only=True)
@@ -49,7 +68,7 @@ class ScratchConfig:
         hidden_size: width of the residual stream.
         layers: how many blocks.
         heads: attention heads; divides hidden_size into even head sizes.
-        intermediate_size: width of the MLP; default 4 × hidden_size.
+        intermediate_size: width of the MLP; default four times hidden_size.
         tokenizer: "words" (words and single digits) or "bpe" (byte-level), built from the training data.
         vocab_size: the most tokens.
     """
@@ -65,7 +84,7 @@ class ScratchConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         if self.hidden_size % (2 * self.heads):
-            yield "heads", f"hidden_size {self.hidden_size} must be a multiple of 2 × heads ({2 * self.heads})"
+            yield "heads", f"hidden_size {self.hidden_size} must be a multiple of twice the heads ({2 * self.heads})"
 
 
 @frozen(kw_only=True)
@@ -82,10 +101,10 @@ class ModelConfig:
     """
 
     base: ModelSource | None = None
-    chat_template: str | None = None
-    dtype: Literal["auto"] = field(default="auto")
+    chat_template: ChatTemplate | None = None
+    dtype: Literal["auto"] = "auto"
     attention: Literal["auto", "eager", "sdpa"] = "auto"
-    trust_remote_code: bool = field(default=False, validator=_only(value=False, instead="leave it false"))
+    trust_remote_code: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
     scratch: ScratchConfig | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -118,8 +137,8 @@ class SourceConfig:
 
     path: FilePath
     limit: int | None = field(default=None, validator=validators.optional(_positive))
-    fraction: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
-    weight: float = field(default=1.0, validator=_only(value=1.0, instead="use limit and fraction"))
+    fraction: float = field(default=1.0, validator=_part)
+    weight: float = field(default=1.0, validator=_not_yet(lambda weight: weight != 1.0, "use limit and fraction"))
 
 
 @frozen(kw_only=True)
@@ -127,10 +146,10 @@ class QualityConfig:
     """`[data.quality]`: what is removed before training."""
 
     deduplicate: Literal["exact", "near", False] = field(
-        default="exact", validator=validators.in_(("exact", False), )
+        default="exact", validator=_not_yet(lambda way: way == "near", 'use "exact" or false')
     )
-    decontaminate: bool = field(default=False, validator=_only(value=False, instead="leave it false"))
-    verify_answers: bool = field(default=False, validator=_only(value=False, instead="leave it false"))
+    decontaminate: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
+    verify_answers: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
 
 
 @frozen(kw_only=True)
@@ -146,7 +165,7 @@ class TokensConfig:
 
     max_length: int = field(default=2048, validator=validators.ge(2))
     packing: Literal["auto", "pack", "bucket"] = field(
-        default="auto", validator=validators.in_(("auto", "bucket"))
+        default="auto", validator=_not_yet(lambda way: way == "pack", 'use "bucket" or "auto"')
     )
     turns: Literal["all", "last", "split"] = "all"
     allow: tuple[str, ...] = ()
@@ -185,7 +204,7 @@ class GenerationConfig:
 
     max_tokens: int = field(default=256, validator=_positive)
     temperature: float = field(default=0.0, validator=validators.ge(0.0))
-    top_p: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
+    top_p: float = field(default=1.0, validator=_part)
     top_k: int = field(default=0, validator=validators.ge(0))
     stop: tuple[str, ...] = ()
 
@@ -205,7 +224,7 @@ class SuiteConfig:
         generation: how.
     """
 
-    name: str = field(validator=_matches(SUITE_NAME))
+    name: str = field(validator=_named(SUITE_NAME, "a lower-case letter, then any of a-z 0-9 _ -"))
     path: FilePath
     format: str | None = None
     options: Any = None
@@ -214,20 +233,28 @@ class SuiteConfig:
     samples: int = field(default=1, validator=_positive)
     generation: GenerationConfig = field(factory=GenerationConfig)
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between fields, as (key, message)."""
+        for index, metric in enumerate(self.metrics):
+            if metric in self.metrics[:index]:
+                yield f"metrics.{index}", f"metric {shown(metric)} is named twice"
+
 
 @frozen(kw_only=True)
 class PromoteConfig:
     """`[registry] promote`: the alias that moves to the new version if the condition (TOML key `if`) holds."""
 
-    alias: str = field(validator=_matches(ALIAS_NAME))
-    condition: str | None = field(default=None, alias="condition", metadata={"key": "if"})
+    alias: str = field(
+        validator=_named(ALIAS_NAME, "a lower-case letter or digit, then any of a-z 0-9 . _ -, not all of them digits")
+    )
+    condition: str | None = field(default=None, metadata={"key": "if"}, validator=validators.optional(_not_blank))
 
 
 @frozen(kw_only=True)
 class RegistryConfig:
     """`[registry]`: where the model goes, its tags, and when an alias moves to it."""
 
-    url: str | None = None
+    url: RegistryUrl | None = None
     tags: Mapping[str, str] = field(factory=dict)
     promote: PromoteConfig | None = None
 
@@ -238,6 +265,16 @@ class PluginsConfig:
 
     disable: tuple[str, ...] = ()
     prefer: Mapping[str, str] = field(factory=dict)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong with the keys of `prefer`, as (key, message)."""
+        kinds = [spec.kind for spec in SPECS]
+        for key in self.prefer:
+            kind, dot, name = key.partition(".")
+            if kind not in kinds or not dot or not name:
+                close = closest(kind, kinds)
+                meant = f", did you mean {shown(f'{close}.{name}')}?" if close and name else ""
+                yield "prefer", f"{shown(key)} must be KIND.NAME, KIND being {either(kinds)}{meant}"
 
 
 @frozen(kw_only=True)
@@ -263,11 +300,12 @@ class RunConfig:
         seed: of everything random.
     """
 
-    name: str = field(validator=_matches(MODEL_NAME))
-    seed: int = field(default=0, validator=validators.and_(validators.ge(0), validators.lt(2**63)))
+    name: str = field(validator=_named(MODEL_NAME, "a lower-case letter, then any of a-z 0-9 . _ -"))
+    seed: int = field(default=17, validator=validators.and_(validators.ge(0), validators.lt(2**63)))
     model: ModelConfig
     adapter: AdapterConfig | None = field(
-        default=None, validator=_only(value=None, instead="remove [adapter]; full fine-tuning is what there is")
+        default=None,
+        validator=validators.optional(_not_yet(lambda _: True, "remove [adapter]; without it all weights are trained")),
     )
     data: DataConfig
     train: TrainSettings
@@ -279,7 +317,6 @@ class RunConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         names = [suite.name for suite in self.evaluate]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield "evaluate", f"two suites are named {name!r}"
-
-
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield f"evaluate.{index}.name", f"two suites are named {shown(name)}"

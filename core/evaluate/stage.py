@@ -64,9 +64,7 @@ class Evaluate:
             run.folder.forget(self.name)
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder)
-        files.write_json(
-            folder / "order.json", {"fingerprint": fingerprint, "model": str(run.registry.folder(model))}
-        )
+        files.write_json(folder / "order.json", {"fingerprint": fingerprint, "model": str(run.registry.folder(model))})
         command = [sys.executable, "-m", "modelwright.core.evaluate.worker", str(run.folder.path)]
         emit("starting", {"command": command, "log": str(run.folder.log(self.name))})
         outputs = run_worker(run, self.name, command)

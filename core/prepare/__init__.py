@@ -1,1 +1,1 @@
-""""""
+"""Sources → examples → quality → tokens."""

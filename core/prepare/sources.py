@@ -52,10 +52,8 @@ def source_files(source: SourceConfig) -> list[Path]:
         if not found:
             raise UsageError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
         return found
-    if path.exists():
-        found = [path]
-    else:
-        found = [Path(name) for name in sorted(glob.glob(source.path, recursive=True))]  # noqa: PTH207 - absolute pattern
+    matching = sorted(glob.glob(source.path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    found = [path] if path.exists() else [Path(name) for name in matching]
     if not found:
         kind = "matches this pattern" if glob.has_magic(source.path) else "is there: give a .jsonl or .json file"
         raise UsageError(f"{path}: no file {kind}")
@@ -66,7 +64,7 @@ def source_files(source: SourceConfig) -> list[Path]:
 
 
 def source_digest(source: SourceConfig, seed: int) -> dict[str, str]:
-    """What a source's rows depend on: `{file name: sha256}`; for a built-in one its generator's version and the seed."""
+    """What a source's rows depend on: `{file name: sha256}`; of a built-in one, the generator's version and the seed."""
     builtin = parse_builtin(source.path)
     if builtin:
         return {source.path: f"generator {BUILTIN_VERSION}, seed {seed}"}

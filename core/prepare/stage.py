@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from modelwright.core.prepare.tokenizers import scratch_renderer
+
 from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError
@@ -15,7 +17,6 @@ from modelwright.core.chat import Renderer, read_template
 from modelwright.core.config import to_plain
 from modelwright.core.prepare.examples import Rejected, read_examples, without_duplicates
 from modelwright.core.prepare.sources import Row, read_source, share, source_digest
-from modelwright.core.prepare.tokenizers import scratch_renderer
 from modelwright.core.prepare.tokens import TokenReport, write_tokens
 from modelwright.core.stage import Run
 
@@ -171,7 +172,10 @@ def _unfit(run: Run, report: TokenReport) -> str | None:
     if stopping:
         named = "; ".join(f"{name}: {count} examples, first {report.shown[name]}" for name, count in stopping.items())
         allow = ", ".join(f'"{name}"' for name in stopping)
-        return f"the label masks are not what the data says ({named}): mend the data or template, or set [data.tokens] allow = [{allow}]"
+        return (
+            f"the label masks are not what the data says ({named}): mend the data or the template, "
+            f"or set [data.tokens] allow = [{allow}]"
+        )
     if not report.rows:
         return (
             f"nothing is left to train on: {report.too_long} examples are longer than [data.tokens] max_length "

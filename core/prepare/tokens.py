@@ -24,9 +24,13 @@ class TokenWriter:
         try:
             import pyarrow as pa
         except ImportError as error:
-            raise MissingDependencyError(f"preparing data needs pyarrow: pip install 'modelwright[train]' ({error})") from error
+            raise MissingDependencyError(
+                f"preparing data needs pyarrow: pip install 'modelwright[train]' ({error})"
+            ) from error
         self._pa: Any = pa
-        self._schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
+        self._schema = pa.schema(
+            [("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))]
+        )
         self._sink = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._sink, self._schema)
         self._rows: list[tuple[str, Rendered]] = []
@@ -43,9 +47,7 @@ class TokenWriter:
             [rendered.ids for _, rendered in self._rows],
             [rendered.trained for _, rendered in self._rows],
         ]
-        arrays = [
-            self._pa.array(column, type=kind.type) for column, kind in zip(columns, self._schema, strict=True)
-        ]
+        arrays = [self._pa.array(column, type=kind.type) for column, kind in zip(columns, self._schema, strict=True)]
         self._writer.write_batch(self._pa.record_batch(arrays, schema=self._schema))
         self._rows = []
 

@@ -1,1 +1,1 @@
-""""""
+"""Contract suites for plugin authors."""

@@ -1,1 +1,1 @@
-""""""
+"""All of a training job but its optimisation."""

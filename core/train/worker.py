@@ -45,9 +45,8 @@ def train(worker: Worker) -> dict[str, Any]:
         )
     )
     if not trained.finished:
-        raise StopRequested(
-            f"{config.name}: stopped on request after step {trained.step} of {trained.steps}; the same command resumes it"
-        )
+        done = f"step {trained.step} of {trained.steps}"
+        raise StopRequested(f"{config.name}: stopped on request after {done}; the same command resumes it")
     renderer.save(folder / "model")
     files.write_json(folder / "model" / "modelwright.json", {"renderer": renderer.fingerprint})
     manifest = files.folder_manifest(folder / "model")

@@ -16,7 +16,7 @@ class TorchOptions:
     """The options of engine `torch`.
 
     Attributes:
-        device: where the model runs: "cpu", "cuda", "cuda:1", "mps"; "auto" is a CUDA device if there is one, else the CPU.
+        device: where the model runs: "cpu", "cuda", "cuda:1", "mps"; "auto" is CUDA where there is any, else the CPU.
         dtype: of the weights and the cache; "auto" is float32 on the CPU and bfloat16 elsewhere.
         max_batch: the most requests that run at once; the rest wait in order.
         threads: CPU threads for the model; None is one for a small model (its operations are too short to share) and

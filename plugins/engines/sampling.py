@@ -1,7 +1,7 @@
 """Choosing the next tokens of many rows at once, each row by its own settings and its own random numbers.
 
-A row draws one number from its own generator for each token, so what it samples depends on its seed and its logits, not on
-its neighbours. (Logits of another batch size may differ in the last bits, as matrix products sum in another order.)
+A row draws one number from its own generator for each token, so what it samples depends on its seed and its logits, not
+on its neighbours. (Logits of another batch size may differ in the last bits, as matrix products sum in another order.)
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def _sample(
     order: Tensor | None = None
     if truncated:
         weights, order = weights.sort(dim=-1, descending=True, stable=True)
-        weights = _truncate(weights, column([sampling.top_k for sampling in samplings]), column([s.top_p for s in samplings]))
+        weights = _truncate(
+            weights, column([sampling.top_k for sampling in samplings]), column([s.top_p for s in samplings])
+        )
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
     # Strictly below the total, so that the search ends at a token with a weight.

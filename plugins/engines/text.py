@@ -17,7 +17,7 @@ _CONTEXT = 16
 class Decoder(Protocol):
     """What is used of a `tokenizers.Tokenizer`."""
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:  # noqa: FBT001 - tokenizers' own
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of the tokens."""
         ...
 

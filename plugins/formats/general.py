@@ -61,15 +61,15 @@ class GeneralFormat:
                 "expected the column messages (chat), instruction and output (alpaca), or prompt and completion; "
                 f"this row has: {columns(row)}"
             )
-        return [Example(messages=tuple(self._with_options(messages)), answer=messages[-1].content)]
+        return [Example(messages=self._with_options(messages), answer=messages[-1].content)]
 
-    def _with_options(self, messages: list[Message]) -> list[Message]:
+    def _with_options(self, messages: list[Message]) -> tuple[Message, ...]:
         asked = next(index for index, message in enumerate(messages) if message.role == "user")
         changed = list(messages)
         changed[asked] = evolve(changed[asked], content=instruct(self.options.instruction, changed[asked].content))
         if self.options.system is not None and changed[0].role != "system":
             changed.insert(0, Message(role="system", content=self.options.system))
-        return changed
+        return tuple(changed)
 
 
 def _turns(question: str, answer: str) -> list[Message]:

@@ -58,13 +58,13 @@ class MathFormat:
                 "expected the columns question and answer (GSM8K) or problem and solution (MATH); "
                 f"this row has: {columns(row)}"
             )
-        messages = [
+        messages: tuple[Message, ...] = (
             Message(role="user", content=instruct(self.options.instruction, question)),
             Message(role="assistant", content=solution),
-        ]
+        )
         if self.options.system is not None:
-            messages.insert(0, Message(role="system", content=self.options.system))
-        return [Example(messages=tuple(messages), answer=answer)]
+            messages = (Message(role="system", content=self.options.system), *messages)
+        return [Example(messages=messages, answer=answer)]
 
     def _gsm8k(self, row: Mapping[str, Any]) -> tuple[str, str, str]:
         question, solution = text_column(row, "question"), text_column(row, "answer")

@@ -43,7 +43,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def normalise(answer: str) -> str:
-    r"""An answer without what only sets its type: math delimiters, LaTeX spacing, `\left`, `\dfrac`, a final full stop."""
+    r"""An answer without what only typesets it: math delimiters, LaTeX spacing, `\left`, `\dfrac`, a full stop."""
     answer = answer.strip()
     if wrapped := _MATH.fullmatch(answer):
         answer = next(inner for inner in wrapped.groups() if inner is not None)
@@ -63,10 +63,10 @@ def balanced(answer: str) -> bool:
 
 
 def same_answer(reference: str, answer: str) -> bool | None:
-    """Whether two normalised answers are the same, so far as text and exact numbers can tell; None where they cannot.
+    r"""Whether two normalised answers are the same, so far as text and exact numbers can tell; None where they cannot.
 
     Numbers equal numbers of the same value. Numbers in a base (`664_7`) need the same digits and base; a base that only
-    one of them names does not count. Where the reference is words (`\\text{even}`, `Evelyn`), the answer must be the
+    one of them names does not count. Where the reference is words (`\text{even}`, `Evelyn`), the answer must be the
     same words, in whatever case: computer algebra would read them as products of letters.
     """
     if reference == answer:
@@ -93,7 +93,7 @@ def _same_in_base(reference: str, answer: str) -> bool | None:
 
 
 def _words(text: str, *, certain: bool = False) -> str | None:
-    """The words that `text` is, in one case; None where it may be mathematics (unless it is `certain` that it is not)."""
+    """The words that `text` is, in one case; None where it is or may be mathematics (not asked where `certain`)."""
     wrapped = _TEXT.fullmatch(text)
     inner = (wrapped[1] if wrapped else text).strip()
     if re.fullmatch(r"\([A-Za-z]\)", inner):

@@ -27,7 +27,7 @@ class Grade:
 
 
 def reference_answer(example: Example) -> str | None:
-    """What an output is graded against: the example's answer, else what the assistant says last; None without either."""
+    """What an output is graded against: the example's answer, else what the assistant says last, else None."""
     if example.answer is not None:
         return example.answer
     said = [message.content for message in example.messages if message.role == "assistant"]

@@ -24,9 +24,11 @@ _NUMBER = re.compile(
 )
 # Words after a number that change its value, so that they are no unit: "5 million" is not 5.
 _NO_UNITS = frozenset(
-    "dozen dozens hundred hundreds thousand thousands million millions billion billions trillion trillions percent half "
-    "halves third thirds quarter quarters and or not plus minus times over divided squared cubed mod sin cos tan log exp "
-    "sqrt".split()
+    """
+    dozen dozens hundred hundreds thousand thousands million millions billion billions trillion trillions percent
+    half halves third thirds quarter quarters and or not plus minus times over divided squared cubed mod sin cos tan log
+    exp sqrt
+    """.split()  # noqa: SIM905 - forty words in quotes are unreadable
 )
 
 

@@ -218,8 +218,8 @@ def _insert(
 
 def _find(connection: Connection, name: str, version: int | None) -> Row[Any]:
     """The row of a version that is not deleted, the newest by default."""
-    query = select(models).where(models.c.name == name).order_by(models.c.version.desc())
-    rows = connection.execute(query).all()
+    columns = (models.c.id, models.c.version, models.c.digest, models.c.deleted)
+    rows = connection.execute(select(*columns).where(models.c.name == name).order_by(models.c.version.desc())).all()
     living = [row for row in rows if row.deleted is None]
     for row in living:
         if version in (None, row.version):

@@ -1,9 +1,9 @@
 """Checkpoints that survive a kill: written whole or not at all, and believed only after their digests agree.
 
-    FOLDER/checkpoints/step-00000100/
-    ├── state.json       Progress
-    ├── manifest.json    fingerprint, and each file's sha256 and size
-    └── …                what the trainer's strategy wrote: weights, optimiser
+FOLDER/checkpoints/step-00000100/
+├── state.json       Progress
+├── manifest.json    fingerprint, and each file's sha256 and size
+└── …                what the trainer's strategy wrote: weights, optimiser
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From prepared tokens to what one optimiser step sees, as a function of (seed, step): resuming needs no iterator's state.
+"""From prepared tokens to what one optimiser step sees: a function of (seed, step), so that resuming needs no state.
 
 The rows are laid end to end, each epoch in an order of its own; a step takes the next `batch_size` of them, so a batch
 may end one epoch and begin the next. With `epochs`, the last step takes what is left, which may be fewer.
@@ -7,13 +7,14 @@ may end one epoch and begin the next. With `epochs`, the last step takes what is
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from attrs import frozen
 from numpy.typing import NDArray
 
-from modelwright.core.api import ModelwrightError, TokenFile, TokenRow, TrainSettings
+from modelwright.core.api import TokenFile, TokenRow, TrainSettings
 
 Rows = NDArray[np.int64]
 
@@ -122,61 +123,62 @@ def micro_batches(lengths: NDArray[np.int32], *, size: int | None, tokens: int) 
         start += count
 
 
-class Batches:
-    """The training data of a job, by step.
+class Corpus:
+    """The rows of a token file that teach something.
 
     Attributes:
-        rows: the rows that teach something, int64; a row without a supervised token is left out.
+        path: the token file.
+        rows: their numbers in it, int64; a row without a supervised token is left out.
         skipped: how many were left out.
+        tokens: how many they have together.
+        longest: the tokens of the longest; 0 where there are no rows.
+        largest_token: the highest token id.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = TokenFile(path)
+        self._lengths = self._file.lengths()
+        self._supervised = self._file.supervised()
+        self.rows: Rows = np.flatnonzero(self._supervised)
+        self.skipped = len(self._file) - len(self.rows)
+        self.tokens = int(self._lengths[self.rows].sum(dtype=np.int64))
+        self.longest = int(self._lengths[self.rows].max(initial=0))
+        self.largest_token = self._file.largest_token()
+
+    def supervised(self, rows: Rows) -> int:
+        """How many tokens are learnt in these rows."""
+        return int(self._supervised[rows].sum(dtype=np.int64))
+
+    def split(self, rows: Rows, *, size: int | None, tokens: int) -> list[Rows]:
+        """These rows as micro-batches; see `micro_batches`."""
+        return [rows[part] for part in micro_batches(self._lengths[rows], size=size, tokens=tokens)]
+
+    def read(self, rows: Rows) -> MicroBatch:
+        """Read a micro-batch."""
+        return collate([self._file[int(row)] for row in rows])
+
+
+class Plan:
+    """Which rows each optimiser step learns.
+
+    Attributes:
         examples: sequences in all steps together.
         steps: optimiser steps.
     """
 
-    def __init__(self, data: TokenFile, settings: TrainSettings, *, seed: int, micro_batch_tokens: int) -> None:
-        supervised = data.supervised()
-        self._data = data
-        self._lengths = data.lengths()
-        self._supervised = supervised
-        self._settings = settings
-        self._micro_batch_tokens = micro_batch_tokens
-        self.rows: Rows = np.flatnonzero(supervised)
-        self.skipped = len(data) - len(self.rows)
-        if not len(self.rows):
-            raise ModelwrightError(
-                f"{data.path}: none of its {len(data)} examples has a token to learn: check the data and [data.tokens] turns"
-            )
+    def __init__(self, corpus: Corpus, settings: TrainSettings, *, seed: int) -> None:
+        self._rows = corpus.rows
+        self._batch_size = settings.batch_size
         if settings.max_steps is not None:
             self.examples = settings.max_steps * settings.batch_size
         else:
             assert settings.epochs is not None
-            self.examples = max(1, round(settings.epochs * len(self.rows)))
+            self.examples = max(1, round(settings.epochs * len(corpus.rows)))
         self.steps = -(-self.examples // settings.batch_size)
-        self._order = RowOrder(len(self.rows), seed)
+        self._order = RowOrder(len(corpus.rows), seed)
 
-    @property
-    def longest(self) -> int:
-        """The tokens of the longest sequence."""
-        return int(self._lengths[self.rows].max())
-
-    @property
-    def tokens(self) -> int:
-        """The tokens of all sequences, each counted once."""
-        return int(self._lengths[self.rows].sum(dtype=np.int64))
-
-    def step(self, step: int) -> tuple[int, list[Rows]]:
-        """What optimiser step `step` (from 1) learns: its supervised tokens, and its rows by micro-batch."""
-        start = (step - 1) * self._settings.batch_size
-        rows = self.rows[self._order.take(start, min(self._settings.batch_size, self.examples - start))]
-        return int(self._supervised[rows].sum(dtype=np.int64)), self._split(rows)
-
-    def everything(self) -> tuple[int, list[Rows]]:
-        """All rows once, as `step` gives those of a step."""
-        return int(self._supervised.sum(dtype=np.int64)), self._split(self.rows)
-
-    def _split(self, rows: Rows) -> list[Rows]:
-        size = self._settings.micro_batch_size
-        return [rows[part] for part in micro_batches(self._lengths[rows], size=size, tokens=self._micro_batch_tokens)]
-
-    def read(self, rows: Rows) -> MicroBatch:
-        """Read a micro-batch."""
-        return collate([self._data[int(row)] for row in rows])
+    def rows(self, step: int) -> Rows:
+        """The rows of optimiser step `step` (1 to `steps`)."""
+        start = (step - 1) * self._batch_size
+        return self._rows[self._order.take(start, min(self._batch_size, self.examples - start))]

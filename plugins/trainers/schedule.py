@@ -23,8 +23,8 @@ def factor(step: int, *, steps: int, warmup: int, schedule: Schedule) -> float:
         linear       1 - p
         constant     1
 
-    The line from 0 meets the peak exactly at step `W + 1`, and the decay would reach 0 at step `N + 1`: no step is spent
-    on a rate of 0. The cosine is that of I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, without restarts.
+    The line from 0 meets the peak exactly at step `W + 1`, and the decay would reach 0 at step `N + 1`: no step is
+    spent on a rate of 0. The cosine is that of I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, without restarts.
     """
     if step <= warmup:
         return step / (warmup + 1)

@@ -1,0 +1,45 @@
+# Everything here works from a fresh clone: the virtual environment is made on first use.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Parallel test processes share the cores; a thread each keeps them from spinning against one another.
+JOBS   ?= 2
+
+.PHONY: quickstart test lint types arrows proto check-proto wheel clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/.installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+arrows: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+proto:
+	$(PYTHON) protos/generate.py
+
+check-proto:
+	$(PYTHON) protos/generate.py --check
+
+wheel: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m build
+
+# torch first and pinned, so that no other package chooses its build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build .modelwright src/*.egg-info

@@ -1,0 +1,211 @@
+"""TOML values to attrs classes by cattrs, strictly and with everything that is wrong at once; and back again.
+
+cattrs chooses a hook for each type, a plugin's odd ones included; the hooks here stand where its own would stop at a
+class's first bad validator, convert what merely looks right ("true", 1.5, 1 for true), or speak to programmers.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import date, time
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import cattrs
+from attrs import has
+
+from modelwright.core.config import scalars
+from modelwright.core.config.classes import attributes_of, class_hook
+from modelwright.core.config.errors import Invalid, fail
+from modelwright.core.config.failures import collected, findings_of
+from modelwright.core.config.scalars import Hook, chosen, wrong
+from modelwright.core.config.validators import KINDS
+from modelwright.core.config.words import closest, either, shown
+
+Class = TypeVar("Class")
+
+_SEQUENCES: dict[Any, Callable[[Iterable[Any]], Any]] = {
+    tuple: tuple,
+    list: list,
+    set: set,
+    frozenset: frozenset,
+    Iterable: tuple,
+    Sequence: tuple,
+    MutableSequence: list,
+    AbstractSet: frozenset,
+    MutableSet: set,
+}
+_MAPPINGS = (dict, Mapping, MutableMapping)
+
+
+def structure(value: Any, cls: type[Class]) -> Class:
+    """An instance of `cls` from a plain value.
+
+    Raises:
+        Invalid: with a finding for each thing that is wrong.
+    """
+    try:
+        return _converter().structure(value, cls)
+    except Exception as error:
+        raise Invalid(findings_of(error)) from error
+
+
+def plain(value: Any) -> Any:
+    """The inverse of `structure`: tables, arrays and scalars that both TOML and JSON can hold; None is left out."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if has(type(value)):
+        value = {key: getattr(value, attribute.name) for key, attribute in attributes_of(type(value)).items()}
+    if isinstance(value, Mapping):
+        return {str(plain(key)): plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple | set | frozenset):
+        made = [plain(item) for item in value]
+        return sorted(made, key=repr) if isinstance(value, set | frozenset) else made
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return value if isinstance(value, str | int | float) else _converter().unstructure(value)
+
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    factories: tuple[tuple[Callable[[Any], bool], Callable[[cattrs.Converter, Any], Hook]], ...] = (
+        (lambda kind: kind in (Any, object), lambda _converter, _kind: _anything),
+        (lambda kind: isinstance(kind, type) and issubclass(kind, Enum), _enum_hook),
+        (lambda kind: get_origin(kind) is Literal, _literal_hook),
+        (lambda kind: get_origin(kind) in (Union, types.UnionType), _union_hook),
+        (lambda kind: (get_origin(kind) or kind) in _SEQUENCES, _sequence_hook),
+        (lambda kind: (get_origin(kind) or kind) in _MAPPINGS, _mapping_hook),
+        (lambda kind: isinstance(kind, type) and has(kind), class_hook),
+    )
+    for predicate, factory in factories:
+        converter.register_structure_hook_factory(predicate, functools.partial(factory, converter))
+    for kind, hook in scalars.BY_NAME.items():
+        converter.register_structure_hook(kind, hook)
+    for kind, hook in scalars.BY_CLASS.items():
+        converter.register_structure_hook(kind, functools.partial(_scalar, hook, kind))
+    return converter
+
+
+def _scalar(hook: Hook, kind: type[Any], value: Any, cls: type[Any]) -> Any:
+    """A scalar, or what a class makes of one: singledispatch sends `class Size(str, Enum)` to the hook of str."""
+    if issubclass(cls, Enum):
+        return _member(value, cls)
+    made = hook(value, cls)
+    return made if cls is kind or issubclass(type(made), cls) else cls(made)
+
+
+def _anything(value: Any, _: Any = None) -> Any:
+    """A free value, as JSON could hold it: dates become strings, numbers must be finite."""
+    if isinstance(value, Mapping):
+        return collected({key: functools.partial(_anything, item) for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return list(collected({index: functools.partial(_anything, item) for index, item in enumerate(value)}).values())
+    if isinstance(value, float):
+        return scalars.number(value)
+    if isinstance(value, str):
+        return str(value)
+    return plain(value) if isinstance(value, date | time) else value
+
+
+# Choices
+
+
+def _literal_hook(_converter: cattrs.Converter, kind: Any) -> Hook:
+    allowed = get_args(kind)
+    return lambda value, _: chosen(value, allowed)
+
+
+def _enum_hook(_converter: cattrs.Converter, kind: type[Enum]) -> Hook:
+    return lambda value, _: _member(value, kind)
+
+
+def _member(value: Any, kind: type[Enum]) -> Enum:
+    by_value = [(plain(member), member) for member in kind]
+    picked = chosen(value, [one for one, _ in by_value])
+    return next(member for one, member in by_value if one is picked)
+
+
+def _union_hook(converter: cattrs.Converter, kind: Any) -> Hook:
+    members = [member for member in get_args(kind) if member is not types.NoneType]
+    optional = len(members) < len(get_args(kind))
+
+    def hook(value: Any, _: Any) -> Any:
+        if value is None and optional:
+            return None
+        errors: list[tuple[Any, Invalid]] = []
+        for member in sorted(members, key=lambda member: member is not type(value)):
+            try:
+                return converter.structure(value, member)
+            except Exception as error:
+                errors.append((member, Invalid(findings_of(error))))
+        if len(errors) == 1:
+            raise errors[0][1]
+        # A table or an array was meant for the member that takes one, and that one says where it is wrong.
+        for member, invalid in errors:
+            if isinstance(value, _PYTHON.get(_words(member), ())):
+                raise invalid
+        literals = [choice for member in members if get_origin(member) is Literal for choice in get_args(member)]
+        close = closest(value, [one for one in literals if isinstance(one, str)]) if isinstance(value, str) else None
+        meant = "" if close is None else f", did you mean {shown(close)}?"
+        raise fail(f"must be {either(dict.fromkeys(map(_words, members)))}, not {shown(value)}{meant}")
+
+    return hook
+
+
+_PYTHON: dict[str, Any] = {"an array": list, "a table": dict}
+
+
+def _words(member: Any) -> str:
+    """A type in words."""
+    origin = get_origin(member) or member
+    if origin is Literal:
+        return either(map(shown, get_args(member)))
+    if origin in _SEQUENCES:
+        return "an array"
+    if origin in _MAPPINGS or (isinstance(origin, type) and has(origin)):
+        return "a table"
+    if origin in scalars.BY_NAME:
+        return "a string"
+    return KINDS.get(origin, getattr(origin, "__name__", str(origin)))
+
+
+# Arrays and tables
+
+
+def _sequence_hook(converter: cattrs.Converter, kind: Any) -> Hook:
+    origin, arguments = get_origin(kind) or kind, get_args(kind)
+    fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise wrong("an array", value)
+        if fixed and len(value) != len(arguments):
+            raise fail(f"must be an array of {len(arguments)}, not of {len(value)}")
+        kinds = arguments if fixed else [arguments[0] if arguments else Any] * len(value)
+        parts = {
+            index: functools.partial(converter.structure, item, item_kind)
+            for index, (item, item_kind) in enumerate(zip(value, kinds, strict=True))
+        }
+        return _SEQUENCES[origin](collected(parts).values())
+
+    return hook
+
+
+def _mapping_hook(converter: cattrs.Converter, kind: Any) -> Hook:
+    key_kind, item_kind = get_args(kind) or (str, Any)
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise wrong("a table", value)
+        keys = collected({key: functools.partial(converter.structure, key, key_kind) for key in value})
+        items = collected({key: functools.partial(converter.structure, item, item_kind) for key, item in value.items()})
+        return {keys[key]: item for key, item in items.items()}
+
+    return hook

@@ -1,0 +1,221 @@
+"""The layers of a configuration, one over the other: file < variant < `--set`. Tables merge, arrays replace."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli
+from attrs import field, frozen
+
+from modelwright.core.config.documents import DEEPEST, Document, parse_value
+from modelwright.core.config.errors import ConfigError, Invalid, Problem, fail
+from modelwright.core.config.paths import Written
+from modelwright.core.config.words import KeyPath, dotted, printable, quoted, shown
+
+SET: Literal["--set"] = "--set"
+
+# A part of a TOML key: bare, "basic" or 'literal'.
+_PART = re.compile(r"""\s*(?:([A-Za-z0-9_-]+)|("(?:[^"\\]|\\.)*")|('[^']*'))\s*""")
+
+
+@frozen(kw_only=True)
+class Origin:
+    """Where a key was given: its path in the file, or in a `--set`."""
+
+    source: Literal["file", "--set"]
+    path: KeyPath
+
+
+@frozen(kw_only=True)
+class Override:
+    """One `--set K=V`.
+
+    Attributes:
+        parts: of K, each with whether it was quoted: a bare number may be an array's index.
+        value: V; its strings know the working directory.
+    """
+
+    parts: tuple[tuple[str, bool], ...]
+    value: Any
+
+    @property
+    def key(self) -> str:
+        """K, for messages."""
+        return dotted(tuple(part for part, _ in self.parts))
+
+    def problem(self, message: str) -> Problem:
+        """A problem with this override."""
+        return Problem(source=SET, key=self.key, message=message)
+
+
+def parse_override(text: str) -> Override:
+    """Read `K=V`: K a dotted key, V a TOML value.
+
+    Raises:
+        ConfigError: it is something else; for a bare word the message has the quotes that it lacks.
+    """
+    parts, rest = _key(text)
+    key = dotted(tuple(part for part, _ in parts))
+    try:
+        text.encode()
+        value = parse_value(rest.strip())
+    except UnicodeEncodeError:
+        raise _refused(key, "is not UTF-8") from None
+    except ValueError as error:
+        rest = rest.strip()
+        hint = f"strings need quotes, {SET} {shlex.quote(f'{key}={quoted(rest)}')}"
+        if not rest or re.fullmatch(r"""[\[{"'].*""", rest, re.DOTALL):
+            message = error.msg if isinstance(error, tomli.TOMLDecodeError) else str(error)
+            hint = f"{message[0].lower()}{message[1:]}"
+        raise _refused(key, f"{shown(rest)} is no TOML value: {hint}") from None
+    if len(parts) > DEEPEST:
+        raise _refused(key[:DEEPEST], f"the key has more than {DEEPEST} parts")
+    return Override(parts=parts, value=Written.mark(value, Path.cwd()))
+
+
+def _refused(key: str, message: str) -> ConfigError:
+    return ConfigError([Problem(source=SET, key=printable(key), message=printable(message))])
+
+
+def _key(text: str) -> tuple[tuple[tuple[str, bool], ...], str]:
+    parts: list[tuple[str, bool]] = []
+    position = 0
+    while match := _PART.match(text, position):
+        bare, basic, literal = match.groups()
+        try:
+            parts.append((bare, False) if bare else (parse_value(basic or literal), True))
+        except ValueError:
+            break
+        position = match.end()
+        if text[position : position + 1] == "=":
+            return tuple(parts), text[position + 1 :]
+        if text[position : position + 1] != ".":
+            break
+        position += 1
+    raise _refused(shown(text), "must be KEY=VALUE, such as --set train.max_steps=100")
+
+
+@frozen(kw_only=True)
+class Layers:
+    """Layers merged into one tree that remembers where each part of it was given.
+
+    Attributes:
+        document: the file.
+        values: the merged tree.
+        origins: for each path in it the places that gave it, lowest layer first: several for a table that was merged.
+    """
+
+    document: Document
+    values: dict[str, Any] = field(factory=dict)
+    origins: dict[KeyPath, list[Origin]] = field(factory=dict)
+
+    def merge(self, table: Mapping[str, Any], *, at: KeyPath = ()) -> None:
+        """Put a table of the file, the one at the path `at` in it, over what is there."""
+        self._over(self.values, table, (), Origin(source="file", path=at))
+
+    def override(self, override: Override) -> None:
+        """Put a `--set` over what is there.
+
+        Raises:
+            Invalid: its key leads nowhere.
+        """
+        *inner, (last, is_quoted) = override.parts
+        holder: Any = self.values
+        path: KeyPath = ()
+        for part, part_quoted in inner:
+            key = _step(holder, path, part, part_quoted)
+            path = (*path, key)
+            if isinstance(holder, dict) and key not in holder:
+                holder[key] = {}
+                self.origins[path] = [Origin(source=SET, path=path)]
+            holder = holder[key]
+        key = _step(holder, path, last, is_quoted)
+        self._put(holder, key, override.value, path, Origin(source=SET, path=path))
+
+    def _over(self, target: dict[str, Any], table: Mapping[str, Any], path: KeyPath, origin: Origin) -> None:
+        for key, value in table.items():
+            self._put(target, key, value, path, origin)
+
+    def _put(self, holder: Any, key: str | int, value: Any, path: KeyPath, origin: Origin) -> None:
+        """Set or merge `holder[key]`; `path` and `origin` are the holder's."""
+        here, given = (*path, key), Origin(source=origin.source, path=(*origin.path, key))
+        there = holder[key] if isinstance(key, int) or key in holder else None
+        if isinstance(there, dict) and isinstance(value, Mapping):
+            self.origins.setdefault(here, []).append(given)
+            self._over(there, value, here, given)
+            return
+        if there is not None:
+            for known in [known for known in self.origins if known[: len(here)] == here]:
+                del self.origins[known]
+        holder[key] = self._recorded(value, here, given)
+
+    def _recorded(self, value: Any, path: KeyPath, origin: Origin) -> Any:
+        """A copy of `value`, each part of it noted as given at `origin`."""
+        self.origins[path] = [origin]
+        if not isinstance(value, dict | list):
+            return value
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        copies = {
+            key: self._recorded(item, (*path, key), Origin(source=origin.source, path=(*origin.path, key)))
+            for key, item in items
+        }
+        return copies if isinstance(value, dict) else list(copies.values())
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """A finding with its place: where the key was given last, or, for a key that is not there, its table."""
+        known = path
+        while known and known not in self.origins:
+            known = known[:-1]
+        given = self.origins.get(known) or [Origin(source="file", path=())]
+        origin = given[-1] if known == path else given[0]
+        return located(self.document, origin, path[len(known) :], message)
+
+
+def _step(holder: Any, path: KeyPath, part: str, is_quoted: bool) -> str | int:
+    """What `part` of an override's key means in `holder`: a table's key or an array's index."""
+    where = dotted(path)
+    if isinstance(holder, list):
+        if not is_quoted and part.isascii() and part.isdecimal() and int(part[:9]) < len(holder):
+            return int(part)
+        there = f"indices 0 to {len(holder) - 1}" if holder else "none"
+        raise fail(f"{where} is an array without an entry {shown(part)} (it has {there})")
+    if not isinstance(holder, dict):
+        raise fail(f"{where} is {shown(holder)}, not a table")
+    if not is_quoted and part.isdecimal() and not holder:
+        raise fail(
+            f"{where or 'the file'} has no entry {part} (the key {quoted(part)} of a table is written in quotes)"
+        )
+    return part
+
+
+def located(document: Document, origin: Origin, beyond: KeyPath, message: str) -> Problem:
+    """A problem at `origin`, or at a path `beyond` it that is not there."""
+    path = (*origin.path, *beyond)
+    if origin.source == SET:
+        return Problem(source=SET, key=dotted(path), message=message)
+    table = path
+    while table and isinstance(table[-1], int):
+        table = table[:-1]
+    table = table[:-1]
+    return Problem(
+        source=document.name,
+        line=document.line(origin.path),
+        table=dotted(table),
+        key=dotted(path[len(table) :]),
+        message=message,
+    )
+
+
+def put_all(layers: Layers, overrides: list[Override]) -> list[Problem]:
+    """Put every override over the layers; the problems of those that lead nowhere."""
+    problems = []
+    for override in overrides:
+        try:
+            layers.override(override)
+        except Invalid as error:
+            problems += [override.problem(message) for _, message in error.findings]
+    return problems

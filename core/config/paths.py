@@ -1,0 +1,108 @@
+"""Where a path in a configuration leads: against the file that it stands in, or, from `--set`, the working directory.
+
+Each string of a configuration knows that folder (`Written`), so a value may travel through layers and still resolve
+where it was written. Strings that know none, those of a resolved configuration, are left as they are.
+"""
+
+from __future__ import annotations
+
+import glob
+import os.path
+import re
+from collections.abc import Mapping
+from typing import Any, TYPE_CHECKING
+
+from modelwright.core.config.errors import fail
+from modelwright.core.config.words import shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BUILTIN = "builtin:"
+
+_EXPLICIT = re.compile(r"\.{0,2}/|~|\.{1,2}\Z")
+_TEMPLATE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+class Written(str):
+    """A string of a layer, with the folder that a relative path in it is relative to."""
+
+    folder: Path
+
+    @classmethod
+    def mark(cls, value: Any, folder: Path) -> Any:
+        """A copy of a TOML value in which every string knows `folder`."""
+        if isinstance(value, str):
+            written = cls(value)
+            written.folder = folder
+            return written
+        if isinstance(value, Mapping):
+            return {key: cls.mark(item, folder) for key, item in value.items()}
+        if isinstance(value, list):
+            return [cls.mark(item, folder) for item in value]
+        return value
+
+
+def _folder(value: str) -> Path | None:
+    if not value:
+        raise fail("must not be empty")
+    if "\0" in value:
+        raise fail(f"must not contain a NUL character, but is {shown(value)}")
+    return value.folder if isinstance(value, Written) else None
+
+
+def _absolute(value: str, folder: Path, *, pattern: bool = False) -> str:
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise fail(f"there is no user {shown(path.partition('/')[0][1:])} for {shown(value)} (a file: ./{path})")
+    # The folder's own brackets are no pattern, though they stand before one.
+    base = glob.escape(str(folder)) if pattern and glob.has_magic(path) else str(folder)
+    return os.path.normpath(os.path.join(base, path))
+
+
+def file_path(value: str) -> str:
+    """An absolute path or glob; `builtin:NAME/SPLIT` stays. No link is followed.
+
+    Raises:
+        Invalid: it is empty, a URL, or of an unknown user.
+    """
+    folder = _folder(value)
+    if folder is None or value.startswith(BUILTIN):
+        return str(value)
+    if _URL.match(value):
+        raise fail(f"must be a path on disk, not the URL {shown(value)}")
+    return _absolute(value, folder, pattern=True)
+
+
+def model_source(value: str) -> str:
+    """An absolute path where it begins like one (`./ ../ / ~`) or a folder of that name is there, else as it is."""
+    folder = _folder(value)
+    if folder is None:
+        return str(value)
+    if _EXPLICIT.match(value) or os.path.isdir(os.path.join(folder, value)):
+        return _absolute(value, folder)
+    return str(value)
+
+
+def chat_template(value: str) -> str:
+    """A bare word is a built-in template's name; whatever has a `/`, a dot or a `~` is a file, made absolute."""
+    folder = _folder(value)
+    return str(value) if folder is None or _TEMPLATE_NAME.fullmatch(value) else _absolute(value, folder)
+
+
+def registry_url(value: str) -> str:
+    """A URL; the relative path in `sqlite:///models.db` (three slashes, as SQLAlchemy writes it) is made absolute.
+
+    Raises:
+        Invalid: it is no URL.
+    """
+    folder = _folder(value)
+    url = _URL.fullmatch(value)
+    if url is None:
+        raise fail(f"must be a URL such as sqlite:///registry.db, not {shown(value)}")
+    scheme, rest = url.groups()
+    if folder is None or scheme != "sqlite" or not rest.startswith("/") or rest.startswith(("//", "/:")) or rest == "/":
+        return str(value)
+    path, question, query = rest[1:].partition("?")
+    return f"sqlite:///{_absolute(path, folder)}{question}{query}"

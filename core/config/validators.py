@@ -1,0 +1,102 @@
+"""attrs' validators, said in English: "must be > 0, not -1"."""
+
+from __future__ import annotations
+
+from typing import Any, TYPE_CHECKING
+
+from modelwright.core.config.words import either, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    tuple: "an array",
+    dict: "a table",
+}
+NOT_EMPTY = "not be empty"
+
+
+def complaint(validator: Any, instance: Any, attribute: Any, value: Any) -> str | None:
+    """What `validator` has against `value`, or None where it has nothing.
+
+    Raises:
+        AttributeError: the validator asks `instance` for a field that it has not got.
+    """
+    try:
+        validator(instance, attribute, value)
+    except AttributeError:
+        raise
+    except Exception as error:
+        wish = _wish(validator)
+        if wish is not None:
+            return f"must {wish}" if wish == NOT_EMPTY else f"must {wish}, not {shown(value)}"
+        return said(error, attribute.name)
+    return None
+
+
+def said(error: BaseException, name: str = "") -> str:
+    """The first line of an exception's own message, without the attribute's name in front."""
+    text = str(error.args[0]) if error.args and isinstance(error.args[0], str) else str(error)
+    line = next(iter(text.strip().splitlines()), "").removeprefix(f"{name!r} ").removeprefix(f"{name} ")
+    return line or type(error).__name__
+
+
+def _wish(validator: Any) -> str | None:
+    """What may follow "must" for one of attrs' own validators, None for anyone else's.
+
+    attrs' validators are attrs classes whose names are private while their fields have been stable for years; should
+    a field be missing, the validator's own message is used.
+    """
+    say = _WISHES.get(type(validator).__name__)
+    try:
+        return say(validator) if say else None
+    except (AttributeError, TypeError):
+        return None
+
+
+_WISHES: dict[str, Callable[[Any], str | None]] = {
+    "_NumberValidator": lambda one: f"be {one.compare_op} {_number(one.bound)}",
+    "_InValidator": lambda one: f"be {either(map(shown, one.options))}",
+    "_InstanceOfValidator": lambda one: f"be {either(map(_type, _tuple(one.type)))}",
+    "_MatchesReValidator": lambda one: f"match the pattern {one.pattern.pattern}",
+    "_MinLengthValidator": lambda one: NOT_EMPTY if one.min_length == 1 else f"have {one.min_length} or more entries",
+    "_MaxLengthValidator": lambda one: f"have {one.max_length} or fewer entries",
+    "_OptionalValidator": lambda one: _joined(_tuple(one.validator), " and "),
+    "_AndValidator": lambda one: _joined(one._validators, " and "),
+    "_OrValidator": lambda one: _joined(one.validators, " or "),
+}
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _type(kind: type[Any]) -> str:
+    return KINDS.get(kind, kind.__name__)
+
+
+def _joined(validators: Iterable[Any], word: str) -> str | None:
+    wishes = [_wish(validator) for validator in validators]
+    known = [wish for wish in wishes if wish is not None]
+    if not known or len(known) < len(wishes):
+        return None
+    first, *rest = known
+    # "be an integer > 0", not "be an integer and be > 0".
+    return first + "".join(_continued(wish, word, known) for wish in rest)
+
+
+def _continued(wish: str, word: str, known: list[str]) -> str:
+    if not all(one.startswith("be ") for one in known):
+        return f"{word}{wish}"
+    wish = wish.removeprefix("be ")
+    typed = known[0].removeprefix("be ") in KINDS.values()
+    return f" {wish}" if word == " and " and typed and wish[0] in "<>=!" else f"{word}{wish}"
+
+
+def _number(bound: Any) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)

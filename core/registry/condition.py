@@ -1,0 +1,132 @@
+"""The condition of a promotion: `gsm8k.math_accuracy >= 0.6 and gsm8k.exact_match > 0.5`."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, NoReturn
+
+from attrs import frozen
+
+from modelwright.core.api.errors import UsageError
+from modelwright.core.api.registry import MetricTable
+
+_NAME = r"[a-z][a-z0-9_-]*"
+_MEASURE = re.compile(rf"({_NAME})\.({_NAME})")
+_OPERATOR = re.compile(r"[<>=!]+")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?(?![\w.])")
+_AND = re.compile(r"and(?![\w.-])")
+_SPACE = re.compile(r"\s*")
+_FOUND = re.compile(r"[<>=!]+|[^\s<>=!]+")
+
+_COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    ">": operator.gt,
+    "<=": operator.le,
+    "<": operator.lt,
+    "==": operator.eq,
+}
+
+
+class ClauseResult(NamedTuple):
+    """How one clause fared: its text, the measured value (None: there is none), and whether it holds."""
+
+    clause: str
+    measured: float | None
+    holds: bool
+
+
+@frozen(kw_only=True)
+class Clause:
+    """One comparison, `SUITE.METRIC OPERATOR NUMBER`; `str()` gives it back in plain form."""
+
+    suite: str
+    metric: str
+    operator: str
+    threshold: float
+
+    def __str__(self) -> str:
+        return f"{self.suite}.{self.metric} {self.operator} {self.threshold!r}"
+
+    def check(self, metrics: MetricTable) -> ClauseResult:
+        """Compare the measured value; a suite or metric that is missing does not hold."""
+        figure = metrics.get(self.suite, {}).get(self.metric)
+        measured = None if figure is None else figure.value
+        holds = measured is not None and _COMPARISONS[self.operator](measured, self.threshold)
+        return ClauseResult(str(self), measured, holds)
+
+
+@frozen(kw_only=True)
+class Condition:
+    """Comparisons that must all hold."""
+
+    clauses: tuple[Clause, ...]
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.clauses))
+
+    def check(self, metrics: MetricTable) -> list[ClauseResult]:
+        """Every clause's text, measured value and whether it holds; the condition holds if all do."""
+        return [clause.check(metrics) for clause in self.clauses]
+
+
+def parse_condition(text: str) -> Condition:
+    """Read a condition.
+
+    Raises:
+        UsageError: it is none; the message says at which character, what was expected and what was found.
+    """
+    scanner = _Scanner(text)
+    clauses: list[Clause] = []
+    while True:
+        measure = scanner.take(_MEASURE, "SUITE.METRIC, such as gsm8k.math_accuracy")
+        comparison = scanner.take(_OPERATOR, _OPERATORS, among=_COMPARISONS)
+        number = scanner.take(_NUMBER, "a number")[0]
+        threshold = float(number)
+        if math.isinf(threshold):
+            raise UsageError(f"condition {text!r}: {number} is too large for a number")
+        clauses.append(Clause(suite=measure[1], metric=measure[2], operator=comparison[0], threshold=threshold))
+        if scanner.at_end():
+            return Condition(clauses=tuple(clauses))
+        scanner.take(_AND, "'and' or the end")
+
+
+_OPERATORS = f"one of {', '.join(_COMPARISONS)}"
+
+
+class _Scanner:
+    """Takes one piece of a text after the other, over the spaces between them."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._position = 0
+
+    def _skip_spaces(self) -> None:
+        spaces = _SPACE.match(self._text, self._position)
+        assert spaces is not None
+        self._position = spaces.end()
+
+    def at_end(self) -> bool:
+        """Whether nothing but spaces is left."""
+        self._skip_spaces()
+        return self._position == len(self._text)
+
+    def take(
+        self, pattern: re.Pattern[str], expected: str, *, among: Mapping[str, object] | None = None
+    ) -> re.Match[str]:
+        """The match of `pattern` here, which must be one of `among` if that is given."""
+        self._skip_spaces()
+        match = pattern.match(self._text, self._position)
+        if match is None or (among is not None and match[0] not in among):
+            self._fail(expected)
+        self._position = match.end()
+        return match
+
+    def _fail(self, expected: str) -> NoReturn:
+        found = _FOUND.match(self._text, self._position)
+        raise UsageError(
+            f"condition {self._text!r}: at character {self._position + 1} expected {expected}, "
+            f"found {repr(found[0]) if found else 'the end'}"
+        )

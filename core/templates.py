@@ -1,0 +1,228 @@
+"""Chat templates: the built-in ones, and the sandbox in which any template runs.
+
+Jinja2 is imported when the first template is compiled, so that a run.toml can be checked without it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelwright.core.api.errors import MissingDependencyError, ModelwrightError, UsageError
+from modelwright.core.api.records import ROLES, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import jinja2
+    import jinja2.nodes
+    import jinja2.parser
+
+# What `strftime_now` tells a template: the same date in training, evaluation and serving, whenever they happen.
+PINNED_DATE = datetime(2026, 1, 1, tzinfo=UTC)
+
+# An assistant's content is trimmed, so that the newline before it is a token of its own in the prompt and in training.
+CHATML = """\
+{%- if tools %}{{ raise_exception('chatml shows no tools; choose another chat_template') }}{% endif %}
+{%- for message in messages %}
+    {%- if message.tool_calls %}
+        {{- raise_exception('chatml shows no tool calls; choose another chat_template') }}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- set thinking = (message.reasoning_content or message.thinking or '') | trim %}
+        {%- if thinking %}{{ '<think>\\n' + thinking + '\\n</think>\\n\\n' }}{% endif %}
+        {{- message.content | trim }}
+    {%- else %}
+        {{- message.content }}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+BUILT_IN: Mapping[str, str] = {"chatml": CHATML}
+
+
+class TemplateRefusedError(ModelwrightError):
+    """A conversation or a text cannot become tokens: the template refuses it, or it is not valid text."""
+
+
+def require(module: str) -> Any:
+    """Import `module`, one of the `train` extra.
+
+    Raises:
+        MissingDependencyError: it is not installed; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        message = f"{package} is not installed ({error}): pip install 'modelwright[train]'"
+        raise MissingDependencyError(message) from error
+
+
+def read_template(name_or_path: str) -> str:
+    """The text of a chat template: a built-in one by its name, else a file's.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if name_or_path in BUILT_IN:
+        return BUILT_IN[name_or_path]
+    try:
+        # As bytes: reading as text would change line ends, and with them the fingerprint.
+        return Path(name_or_path).read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(
+            f"chat_template {name_or_path!r} is neither built in ({', '.join(sorted(BUILT_IN))}) "
+            f"nor a file that can be read: {reason}"
+        ) from error
+
+
+def template_message(message: Message) -> dict[str, Any]:
+    """A message as templates read it: no keys for what it lacks, thinking under both names in use, calls parsed.
+
+    Raises:
+        TemplateRefusedError: its role is unknown or its tool calls are not a JSON array.
+    """
+    if message.role not in ROLES:
+        raise TemplateRefusedError(f"role {message.role!r:.60} is not one of {', '.join(ROLES)}")
+    values: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.thinking is not None:
+        values["reasoning_content"] = values["thinking"] = message.thinking
+    if message.tool_calls is not None:
+        values["tool_calls"] = [_parsed_call(call) for call in parse_array(message.tool_calls, "tool_calls")]
+    if message.tool_call_id is not None:
+        values["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        values["name"] = message.name
+    return values
+
+
+def parse_array(text: str, what: str) -> list[Any]:
+    """Parse a JSON array.
+
+    Raises:
+        TemplateRefusedError: `text` is something else.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise TemplateRefusedError(f"{what} is not JSON: {error}") from error
+    if not isinstance(value, list):
+        raise TemplateRefusedError(f"{what} must be a JSON array, not {text!r:.60}")
+    return value
+
+
+def _parsed_call(call: Any) -> Any:
+    """A call whose arguments are an object: OpenAI writes them as JSON text, templates want the object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call  # Not JSON: the template shows the text as it is.
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Attributes:
+        source: its text.
+        date: the date that it is told, as ISO 8601, where it asks for one.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.date = PINNED_DATE.date().isoformat() if "strftime_now" in source else None
+        try:
+            self._template = _environment().from_string(source)
+        except require("jinja2").TemplateSyntaxError as error:
+            raise UsageError(f"the chat template cannot be read, line {error.lineno}: {error.message}") from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None,
+        special: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> str:
+        """The conversation as text.
+
+        Args:
+            messages: as `template_message` makes them.
+            tools: JSON schemas of the tools on offer.
+            special: the tokenizer's special tokens by name, such as "bos_token".
+            add_generation_prompt: whether the text ends where an assistant's answer begins.
+
+        Raises:
+            TemplateRefusedError: the template raised; the message says what it said.
+        """
+        try:
+            return self._template.render(
+                **special, messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt
+            )
+        except require("jinja2").TemplateError as error:
+            raise TemplateRefusedError(f"the chat template refuses this conversation: {_line(error)}") from error
+        except Exception as error:  # A template is a program, and may fail in any way.
+            kind = type(error).__name__
+            raise TemplateRefusedError(f"the chat template fails on this conversation: {kind}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """The sandbox in which transformers runs chat templates, but for the date."""
+    sandbox, ext, exceptions = require("jinja2.sandbox"), require("jinja2.ext"), require("jinja2.exceptions")
+
+    def raise_exception(message: str) -> None:
+        raise exceptions.TemplateError(message)
+
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # Jinja's own filter escapes what HTML would read.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment: jinja2.Environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(ext.Extension), ext.loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = PINNED_DATE.strftime
+    return environment
+
+
+def _generation_tag(extension: Any) -> Any:
+    """The block `{% generation %}`, with which some templates mark what is learnt: here it is its content, no more."""
+
+    class GenerationTag(extension):  # type: ignore[misc]
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+            nodes = require("jinja2.nodes")
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            block: jinja2.nodes.Node = nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+            return block
+
+        def _content(self, caller: Callable[[], str]) -> str:
+            return caller()
+
+    return GenerationTag

@@ -1,0 +1,195 @@
+"""What the client gives back: plain records, made from the messages of the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modelwright.v1 import common_pb2, model_pb2
+
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The model that answered.
+
+    Attributes:
+        name: its name in the registry.
+        version: its version.
+        digest: the sha256 over its files, in hexadecimal.
+        adapter_digest: the same of the adapter, where one answered.
+        alias: the alias that led to it, where the request named one.
+        alias_generation: how often that alias had moved on the server.
+    """
+
+    name: str
+    version: int
+    digest: str
+    adapter_digest: str | None = None
+    alias: str | None = None
+    alias_generation: int | None = None
+
+    @property
+    def address(self) -> str:
+        """`NAME@VERSION`."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """How many tokens a request took: those of the prompt, and those that were generated."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """An answer.
+
+    Attributes:
+        text: without the end token or the stop text.
+        finish: why it ended: "stop", "length" (max_tokens reached) or "tool_calls".
+        usage: what it took.
+        served: what answered.
+        token_ids: the generated tokens.
+        logprobs: the natural logarithm of each token's probability, where asked for.
+    """
+
+    text: str
+    finish: Finish
+    usage: Usage
+    served: Served
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A text or a conversation as the model sees it; the context holds `context_length` tokens, the answer included."""
+
+    token_ids: tuple[int, ...]
+    context_length: int
+    served: Served
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model of a server.
+
+    Attributes:
+        name: its name in the registry.
+        version: its version.
+        digest: the sha256 over its files, in hexadecimal.
+        state: "ready", or "draining" when it takes no new requests.
+        pinned: whether requests may name it by its name for good, or only as long as an alias points to it.
+        aliases: the aliases that point to it on this server.
+        engine: the engine's name.
+        abilities: what the engine can do beyond greedy decoding.
+        context_length: the most tokens of prompt and answer together.
+        active_requests: how many it is answering.
+    """
+
+    name: str
+    version: int
+    digest: str
+    state: str
+    pinned: bool
+    aliases: tuple[str, ...]
+    engine: str
+    abilities: tuple[str, ...]
+    context_length: int
+    active_requests: int
+
+    @property
+    def address(self) -> str:
+        """`NAME@VERSION`."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alias:
+    """An alias as a server routes it.
+
+    Attributes:
+        alias: its name, without the "@".
+        name: the model's name.
+        version: the model's version.
+        digest: the sha256 over the model's files, in hexadecimal.
+        generation: how often the alias has moved.
+        etag: for `set_alias`, which moves it only if nobody else has since.
+    """
+
+    alias: str
+    name: str
+    version: int
+    digest: str
+    generation: int
+    etag: str
+
+    @property
+    def address(self) -> str:
+        """`NAME@VERSION` of the model that it points to."""
+        return f"{self.name}@{self.version}"
+
+
+def to_served(served: Any) -> Served:
+    return Served(
+        name=served.name,
+        version=served.version,
+        digest=served.digest,
+        adapter_digest=served.adapter_digest if served.HasField("adapter_digest") else None,
+        alias=served.alias if served.HasField("alias") else None,
+        alias_generation=served.alias_generation if served.HasField("alias_generation") else None,
+    )
+
+
+def to_usage(usage: Any) -> Usage:
+    return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+def to_finish(reason: int) -> Finish:
+    finishes: dict[int, Finish] = {
+        common_pb2.FINISH_REASON_STOP: "stop",
+        common_pb2.FINISH_REASON_LENGTH: "length",
+        common_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+    }
+    return finishes[reason]
+
+
+def to_generation(response: Any, text: str) -> Generation:
+    return Generation(
+        text=text,
+        finish=to_finish(response.finish_reason),
+        usage=to_usage(response.usage),
+        served=to_served(response.served),
+        token_ids=tuple(response.token_ids),
+        logprobs=tuple(response.logprobs),
+    )
+
+
+def to_model(model: Any) -> Model:
+    return Model(
+        name=model.name,
+        version=model.version,
+        digest=model.digest,
+        state=model_pb2.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower(),
+        pinned=model.pinned,
+        aliases=tuple(model.aliases),
+        engine=model.engine,
+        abilities=tuple(model.abilities),
+        context_length=model.context_length,
+        active_requests=model.active_requests,
+    )
+
+
+def to_alias(route: Any) -> Alias:
+    return Alias(
+        alias=route.alias,
+        name=route.name,
+        version=route.version,
+        digest=route.digest,
+        generation=route.generation,
+        etag=route.etag,
+    )

@@ -1,0 +1,107 @@
+"""Between bytes and messages.
+
+grpc.aio answers UNKNOWN when a deserializer of its own raises, so the handlers get bytes, and what is wrong with them
+is told like any other mistake in a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from modelwright.grpc_server.errors import RequestError, abort
+
+Request = TypeVar("Request", bound=Message)
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, Context], Awaitable[Any]]
+
+
+def decode(kind: type[Request], data: bytes, *, limit: int, strict: bool = True) -> Request:
+    """Read a message.
+
+    Args:
+        kind: the message's class.
+        data: what came over the wire.
+        limit: the most bytes that are taken.
+        strict: whether a field that this version does not know is an error. It is one for Modelwright's own messages:
+            a newer client's wish would otherwise be silently ignored.
+
+    Raises:
+        RequestError: RESOURCE_EXHAUSTED if it is too large, INVALID_ARGUMENT if it is no such message.
+    """
+    if len(data) > limit:
+        raise RequestError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "MESSAGE_TOO_LARGE",
+            f"the message has {len(data)} bytes, and this server takes {limit}: send less",
+            metadata={"bytes": len(data), "limit": limit},
+        )
+    try:
+        message = kind.FromString(data)
+    except DecodeError as error:
+        raise RequestError(
+            grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE", f"the bytes are no valid message: {error}"
+        ) from error
+    if strict:
+        _check_known(message, kind.DESCRIPTOR.name)
+    return message
+
+
+def _check_known(message: Message, path: str) -> None:
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        raise RequestError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "UNKNOWN_FIELD",
+            f"{path} has a field with number {unknown[0].field_number} that this server does not know: "
+            "leave it out, or upgrade the server",
+            metadata={"field": path},
+        )
+    for field, value in message.ListFields():
+        if field.type != FieldDescriptor.TYPE_MESSAGE:
+            continue
+        for part in [value] if isinstance(value, Message) else value:
+            _check_known(part, f"{path}.{field.name}")
+
+
+def unary(kind: type[Message], handler: Handler, *, limit: int, strict: bool = True) -> grpc.RpcMethodHandler[Any, Any]:
+    """A method with one response: `handler(request, context)` gives the message."""
+
+    async def call(data: bytes, context: Context) -> bytes:
+        try:
+            response: Message = await handler(decode(kind, data, limit=limit, strict=strict), context)
+            return response.SerializeToString()
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - every failure has a status
+            await abort(context, error)
+
+    return grpc.unary_unary_rpc_method_handler(call)
+
+
+def streaming(
+    kind: type[Message], handler: Handler, *, limit: int, strict: bool = True
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """A method with a stream of responses: `handler(request, write)` writes each with `await write(message)`.
+
+    It writes rather than yields: a client that leaves while a message waits to be sent then stops the handler where it
+    stands, and its cleaning up does not wait for the garbage collector.
+    """
+
+    async def call(data: bytes, context: Context) -> None:
+        async def write(message: Message) -> None:
+            await context.write(message.SerializeToString())
+
+        try:
+            await handler(decode(kind, data, limit=limit, strict=strict), write)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - every failure has a status
+            await abort(context, error)
+
+    return grpc.unary_stream_rpc_method_handler(call)

@@ -1,0 +1,135 @@
+"""From what went wrong to a google.rpc.Status: the code, a sentence, an ErrorInfo, and RetryInfo where waiting helps."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Never
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from modelwright.core.api.errors import AliasConflictError, ModelNotFoundError, RegistryError, UsageError
+from modelwright.core.chat import TemplateRefusedError
+from modelwright.v1 import common_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DOMAIN = "modelwright"
+
+# A status travels in HTTP/2 headers, of which clients take 8 KiB in all: the message is in them twice, once with every
+# byte that is not ASCII written as three.
+MESSAGE_BYTES = 1000
+METADATA_BYTES = 200
+
+log = logging.getLogger(__name__)
+
+
+class RequestError(Exception):
+    """A request that gets a status instead of an answer.
+
+    Attributes:
+        code: the status code.
+        reason: a name of the proto's ErrorReason, without the prefix.
+        message: a sentence that names the field and says what is expected.
+        metadata: facts for programs.
+        retry_after: seconds after which trying again may help; None where it would not.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        common_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}")  # a reason that the proto does not list is a bug
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+
+
+def invalid(field: str, message: str) -> RequestError:
+    """A field whose value cannot be."""
+    return RequestError(
+        grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", f"{field} {message}", metadata={"field": field}
+    )
+
+
+def unsupported(field: str, message: str) -> RequestError:
+    """A field that asks for what the engine or this version cannot do."""
+    return RequestError(
+        grpc.StatusCode.INVALID_ARGUMENT, "UNSUPPORTED", f"{field} {message}", metadata={"field": field}
+    )
+
+
+def not_found(message: str, address: str) -> RequestError:
+    """A model that this server or the registry does not have."""
+    return RequestError(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", message, metadata={"address": address})
+
+
+def shutting_down() -> RequestError:
+    """The server is going down; another one, or this one started anew, may answer."""
+    return RequestError(
+        grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the server is shutting down: try again later", retry_after=1.0
+    )
+
+
+def request_error(error: Exception) -> RequestError:
+    """The status that stands for any exception. What nobody foresaw goes to the log, and is not told to the client."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, TemplateRefusedError):
+        return RequestError(grpc.StatusCode.INVALID_ARGUMENT, "TEMPLATE_REFUSED", str(error))
+    if isinstance(error, ModelNotFoundError):
+        return RequestError(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", str(error))
+    if isinstance(error, AliasConflictError):
+        return RequestError(grpc.StatusCode.ABORTED, "ALIAS_CONFLICT", str(error))
+    if isinstance(error, RegistryError):
+        return RequestError(grpc.StatusCode.FAILED_PRECONDITION, "REGISTRY_FAILED", str(error))
+    if isinstance(error, UsageError):
+        return RequestError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", str(error))
+    log.error("a request failed", exc_info=error)
+    return RequestError(grpc.StatusCode.INTERNAL, "INTERNAL", f"{type(error).__name__}: the server's log says more")
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text`, cut so that its UTF-8 has at most `limit` bytes."""
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def to_status(error: RequestError) -> grpc.Status:
+    """What gRPC sends for `error`: a google.rpc.Status in the trailing metadata beside code and message."""
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason,
+        domain=DOMAIN,
+        metadata={key: shorten(str(value), METADATA_BYTES) for key, value in error.metadata.items()},
+    )
+    details = [_packed(info)]
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after * 1e9))
+        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    status = status_pb2.Status(code=error.code.value[0], message=shorten(str(error), MESSAGE_BYTES), details=details)
+    return rpc_status.to_status(status)
+
+
+def _packed(message: Any) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> Never:
+    """End the call with the status of `error`."""
+    status = to_status(request_error(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort() raises")

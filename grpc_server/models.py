@@ -1,0 +1,115 @@
+"""A model in memory: its engine, its renderer, and how one comes from the registry's files."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
+from modelwright.core.api.files import read_json
+from modelwright.core.api.generation import GenerationRequest, Sampling
+from modelwright.core.chat import Renderer, checked_renderer
+
+if TYPE_CHECKING:
+    from modelwright.core.api.components import Engine, EngineSpec, Registry
+    from modelwright.core.api.registry import ModelVersion
+
+# What families of models call their context in config.json.
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
+
+log = logging.getLogger(__name__)
+
+
+@define(eq=False, kw_only=True)
+class LoadedModel:
+    """A model that an engine has loaded.
+
+    Attributes:
+        version: the registry's record of it.
+        spec: the engine's descriptor.
+        engine: the engine; it runs this model alone.
+        renderer: from text and conversations to tokens.
+        context_length: the most tokens of prompt and answer together.
+        loaded: when, in UTC.
+        pinned: whether it is served by its name, and so kept when no alias points to it.
+        active: how many requests hold it.
+    """
+
+    version: ModelVersion
+    spec: EngineSpec
+    engine: Engine
+    renderer: Renderer
+    context_length: int
+    loaded: datetime = field(factory=lambda: datetime.now(UTC))
+    pinned: bool = False
+    active: int = 0
+
+    @property
+    def address(self) -> str:
+        """`NAME@VERSION`."""
+        return self.version.address
+
+    async def warm(self) -> None:
+        """Generate one token, so that the first request does not pay for what is made on first use.
+
+        Raises:
+            ModelwrightError: the engine cannot.
+        """
+        # Token 0 is in every vocabulary.
+        request = GenerationRequest(id="warm", prompt=(0,), sampling=Sampling(max_tokens=1))
+        finish = None
+        try:
+            async for delta in self.engine.submit(request):
+                finish = delta.finish or finish
+        except Exception as error:
+            raise ModelwrightError(
+                f"{self.address} is loaded but generates nothing: {type(error).__name__}: {error}"
+            ) from error
+        if finish not in ("stop", "length"):
+            raise ModelwrightError(f"{self.address} is loaded but generates nothing: its engine ended as {finish}")
+
+    def close(self) -> None:
+        """Free the engine. May take long."""
+        try:
+            self.engine.close()
+        except Exception:
+            # Nothing depends on it any more; what it still holds ends with the process.
+            log.exception("the engine of %s did not close", self.address)
+
+
+def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> LoadedModel:
+    """Load a registered model. Takes long.
+
+    Raises:
+        ModelwrightError: its files cannot be had or its parts do not fit each other.
+        MissingDependencyError: the engine needs a package that is not installed.
+    """
+    folder = registry.folder(version)
+    context_length = _context_length(read_json(folder / "config.json"), version.address)
+    renderer = checked_renderer(folder)
+    engine: Engine = spec.create()
+    try:
+        engine.load(folder)
+    except Exception as error:
+        engine.close()
+        if isinstance(error, MissingDependencyError):
+            raise
+        text = str(error) if isinstance(error, ModelwrightError) else f"{type(error).__name__}: {error}"
+        raise ModelwrightError(f"{version.address} cannot be loaded by engine {spec.name!r}: {text}") from error
+    return LoadedModel(version=version, spec=spec, engine=engine, renderer=renderer, context_length=context_length)
+
+
+def _context_length(config: object, address: str) -> int:
+    tables = [config, config.get("text_config")] if isinstance(config, dict) else []
+    for table in tables:
+        for key in _CONTEXT_KEYS:
+            value = table.get(key) if isinstance(table, dict) else None
+            if isinstance(value, int) and value > 0:
+                return value
+    raise ModelwrightError(
+        f"{address} cannot be served: its config.json does not say how long its context is "
+        f"(expected {' or '.join(_CONTEXT_KEYS)})"
+    )

@@ -1,0 +1,208 @@
+"""A model folder in Hugging Face layout, made ready to step: weights from safetensors only, no code from the folder."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.plugins.engines import TorchOptions
+
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+# Below this many parameters a step is too short to be worth sharing between cores.
+_SMALL = 5_000_000
+# Read before any engine sets its own: in new threads PyTorch reports what was set last anywhere.
+_DEFAULT_THREADS = torch.get_num_threads()
+
+
+@frozen(kw_only=True)
+class LoadedModel:
+    """A model and what is known of it.
+
+    Attributes:
+        model: a transformers causal language model in evaluation mode.
+        tokenizer: of its folder.
+        device: where it is.
+        context: the most tokens, prompt and answer together; None is no limit.
+        vocabulary: how many token ids it knows.
+        attends: whether all of its state is keys and values by position, so that caches can be joined and trimmed.
+        arguments: the names of the forward pass's arguments.
+        threads: CPU threads for it; None leaves the number alone.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    context: int | None
+    vocabulary: int
+    attends: bool
+    arguments: frozenset[str]
+    threads: int | None
+
+    def cache(self) -> Any:
+        """An empty cache.
+
+        Without the model's config every layer keeps all positions; sliding windows are then a matter of the mask. That
+        takes more memory than a window does, and lets rows of different lengths share a cache.
+        """
+        from transformers import DynamicCache
+
+        return DynamicCache() if self.attends else DynamicCache(config=self.model.config)
+
+    def forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Run the model on tokens that follow the cache's; give the last position's logits, `[rows, vocabulary]`.
+
+        Args:
+            tokens: `[rows, new]`.
+            mask: `[rows, cached + new]`, 0 at the padding on the left, else 1.
+            positions: `[rows, new]`, counted from each row's first real token.
+            cache: as `cache()` gives; the new tokens' state is added to it.
+        """
+        extra = {"position_ids": positions, "logits_to_keep": 1}
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **{name: value for name, value in extra.items() if name in self.arguments},
+        )
+        logits: Tensor = output.logits[:, -1, :]
+        return logits
+
+
+def load_model(folder: Path, options: TorchOptions) -> LoadedModel:
+    """Read a model folder.
+
+    Raises:
+        ModelwrightError: the folder lacks something or cannot be read.
+        UsageError: the device is not there.
+    """
+    _check(folder)
+    device = _device(options.device)
+    dtype = _dtype(options.dtype, device)
+    with _clear_errors(folder):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = _weights(folder, dtype).to(device).eval()
+    arguments = frozenset(inspect.signature(model.forward).parameters)
+    if "past_key_values" not in arguments:
+        raise ModelwrightError(
+            f"{folder}: engine 'torch' runs models with a key-value cache, and {type(model).__name__} has none"
+        )
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        context=context if isinstance(context, int) and context > 0 else None,
+        vocabulary=model.get_input_embeddings().num_embeddings,
+        attends=_attends(model),
+        arguments=arguments,
+        threads=_threads(options.threads, model),
+    )
+
+
+def _check(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelwrightError(f"{folder}: there is no such folder; a model folder in Hugging Face layout is expected")
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ModelwrightError(f"{folder}: {name} is missing; a model folder in Hugging Face layout is expected")
+    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
+        return
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise ModelwrightError(
+            f"{folder}: its weights are pickled only ({pickled[0]}), and reading a pickle can run any code; "
+            "model.safetensors is expected: load it where you trust it and save it again with save_pretrained()"
+        )
+    raise ModelwrightError(f"{folder}: there are no weights; model.safetensors is expected")
+
+
+def _weights(folder: Path, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _clear_errors(folder), _no_progress_bars():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    # transformers fills what is missing with random numbers and goes on.
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelwrightError(
+            f"{folder}: the weights lack {len(missing)} of {type(model).__name__}'s tensors, such as {missing[0]}"
+        )
+    return model
+
+
+@contextmanager
+def _clear_errors(folder: Path) -> Iterator[None]:
+    """What the libraries raise about a damaged folder, of whatever class, as one line that names the folder."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ModelwrightError(f"{folder}: the model cannot be loaded: {type(error).__name__}: {text:.300}") from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"engine 'torch': device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _attends(model: Any) -> bool:
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    return all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=model.config).layers
+    )
+
+
+def _threads(asked: int | None, model: Any) -> int | None:
+    if asked is not None:
+        return asked
+    if "OMP_NUM_THREADS" in os.environ:
+        return None
+    return 1 if sum(weights.numel() for weights in model.parameters()) < _SMALL else _DEFAULT_THREADS

@@ -1,0 +1,127 @@
+"""Engine `torch`: a model in this process, PyTorch and transformers, batched at every iteration."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from attrs import define
+
+from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.generation import Delta, GenerationRequest
+from modelwright.plugins.engines import TorchOptions
+from modelwright.plugins.engines.loading import LoadedModel, load_model
+from modelwright.plugins.engines.row import DeltaStream, Row
+from modelwright.plugins.engines.sampling import generator
+from modelwright.plugins.engines.scheduler import Scheduler
+from modelwright.plugins.engines.text import TextStream, byte_tokens
+
+
+@define
+class _Running:
+    model: LoadedModel
+    scheduler: Scheduler
+    byte_tokens: frozenset[int]
+    close: Callable[[], object]
+
+
+class TorchEngine:
+    """Runs one model, in a thread of its own.
+
+    A delta's `token_ids` are all tokens that were generated, the stop token and the tokens of a stop string among them
+    (they count towards `max_tokens`); its `text` ends before them. Joined, the texts are the decoding of the tokens up
+    to the stop, special tokens skipped. A request ends with "length" at `max_tokens` and where the context is full.
+
+    Args:
+        options: device, precision, batch size, threads.
+    """
+
+    def __init__(self, options: TorchOptions) -> None:
+        self._options = options
+        self._running: _Running | None = None
+        self._closed = False
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens of a prompt and its answer together; None is no limit."""
+        return self._loaded().model.context
+
+    def load(self, folder: Path) -> None:
+        """Load a model folder in Hugging Face layout: config.json, tokenizer.json and safetensors.
+
+        Raises:
+            ModelwrightError: the folder lacks something or cannot be read, or a model is loaded already.
+            UsageError: the device is not there.
+        """
+        if self._running is not None or self._closed:
+            raise ModelwrightError(f"{folder}: an engine loads one model, once; make another engine for another model")
+        model = load_model(Path(folder), self._options)
+        scheduler = Scheduler(model, self._options.max_batch)
+        self._running = _Running(
+            model=model,
+            scheduler=scheduler,
+            byte_tokens=byte_tokens(model.tokenizer),
+            # Also when the engine is dropped or the program ends: PyTorch must not work while Python is taken down.
+            close=weakref.finalize(self, scheduler.close),
+        )
+
+    def submit(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """Run a request beside all others; call it where an asyncio loop runs. The last delta has `finish`.
+
+        Closing or dropping the iterator cancels the request.
+
+        Raises:
+            UsageError: the request cannot run: its prompt fills the context or has a token that the model does not
+                know, a stop string is empty, or a request of that id is running.
+            ModelwrightError: no model is loaded, or the engine is closed. While iterating: the model failed.
+        """
+        running = self._loaded()
+        row = Row(
+            request=request,
+            text=TextStream(running.model.tokenizer, running.byte_tokens, request.sampling.stop),
+            generator=generator(request.sampling.seed),
+            limit=_limit(request, running.model),
+            loop=asyncio.get_running_loop(),
+        )
+        running.scheduler.add(row)
+        return DeltaStream(row.mailbox, lambda: running.scheduler.cancel(row))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request early: its stream ends with finish "cancelled". An unknown id is ignored."""
+        if self._running is not None:
+            self._running.scheduler.cancel_id(request_id)
+
+    def close(self) -> None:
+        """End running requests as cancelled, wait for the thread's end, and let go of the model."""
+        running, self._running, self._closed = self._running, None, True
+        if running is not None:
+            running.close()
+
+    def _loaded(self) -> _Running:
+        if self._running is None:
+            raise ModelwrightError(
+                "the engine is closed" if self._closed else "the engine has no model yet: call load()"
+            )
+        return self._running
+
+
+def _limit(request: GenerationRequest, model: LoadedModel) -> int:
+    """The most tokens to generate for a request; raises `UsageError` for one that cannot run."""
+    if "" in request.sampling.stop:
+        raise UsageError(f"request {request.id!r}: a stop string is empty; it must have a character or more")
+    unknown = next((token for token in request.prompt if not 0 <= token < model.vocabulary), None)
+    if unknown is not None:
+        raise UsageError(
+            f"request {request.id!r}: token {unknown} of its prompt is unknown; the model has tokens 0 to "
+            f"{model.vocabulary - 1}"
+        )
+    if model.context is None:
+        return request.sampling.max_tokens
+    if len(request.prompt) >= model.context:
+        raise UsageError(
+            f"request {request.id!r}: its prompt has {len(request.prompt)} tokens and the model's context "
+            f"{model.context}; at most {model.context - 1} leave room for an answer"
+        )
+    return min(request.sampling.max_tokens, model.context - len(request.prompt))

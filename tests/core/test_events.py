@@ -1,0 +1,49 @@
+"""Events: torn lines wait, and what a resumed stage did over again is dropped."""
+
+from __future__ import annotations
+
+from modelwright.core.events import EventTail, EventWriter, read_events
+
+
+def test_a_tail_gives_each_event_once_and_waits_for_a_line_to_end(tmp_path):
+    """The runner reads while a worker writes."""
+    writer, tail = EventWriter(tmp_path, run="r", stage="train"), EventTail(tmp_path)
+    writer.emit("step", {"step": 1})
+    assert [event.data["step"] for event in tail.poll()] == [1]
+    path = next(tmp_path.glob("*.jsonl"))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:20])
+    assert tail.poll() == []
+    path.write_bytes(whole + whole)
+    assert [event.data["step"] for event in tail.poll()] == [1]
+
+
+def test_the_envelope_says_who_wrote_what_and_when(tmp_path):
+    """Readers of other versions recognise it by `v`."""
+    event = EventWriter(tmp_path, run="r", stage="train").emit("started", {"steps": 3})
+    assert read_events(tmp_path) == [event]
+    assert (event.v, event.run, event.stage, event.kind, event.data) == (1, "r", "train", "started", {"steps": 3})
+    assert "train" in event.writer
+
+
+def test_readers_drop_the_steps_that_a_resumed_worker_repeats(tmp_path):
+    """A killed worker got to step 5, its last checkpoint was step 3."""
+    killed = EventWriter(tmp_path, run="r", stage="train")
+    for step in range(1, 6):
+        killed.emit("step", {"step": step, "by": "killed"})
+    killed.writer = "another"  # the same process wrote both, so its file's name would be the same
+    resumed = EventWriter(tmp_path / "later", run="r", stage="train")
+    resumed.emit("resumed", {"step": 3})
+    for step in range(4, 7):
+        resumed.emit("step", {"step": step, "by": "resumed"})
+    for path in (tmp_path / "later").glob("*"):
+        path.rename(tmp_path / f"later-{path.name}")
+    steps = [(event.data["step"], event.data["by"]) for event in read_events(tmp_path) if event.kind == "step"]
+    assert steps == [(1, "killed"), (2, "killed"), (3, "killed"), (4, "resumed"), (5, "resumed"), (6, "resumed")]
+
+
+def test_another_stages_steps_are_its_own(tmp_path):
+    """Resuming one stage says nothing of another."""
+    EventWriter(tmp_path, run="r", stage="evaluate").emit("step", {"step": 9})
+    EventWriter(tmp_path, run="r", stage="train").emit("resumed", {"step": 3})
+    assert [event.data for event in read_events(tmp_path, stage="evaluate")] == [{"step": 9}]

@@ -1,0 +1,322 @@
+"""A run from beginning to end, by the command line: it skips, resumes, and survives what happens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modelwright.core.events import read_events
+
+RUN = """
+name = "tiny"
+seed = 3
+[model.scratch]
+hidden_size = 16
+layers = 1
+heads = 2
+[data]
+format = "math"
+[[data.sources]]
+path = "builtin:arithmetic/train"
+limit = 200
+[data.tokens]
+max_length = 128
+[train]
+max_steps = {steps}
+batch_size = 4
+learning_rate = 1e-3
+checkpoint_every = 5
+[[evaluate]]
+name = "sums"
+path = "builtin:arithmetic/test"
+metrics = ["math_accuracy", "exact_match"]
+limit = 20
+[evaluate.generation]
+max_tokens = 8
+[registry]
+promote = {{ alias = "production", if = "sums.math_accuracy >= {bar}" }}
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    def write(*, steps=10, bar=0.0):
+        path = tmp_path / "run.toml"
+        path.write_text(RUN.format(steps=steps, bar=bar))
+        return path
+
+    return write
+
+
+def _models(modelwright):
+    return json.loads(modelwright("models", "list", "--json").stdout)
+
+
+def _ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def _plan(modelwright, path, *more):
+    rows = json.loads(_ok(modelwright("run", path, "--dry-run", "--json", *more)).stdout)
+    return [(step["stage"], step["done"], step["why"]) for step in rows["tiny"]]
+
+
+def test_one_command_trains_registers_evaluates_and_promotes_and_again_does_nothing(run_file, modelwright, home):
+    """The chain, and its memory."""
+    path = run_file()
+    assert _plan(modelwright, path) == [
+        ("prepare", False, "not done yet"),
+        ("train", False, "prepare runs first"),
+        ("register", False, "prepare runs first"),
+        ("evaluate", False, "prepare runs first"),
+        ("promote", False, "prepare runs first"),
+    ]
+    assert not home.exists(), "a dry run writes nothing"
+    printed = _ok(modelwright("run", path)).stdout
+    assert "tiny@1" in printed
+    assert "modelwright serve tiny" in printed
+
+    [model] = _models(modelwright)
+    assert (model["name"], model["version"], model["aliases"]) == ("tiny", 1, ["production"])
+    assert set(model["metrics"]["sums"]) == {"math_accuracy", "exact_match"}
+    assert model["metrics"]["sums"]["math_accuracy"]["n"] == 20
+
+    assert all(done for _, done, _ in _plan(modelwright, path))
+    before = {file: file.stat().st_mtime_ns for file in (home / "runs" / "tiny" / "done").iterdir()}
+    _ok(modelwright("run", path))
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert len(_models(modelwright)) == 1
+
+
+def test_a_plan_says_what_has_changed_and_only_that_runs_again(run_file, modelwright, home):
+    """A learning rate does not touch the tokens; another limit of the test set does not touch the model."""
+    path = run_file()
+    _ok(modelwright("run", path))
+    assert _plan(modelwright, path, "--set", "train.learning_rate=2e-3")[:3] == [
+        ("prepare", True, "done, and nothing that it depends on has changed"),
+        ("train", False, "changed: train.learning_rate"),
+        ("register", False, "train runs first"),
+    ]
+    changed = _plan(modelwright, path, "--set", "evaluate.0.limit=10")
+    assert [(stage, done) for stage, done, _ in changed][2:4] == [("register", True), ("evaluate", False)]
+    assert "limit" in changed[3][2]
+    _ok(modelwright("run", path, "--set", "evaluate.0.limit=10"))
+    [model] = _models(modelwright)
+    assert model["metrics"]["sums"]["exact_match"]["n"] == 10
+    _ok(modelwright("run", path, "--set", "train.learning_rate=2e-3"))
+    assert [model["version"] for model in _models(modelwright)] == [1, 2]
+
+
+def test_an_unmet_condition_leaves_a_registered_unpromoted_version_and_is_no_failure(run_file, modelwright):
+    """It says what was measured."""
+    done = _ok(modelwright("run", run_file(bar=1.1)))
+    assert "sums.math_accuracy >= 1.1 does not hold" in done.stderr
+    [model] = _models(modelwright)
+    assert model["aliases"] == []
+
+
+def test_stages_run_one_by_one_in_their_order_only(run_file, modelwright):
+    """`train` alone says what must come before."""
+    path = run_file()
+    refused = modelwright("train", path)
+    assert refused.returncode == 2
+    assert "prepare comes before train (not done yet)" in refused.stderr
+    for stage in ("prepare", "train", "register", "evaluate", "promote"):
+        _ok(modelwright(stage, path))
+    assert len(_models(modelwright)) == 1
+
+
+def test_fresh_begins_anew_and_the_same_model_is_not_registered_twice(run_file, modelwright):
+    """Training is deterministic: the digest is the same, so is the version."""
+    path = run_file()
+    _ok(modelwright("run", path))
+    _ok(modelwright("run", path, "--fresh"))
+    assert [model["version"] for model in _models(modelwright)] == [1]
+
+
+def _start(path: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "modelwright.core", "run", str(path)],
+        cwd=path.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _wait_for(home: Path, condition, *, seconds: float = 90) -> None:
+    folder = home / "runs" / "tiny" / "events"
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        if folder.is_dir() and any(condition(event) for event in read_events(folder)):
+            return
+        time.sleep(0.02)
+    raise AssertionError("what the test waits for did not happen")
+
+
+def _after_step(step):
+    return lambda event: event.kind == "step" and event.data["step"] >= step
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_signal_stops_the_run_at_a_step_with_75_and_the_same_command_resumes(run_file, modelwright, home, number):
+    """The steps before the signal are not done again."""
+    path = run_file(steps=3000)
+    runner = _start(path)
+    _wait_for(home, _after_step(7))
+    runner.send_signal(number)
+    _, said = runner.communicate(timeout=60)
+    assert runner.returncode == 75, said
+    assert "stopped on request after step" in said
+    [*_, checkpoint] = sorted((home / "runs" / "tiny" / "train" / "checkpoints").iterdir())
+    step = int(checkpoint.name.removeprefix("step-"))
+    plan = _plan(modelwright, path)
+    assert plan[1] == ("train", False, f"interrupted; resumes after step {step}")
+
+
+def _final_weights(home: Path) -> bytes:
+    return (home / "runs" / "tiny" / "train" / "model" / "model.safetensors").read_bytes()
+
+
+def _kill_runner_alone(runner: subprocess.Popen) -> None:
+    runner.kill()
+
+
+def _kill_all(runner: subprocess.Popen) -> None:
+    """The runner and its worker, which has a process group of its own, at once."""
+    children = subprocess.run(
+        ["pgrep", "-P", str(runner.pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
+    runner.kill()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kill", [_kill_runner_alone, _kill_all])
+def test_a_killed_run_is_finished_by_the_same_command_with_the_same_weights(
+    run_file, modelwright, home, monkeypatch, tmp_path, kill
+):
+    """SIGKILL at any stage, of the runner alone or of everything; never two writers, never half a result."""
+    path = run_file(steps=40)
+    moments = [
+        lambda event: event.stage == "prepare",
+        lambda event: event.stage == "train.worker",
+        _after_step(13),
+        _after_step(29),
+        lambda event: event.stage == "register",
+        lambda event: event.stage == "evaluate.worker",
+    ]
+    for moment in moments:
+        runner = _start(path)
+        _wait_for(home, moment)
+        kill(runner)
+        runner.communicate()
+    _ok(modelwright("run", path))
+    [model] = _models(modelwright)
+    assert (model["version"], model["aliases"]) == (1, ["production"])
+    weights = _final_weights(home)
+    writers = [event.writer for event in read_events(home / "runs" / "tiny" / "events") if event.kind == "step"]
+    assert writers == sorted(writers), "two workers never wrote at the same time"
+
+    monkeypatch.setenv("MODELWRIGHT_HOME", str(tmp_path / "other"))
+    _ok(modelwright("run", path))
+    assert _final_weights(tmp_path / "other") == weights
+
+
+def test_a_second_runner_of_the_same_run_is_refused(run_file, modelwright, home):
+    """And does not disturb the first."""
+    path = run_file(steps=3000)
+    runner = _start(path)
+    _wait_for(home, _after_step(1))
+    refused = modelwright("run", path)
+    assert refused.returncode == 1
+    assert f"is in use by process {runner.pid} on " in refused.stderr
+    runner.send_signal(signal.SIGINT)
+    runner.communicate(timeout=60)
+    assert runner.returncode == 75
+
+
+def test_a_worker_that_dies_is_named_with_its_last_words(run_file, modelwright, home, install_plugin):
+    """A crash in native code leaves no traceback; the runner says what it can."""
+    install_plugin(
+        "crashing-plugin",
+        """
+        import os
+        from modelwright import TrainerSpec, hookimpl
+
+        @hookimpl
+        def modelwright_trainers():
+            yield TrainerSpec(name="crash", summary="", factory="crashing_plugin:Crash")
+
+        class Crash:
+            def __init__(self, options): pass
+            def train(self, job):
+                print("last words", flush=True)
+                os.abort()
+        """,
+    )
+    done = modelwright("run", run_file(), "--set", 'train.trainer="crash"')
+    assert done.returncode == 1
+    assert "the train worker died (signal SIGABRT) without a result" in done.stderr
+    assert str(home / "runs" / "tiny" / "logs" / "train.log") in done.stderr
+    assert _models(modelwright) == []
+
+
+def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, modelwright, home, tmp_path):
+    """Named, counted, and kept to look at."""
+    rows = [json.dumps({"question": f"{n} + 1?", "answer": f"#### {n + 1}"}) for n in range(40)]
+    rows[3:5] = ["{broken", json.dumps({"q": "1 + 1?"})]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    done = modelwright("run", run_file(), "--set", "data.sources=[{path='rows.jsonl'}]")
+    assert done.returncode == 1
+    assert (
+        "2 of 40 rows cannot be read (5.0%; [data] max_rejected is 1.0%); the first is rows.jsonl:4: not JSON"
+        in done.stderr
+    )
+    rejected = home / "runs" / "tiny" / "prepare" / "rejected.jsonl"
+    assert str(rejected) in done.stderr
+    assert [json.loads(line)["line"] for line in rejected.read_text().splitlines()] == [4, 5]
+    assert not (home / "runs" / "tiny" / "train").exists()
+    allowed = ("--set", "data.sources=[{path='rows.jsonl'}]", "--set", "data.max_rejected=0.1")
+    assert "2 rejected" in _ok(modelwright("run", run_file(), *allowed)).stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.sources=[{path='no.jsonl'}]", "no.jsonl: no file is there"),
+        ("evaluate.0.path='no.jsonl'", "no.jsonl: no file is there"),
+        ("registry.promote.if='sums.accuracy > 1'", "the run does not measure 'sums.accuracy'"),
+        ("registry.promote.if='sums'", "sums"),
+        ("train.processes=2", "runs in one process"),
+        ("data.format='mth'", "did you mean"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_starts(run_file, modelwright, home, override, message):
+    """Exit code 2, and not even a folder."""
+    done = modelwright("run", run_file(), "--set", override)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert not home.exists()
+
+
+def test_a_missing_extra_is_named_with_what_to_install(run_file, tmp_path):
+    """As on a machine with the light installation."""
+    code = (
+        "import importlib.util as u, sys; find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name in ('torch', 'pyarrow') else find(name, *a)\n"
+        "from modelwright.core.cli import main; main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(run_file())], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "prepare needs pyarrow, which is not installed: pip install 'modelwright[train]'" in done.stderr

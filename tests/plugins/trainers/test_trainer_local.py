@@ -1,0 +1,215 @@
+"""The trainer `local`: the contract of trainers, and what is its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from attrs import evolve
+
+from modelwright.core.api import ModelwrightError, UsageError
+from modelwright.core.testing.trainer import (
+    Recorder,
+    TrainerContract,
+    counting_rows,
+    make_job,
+    write_model,
+    write_token_file,
+)
+from modelwright.plugins.trainers import LocalOptions, modelwright_trainers
+
+
+class TestLocalTrainer(TrainerContract):
+    """The contract."""
+
+    tolerance = 0.0
+
+    def trainer(self):
+        """The trainer, by its descriptor."""
+        (spec,) = modelwright_trainers()
+        return spec.create()
+
+
+@pytest.fixture
+def settings():
+    return TestLocalTrainer().settings
+
+
+@pytest.fixture
+def train():
+    return TestLocalTrainer().train
+
+
+def test_output_is_safetensors_with_config_and_generation_config(tmp_path, settings, train):
+    """The model's folder holds what transformers needs, and no pickle; the caller adds the tokenizer."""
+    job = make_job(tmp_path, Recorder(), settings(max_steps=1))
+    train(job)
+    assert {path.name for path in job.output.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+    assert json.loads((job.output / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_an_output_that_was_damaged_is_made_again(tmp_path, settings, train):
+    """What is recorded as finished is believed only while its files are what was written."""
+    job = make_job(tmp_path, Recorder(), settings(max_steps=4, checkpoint_every=3))
+    train(job)
+    weights = (job.output / "model.safetensors").read_bytes()
+    (job.output / "model.safetensors").write_bytes(weights[:-1])
+    again = Recorder()
+    assert train(evolve(job, emit=again.emit)).finished
+    assert again.steps() == [4]
+    assert (job.output / "model.safetensors").read_bytes() == weights
+
+
+def test_weights_in_shards_are_loaded(tmp_path, settings, train):
+    """A base saved in several files by an index is continued like any other."""
+    from transformers import AutoModelForCausalLM
+
+    whole = write_model(tmp_path / "whole", weights=True)
+    AutoModelForCausalLM.from_pretrained(whole).save_pretrained(tmp_path / "base", max_shard_size="8KB")
+    assert not (tmp_path / "base" / "model.safetensors").exists()
+    job = make_job(tmp_path, Recorder(), settings(max_steps=1, learning_rate=1e-12))
+    train(job)
+    assert TestLocalTrainer().same(whole, job.output, tolerance=1e-6)
+
+
+def test_weights_that_lack_a_tensor_are_refused(tmp_path, settings, train):
+    """Missing weights would be drawn at random: the model is refused, and the tensor named."""
+    from safetensors.torch import load_file, save_file
+
+    base = write_model(tmp_path / "base", weights=True)
+    weights = load_file(base / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelwrightError, match=r"not whole: model\.layers\.1\.mlp\.up_proj\.weight missing"):
+        train(make_job(tmp_path, Recorder(), settings()))
+
+
+def test_damaged_weights_are_refused_in_one_line(tmp_path, settings, train):
+    """A truncated safetensors file is an error that names the model."""
+    base = write_model(tmp_path / "base", weights=True)
+    data = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelwrightError, match="cannot be loaded") as caught:
+        train(make_job(tmp_path, Recorder(), settings()))
+    assert "\n" not in str(caught.value)
+    assert str(base) in str(caught.value)
+
+
+def test_a_folder_without_config_is_refused(tmp_path, settings, train):
+    """A base that is no model is named."""
+    job = make_job(tmp_path, Recorder(), settings())
+    shutil.rmtree(job.model)
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        train(job)
+
+
+def test_a_sequence_beyond_the_context_is_refused(tmp_path, settings, train):
+    """The error says which setting makes the sequences short enough."""
+    tokens = write_token_file(tmp_path / "long.arrow", [("long", [1] * 65, [True] * 65)])
+    with pytest.raises(ModelwrightError, match="65 tokens, and the model's context is 64: .* max_length to 64"):
+        train(make_job(tmp_path, Recorder(), settings(), tokens=tokens))
+
+
+def test_more_processes_than_one_are_refused(tmp_path, settings, train):
+    """This trainer is one process, and says so rather than training several models beside each other."""
+    with pytest.raises(UsageError, match="processes = 2 asks for 2"):
+        train(make_job(tmp_path, Recorder(), settings(processes=2)))
+
+
+def test_bfloat16_trains_float32_weights(tmp_path, settings, train):
+    """The precision is that of the forward pass; what is saved stays float32."""
+    recorder = Recorder()
+    job = make_job(tmp_path, recorder, settings(precision="bfloat16"))
+    train(job)
+    losses = [data["loss"] for data in recorder.of("step")]
+    assert recorder.of("started")[0]["precision"] == "bfloat16"
+    assert losses[-1] < losses[0] / 2
+    assert json.loads((job.output / "config.json").read_text())["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_that_is_asked_for_is_used(tmp_path, settings, train, attention):
+    """Both give the same losses, to rounding."""
+    losses = {}
+    for name in (attention, "auto"):
+        recorder = Recorder()
+        train(make_job(tmp_path / name, recorder, settings(max_steps=3), attention=name))
+        losses[name] = [data["loss"] for data in recorder.of("step")]
+    assert losses[attention] == pytest.approx(losses["auto"], rel=1e-4)
+
+
+def test_an_attention_that_does_not_exist_is_refused(tmp_path, settings, train):
+    """The error names the model and what was asked for."""
+    with pytest.raises(ModelwrightError, match="nonesuch"):
+        train(make_job(tmp_path, Recorder(), settings(), attention="nonesuch"))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, settings, train):
+    """The losses are those without it, dropout included."""
+    losses = []
+    for name, options in (("kept", LocalOptions()), ("again", LocalOptions(gradient_checkpointing=True))):
+        recorder = Recorder()
+        write_model(tmp_path / name / "base", dropout=0.2)
+        job = make_job(tmp_path / name, recorder, settings(max_steps=4))
+        (spec,) = modelwright_trainers()
+        spec.create(options).train(job)
+        losses.append([data["loss"] for data in recorder.of("step")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_weight_decay_is_on_matrices_only():
+    """Norms and biases, which are vectors, do not decay."""
+    from modelwright.plugins.trainers.local import _decay_groups
+
+    model = torch.nn.Sequential(torch.nn.Embedding(3, 4), torch.nn.Linear(4, 2), torch.nn.LayerNorm(2))
+    matrices, vectors = _decay_groups(model, 0.1)
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert [tuple(parameter.shape) for parameter in matrices["params"]] == [(3, 4), (2, 4)]
+    assert all(parameter.ndim == 1 for parameter in vectors["params"])
+    assert len(vectors["params"]) == 3
+
+
+def test_the_gradient_is_clipped_by_its_norm_over_all_weights(tmp_path, settings):
+    """After the step the first moments are those of a gradient of norm `clip_norm`; the norm told is that before."""
+    from modelwright.plugins.trainers.local import SingleDevice
+
+    model = torch.nn.Linear(2, 2)
+    for clip_norm, expected in ((1.0, 1.0), (0.0, 10.0), (50.0, 10.0)):
+        strategy = SingleDevice(
+            model, settings(clip_norm=clip_norm), device=torch.device("cpu"), precision=torch.float32
+        )
+        model.weight.grad = torch.full((2, 2), 4.0)
+        model.bias.grad = torch.full((2,), 18.0**0.5)
+        assert strategy.step(1e-3).item() == pytest.approx(10.0)
+        moments = [state["exp_avg"] for state in strategy._optimizer.state_dict()["state"].values()]
+        norm = torch.cat([moment.flatten() for moment in moments]).norm() / (1 - 0.9)
+        assert norm.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_memory_that_does_not_suffice_is_one_line_with_what_to_set(tmp_path, settings, train, monkeypatch):
+    """The person is told which settings need less."""
+    from modelwright.plugins.trainers.local import SingleDevice
+
+    def full(self, loss):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SingleDevice, "backward", full)
+    with pytest.raises(ModelwrightError, match="memory does not suffice: set .* micro_batch_size"):
+        train(make_job(tmp_path, Recorder(), settings()))
+
+
+def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path, settings, train):
+    """An epoch is the rows that teach something."""
+    rows = [*counting_rows(10), ("empty", [1, 2, 3], [False] * 3), ("first", [1, 2], [True, False])]
+    recorder = Recorder()
+    tokens = write_token_file(tmp_path / "some.arrow", rows)
+    train(make_job(tmp_path, recorder, settings(max_steps=None, epochs=1, batch_size=4), tokens=tokens))
+    started = recorder.of("started")[0]
+    assert (started["examples"], started["skipped"], started["steps"]) == (10, 2, 3)
+    assert sum(data["tokens"] for data in recorder.of("step")) == sum(len(ids) for _, ids, _ in rows[:10])

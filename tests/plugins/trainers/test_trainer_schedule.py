@@ -1,0 +1,81 @@
+"""The learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelwright.plugins.trainers.schedule import factor, warmup_steps
+
+KINDS = ("cosine", "linear", "constant")
+
+
+@st.composite
+def schedules(draw):
+    steps = draw(st.integers(1, 400))
+    return {
+        "steps": steps,
+        "warmup": warmup_steps(steps, draw(st.floats(0, 1))),
+        "schedule": draw(st.sampled_from(KINDS)),
+    }
+
+
+def curve(schedule):
+    return [factor(step, **schedule) for step in range(1, schedule["steps"] + 1)]
+
+
+@given(schedules())
+def test_no_step_is_wasted_on_a_rate_of_zero_nor_above_the_peak(schedule):
+    """Every factor is above 0 and at most 1."""
+    assert all(0 < value <= 1 for value in curve(schedule))
+
+
+@given(schedules())
+def test_the_warmup_rises_in_a_line_and_meets_the_peak_right_after(schedule):
+    """Step k of W takes k / (W + 1) of the peak, and step W + 1 the peak itself."""
+    values = curve(schedule)
+    warmup = schedule["warmup"]
+    assert values[:warmup] == pytest.approx([step / (warmup + 1) for step in range(1, warmup + 1)])
+    if warmup < schedule["steps"]:
+        assert values[warmup] == 1.0
+
+
+@given(schedules())
+def test_after_the_peak_the_rate_never_rises(schedule):
+    """Cosine and linear fall strictly; constant stays."""
+    values = curve(schedule)[schedule["warmup"] :]
+    if schedule["schedule"] == "constant":
+        assert set(values) <= {1.0}
+    else:
+        assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+
+
+@given(schedules())
+def test_the_rate_has_no_jumps(schedule):
+    """Between neighbours lies at most the steepest slope of the formula: pi / 2 over the decay's steps."""
+    values = [0.0, *curve(schedule)]
+    decay = schedule["steps"] - schedule["warmup"]
+    steepest = max(1 / (schedule["warmup"] + 1), math.pi / 2 / max(1, decay))
+    assert all(abs(later - earlier) <= steepest + 1e-12 for earlier, later in zip(values, values[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("cosine", [0.5, 1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
+        ("linear", [0.5, 1.0, 0.75, 0.5, 0.25]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_curves_have_their_shapes(kind, expected):
+    """One warm-up step of five, then the shape that the name says."""
+    assert curve({"steps": 5, "warmup": 1, "schedule": kind}) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("steps", "share", "expected"), [(100, 0.03, 3), (10, 0.0, 0), (7, 1.0, 7), (1, 0.4, 0)])
+def test_the_warmup_is_its_share_of_the_steps(steps, share, expected):
+    """Rounded to whole steps."""
+    assert warmup_steps(steps, share) == expected
