@@ -96,7 +96,8 @@ def check(run: Run, stages: Sequence[str] = NAMES) -> None:
     promote = config.registry.promote
     if promote and promote.condition:
         known = {f"{suite.name}.{metric}" for suite in config.evaluate for metric in suite.metrics}
-        for metric in parse_condition(promote.condition).metrics():
+        for clause in parse_condition(promote.condition).clauses:
+            metric = f"{clause.suite}.{clause.metric}"
             if metric not in known:
                 measured = ", ".join(sorted(known)) or "nothing"
                 raise UsageError(f"[registry] promote: the run does not measure {metric!r} (it measures: {measured})")

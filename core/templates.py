@@ -175,7 +175,9 @@ class ChatTemplate:
             raise TemplateRefusedError(f"the chat template refuses this conversation: {_line(error)}") from error
         except Exception as error:  # A template is a program, and may fail in any way.
             kind = type(error).__name__
-            raise TemplateRefusedError(f"the chat template fails on this conversation: {kind}: {_line(error)}") from error
+            raise TemplateRefusedError(
+                f"the chat template fails on this conversation: {kind}: {_line(error)}"
+            ) from error
 
 
 def _line(error: Exception) -> str:

@@ -30,6 +30,7 @@ TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 SPECIAL_MAP = "special_tokens_map.json"
+ADDED_TOKENS = "added_tokens.json"
 
 Range = tuple[int, int]
 
@@ -70,8 +71,10 @@ class TokenizerFiles:
         return cls(model=model, config=config, template=template)
 
     def write(self, folder: Path) -> None:
-        """Write a folder that `read` and transformers read the same."""
+        """Write a folder that `read` and transformers read the same; of an older tokenizer there, nothing is left."""
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (SPECIAL_MAP, ADDED_TOKENS, TEMPLATE):
+            (folder / name).unlink(missing_ok=True)
         write_text(folder / TOKENIZER, self.model)
         write_json(folder / CONFIG, dict(self.config))
         if self.template is not None:
@@ -134,7 +137,7 @@ def load_tokenizer(model: str, where: object = TOKENIZER) -> Tokenizer:
         UsageError: the text is no tokenizer.
     """
     try:
-        tokenizer = require("tokenizers").Tokenizer.from_str(model)
+        tokenizer: Tokenizer = require("tokenizers").Tokenizer.from_str(model)
     except Exception as error:  # The library raises plain Exceptions.
         raise UsageError(f"{where} is not a tokenizer: {' '.join(str(error).split())}") from error
     tokenizer.no_truncation()
@@ -151,7 +154,7 @@ def _complete(model: str, config: Mapping[str, Any], where: Path) -> str:
     named = [value for key, value in config.items() if key.endswith("_token")]
     wanted += [{**(value if isinstance(value, dict) else {"content": value}), "special": True} for value in named]
     make, flags = require("tokenizers").AddedToken, ("single_word", "lstrip", "rstrip", "normalized", "special")
-    missing = {}
+    missing: dict[str, Any] = {}
     for token in wanted:
         content = token.get("content")
         if isinstance(content, str) and content and content not in added:
@@ -188,6 +191,7 @@ class ControlledTokenizer:
     Attributes:
         controls: the control tokens' ids by their text.
         special: the named special tokens, such as {"eos_token": "</s>"}.
+        special_ids: their ids, such as {"eos_token": 2}.
         vocab_size: the highest id + 1, added tokens included.
         bos_id: the id that the tokenizer itself puts before a text, where it does.
         eos_id: the end-of-sequence token's id, where there is one.
@@ -198,9 +202,10 @@ class ControlledTokenizer:
         self._native = load_tokenizer(files.model)
         self.special = files.special()
         named = {name: self._native.token_to_id(content) for name, content in self.special.items()}
+        self.special_ids: dict[str, int] = {name: number for name, number in named.items() if number is not None}
         first = self._native.encode("", add_special_tokens=True).ids[:1]
-        self.bos_id: int | None = first[0] if first and first[0] == named.get("bos_token") else None
-        self.eos_id: int | None = named.get("eos_token")
+        self.bos_id: int | None = first[0] if first and first[0] == self.special_ids.get("bos_token") else None
+        self.eos_id: int | None = self.special_ids.get("eos_token")
         # Post-processors trim the white space off offsets, and masks need it.
         self._native.post_processor = None
         self.vocab_size = max(self._native.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -211,9 +216,13 @@ class ControlledTokenizer:
             if token.special or (token.content in source and not token.content.isspace())
         }
         # An unknown word gives the unknown token; that is no token typed by anyone.
-        self._counted = frozenset(self.controls.values()) - {named.get("unk_token")}
+        self._counted = frozenset(self.controls.values()) - {self.special_ids.get("unk_token")}
         longest_first = sorted(self.controls, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._heads = {content[:end] for content in self.controls for end in range(1, len(content))}
+        self._tails = {content[start:] for content in self.controls for start in range(1, len(content))}
+        self._longest = max(map(len, self.controls), default=0)
+        self._joined = "\0".join(self.controls)
 
     def find_controls(self, text: str, protected: Iterable[Range] = ()) -> list[Control]:
         """The control tokens of `text` that lie outside the protected stretches, from left to right."""
@@ -223,6 +232,20 @@ class ControlledTokenizer:
             found += [Control(match.start(), match.end(), self.controls[match[0]]) for match in matches]
             start = max(start, high)
         return found
+
+    def find_fragments(self, text: str) -> list[Range]:
+        """The stretches at the ends of `text` (white space aside) that begin, end or continue a control token.
+
+        With the text that happens to stand beside it, a fragment could make a whole one.
+        """
+        core = text.strip()
+        start = text.index(core)
+        end, reach = start + len(core), min(self._longest, len(core))
+        if core and len(core) < self._longest and core in self._joined:
+            return [(start, end)]
+        tail = next((length for length in range(reach, 0, -1) if core[:length] in self._tails), 0)
+        head = next((length for length in range(reach, 0, -1) if core[-length:] in self._heads), 0)
+        return [found for found in ((start, start + tail), (end - head, end)) if found[0] < found[1]]
 
     def encode(self, text: str, protected: Sequence[Range] = ()) -> Encoded:
         """Encode `text`, adding nothing; in the protected stretches (sorted) control tokens are ordinary text.
@@ -288,7 +311,9 @@ class ControlledTokenizer:
         tree = json.loads(self._model)
         _rename(tree, names)
         tokenizer = load_tokenizer(json.dumps(tree))
-        wrong = [content for content, number in self.controls.items() if tokenizer.token_to_id(names[content]) != number]
+        wrong = [
+            content for content, number in self.controls.items() if tokenizer.token_to_id(names[content]) != number
+        ]
         if wrong:
             raise ModelwrightError(f"the tokenizer cannot keep typed control tokens apart: {', '.join(wrong)}")
         return tokenizer, {number: names[content] for content, number in self.controls.items()}
@@ -311,4 +336,3 @@ def _rename(tree: dict[str, Any], names: Mapping[str, str]) -> None:
         prefix = len(model.get("continuing_subword_prefix") or "")
         pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
         model["merges"] = [pair for pair in pairs if not {*pair, pair[0] + pair[1][prefix:]} & names.keys()]
-

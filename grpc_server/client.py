@@ -1,16 +1,20 @@
-"""The client: `from modelwright import Client`. It needs grpcio and protobuf, and nothing of what runs models.
+"""The client. It needs grpcio and protobuf, and nothing of what runs models.
 
-with Client("127.0.0.1:50051") as client:
-    print(client.generate("2 + 3 =", model="@assistant", max_tokens=16).text)
-    for piece in client.chat_stream("How much is 2 + 3?", model="@assistant"):
-        print(piece, end="", flush=True)
+Example:
+    from modelwright import Client
+
+    with Client("127.0.0.1:50051") as client:
+        print(client.generate("2 + 3 =", model="@assistant", max_tokens=16).text)
+        for piece in client.chat_stream("How much is 2 + 3?", model="@assistant"):
+            print(piece, end="", flush=True)
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
 
 import grpc
 
@@ -29,9 +33,6 @@ from modelwright.grpc_server.client_records import (
     to_usage,
 )
 from modelwright.v1 import common_pb2, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = [
     "Alias",
@@ -173,9 +174,8 @@ class Stream(Iterator[str]):
         except grpc.RpcError as error:
             raise _server_error(error, self._target) from error
         except StopIteration:
-            raise ServerError(
-                "INTERNAL", f"the server at {self._target} ended a stream without its last event"
-            ) from None
+            message = f"the server at {self._target} ended a stream without its last event"
+            raise ServerError("INTERNAL", message) from None
 
 
 class Client:

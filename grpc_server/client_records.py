@@ -135,6 +135,7 @@ class Alias:
 
 
 def to_served(served: Any) -> Served:
+    """Who answered."""
     return Served(
         name=served.name,
         version=served.version,
@@ -146,10 +147,12 @@ def to_served(served: Any) -> Served:
 
 
 def to_usage(usage: Any) -> Usage:
+    """What a request took."""
     return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
 
 
 def to_finish(reason: int) -> Finish:
+    """Why an answer ended."""
     finishes: dict[int, Finish] = {
         common_pb2.FINISH_REASON_STOP: "stop",
         common_pb2.FINISH_REASON_LENGTH: "length",
@@ -159,6 +162,7 @@ def to_finish(reason: int) -> Finish:
 
 
 def to_generation(response: Any, text: str) -> Generation:
+    """An answer; its text is where the kind of response has it."""
     return Generation(
         text=text,
         finish=to_finish(response.finish_reason),
@@ -170,6 +174,7 @@ def to_generation(response: Any, text: str) -> Generation:
 
 
 def to_model(model: Any) -> Model:
+    """A model of a server."""
     return Model(
         name=model.name,
         version=model.version,
@@ -185,6 +190,7 @@ def to_model(model: Any) -> Model:
 
 
 def to_alias(route: Any) -> Alias:
+    """An alias of a server."""
     return Alias(
         alias=route.alias,
         name=route.name,

@@ -18,7 +18,9 @@ from modelwright.grpc_server.errors import RequestError, abort
 
 Request = TypeVar("Request", bound=Message)
 Context = grpc.aio.ServicerContext[Any, Any]
+Write = Callable[[Any], Awaitable[None]]
 Handler = Callable[[Any, Context], Awaitable[Any]]
+StreamHandler = Callable[[Any, Write], Awaitable[None]]
 
 
 def decode(kind: type[Request], data: bytes, *, limit: int, strict: bool = True) -> Request:
@@ -85,7 +87,7 @@ def unary(kind: type[Message], handler: Handler, *, limit: int, strict: bool = T
 
 
 def streaming(
-    kind: type[Message], handler: Handler, *, limit: int, strict: bool = True
+    kind: type[Message], handler: StreamHandler, *, limit: int, strict: bool = True
 ) -> grpc.RpcMethodHandler[Any, Any]:
     """A method with a stream of responses: `handler(request, write)` writes each with `await write(message)`.
 
@@ -94,7 +96,7 @@ def streaming(
     """
 
     async def call(data: bytes, context: Context) -> None:
-        async def write(message: Message) -> None:
+        async def write(message: Any) -> None:
             await context.write(message.SerializeToString())
 
         try:

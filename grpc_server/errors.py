@@ -1,21 +1,25 @@
-"""From what went wrong to a google.rpc.Status: the code, a sentence, an ErrorInfo, and RetryInfo where waiting helps."""
+"""From what went wrong to a google.rpc.Status: code, sentence, ErrorInfo, and RetryInfo where waiting helps."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Never
+from collections.abc import Mapping
+from typing import Any, Never
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from modelwright.core.api.errors import AliasConflictError, ModelNotFoundError, RegistryError, UsageError
+from modelwright.core.api.errors import (
+    AliasConflictError,
+    ModelNotFoundError,
+    ModelwrightError,
+    RegistryError,
+    UsageError,
+)
 from modelwright.core.chat import TemplateRefusedError
 from modelwright.v1 import common_pb2
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DOMAIN = "modelwright"
 
@@ -23,6 +27,15 @@ DOMAIN = "modelwright"
 # byte that is not ASCII written as three.
 MESSAGE_BYTES = 1000
 METADATA_BYTES = 200
+
+# The first kind that fits; the special stand before the general.
+_KINDS: tuple[tuple[type[ModelwrightError], grpc.StatusCode, str], ...] = (
+    (TemplateRefusedError, grpc.StatusCode.INVALID_ARGUMENT, "TEMPLATE_REFUSED"),
+    (ModelNotFoundError, grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),
+    (AliasConflictError, grpc.StatusCode.ABORTED, "ALIAS_CONFLICT"),
+    (RegistryError, grpc.StatusCode.FAILED_PRECONDITION, "REGISTRY_FAILED"),
+    (UsageError, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,16 +99,9 @@ def request_error(error: Exception) -> RequestError:
     """The status that stands for any exception. What nobody foresaw goes to the log, and is not told to the client."""
     if isinstance(error, RequestError):
         return error
-    if isinstance(error, TemplateRefusedError):
-        return RequestError(grpc.StatusCode.INVALID_ARGUMENT, "TEMPLATE_REFUSED", str(error))
-    if isinstance(error, ModelNotFoundError):
-        return RequestError(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", str(error))
-    if isinstance(error, AliasConflictError):
-        return RequestError(grpc.StatusCode.ABORTED, "ALIAS_CONFLICT", str(error))
-    if isinstance(error, RegistryError):
-        return RequestError(grpc.StatusCode.FAILED_PRECONDITION, "REGISTRY_FAILED", str(error))
-    if isinstance(error, UsageError):
-        return RequestError(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", str(error))
+    for kind, code, reason in _KINDS:
+        if isinstance(error, kind):
+            return RequestError(code, reason, str(error))
     log.error("a request failed", exc_info=error)
     return RequestError(grpc.StatusCode.INTERNAL, "INTERNAL", f"{type(error).__name__}: the server's log says more")
 

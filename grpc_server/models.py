@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from modelwright.core.api.components import Engine, EngineSpec, Registry
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.generation import GenerationRequest, Sampling
+from modelwright.core.api.registry import ModelVersion
 from modelwright.core.chat import Renderer, checked_renderer
-
-if TYPE_CHECKING:
-    from modelwright.core.api.components import Engine, EngineSpec, Registry
-    from modelwright.core.api.registry import ModelVersion
 
 # What families of models call their context in config.json.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")

@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import grpc
 
 from modelwright.core.api.generation import GenerationRequest, Sampling
 from modelwright.core.api.records import Message, Role
 from modelwright.grpc_server.errors import RequestError, invalid, unsupported
+from modelwright.grpc_server.models import LoadedModel
 from modelwright.v1 import common_pb2
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from modelwright.grpc_server.models import LoadedModel
 
 DEFAULT_MAX_TOKENS = 256
 

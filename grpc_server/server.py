@@ -7,21 +7,18 @@ import ipaddress
 import re
 import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import grpc
 from attrs import field, frozen, validators
 from grpc_health.v1 import health, health_pb2
 
+from modelwright.core.api.components import EngineSpec, Registry
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.grpc_server import codec
 from modelwright.grpc_server.services import INFERENCE, MODEL, handlers
 from modelwright.grpc_server.table import ModelTable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from modelwright.core.api.components import EngineSpec, Registry
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
@@ -97,7 +94,7 @@ class Server:
     def __init__(self, table: ModelTable, options: ServerOptions) -> None:
         self._table = table
         self._options = options
-        self._health: Any = health.aio.HealthServicer()
+        self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._server: Any = None
 
     async def bind(self) -> Address:
@@ -110,7 +107,7 @@ class Server:
         listen = self._options.listen
         if not (listen.is_loopback or self._options.insecure):
             raise UsageError(
-                f"{listen} can be reached from other machines, and this version neither encrypts nor asks who is there: "
+                f"{listen} can be reached from other machines, and this version neither encrypts nor asks who calls: "
                 "listen on 127.0.0.1, or say --insecure if the network is trusted"
             )
         _check_free(listen)
@@ -139,7 +136,7 @@ class Server:
         Requests that still run when the options' grace has passed, or `hurry` is set, are cancelled.
         """
         await self._health.enter_graceful_shutdown()
-        waits = [asyncio.ensure_future(self._table.drain(self._options.grace))]
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._table.drain(self._options.grace))]
         if hurry is not None:
             waits.append(asyncio.ensure_future(hurry.wait()))
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Never
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Never
 
 import grpc
 from attrs import define, field, frozen
 
+from modelwright.core.api.generation import Delta, GenerationRequest
+from modelwright.core.api.records import Finish
 from modelwright.grpc_server import codec, requests
 from modelwright.grpc_server.errors import RequestError, abort, invalid
+from modelwright.grpc_server.models import LoadedModel
+from modelwright.grpc_server.table import Lease, ModelTable, Route
 from modelwright.v1 import common_pb2, inference_pb2, model_pb2
-
-if TYPE_CHECKING:
-    from modelwright.core.api.generation import Delta, GenerationRequest
-    from modelwright.core.api.records import Finish
-    from modelwright.grpc_server.models import LoadedModel
-    from modelwright.grpc_server.table import Lease, ModelTable, Route
-
-Write = Callable[[Any], Awaitable[None]]
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
@@ -135,11 +131,11 @@ class InferenceService:
                 logprobs=answer.logprobs,
             )
 
-    async def generate_stream(self, request: Any, write: Write) -> None:
+    async def generate_stream(self, request: Any, write: codec.Write) -> None:
         """Continue a prompt, piece by piece."""
         await self._stream(inference_pb2.GenerateStreamResponse, request, write)
 
-    async def chat_stream(self, request: Any, write: Write) -> None:
+    async def chat_stream(self, request: Any, write: codec.Write) -> None:
         """Answer a conversation, piece by piece."""
         await self._stream(inference_pb2.ChatStreamResponse, request, write)
 
@@ -168,7 +164,7 @@ class InferenceService:
             tokens = await requests.chat_prompt(lease.model, request.messages, request.tools)
         return Work(lease, requests.generation_request(lease.model, tokens, request))
 
-    async def _stream(self, response: Any, request: Any, write: Write) -> None:
+    async def _stream(self, response: Any, request: Any, write: codec.Write) -> None:
         with self._table.lease(request.model) as lease:
             work = await self._work(lease, request)
             start = inference_pb2.StreamStart(served=lease.served(), prompt_tokens=len(work.request.prompt))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Iterable, Iterator
+from typing import Any, TypeVar
 
 import grpc
 from attrs import frozen
 
+from modelwright.core.api.components import EngineSpec, Registry
 from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, UsageError
 from modelwright.core.api.registry import ModelVersion, check_alias
 from modelwright.core.registry import Address, parse_address, resolve
@@ -16,12 +18,8 @@ from modelwright.grpc_server.errors import RequestError, invalid, not_found, shu
 from modelwright.grpc_server.models import LoadedModel, load_model
 from modelwright.v1 import common_pb2
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from modelwright.core.api.components import EngineSpec, Registry
-
 Key = tuple[str, int]
+Result = TypeVar("Result")
 
 # How long a client that met a full server is told to wait, in seconds.
 RETRY_SECONDS = 1.0
@@ -85,7 +83,7 @@ class ModelTable:
         self._models: dict[Key, LoadedModel] = {}
         self._routes: dict[str, Route] = {}
         self._switching = asyncio.Lock()
-        self._background: set[asyncio.Task[object]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
         self._closing = False
         self._requests = 0
         self._idle = asyncio.Event()
@@ -238,8 +236,8 @@ class ModelTable:
         del self._models[key]
         self._spawn(asyncio.to_thread(model.close))
 
-    def _spawn(self, work: object) -> asyncio.Task[object]:
-        task: asyncio.Task[object] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
@@ -265,9 +263,7 @@ class ModelTable:
         if self._closing:
             raise shutting_down()
         work = self._spawn(self._switch(alias, target, etag=etag, persist=persist))
-        result = await asyncio.shield(work)
-        assert isinstance(result, Switched)
-        return result
+        return await asyncio.shield(work)
 
     async def _switch(self, alias: str, target: str, *, etag: str | None, persist: bool) -> Switched:
         try:

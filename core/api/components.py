@@ -35,6 +35,14 @@ def _options_class(_instance: Any, _attribute: Any, value: Any) -> None:
         raise TypeError(msg)
 
 
+def _names(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _name_set(values: Iterable[str]) -> frozenset[str]:
+    return frozenset(values)
+
+
 @frozen(kw_only=True)
 class ComponentSpec:
     """What every descriptor says.
@@ -212,7 +220,7 @@ class RegistrySpec(ComponentSpec):
     """
 
     kind: ClassVar[str] = "registry"
-    schemes: tuple[str, ...] = field(converter=tuple, validator=validators.min_len(1))
+    schemes: tuple[str, ...] = field(converter=_names, validator=validators.min_len(1))
 
 
 @frozen(kw_only=True)
@@ -225,7 +233,7 @@ class EngineSpec(ComponentSpec):
     """
 
     kind: ClassVar[str] = "engine"
-    abilities: frozenset[str] = field(converter=frozenset, default=frozenset())
+    abilities: frozenset[str] = field(converter=_name_set, default=frozenset())
 
 
 SPECS: tuple[type[ComponentSpec], ...] = (FormatSpec, TrainerSpec, MetricSpec, RegistrySpec, EngineSpec)

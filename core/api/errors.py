@@ -10,6 +10,11 @@ class ModelwrightError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What the command line prints: one line, but for errors that collect several."""
+        return (f"error: {self}",)
+
 
 class UsageError(ModelwrightError):
     """The command line or the configuration is wrong; nothing was started."""

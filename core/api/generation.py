@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attrs import field, frozen, validators
 
 from modelwright.core.api.records import Finish
+
+
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _token_ids(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(values)
+
+
+def _token_set(values: Iterable[int]) -> frozenset[int]:
+    return frozenset(values)
 
 
 @frozen(kw_only=True)
@@ -24,7 +38,7 @@ class Sampling:
     temperature: float = field(default=0.0, validator=validators.ge(0.0))
     top_p: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
     top_k: int = field(default=0, validator=validators.ge(0))
-    stop: tuple[str, ...] = field(converter=tuple, default=())
+    stop: tuple[str, ...] = field(converter=_texts, default=())
     seed: int | None = None
 
 
@@ -41,9 +55,9 @@ class GenerationRequest:
     """
 
     id: str
-    prompt: tuple[int, ...] = field(converter=tuple, validator=validators.min_len(1))
+    prompt: tuple[int, ...] = field(converter=_token_ids, validator=validators.min_len(1))
     sampling: Sampling
-    stop_token_ids: frozenset[int] = field(converter=frozenset, default=frozenset())
+    stop_token_ids: frozenset[int] = field(converter=_token_set, default=frozenset())
     logprobs: bool = False
 
 

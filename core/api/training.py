@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
-_positive = validators.gt(0)
+_positive: Any = validators.gt(0)
+
+
+def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto"]) -> None:
+    if value != "auto":
+        _positive(_instance, attribute, value)
+
+
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
 
 
@@ -36,10 +43,7 @@ class TrainSettings:
     """
 
     trainer: str = "local"
-    processes: int | Literal["auto"] = field(
-        default=1,
-        validator=validators.or_(validators.in_(("auto",)), validators.and_(validators.instance_of(int), _positive)),
-    )
+    processes: int | Literal["auto"] = field(default=1, validator=_auto_or_positive)
     epochs: float | None = field(default=None, validator=validators.optional(_positive))
     max_steps: int | None = field(default=None, validator=validators.optional(_positive))
     batch_size: int = field(default=32, validator=_positive)

@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from modelwright.core.api.errors import ModelwrightError
-
 # Command → (module:attribute, the line that --help shows). The line stands here so that help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run:run", "Do what a run.toml says, stage after stage; what is done is skipped."),
@@ -66,15 +64,17 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except ModelwrightError as error:
-        if "--traceback" in arguments:
-            raise
-        # A ConfigError has a line for each mistake, and each names its place; importing it here would slow --help.
-        for line in getattr(error, "lines", (f"error: {error}",)):
-            click.echo(line, err=True)
-        sys.exit(error.exit_code)
     except BrokenPipeError:
         # The reader of our output left (`modelwright models list | head`); there is nobody to tell.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        # Imported here: whoever asks for help meets no error.
+        from modelwright.core.api.errors import ModelwrightError
+
+        if "--traceback" in arguments or not isinstance(error, ModelwrightError | OSError):
+            raise
+        for line in error.lines if isinstance(error, ModelwrightError) else (f"error: {error}",):
+            click.echo(line, err=True)
+        sys.exit(error.exit_code if isinstance(error, ModelwrightError) else 1)
     sys.exit(result if isinstance(result, int) else 0)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_OPTIONS = (
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--model", metavar="ADDRESS", help="NAME, NAME@3 or @ALIAS; default: the only model served."),
     click.option("--server", default="127.0.0.1:50051", show_default=True, metavar="H:P", help="Where the server is."),
     click.option("--max-tokens", type=int, help="The most tokens to generate."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,8 @@ from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import Alias, ModelVersion, check_alias
 from modelwright.core.cli.common import json_option, print_json, print_table, registry_option
 from modelwright.core.plugins import discover
-from modelwright.core.registry.addresses import resolve
+from modelwright.core.registry import open_registry, resolve
 from modelwright.core.registry.environment import PACKAGE
-from modelwright.core.registry.open import open_registry
 
 # The packages that decide how a model behaves; `show` leaves the others to --json.
 _TELLING = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "deepspeed", "math-verify")
@@ -176,7 +176,8 @@ def _print_list(versions: Sequence[ModelVersion]) -> None:
         ]
         for version in versions
     ]
-    if _width(columns, rows) <= Console().width:
+    console = Console()
+    if not console.is_terminal or _width(columns, rows) <= console.width:
         print_table(columns, rows)
         return
     for version in versions:
@@ -278,14 +279,11 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size /= 1000
-    else:
-        unit = "TB"
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+def _size(size: int) -> str:
+    if size < 1000:
+        return f"{size:.0f} B"
+    power = min(int(math.log10(size)) // 3, 4)
+    return f"{size / 1000**power:.1f} {' kMGT'[power]}B"
 
 
 def _short(digest: str) -> str:

@@ -35,7 +35,7 @@ DEFAULT = "127.0.0.1:50051"
     help="Seconds for running requests at the end.",
 )
 @registry_option
-def serve(  # noqa: PLR0913 - one parameter an option
+def serve(
     addresses: tuple[str, ...],
     listen: str,
     engine: str,

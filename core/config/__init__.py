@@ -1,7 +1,7 @@
 """run.toml to typed configuration: `read_run`, and what it gives and raises."""
 
 from modelwright.core.config.errors import ConfigError, Problem
-from modelwright.core.config.reader import Runs, from_plain, plugins_for, read_run, to_plain
+from modelwright.core.config.reader import Runs, from_plain, read_run, to_plain
 from modelwright.core.config.schema import (
     AdapterConfig,
     ClusterConfig,
@@ -44,7 +44,6 @@ __all__ = [
     "SuiteConfig",
     "TokensConfig",
     "from_plain",
-    "plugins_for",
     "read_run",
     "to_plain",
 ]

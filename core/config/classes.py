@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 from attrs import NOTHING, Attribute, Converter, fields, has, resolve_types
 
@@ -13,8 +13,9 @@ from modelwright.core.config.scalars import Hook, wrong
 from modelwright.core.config.validators import complaint, said
 
 if TYPE_CHECKING:
-    from modelwright.core.config.words import KeyPath
     import cattrs
+
+    from modelwright.core.config.words import KeyPath
 
 Attributes = Mapping[str, "Attribute[Any]"]
 
@@ -38,7 +39,7 @@ def class_hook(converter: cattrs.Converter, cls: type[Any]) -> Hook:
             if key in value:
                 try:
                     given[key] = converter.structure(value[key], attribute.type or Any)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - a plugin's class may raise whatever it likes
                     findings += below(key, findings_of(error))
             elif attribute.default is NOTHING:
                 findings.append(((key,), _missing(attribute.type)))
@@ -96,7 +97,7 @@ def _draft(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]) -> 
     for key, attribute in attributes.items():
         try:
             value = _converted(attribute, given[key]) if key in given else _default(attribute, draft)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a plugin's converter or default may raise whatever it likes
             if key in given:
                 findings.append(((key,), said(error, attribute.name)))
             continue

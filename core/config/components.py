@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve, field, fields, frozen
 
@@ -15,8 +15,8 @@ from modelwright.core.config.errors import Finding, Invalid
 
 if TYPE_CHECKING:
     from modelwright.core.config.schema import RunConfig
-    from modelwright.core.plugins import Plugins
     from modelwright.core.config.words import KeyPath
+    from modelwright.core.plugins import Plugins
 
 Spec = TypeVar("Spec", bound=ComponentSpec)
 

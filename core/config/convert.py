@@ -143,7 +143,7 @@ def _union_hook(converter: cattrs.Converter, kind: Any) -> Hook:
         for member in sorted(members, key=lambda member: member is not type(value)):
             try:
                 return converter.structure(value, member)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a plugin's class may raise whatever it likes
                 errors.append((member, Invalid(findings_of(error))))
         if len(errors) == 1:
             raise errors[0][1]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tomli
 from attrs import field, frozen
@@ -71,7 +70,7 @@ def read_document(path: Path) -> Document:
         raise _refused(name, "it begins with a byte order mark: save the file as UTF-8 without one", line=1)
     if not text.strip():
         raise _refused(name, "the file is empty: it needs name, [model], [data] and [train]", line=1)
-    return Document(name=name, folder=Path(os.path.abspath(path)).parent, content=content, values=_parsed(text, name))
+    return Document(name=name, folder=path.absolute().parent, content=content, values=_parsed(text, name))
 
 
 def _content(path: Path, name: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, frozen
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Finding = tuple[KeyPath, str]
 
 
-class Invalid(Exception):
+class Invalid(Exception):  # noqa: N818 - it carries findings up to the reader and is nobody's last word
     """A value cannot be structured.
 
     Attributes:

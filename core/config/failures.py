@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cattrs
 
@@ -45,7 +45,7 @@ def collected(parts: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
     for key, part in parts.items():
         try:
             made[key] = part()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a plugin's class may raise whatever it likes
             findings += below(key, findings_of(error))
     if findings:
         raise Invalid(findings)

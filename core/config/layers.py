@@ -123,18 +123,20 @@ class Layers:
         Raises:
             Invalid: its key leads nowhere.
         """
-        *inner, (last, is_quoted) = override.parts
         holder: Any = self.values
         path: KeyPath = ()
-        for part, part_quoted in inner:
-            key = _step(holder, path, part, part_quoted)
-            path = (*path, key)
-            if isinstance(holder, dict) and key not in holder:
-                holder[key] = {}
-                self.origins[path] = [Origin(source=SET, path=path)]
-            holder = holder[key]
-        key = _step(holder, path, last, is_quoted)
-        self._put(holder, key, override.value, path, Origin(source=SET, path=path))
+        for position, (part, is_quoted) in enumerate(override.parts, start=1):
+            key = _step(holder, path, part, is_quoted)
+            rest = override.parts[position:]
+            if not rest or (isinstance(holder, dict) and key not in holder):
+                break
+            holder, path = holder[key], (*path, key)
+        value = override.value
+        for part, is_quoted in reversed(rest):
+            if part.isdecimal() and not is_quoted:
+                raise fail(f"there is no array with an entry {part} (a table's key would be {quoted(part)}, in quotes)")
+            value = {part: value}
+        self._put(holder, key, value, path, Origin(source=SET, path=path))
 
     def _over(self, target: dict[str, Any], table: Mapping[str, Any], path: KeyPath, origin: Origin) -> None:
         for key, value in table.items():
@@ -185,10 +187,6 @@ def _step(holder: Any, path: KeyPath, part: str, is_quoted: bool) -> str | int:
         raise fail(f"{where} is an array without an entry {shown(part)} (it has {there})")
     if not isinstance(holder, dict):
         raise fail(f"{where} is {shown(holder)}, not a table")
-    if not is_quoted and part.isdecimal() and not holder:
-        raise fail(
-            f"{where or 'the file'} has no entry {part} (the key {quoted(part)} of a table is written in quotes)"
-        )
     return part
 
 

@@ -10,7 +10,7 @@ import glob
 import os.path
 import re
 from collections.abc import Mapping
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelwright.core.config.errors import fail
 from modelwright.core.config.words import shown
@@ -25,7 +25,7 @@ _TEMPLATE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
-class Written(str):
+class Written(str):  # noqa: SLOT000 - it exists to carry an attribute
     """A string of a layer, with the folder that a relative path in it is relative to."""
 
     folder: Path
@@ -53,12 +53,14 @@ def _folder(value: str) -> Path | None:
 
 
 def _absolute(value: str, folder: Path, *, pattern: bool = False) -> str:
-    path = os.path.expanduser(value)
+    path = os.path.expanduser(value)  # noqa: PTH111 - text in, text out: a glob is no path yet
     if path.startswith("~"):
         raise fail(f"there is no user {shown(path.partition('/')[0][1:])} for {shown(value)} (a file: ./{path})")
-    # The folder's own brackets are no pattern, though they stand before one.
-    base = glob.escape(str(folder)) if pattern and glob.has_magic(path) else str(folder)
-    return os.path.normpath(os.path.join(base, path))
+    base = str(folder)
+    if pattern and glob.has_magic(path) and not os.path.lexists(folder / path):
+        # The folder's own brackets are no pattern, though they stand before one.
+        base = glob.escape(base)
+    return os.path.normpath(os.path.join(base, path))  # noqa: PTH118 - as above
 
 
 def file_path(value: str) -> str:
@@ -80,7 +82,7 @@ def model_source(value: str) -> str:
     folder = _folder(value)
     if folder is None:
         return str(value)
-    if _EXPLICIT.match(value) or os.path.isdir(os.path.join(folder, value)):
+    if _EXPLICIT.match(value) or os.path.isdir(folder / value):  # noqa: PTH112 - a name that is too long is no folder
         return _absolute(value, folder)
     return str(value)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import re
+from typing import TYPE_CHECKING
 
 import tomli
 import tree_sitter
 import tree_sitter_toml
 
-from typing import TYPE_CHECKING
-
 if TYPE_CHECKING:
-    from modelwright.core.config.words import KeyPath
     from collections.abc import Iterator
+
+    from modelwright.core.config.words import KeyPath
+
+# Escapes of TOML 1.1 that tomli takes and the grammar does not know, with older ones of the same length.
+_ESCAPE = re.compile(rb"\\.", re.DOTALL)
+_OLDER = {rb"\e": rb"\t", rb"\x": rb"\\"}
 
 _KEYS = {"bare_key", "quoted_key", "dotted_key"}
 
@@ -29,6 +34,7 @@ def lines(content: bytes) -> dict[KeyPath, int]:
     array's entry has the line where it begins. What tree-sitter cannot parse has no line, and `()` has line 1.
     """
     found = _Lines()
+    content = _ESCAPE.sub(lambda escape: _OLDER.get(escape[0], escape[0]), content)
     for node in _parser().parse(content).root_node.named_children:
         match node.type:
             case "table":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, field, frozen
 
@@ -17,8 +17,8 @@ from modelwright.core.config.words import KeyPath, closest, dotted, shown
 from modelwright.core.plugins import Plugins, discover
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 # What belongs to the file as a whole, with the reason why a variant cannot have it.
 _NOT_IN_A_VARIANT = {
@@ -220,9 +220,3 @@ def from_plain(values: Mapping[str, Any], plugins: Plugins) -> RunConfig:
             for path, message in error.findings
         ]
         raise ConfigError(problems) from error
-
-
-def plugins_for(values: Mapping[str, Any]) -> Plugins:
-    """The plugins that a configuration out of `to_plain` was made with, as far as they are still installed."""
-    config = structure(values.get("plugins", {}), PluginsConfig)
-    return discover(disable=config.disable, prefer=config.prefer)

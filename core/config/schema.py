@@ -7,17 +7,15 @@ never ignored.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, NewType, TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NewType
 
 from attrs import field, frozen, has, validators
 
 from modelwright.core.api.components import SPECS
 from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
+from modelwright.core.api.training import TrainSettings
 from modelwright.core.config.words import closest, either, shown
-
-if TYPE_CHECKING:
-    from modelwright.core.api.training import TrainSettings
-    from collections.abc import Callable, Iterator, Mapping
 
 # Strings that `core.config.paths` resolves while they are read; each says there how.
 FilePath = NewType("FilePath", str)

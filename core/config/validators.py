@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 from modelwright.core.config.words import either, shown
 
@@ -18,6 +19,8 @@ KINDS: dict[type, str] = {
     tuple: "an array",
     dict: "a table",
 }
+# What attrs' own number validators write, for those that somebody's function calls.
+_ATTRS = re.compile(r"^(must be (?:[<>]=?|==|!=) \S+): (.+)$")
 NOT_EMPTY = "not be empty"
 
 
@@ -27,11 +30,14 @@ def complaint(validator: Any, instance: Any, attribute: Any, value: Any) -> str 
     Raises:
         AttributeError: the validator asks `instance` for a field that it has not got.
     """
+    parts = getattr(validator, "_validators", None)
+    if type(validator).__name__ == "_AndValidator" and parts and _wish(validator) is None:
+        return next(filter(None, (complaint(part, instance, attribute, value) for part in parts)), None)
     try:
         validator(instance, attribute, value)
     except AttributeError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a plugin's validator may raise whatever it likes
         wish = _wish(validator)
         if wish is not None:
             return f"must {wish}" if wish == NOT_EMPTY else f"must {wish}, not {shown(value)}"
@@ -43,7 +49,7 @@ def said(error: BaseException, name: str = "") -> str:
     """The first line of an exception's own message, without the attribute's name in front."""
     text = str(error.args[0]) if error.args and isinstance(error.args[0], str) else str(error)
     line = next(iter(text.strip().splitlines()), "").removeprefix(f"{name!r} ").removeprefix(f"{name} ")
-    return line or type(error).__name__
+    return _ATTRS.sub(r"\1, not \2", line) or type(error).__name__
 
 
 def _wish(validator: Any) -> str | None:
@@ -67,7 +73,7 @@ _WISHES: dict[str, Callable[[Any], str | None]] = {
     "_MinLengthValidator": lambda one: NOT_EMPTY if one.min_length == 1 else f"have {one.min_length} or more entries",
     "_MaxLengthValidator": lambda one: f"have {one.max_length} or fewer entries",
     "_OptionalValidator": lambda one: _joined(_tuple(one.validator), " and "),
-    "_AndValidator": lambda one: _joined(one._validators, " and "),
+    "_AndValidator": lambda one: _joined(one._validators, " and "),  # noqa: SLF001 - the only way to its parts
     "_OrValidator": lambda one: _joined(one.validators, " or "),
 }
 

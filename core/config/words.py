@@ -14,6 +14,8 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST = 60
 # Whole numbers below it are written as they are, not as 1e+16.
 _EXACT = 10**15
+# Longer integers are not written out; Python refuses to for some thousand digits.
+_BITS = 128
 
 
 def printable(text: str) -> str:
@@ -40,6 +42,8 @@ def shown(value: Any) -> str:
         return "an array" if value else "an empty array"
     if isinstance(value, bool):
         value = str(value).lower()
+    elif isinstance(value, int) and value.bit_length() > _BITS:
+        value = f"one of {value.bit_length()} bits"
     elif isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         value = int(value)
     elif isinstance(value, date | time):

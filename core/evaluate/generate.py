@@ -66,7 +66,8 @@ async def generate(
             ),
             stop_token_ids=renderer.stop_token_ids,
         )
-        text, tokens, finish = "", [], None
+        text, finish = "", None
+        tokens: list[int] = []
         async for delta in engine.submit(request):
             text += delta.text
             tokens += delta.token_ids

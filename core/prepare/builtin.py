@@ -28,7 +28,7 @@ THINGS = ("apples", "balls", "books", "cards", "coins", "cups", "eggs", "marbles
 # Numbers up to 12, and never 1 of a thing before its plural.
 _SUMS = tuple((a, b) for a in range(2, 13) for b in range(1, 13))
 _DIFFERENCES = tuple((a, b) for a in range(3, 13) for b in range(1, a - 1))
-_PRODUCTS = tuple((a, b) for a in range(2, 6) for b in range(2, 13))
+_PRODUCTS = tuple((a, b) for a in range(2, 6) for b in range(2, 11))
 
 
 @frozen(kw_only=True)
@@ -91,7 +91,7 @@ STORIES = (
         because="{name} finds {a} {things} and then {b}",
         retold="On Monday {name} paints {a} {things}. On Tuesday {name} paints {b} more.",
         reasked="Count the {things} with paint.",
-        sentence="{name} paints {c} {things}.",
+        sentence="The paint is on {c} {things}.",
     ),
     Story(
         sign="-",

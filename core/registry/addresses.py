@@ -47,9 +47,8 @@ def parse_address(text: str) -> Address:
     if at and not name:
         if ALIAS_NAME.fullmatch(rest):
             return Address(alias=rest)
-        raise _no_address(
-            text, "an alias may not be all digits" if rest.isdecimal() else f"{rest!r} is no alias's name"
-        )
+        why = "an alias may not be all digits" if rest.isdecimal() else f"{rest!r} is no alias's name"
+        raise _no_address(text, why)
     if not MODEL_NAME.fullmatch(name):
         raise _no_address(text, f"{name!r} is no model's name" if at else "no model can have that name")
     if not at:
@@ -84,22 +83,20 @@ def resolve(registry: Registry, address: str | Address) -> ModelVersion:
 
 def _what_there_is(address: Address, error: ModelNotFoundError, models: Sequence[ModelVersion]) -> str:
     names = sorted({model.name for model in models})
-    aliases = sorted(alias for model in models for alias in model.aliases)
+    aliases = {alias: f"@{alias}" for alias in sorted(alias for model in models for alias in model.aliases)}
     if not models:
         return f"there is no model {str(address)!r}: the registry is empty"
     if address.alias is not None:
         message = f"there is no alias '{address}'"
-        message += _did_you_mean(
-            address.alias, {alias: f"@{alias}" for alias in aliases} | {name: name for name in names}
-        )
-        return f"{message} (aliases: {_listed(f'@{alias}' for alias in aliases)}; models: {_listed(names)})"
+        message += _did_you_mean(address.alias, {name: name for name in names} | aliases)
+        return f"{message} (aliases: {_listed(aliases.values())}; models: {_listed(names)})"
     assert address.name is not None
     versions = [model.version for model in models if model.name == address.name]
     if versions:
         return f"{error} (versions: {_ranges(versions)})"
     message = f"there is no model {address.name!r}"
-    message += _did_you_mean(address.name, {name: name for name in names} | {alias: f"@{alias}" for alias in aliases})
-    return f"{message} (models: {_listed(names)}; aliases: {_listed(f'@{alias}' for alias in aliases)})"
+    message += _did_you_mean(address.name, aliases | {name: name for name in names})
+    return f"{message} (models: {_listed(names)}; aliases: {_listed(aliases.values())})"
 
 
 def _did_you_mean(name: str, addresses: dict[str, str]) -> str:

@@ -9,7 +9,7 @@ from importlib import metadata
 PACKAGE = "package."
 
 
-def capture_environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The versions of Python, the platform, and every installed package.
 
     Nothing here says who or on which host, and no accelerator is asked: that would need torch.

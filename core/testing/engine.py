@@ -1,4 +1,4 @@
-'''What every engine must do, as tests that an engine's author subclasses.
+"""What every engine must do, as tests that an engine's author subclasses.
 
     # test_my_engine.py
     from modelwright.core.testing.engine import EngineContract
@@ -24,7 +24,7 @@
             return Tokenizer.from_file(str(model_folder / "tokenizer.json")).decode
 
 The model may be tiny and random. The tests whose ability the spec does not claim are skipped.
-'''
+"""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ _ids = (f"contract-{number}" for number in itertools.count())
 
 def request(prompt: Sequence[int], **changes: Any) -> GenerationRequest:
     """A request with an id of its own; what belongs to `Sampling` goes there, the rest to the request."""
-    own = {key: changes.pop(key) for key in ("id", "stop_token_ids", "logprobs") if key in changes}
-    return GenerationRequest(
-        **{"id": next(_ids), "prompt": tuple(prompt), "sampling": Sampling(**{"max_tokens": 12, **changes}), **own}
-    )
+    own: dict[str, Any] = {key: changes.pop(key) for key in ("id", "stop_token_ids", "logprobs") if key in changes}
+    own.setdefault("id", next(_ids))
+    changes.setdefault("max_tokens", 12)
+    return GenerationRequest(prompt=tuple(prompt), sampling=Sampling(**changes), **own)
 
 
 def join(deltas: Sequence[Delta]) -> Output:
@@ -169,9 +169,7 @@ class EngineContract:
         output = run_all(engine, [request(prompt, stop=(stop,))])[0]
         assert (output.text, output.finish) == (text[: text.index(stop)], "stop")
 
-    def test_seed_repeats_whatever_runs_beside(
-        self, engine: Engine, prompt: Prompt, able: Callable[..., None]
-    ) -> None:
+    def test_seed_repeats_whatever_runs_beside(self, engine: Engine, prompt: Prompt, able: Callable[..., None]) -> None:
         """A seed gives the same sample alone and in company; other seeds give other samples."""
         able("temperature", "seed")
         alone = run_all(engine, [request(prompt, temperature=1.5, seed=3)])[0]

@@ -1,11 +1,13 @@
 """What every registry backend must do, as tests that its author inherits.
 
-from modelwright.core.testing.registry import RegistryContract
+    from modelwright.core.testing.registry import RegistryContract
 
-class TestMyRegistry(RegistryContract):
-    @pytest.fixture
-    def connect(self, tmp_path):
-        return lambda: MyRegistry(MyOptions(url=f"mine:///{tmp_path}"))
+    class TestMyRegistry(RegistryContract):
+        @pytest.fixture
+        def connect(self, tmp_path):
+            return lambda: MyRegistry(MyOptions(url=f"mine:///{tmp_path}"))
+
+`pytest.register_assert_rewrite("modelwright.core.testing.registry")` in a conftest.py makes failures show their values.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def write_token_file(path: Path, rows: Sequence[tuple[str, Sequence[int], Sequen
 
 
 def counting_rows(count: int) -> list[tuple[str, list[int], list[bool]]]:
-    """Something to learn: each row counts on from its first token, in 4 to 10 tokens; all but the first two are learnt."""
+    """Something to learn: each row counts on from its first token, in 4 to 10 tokens; all but two are learnt."""
     rows = []
     for index in range(count):
         length = 4 + index % 7

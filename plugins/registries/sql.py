@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or_update
 
 from modelwright.core.api.errors import AliasConflictError, ModelNotFoundError, RegistryError
@@ -66,8 +66,7 @@ class SqlRegistry:
             ModelNotFoundError: there is no such version.
         """
         with self._database.reading() as connection:
-            row = _find(connection, name, version)
-            return load_versions(connection, models.c.id == row.id)[0]
+            return load_versions(connection, models.c.id == _find(connection, name, version).id)[0]
 
     def resolve(self, alias: str) -> Alias:
         """Where an alias points.
@@ -216,14 +215,19 @@ def _insert(
     return load_versions(connection, models.c.id == added.id)[0]
 
 
-def _find(connection: Connection, name: str, version: int | None) -> Row[Any]:
+class _Found(NamedTuple):
+    id: int
+    digest: str
+
+
+def _find(connection: Connection, name: str, version: int | None) -> _Found:
     """The row of a version that is not deleted, the newest by default."""
     columns = (models.c.id, models.c.version, models.c.digest, models.c.deleted)
     rows = connection.execute(select(*columns).where(models.c.name == name).order_by(models.c.version.desc())).all()
     living = [row for row in rows if row.deleted is None]
     for row in living:
         if version in (None, row.version):
-            return row
+            return _Found(row.id, row.digest)
     if not living:
         raise ModelNotFoundError(f"there is no model {name!r}")
     deleted = [row.deleted for row in rows if row.version == version]

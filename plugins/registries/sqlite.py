@@ -64,7 +64,7 @@ class Database:
                         yield connection
                         return
             with self._nothing.begin() as connection:
-                metadata.create_all(connection)
+                metadata.create_all(connection, checkfirst=False)
                 yield connection
 
     @contextlib.contextmanager
@@ -80,7 +80,7 @@ class Database:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._writer.begin() as connection:
                 if not self._has_schema(connection):
-                    metadata.create_all(connection)
+                    metadata.create_all(connection, checkfirst=False)
                     connection.execute(insert(schema_version).values(version=SCHEMA))
                 yield connection
 

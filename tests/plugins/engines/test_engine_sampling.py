@@ -18,9 +18,7 @@ PROBABILITIES = [0.5, 0.25, 0.15, 0.1]
 def draw(logits, count, *, logprobs=False, **settings):
     """`count` tokens for one distribution, one row each, each with a seed of its own."""
     rows = torch.tensor(logits).expand(count, -1)
-    return choose(
-        rows, [Sampling(**settings)] * count, [generator(seed) for seed in range(count)], [logprobs] * count
-    )
+    return choose(rows, [Sampling(**settings)] * count, [generator(seed) for seed in range(count)], [logprobs] * count)
 
 
 def shares(tokens, size=4):

@@ -12,4 +12,5 @@ class TestSqlRegistry(RegistryContract):
 
     @pytest.fixture
     def connect(self, tmp_path):
+        """A database in a folder that is still to be made."""
         return partial(SqlRegistry, SqlOptions(url=f"sqlite:///{tmp_path}/home/registry.db"))

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 
-from modelwright.core.testing.trainer import write_model
+import torch
+
+from modelwright.core.testing.trainer import Recorder, TrainerContract, make_job, write_model
+from modelwright.plugins.trainers import modelwright_trainers
 
 STEPS = 60
 
@@ -38,13 +41,14 @@ def read(path):
     return [json.loads(line) for line in lines]
 
 
-def run(folder, events, *, kill_at=None):
-    """Train in a process of its own; with `kill_at`, end it with SIGKILL once that step is told of."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def kill_at(step, folder, events):
+    """Train in a process of its own, and end it with SIGKILL once that step is told of; gives its exit status."""
+    # Sums over another number of threads round in another way.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, folder, events, str(STEPS)], env=environment)
     try:
-        while kill_at is not None and process.poll() is None:
-            if any(kind == "step" and data["step"] >= kill_at for kind, data in read(events)):
+        while process.poll() is None:
+            if any(kind == "step" and data["step"] >= step for kind, data in read(events)):
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.001)
@@ -58,20 +62,24 @@ def test_a_training_killed_twice_ends_with_the_same_bytes(tmp_path):
     """Weights are byte for byte those of a training that ran through, and so are all losses; dropout included."""
     for name in ("through", "killed"):
         write_model(tmp_path / name / "base", dropout=0.3)
-    assert run(tmp_path / "through", tmp_path / "through.jsonl") == 0
+    through = Recorder()
+    settings = TrainerContract().settings(max_steps=STEPS, checkpoint_every=5)
+    (spec,) = modelwright_trainers()
+    assert spec.create().train(make_job(tmp_path / "through", through, settings)).finished
 
-    logs = [tmp_path / f"killed-{attempt}.jsonl" for attempt in range(3)]
-    assert run(tmp_path / "killed", logs[0], kill_at=13) == -signal.SIGKILL
-    assert run(tmp_path / "killed", logs[1], kill_at=32) == -signal.SIGKILL
+    logs = [tmp_path / f"killed-{attempt}.jsonl" for attempt in range(2)]
+    assert kill_at(13, tmp_path / "killed", logs[0]) == -signal.SIGKILL
+    assert kill_at(32, tmp_path / "killed", logs[1]) == -signal.SIGKILL
     assert not (tmp_path / "killed" / "job" / "model").exists()
-    assert run(tmp_path / "killed", logs[2]) == 0
+    last = Recorder()
+    assert spec.create().train(make_job(tmp_path / "killed", last, settings)).finished
 
-    attempts = [read(log) for log in logs]
+    attempts = [*map(read, logs), last.events]
     for attempt in attempts[1:]:
         (resumed,) = [data["step"] for kind, data in attempt if kind == "resumed"]
         assert resumed >= 10
         assert resumed % 5 == 0
-    expected = {data["step"]: data["loss"] for kind, data in read(tmp_path / "through.jsonl") if kind == "step"}
+    expected = {data["step"]: data["loss"] for data in through.of("step")}
     assert sorted(expected) == list(range(1, STEPS + 1))
     seen = {}
     for attempt in attempts:
@@ -81,5 +89,5 @@ def test_a_training_killed_twice_ends_with_the_same_bytes(tmp_path):
                 seen[data["step"]] = data["loss"]
     assert seen == expected
     for name in ("model.safetensors", "config.json", "generation_config.json"):
-        through = (tmp_path / "through" / "job" / "model" / name).read_bytes()
-        assert (tmp_path / "killed" / "job" / "model" / name).read_bytes() == through
+        whole = (tmp_path / "through" / "job" / "model" / name).read_bytes()
+        assert (tmp_path / "killed" / "job" / "model" / name).read_bytes() == whole

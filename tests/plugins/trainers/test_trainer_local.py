@@ -112,7 +112,7 @@ def test_a_folder_without_config_is_refused(tmp_path, settings, train):
 def test_a_sequence_beyond_the_context_is_refused(tmp_path, settings, train):
     """The error says which setting makes the sequences short enough."""
     tokens = write_token_file(tmp_path / "long.arrow", [("long", [1] * 65, [True] * 65)])
-    with pytest.raises(ModelwrightError, match="65 tokens, and the model's context is 64: .* max_length to 64"):
+    with pytest.raises(ModelwrightError, match=r"65 tokens, and the model's context is 64: .* max_length to 64"):
         train(make_job(tmp_path, Recorder(), settings(), tokens=tokens))
 
 
@@ -200,7 +200,7 @@ def test_memory_that_does_not_suffice_is_one_line_with_what_to_set(tmp_path, set
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(SingleDevice, "backward", full)
-    with pytest.raises(ModelwrightError, match="memory does not suffice: set .* micro_batch_size"):
+    with pytest.raises(ModelwrightError, match=r"memory does not suffice: set .* micro_batch_size"):
         train(make_job(tmp_path, Recorder(), settings()))
 
 

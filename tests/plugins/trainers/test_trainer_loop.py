@@ -47,6 +47,7 @@ class KeepsGradients(SingleDevice):
     """Remembers the gradient of the last step."""
 
     def step(self, learning_rate):
+        """Step as ever."""
         self.gradients = {name: value.grad.clone() for name, value in self.model.named_parameters()}
         return super().step(learning_rate)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -50,7 +51,7 @@ def test_after_the_peak_the_rate_never_rises(schedule):
     if schedule["schedule"] == "constant":
         assert set(values) <= {1.0}
     else:
-        assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+        assert all(later < earlier for earlier, later in itertools.pairwise(values))
 
 
 @given(schedules())
@@ -59,7 +60,7 @@ def test_the_rate_has_no_jumps(schedule):
     values = [0.0, *curve(schedule)]
     decay = schedule["steps"] - schedule["warmup"]
     steepest = max(1 / (schedule["warmup"] + 1), math.pi / 2 / max(1, decay))
-    assert all(abs(later - earlier) <= steepest + 1e-12 for earlier, later in zip(values, values[1:], strict=False))
+    assert all(abs(later - earlier) <= steepest + 1e-12 for earlier, later in itertools.pairwise(values))
 
 
 @pytest.mark.parametrize(

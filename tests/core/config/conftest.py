@@ -1,0 +1,114 @@
+"""A set of components made by hand, and the shortest way from a run.toml's text to what is read of it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from attrs import field, frozen, validators
+from modelwright.core.api import FormatSpec, MetricSpec, RegistrySpec, TrainerSpec
+from modelwright.core.config import ConfigError, RunConfig, Runs, read_run
+from modelwright.core.plugins import Plugin, Plugins
+
+
+@frozen(kw_only=True)
+class QaOptions:
+    instruction: str = ""
+    style: Literal["plain", "boxed"] = "plain"
+
+
+@frozen(kw_only=True)
+class TableOptions:
+    question: str
+    answer: str = "answer"
+
+
+@frozen(kw_only=True)
+class SgdOptions:
+    momentum: float = field(default=0.9, validator=validators.ge(0.0))
+
+
+COMPONENTS = (
+    FormatSpec(name="qa", summary="question, answer", options=QaOptions, factory="nowhere:Qa"),
+    FormatSpec(name="table", summary="named columns", options=TableOptions, factory="nowhere:Table"),
+    FormatSpec(name="bare", summary="no options", factory="nowhere:Bare"),
+    TrainerSpec(name="local", summary="one process", factory="nowhere:Local"),
+    TrainerSpec(name="sgd", summary="another optimiser", options=SgdOptions, factory="nowhere:Sgd"),
+    MetricSpec(name="exact_match", summary="the same text", factory="nowhere:Match"),
+    MetricSpec(name="math_accuracy", summary="the same number", factory="nowhere:Accuracy"),
+    RegistrySpec(name="sql", summary="SQLite", schemes=("sqlite",), factory="nowhere:Sql"),
+)
+
+MINIMAL = """\
+name = "tiny"
+[model.scratch]
+[data]
+format = "qa"
+[[data.sources]]
+path = "train.jsonl"
+[train]
+max_steps = 10
+"""
+
+
+@pytest.fixture(scope="session")
+def plugins() -> Plugins:
+    plugin = Plugin(plugin="hand", distribution="hand-made", version="1", status="loaded", components=COMPONENTS)
+    return Plugins(found=(plugin,))
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Writes a run.toml into a folder of its own, which becomes the working directory's neighbour, not the same."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def write(text: str) -> Path:
+        path = tmp_path / "run.toml"
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def read(write, plugins) -> Callable[..., Runs]:
+    """Reads a text as a run.toml, with the components made by hand."""
+
+    def read(text: str, *overrides: str, **options) -> Runs:
+        return read_run(write(text), overrides=overrides, plugins=options.pop("plugins", plugins), **options)
+
+    return read
+
+
+@pytest.fixture
+def read_one(read) -> Callable[..., RunConfig]:
+    """Reads a text that has one configuration."""
+
+    def read_one(text: str, *overrides: str, **options) -> RunConfig:
+        (config,) = read(text, *overrides, **options).configs
+        return config
+
+    return read_one
+
+
+@pytest.fixture
+def mistakes(read, tmp_path: Path) -> Callable[..., list[str]]:
+    """The lines that a wrong run.toml gets, with the file's folder left out."""
+
+    def mistakes(text: str, *overrides: str, **options) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            read(text, *overrides, **options)
+        assert str(caught.value).splitlines() == list(caught.value.lines)
+        return [line.replace(f"{tmp_path}/", "") for line in caught.value.lines]
+
+    return mistakes
+
+
+@pytest.fixture
+def minimal() -> str:
+    """The shortest run.toml that is right."""
+    return MINIMAL

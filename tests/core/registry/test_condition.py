@@ -1,0 +1,89 @@
+import operator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelwright.core.api.errors import UsageError
+from modelwright.core.api.records import Figure, wilson
+from modelwright.core.registry import Clause, Condition, parse_condition
+
+OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "==": operator.eq}
+
+names = st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+clauses = st.builds(Clause, suite=names, metric=names, operator=st.sampled_from(sorted(OPERATORS)), threshold=numbers)
+conditions = st.builds(Condition, clauses=st.lists(clauses, min_size=1, max_size=4).map(tuple))
+spaces = st.sampled_from(["", " ", "  ", "\t"])
+
+
+@given(conditions)
+def test_a_condition_is_read_as_it_is_written(condition):
+    """The text of a condition means that condition, whatever suites and metrics are called."""
+    assert parse_condition(str(condition)) == condition
+
+
+@given(names, names, st.sampled_from(sorted(OPERATORS)), numbers, spaces, spaces)
+def test_spaces_around_an_operator_mean_nothing(suite, metric, sign, number, before, after):
+    """`a.b>=1` and `a.b  >= 1` are one condition."""
+    text = f"{before}{suite}.{metric}{before}{sign}{after}{number!r}{after}"
+    assert parse_condition(text) == parse_condition(f"{suite}.{metric} {sign} {number!r}")
+
+
+@given(st.one_of(st.text(max_size=30), st.text(alphabet="ab.>=< 019and", max_size=20)))
+def test_any_text_is_a_condition_or_refused_in_one_line(text):
+    """Nothing else comes out, and nothing is evaluated."""
+    try:
+        condition = parse_condition(text)
+    except UsageError as error:
+        refusal = str(error)
+    else:
+        assert parse_condition(str(condition)) == condition
+        return
+    assert "condition" in refusal
+    assert "\n" not in refusal
+
+
+@given(st.sampled_from(sorted(OPERATORS)), numbers, numbers)
+def test_each_operator_compares_as_its_sign_says(sign, measured, threshold):
+    """The measured value stands on the left."""
+    condition = Condition(clauses=(Clause(suite="s", metric="m", operator=sign, threshold=threshold),))
+    figure = Figure(value=measured, low=0.0, high=1.0, n=1)
+    [(text, value, holds)] = condition.check({"s": {"m": figure}})
+    assert (text, value) == (str(condition), measured)
+    assert holds is OPERATORS[sign](measured, threshold)
+
+
+def test_every_clause_is_checked_and_what_is_missing_does_not_hold():
+    """So that a person sees all that stands in the way, not the first."""
+    condition = parse_condition("gsm8k.accuracy >= 0.6 and gsm8k.speed < 2 and math.accuracy > 0.1")
+    assert condition.check({"gsm8k": {"accuracy": wilson(0.6, 200)}}) == [
+        ("gsm8k.accuracy >= 0.6", 0.6, True),
+        ("gsm8k.speed < 2.0", None, False),
+        ("math.accuracy > 0.1", None, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "at character 1 expected SUITE.METRIC, such as gsm8k.math_accuracy, found the end"),
+        ("accuracy >= 1", "at character 1 expected SUITE.METRIC, such as gsm8k.math_accuracy, found 'accuracy'"),
+        ("a.b", "at character 4 expected one of >=, >, <=, <, ==, found the end"),
+        ("a.b => 0.6", "at character 5 expected one of >=, >, <=, <, ==, found '=>'"),
+        ("a.b = 0.6", "at character 5 expected one of >=, >, <=, <, ==, found '='"),
+        ("a.b >= high", "at character 8 expected a number, found 'high'"),
+        ("a.b >= c.d", "at character 8 expected a number, found 'c.d'"),
+        ("a.b >= 1 or c.d > 1", "at character 10 expected 'and' or the end, found 'or'"),
+        ("a.b >= 60%", "at character 10 expected 'and' or the end, found '%'"),
+        ("a.b >= 1 and", "at character 13 expected SUITE.METRIC, such as gsm8k.math_accuracy, found the end"),
+        ("a.b >= 1e999", "1e999 is too large for a number"),
+        ("a.b >= nan", "at character 8 expected a number, found 'nan'"),
+        ("__import__('os')", "at character 1 expected SUITE.METRIC, such as gsm8k.math_accuracy, found"),
+    ],
+)
+def test_the_error_says_where_and_what_was_expected(text, message):
+    """The character counts from 1, as editors do."""
+    with pytest.raises(UsageError) as caught:
+        parse_condition(text)
+    assert message in str(caught.value)

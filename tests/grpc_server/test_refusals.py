@@ -1,0 +1,273 @@
+"""What cannot be done is refused with the right status and a sentence, and the server goes on."""
+
+import string
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from modelwright.grpc_server.client import ServerError
+from modelwright.v1 import common_pb2, inference_pb2, inference_pb2_grpc, model_pb2_grpc
+
+LIMIT = 64 * 1024
+CHAT = "/modelwright.v1.InferenceService/Chat"
+GENERATE = "/modelwright.v1.InferenceService/Generate"
+STREAM = "/modelwright.v1.InferenceService/GenerateStream"
+
+
+@pytest.fixture
+def client(shared_server, connect):
+    return connect(shared_server)
+
+
+@pytest.fixture
+def ask(client):
+    """Sends bytes to a method; gives the error's code, ErrorInfo reason and sentence."""
+
+    def send(method, data):
+        stream = method == STREAM
+        call = (client._channel.unary_stream if stream else client._channel.unary_unary)(method)
+        with pytest.raises(grpc.RpcError) as caught:
+            result = call(data, timeout=20)
+            list(result) if stream else None
+        status = rpc_status.from_call(caught.value)
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        waits = [detail.Unpack(retry) for detail in status.details]
+        assert any(detail.Unpack(info) for detail in status.details)
+        assert info.domain == "modelwright"
+        assert status.message == caught.value.details()
+        return caught.value.code().name, info, any(waits)
+
+    return send
+
+
+def refusal(client, **options):
+    options = {"prompt": "hi", "model": "math", **options}
+    with pytest.raises(ServerError) as caught:
+        client.generate(options.pop("prompt"), **options)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"max_tokens": 0}, "sampling.max_tokens is 0: expected 1 or more"),
+        ({"max_tokens": -5}, "sampling.max_tokens is -5"),
+        ({"temperature": -0.5}, "sampling.temperature is -0.5: expected 0 or more"),
+        ({"temperature": float("nan")}, "sampling.temperature is nan"),
+        ({"temperature": float("inf")}, "sampling.temperature is inf"),
+        ({"top_p": 0.0}, "sampling.top_p is 0.0: expected more than 0 and at most 1"),
+        ({"top_p": 1.5}, "sampling.top_p is 1.5"),
+        ({"top_p": float("nan")}, "sampling.top_p is nan"),
+        ({"top_k": -1}, "sampling.top_k is -1"),
+        ({"seed": -1}, "sampling.seed is -1"),
+        ({"stop": ["x", ""]}, "sampling.stop[1] is empty"),
+        ({"model": ""}, "model is empty"),
+        ({"model": "math@newest"}, "is no model address"),
+    ],
+)
+def test_a_value_that_cannot_be_is_an_invalid_argument_that_names_the_field(client, asked, sentence):
+    """Each field's own sentence; and the next request is answered."""
+    error = refusal(client, **asked)
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert sentence in error.message
+    assert error.metadata["field"] in error.message
+    assert client.generate("hi", model="math").text == "math@1:hi"
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"temperature": 0.7}, "sampling.temperature"),
+        ({"top_p": 0.9}, "sampling.top_p"),
+        ({"top_k": 5}, "sampling.top_k"),
+        ({"seed": 1}, "sampling.seed"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_refused_and_never_ignored(client, asked, field):
+    """The echo engine can stop and give log-probabilities, and says so."""
+    error = refusal(client, **asked)
+    assert (error.code, error.reason, error.metadata) == ("INVALID_ARGUMENT", "UNSUPPORTED", {"field": field})
+    assert "the engine 'echo' that runs math@1 (it can: logprobs, stop)" in error.message
+
+
+def test_values_that_change_nothing_need_no_ability(client):
+    """Greedy decoding said in words is greedy decoding."""
+    assert client.generate("hi", model="math", temperature=0.0, top_p=1.0, top_k=0).text == "math@1:hi"
+
+
+def test_the_context_bounds_prompt_and_answer_together(client):
+    """A prompt beyond it, max_tokens beyond the rest, and the edge, where both just fit."""
+    too_long = refusal(client, prompt="x" * 200)
+    assert (too_long.code, too_long.reason) == ("INVALID_ARGUMENT", "CONTEXT_EXCEEDED")
+    assert "the prompt has 200 tokens, and the context of math@1 holds 128" in too_long.message
+    assert too_long.metadata == {"context_length": "128", "prompt_tokens": "200"}
+    full = refusal(client, prompt="x" * 128)
+    assert full.reason == "CONTEXT_EXCEEDED"
+    greedy = refusal(client, prompt="x" * 100, max_tokens=29)
+    assert "ask for at most 28" in greedy.message
+    assert client.generate("x" * 100, model="math", max_tokens=28).usage.completion_tokens == 28
+    assert client.generate("x" * 127, model="math").usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("address", ["gsm8k", "math@2", "@assistant"])
+def test_a_model_that_is_not_served_is_not_found_and_the_served_ones_are_named(client, address):
+    """Also where it has a stream."""
+    for ask in (client.generate, client.stream, client.chat, client.tokenize):
+        with pytest.raises(ServerError, match=r"it serves: math@1") as caught:
+            ask("hi", model=address)
+        assert (caught.value.code, caught.value.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+        assert address in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([], "messages is empty"),
+        ([{"role": "unspecified", "content": "hi"}], "messages[0].role is not set"),
+        ([{"role": "user", "content": "hi"}, {"role": "user", "content": ""}], "messages[1].content is empty"),
+        (
+            [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}],
+            "messages[1].role of the last turn is the assistant's",
+        ),
+        ([{"role": "user", "content": "hi", "thinking": "hm"}], "messages[0].thinking stands in a turn of the user"),
+        ([{"role": "tool", "content": "4"}], "messages[0] is about a tool"),
+        ([{"role": "user", "content": "hi", "name": "Ada"}], "messages[0].name is not supported by this version"),
+    ],
+)
+def test_a_conversation_that_cannot_be_is_refused_by_turn(client, messages, sentence):
+    """The sentence counts the turns from 0, as programs do."""
+    with pytest.raises(ServerError) as caught:
+        client.chat(messages, model="math")
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert sentence in caught.value.message
+
+
+def test_a_conversation_that_the_template_refuses_is_an_invalid_argument(shelf, serve, connect):
+    """The template's own words reach the caller."""
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('No system turn, please') }}{% endif %}x"
+    model = shelf.folder / "picky-1"
+    shelf.add("math")
+    (shelf.folder / "math-1").rename(model)
+    (model / "tokenizer_config.json").write_text(f'{{"chat_template": "{template}"}}')
+    from modelwright import NewModel
+
+    shelf.registry.add(NewModel(name="picky", fingerprint="picky"), model)
+    client = connect(serve("picky"))
+    with pytest.raises(ServerError, match="No system turn, please") as caught:
+        client.chat([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], model="picky")
+    assert (caught.value.code, caught.value.reason) == ("INVALID_ARGUMENT", "TEMPLATE_REFUSED")
+    assert client.chat("u", model="picky").text == "picky@1:x".replace("picky@1", "math@1")
+
+
+def test_adapters_and_tools_are_refused_by_this_version(client, ask):
+    """They are in the contract, and not served yet."""
+    request = inference_pb2.GenerateRequest(model="math", prompt="hi", adapter="law")
+    assert ask(GENERATE, request.SerializeToString())[1].metadata["field"] == "adapter"
+    message = common_pb2.Message(role=common_pb2.ROLE_USER, content="hi")
+    request = inference_pb2.ChatRequest(model="math", messages=[message], tools=[common_pb2.Tool(name="add")])
+    code, info, _ = ask(CHAT, request.SerializeToString())
+    assert (code, info.reason, info.metadata["field"]) == ("INVALID_ARGUMENT", "UNSUPPORTED", "tools")
+
+
+@pytest.mark.parametrize("method", [GENERATE, STREAM, CHAT])
+def test_text_that_is_not_utf8_is_an_invalid_argument(client, ask, method):
+    """grpc.aio itself would answer UNKNOWN."""
+    code, info, waits = ask(method, b"\x0a\x04math\x1a\x02\xff\xfe")
+    assert (code, info.reason, waits) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE", False)
+    assert client.generate("hi", model="math").text == "math@1:hi"
+
+
+@pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + 512 * 1024])
+@pytest.mark.parametrize("method", [GENERATE, STREAM])
+def test_a_message_beyond_the_limit_is_refused(client, ask, size, method):
+    """The sentence has the numbers; the server goes on."""
+    code, info, _ = ask(method, b"x" * size)
+    assert (code, info.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
+    assert dict(info.metadata) == {"bytes": str(size), "limit": str(LIMIT)}
+    assert client.generate("hi", model="math").text == "math@1:hi"
+
+
+def test_a_message_beyond_what_grpc_itself_reads_has_the_same_status(client):
+    """It is refused before it is read whole, in gRPC's words."""
+    with pytest.raises(ServerError) as caught:
+        client.generate("x" * (LIMIT + 3 * 1024 * 1024), model="math")
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
+    assert client.generate("hi", model="math").text == "math@1:hi"
+
+
+def test_a_message_at_the_limit_is_read(ask):
+    """The limit itself is allowed: what is wrong then is the prompt's length."""
+    request = inference_pb2.GenerateRequest(model="math", prompt="x")
+    request.prompt *= LIMIT - request.ByteSize() - 1
+    assert request.ByteSize() == LIMIT
+    assert ask(GENERATE, request.SerializeToString())[1].reason == "CONTEXT_EXCEEDED"
+
+
+def test_a_field_that_this_server_does_not_know_is_refused_where_it_stands(client, ask):
+    """A newer client's wish is not silently dropped, at the top or deep inside."""
+    request = inference_pb2.GenerateRequest(model="math", prompt="hi")
+    code, info, _ = ask(GENERATE, request.SerializeToString() + b"\xfa\x06\x01x")
+    assert (code, info.reason, info.metadata["field"]) == ("INVALID_ARGUMENT", "UNKNOWN_FIELD", "GenerateRequest")
+    request.sampling.MergeFromString(b"\xfa\x06\x01x")
+    assert ask(GENERATE, request.SerializeToString())[1].metadata["field"] == "GenerateRequest.sampling"
+    chat = inference_pb2.ChatRequest(model="math", messages=[common_pb2.Message(content="hi")])
+    chat.messages[0].MergeFromString(b"\xfa\x06\x01x")
+    assert ask(CHAT, chat.SerializeToString())[1].metadata["field"] == "ChatRequest.messages"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=200))
+def test_no_bytes_bring_the_server_down(client, data):
+    """Whatever comes is answered or is the caller's mistake, never UNKNOWN or INTERNAL."""
+    try:
+        client._channel.unary_unary(GENERATE)(data, timeout=20)
+    except grpc.RpcError as error:
+        assert error.code().name in {"INVALID_ARGUMENT", "NOT_FOUND"}  # noqa: PT017 - an answer is fine too
+    assert client.generate("hi", model="math").text == "math@1:hi"
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(address=st.text(max_size=300) | st.text(string.printable, min_size=2000, max_size=4000))
+def test_errors_stay_small_enough_to_be_sent_whatever_they_quote(client, address):
+    """A status travels in headers of 8 KiB; a long address is cut in it."""
+    error = refusal(client, model=address)
+    assert error.code in {"INVALID_ARGUMENT", "NOT_FOUND"}
+    assert error.reason in {"INVALID_FIELD", "MODEL_NOT_FOUND"}
+    assert len(error.message.encode()) <= 1000
+
+
+def test_methods_of_the_contract_that_are_to_come_say_so(client):
+    """Every method of both services is there; those without an implementation are UNIMPLEMENTED."""
+    inference = inference_pb2_grpc.InferenceServiceStub(client._channel)
+    models = model_pb2_grpc.ModelServiceStub(client._channel)
+    from modelwright.v1 import model_pb2
+
+    calls = [
+        lambda: inference.Score(inference_pb2.ScoreRequest(), timeout=20),
+        lambda: models.GetModel(model_pb2.GetModelRequest(), timeout=20),
+        lambda: models.LoadModel(model_pb2.LoadModelRequest(), timeout=20),
+        lambda: models.UnloadModel(model_pb2.UnloadModelRequest(), timeout=20),
+        lambda: list(models.WatchModels(model_pb2.WatchModelsRequest(), timeout=20)),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.RpcError, match="is not in this version of Modelwright") as caught:
+            call()
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_an_engine_that_breaks_is_an_internal_error_that_tells_no_secrets(shelf, serve, connect, caplog):
+    """The log has the traceback; the caller learns what kind it was; other models answer."""
+    shelf.add("math")
+    running = serve("math")
+    client = connect(running)
+    running.table.models()[0].engine.mute = True
+    error = refusal(client)
+    assert (error.code, error.reason) == ("INTERNAL", "INTERNAL")
+    assert "it does not speak" not in error.message
+    assert "it does not speak" in caplog.text
+    running.table.models()[0].engine.mute = False
+    assert client.generate("hi", model="math").text == "math@1:hi"
