@@ -265,6 +265,15 @@ class Client:
         response = self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
         return [to_model(model) for model in response.models]
 
+    def only_model(self) -> Model:
+        """The model that the server has, where it has only one; otherwise the error names the choices."""
+        served = [model for model in self.models() if model.state == "ready"]
+        if len(served) == 1:
+            return served[0]
+        choices = [f"@{alias}" for model in served for alias in model.aliases] + [model.address for model in served]
+        message = f"the server at {self.target} has several models: name one of {', '.join(choices)}"
+        raise ServerError("INVALID_ARGUMENT", message if served else f"the server at {self.target} has no model")
+
     def aliases(self) -> list[Alias]:
         """The aliases that the server routes, sorted."""
         response = self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
@@ -295,15 +304,7 @@ class Client:
             raise _server_error(error, self.target) from error
 
     def _address(self, model: str | None) -> str:
-        if model is not None:
-            return model
-        served = [there for there in self.models() if there.state == "ready"]
-        if len(served) == 1:
-            return served[0].address
-        choices = [f"@{alias}" for there in served for alias in there.aliases] + [there.address for there in served]
-        raise ServerError(
-            "INVALID_ARGUMENT", f"the server at {self.target} has several models: name one of {', '.join(choices)}"
-        )
+        return self.only_model().address if model is None else model
 
 
 def _asked(sampling: SamplingOptions) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.cli.common import json_option, print_json
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def chat(model: str | None, server: str, message: str | None, system: str | None
     asked: SamplingOptions = sampling  # type: ignore[assignment]
     messages = [{"role": "system", "content": system}] if system else []
     with _client(server) as client:
-        model = model or _only_model(client)
+        model = model or client.only_model().address
         if message is not None:
             with client.chat_stream([*messages, {"role": "user", "content": message}], model=model, **asked) as stream:
                 _print(stream)
@@ -80,9 +80,13 @@ def _converse(client: Client, messages: list[dict[str, str]], model: str, asked:
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() a line editor with history
-        click.echo(f"Talking with {model}. Ctrl-D leaves, Ctrl-C stops an answer.")
+        click.echo(f"Talking with {model}. Ctrl-D leaves, Ctrl-C stops an answer, /new begins a new conversation.")
+    system = list(messages)
     while (said := _ask("you> " if terminal else "")) is not None:
         if not said.strip():
+            continue
+        if terminal and said.strip() == "/new":
+            messages = list(system)
             continue
         messages.append({"role": "user", "content": said})
         try:
@@ -120,14 +124,6 @@ def _print(stream: Stream, *, stoppable: bool = False) -> str:
     return text
 
 
-def _only_model(client: Client) -> str:
-    served = [model for model in client.models() if model.state == "ready"]
-    if len(served) == 1:
-        return served[0].address
-    choices = [f"@{alias}" for model in served for alias in model.aliases] + [model.address for model in served]
-    raise UsageError(f"the server at {client.target} has several models: choose with --model {' or '.join(choices)}")
-
-
 def _to_json(answer: Generation) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -144,7 +140,8 @@ def _client(server: str) -> Iterator[Client]:
     """A client whose errors are one clear line."""
     from modelwright.grpc_server.client import Client, ServerError
 
-    with Client(server) as client:
+    # However long an answer takes, there is Ctrl-C.
+    with Client(server, timeout=None) as client:
         try:
             yield client
         except ServerError as error:

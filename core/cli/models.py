@@ -50,7 +50,10 @@ def list_(registry: str | None, as_json: bool) -> None:
 @registry_option
 @json_option
 def show(address: str, registry: str | None, as_json: bool) -> None:
-    """Show all that is known of one model: NAME (its newest version), NAME@3 or @ALIAS."""
+    """Show all that is known of one model.
+
+    ADDRESS is NAME (its newest version), NAME@3 or @ALIAS.
+    """
     opened, url = _open(registry)
     with _naming(url):
         version = resolve(opened, address)

@@ -97,9 +97,9 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
             message = "this key or table was given before"
         # At the end of a file without a last newline, tomli may name the line after it.
         line = min(getattr(error, "lineno", 1), text.count("\n") + 1)
-        raise _refused(name, f"no TOML: {message}", line=line, column=getattr(error, "colno", None)) from None
+        raise _refused(name, f"not valid TOML: {message}", line=line, column=getattr(error, "colno", None)) from None
     except (RecursionError, ValueError) as error:
-        raise _refused(name, f"no TOML for us: {error}") from None
+        raise _refused(name, f"cannot be read as TOML: {error}") from None
     if deeper_than(values, DEEPEST):
         raise _refused(name, f"tables and arrays are nested more than {DEEPEST} deep")
     return values

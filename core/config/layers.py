@@ -71,7 +71,7 @@ def parse_override(text: str) -> Override:
         if not rest or re.fullmatch(r"""[\[{"'].*""", rest, re.DOTALL):
             message = error.msg if isinstance(error, tomli.TOMLDecodeError) else str(error)
             hint = f"{message[0].lower()}{message[1:]}"
-        raise _refused(key, f"{shown(rest)} is no TOML value: {hint}") from None
+        raise _refused(key, f"{shown(rest)} is not a TOML value: {hint}") from None
     if len(parts) > DEEPEST:
         raise _refused(key[:DEEPEST], f"the key has more than {DEEPEST} parts")
     return Override(parts=parts, value=Written.mark(value, Path.cwd()))

@@ -144,7 +144,7 @@ class _Reading:
             self._in_file(("variants", name), "a variant's name must be a lower-case letter, then any of a-z 0-9 _ -")
             return False
         if not isinstance(table, dict):
-            self._in_file(("variants", name), f"must be a table of what is other in this variant, not {shown(table)}")
+            self._in_file(("variants", name), f"must be a table of what differs in this variant, not {shown(table)}")
             return False
         for key in [key for key in table if key in _NOT_IN_A_VARIANT]:
             del table[key]

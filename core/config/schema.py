@@ -90,8 +90,9 @@ class ModelConfig:
     """`[model]`: what the training begins from.
 
     Attributes:
-        base: a folder in Hugging Face layout or a registry address.
-        chat_template: a built-in name ("chatml") or a file; default: the tokenizer's own.
+        base: a folder in Hugging Face layout or a registry address; it is a folder where it begins with `./`, `../`,
+            `/` or `~`, or where a folder of that name is there.
+        chat_template: a built-in name ("chatml", a bare word) or a file; default: the tokenizer's own.
         dtype: of the weights in memory.
         attention: the implementation, such as "sdpa".
         trust_remote_code: whether the base may bring code.
@@ -250,7 +251,14 @@ class PromoteConfig:
 
 @frozen(kw_only=True)
 class RegistryConfig:
-    """`[registry]`: where the model goes, its tags, and when an alias moves to it."""
+    """`[registry]`: where the model goes, its tags, and when an alias moves to it.
+
+    Attributes:
+        url: default: the registry of `$MODELWRIGHT_HOME`; the path in `sqlite:///models.db` (three slashes) is relative
+            to the file as any path is, the one in `sqlite:////var/models.db` absolute.
+        tags: the user's own.
+        promote: default: no alias moves.
+    """
 
     url: RegistryUrl | None = None
     tags: Mapping[str, str] = field(factory=dict)

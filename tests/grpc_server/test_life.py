@@ -184,7 +184,11 @@ def test_an_address_reads_and_writes_the_same(text, loopback):
 
 @pytest.mark.parametrize(
     ("config", "sentence"),
-    [({"broken": True}, "these weights are broken"), ({"mute": True}, "generates nothing"), ({"context": 0}, "context")],
+    [
+        ({"broken": True}, "these weights are broken"),
+        ({"mute": True}, "generates nothing"),
+        ({"context": 0}, "context"),
+    ],
 )
 def test_a_model_that_cannot_be_served_ends_the_start_with_its_reason(shelf, serve, config, sentence):
     """Before the server answers anyone."""

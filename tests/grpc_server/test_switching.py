@@ -233,7 +233,11 @@ def test_a_switch_that_has_begun_is_finished_when_its_caller_leaves(shelf, serve
 
 @pytest.mark.parametrize(
     ("alias", "target", "sentence"),
-    [("As!", "a", "alias : 'As!' is no name for an alias"), ("7", "a", "may not be all digits"), ("x", "", "target is")],
+    [
+        ("As!", "a", "alias : 'As!' is no name for an alias"),
+        ("7", "a", "may not be all digits"),
+        ("x", "", "target is"),
+    ],
 )
 def test_a_switch_needs_an_alias_and_a_target(shelf, serve, connect, alias, target, sentence):
     """What is missing is named."""

@@ -51,7 +51,9 @@ def only(rendered):
         ("r1", "</s>", "</s>"),
     ],
 )
-def test_answers_and_their_end_tokens_are_trained_and_nothing_else(make_renderer, native, template, end, last_end, kind):
+def test_answers_and_their_end_tokens_are_trained_and_nothing_else(
+    make_renderer, native, template, end, last_end, kind
+):
     """Every template and tokenizer: the trained tokens say the answers, each with its end-of-turn token."""
     renderer = make_renderer(template, kind)
     rendered = only(renderer.train(Example(messages=TWO_TURNS)))
@@ -188,7 +190,9 @@ def test_a_message_decides_for_itself_whether_it_is_trained(make_renderer, nativ
     rendered = only(renderer.train(Example(messages=chosen)))
     assert trained_texts(native, renderer, rendered) == ["hello<|im_end|>", "hello world<|im_end|>"]
     kept = (first, assistant(second.content, train=True), third, assistant(fourth.content, train=False))
-    assert trained_texts(native, renderer, only(renderer.train(Example(messages=kept), "last"))) == ["It is 4.<|im_end|>"]
+    assert trained_texts(native, renderer, only(renderer.train(Example(messages=kept), "last"))) == [
+        "It is 4.<|im_end|>"
+    ]
 
 
 def test_last_trains_the_last_answer_only(make_renderer, native):
@@ -264,9 +268,9 @@ def test_tool_calls_are_trained_to_the_end_of_the_turn(make_renderer, native):
 def test_a_call_that_nothing_ends_does_not_reach_into_the_next_turn(make_renderer, native):
     """Where only the conversation has an end token, an earlier call's brackets stay untrained, and so do the users."""
     renderer = make_renderer(
-        "{% for m in messages %}{% if m.role == 'user' %}[U]{{ m.content }}{% else %}"
-        "[A]{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{% endif %}{% endfor %}"
-        "{{ '[A]' if add_generation_prompt else eos_token }}"
+        "{% for m in messages %}{% if m.role == 'user' %}\nUser:{{ m.content }}{% else %}"
+        "\nBot:{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{% endif %}{% endfor %}"
+        "{{ '\nBot:' if add_generation_prompt else eos_token }}"
     )
     call = assistant("", tool_calls='[{"name": "add", "arguments": {}}]')
     rendered = only(renderer.train(Example(messages=(user("hello"), call, user("again"), assistant("four")))))
@@ -334,7 +338,8 @@ def test_whatever_is_said_the_mask_is_the_answers(make_renderer, native, kind, c
     """Any text, private-use characters and white space included: ids are the library's, the mask decodes to the turn."""
     renderer = make_renderer("chatml", kind)
     turns = [
-        assistant(content, thinking=thinking) if number % 2 else user(content) for number, content in enumerate(contents)
+        assistant(content, thinking=thinking) if number % 2 else user(content)
+        for number, content in enumerate(contents)
     ]
     rendered = only(renderer.train(Example(messages=turns)))
     answers = [turn for turn in turns if turn.role == "assistant"]

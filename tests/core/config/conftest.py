@@ -9,6 +9,7 @@ from typing import Literal
 
 import pytest
 from attrs import field, frozen, validators
+
 from modelwright.core.api import FormatSpec, MetricSpec, RegistrySpec, TrainerSpec
 from modelwright.core.config import ConfigError, RunConfig, Runs, read_run
 from modelwright.core.plugins import Plugin, Plugins

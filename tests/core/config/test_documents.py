@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from modelwright.core.config import ConfigError, read_run
 
 
@@ -19,22 +20,22 @@ def refusal(path: Path, plugins) -> str:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b'name = "x"\nseed = \n', "run.toml:2:8: no TOML: Invalid value"),
-        (b'name = "x\nseed = 1', "run.toml:1:10: no TOML: Illegal character '\\n'"),
-        (b"[model\n", "run.toml:1:7: no TOML: Expected ']' at the end of a table declaration"),
-        (b"seed = 1\nseed = 2\n", "run.toml:2:9: no TOML: this key or table was given before"),
-        (b"[data]\n[data]\n", "run.toml:2:6: no TOML: this key or table was given before"),
-        (b"name: tiny\n", "run.toml:1:5: no TOML: Expected '=' after a key in a key/value pair"),
-        (b"seed = 1\r\nname = x\r\n", "run.toml:2:8: no TOML: Invalid value"),
+        (b'name = "x"\nseed = \n', "run.toml:2:8: not valid TOML: Invalid value"),
+        (b'name = "x\nseed = 1', "run.toml:1:10: not valid TOML: Illegal character '\\n'"),
+        (b"[model\n", "run.toml:1:7: not valid TOML: Expected ']' at the end of a table declaration"),
+        (b"seed = 1\nseed = 2\n", "run.toml:2:9: not valid TOML: this key or table was given before"),
+        (b"[data]\n[data]\n", "run.toml:2:6: not valid TOML: this key or table was given before"),
+        (b"name: tiny\n", "run.toml:1:5: not valid TOML: Expected '=' after a key in a key/value pair"),
+        (b"seed = 1\r\nname = x\r\n", "run.toml:2:8: not valid TOML: Invalid value"),
         (b'name = "x"\n\n# caf\xe9\n', "run.toml:3: byte 0xe9 is not UTF-8: save the file as UTF-8"),
         (b"\xff\xfen\x00", "run.toml:1: byte 0xff is not UTF-8: save the file as UTF-8"),
         (b'\xef\xbb\xbfname = "x"', "run.toml:1: it begins with a byte order mark: save the file as UTF-8 without one"),
         (b"", "run.toml:1: the file is empty: it needs name, [model], [data] and [train]"),
         (b" \n\n", "run.toml:1: the file is empty: it needs name, [model], [data] and [train]"),
-        (b"a = " + b"[" * 9999, "run.toml: no TOML for us: TOML inline arrays/tables are nested"),
+        (b"a = " + b"[" * 9999, "run.toml: cannot be read as TOML: TOML inline arrays/tables are nested"),
         (b"a = " + b"[" * 90 + b"]" * 90, "run.toml: tables and arrays are nested more than 64 deep"),
         (b".".join([b"a"] * 900) + b" = 1", "run.toml: tables and arrays are nested more than 64 deep"),
-        (b"seed = " + b"9" * 9999, "run.toml: no TOML for us: Exceeds the limit (4300 digits)"),
+        (b"seed = " + b"9" * 9999, "run.toml: cannot be read as TOML: Exceeds the limit (4300 digits)"),
     ],
 )
 def test_a_file_that_is_no_toml_gets_one_line_with_its_place(tmp_path, plugins, content, line):

@@ -8,6 +8,7 @@ import tomli
 import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from modelwright.core.config.positions import lines
 
 DOCUMENT = """\

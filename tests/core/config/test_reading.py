@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tomli
 from attrs import fields, has, resolve_types
+
 from modelwright.core.api import NoOptions
 from modelwright.core.config import ConfigError, RunConfig, read_run
 
@@ -46,19 +47,25 @@ def test_false_is_one_of_the_ways_to_deduplicate(read_one, minimal):
 
 def test_variants_are_merged_over_the_file_and_named_after_both(read, minimal):
     """Tables merge, arrays replace, and every variant is read unless some are named."""
-    text = minimal + """
+    text = (
+        minimal
+        + """
         [variants.short]
         train.max_steps = 2
         [variants.boxed]
         data = { options = { style = "boxed" }, sources = [{ path = "a.jsonl" }, { path = "b.jsonl" }] }
         """.replace("\n        ", "\n")
+    )
     runs = read(text)
     short, boxed = runs.configs
     assert [one.name for one in runs.configs] == ["tiny-short", "tiny-boxed"]
     assert (short.train.max_steps, short.data.options.style, len(short.data.sources)) == (2, "plain", 1)
     assert (boxed.train.max_steps, boxed.data.options.style, len(boxed.data.sources)) == (10, "boxed", 2)
     assert [one.name for one in read(text, variants=["boxed"]).configs] == ["tiny-boxed"]
-    assert [one.name for one in read(text, variants=["boxed", "short", "boxed"]).configs] == ["tiny-boxed", "tiny-short"]
+    assert [one.name for one in read(text, variants=["boxed", "short", "boxed"]).configs] == [
+        "tiny-boxed",
+        "tiny-short",
+    ]
     assert len(read(text, variants=[]).configs) == 2
 
 
@@ -76,7 +83,11 @@ def test_set_is_over_the_variants(read, minimal):
         ("data.sources.0.limit=7", lambda c: [s.limit for s in c.data.sources], [7]),
         ("data.sources.0={limit=7}", lambda c: [s.limit for s in c.data.sources], [7]),
         ("data.sources=[{path='/x'},{path='/y'}]", lambda c: [s.path for s in c.data.sources], ["/x", "/y"]),
-        ('plugins.prefer."metric.exact_match"="hand-made"', lambda c: c.plugins.prefer, {"metric.exact_match": "hand-made"}),
+        (
+            'plugins.prefer."metric.exact_match"="hand-made"',
+            lambda c: c.plugins.prefer,
+            {"metric.exact_match": "hand-made"},
+        ),
         ("registry.tags.'a=b'=\"c=d\"", lambda c: c.registry.tags, {"a=b": "c=d"}),
         ('registry.promote={alias="best",if="s.m > 0"}', lambda c: c.registry.promote.condition, "s.m > 0"),
         ('registry.tags."0"="x"', lambda c: c.registry.tags, {"0": "x"}),
@@ -150,7 +161,9 @@ def test_a_third_partys_components_are_found_and_plugins_can_be_disabled(install
 def test_a_wrong_plugins_table_loads_no_plugin(install_plugin, write, minimal, tmp_path):
     """Whom the user meant to disable cannot be told, so nobody's code runs."""
     install_plugin("modelwright-loud", f"open({str(tmp_path / 'was-imported')!r}, 'w')")
-    with pytest.raises(ConfigError, match=r"run.toml:10 \[plugins\] disable: must be an array, not \"modelwright-loud\""):
+    with pytest.raises(
+        ConfigError, match=r"run.toml:10 \[plugins\] disable: must be an array, not \"modelwright-loud\""
+    ):
         read_run(write(minimal + '[plugins]\ndisable = "modelwright-loud"'))
     assert not (tmp_path / "was-imported").exists()
 

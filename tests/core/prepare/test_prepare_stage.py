@@ -1,0 +1,150 @@
+"""The prepare stage: what is dropped is counted, wrong labels stop the run, the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from modelwright import ModelwrightError, TokenFile
+from modelwright.core import runner
+from modelwright.core.chat import Renderer
+from modelwright.core.config import read_run
+
+RUN = """
+name = "prep"
+seed = 1
+[model.scratch]
+vocab_size = 300
+[model]
+{model}
+[data]
+format = "general"
+[[data.sources]]
+path = "rows.jsonl"
+[train]
+max_steps = 1
+"""
+ROWS = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(60)]
+
+
+@pytest.fixture
+def prepare(tmp_path, rows_file):
+    def run(rows, *overrides, model=""):
+        rows_file(tmp_path / "rows.jsonl", rows)
+        path = tmp_path / "run.toml"
+        path.write_text(RUN.format(model=model).replace("[model]\n\n", ""))
+        read = read_run(path, overrides=overrides)
+        opened = runner.open_run(read.configs[0], read.plugins)
+        runner.check(opened, ["prepare"])
+        outputs = runner.execute(opened, only="prepare").outputs["prepare"]
+        return outputs, opened.folder.stage("prepare")
+
+    return run
+
+
+def test_every_example_becomes_a_row_whose_answer_is_trained(prepare):
+    """And nothing of the prompt is."""
+    outputs, folder = prepare(ROWS)
+    tokens, renderer = TokenFile(folder / "train.arrow"), Renderer.from_folder(folder / "tokenizer")
+    assert len(tokens) == outputs["rows"] == len(ROWS)
+    for number, row in enumerate([tokens[0], tokens[59]]):
+        trained = [int(token) for token, learnt in zip(row.input_ids, row.trained, strict=True) if learnt]
+        assert renderer.decode(trained) == ROWS[number * 59]["completion"]
+        assert trained[-1] in renderer.stop_token_ids
+    assert int(tokens.lengths().sum()) == outputs["tokens"]
+
+
+def test_duplicates_and_long_examples_are_dropped_and_counted(prepare):
+    """Never silently."""
+    long = {"prompt": "say it", "completion": "it " * 200}
+    outputs, _ = prepare([*ROWS, ROWS[0], long], "data.tokens.max_length=64")
+    assert (outputs["rows"], outputs["duplicates"], outputs["too_long"]) == (60, 1, 1)
+    outputs, _ = prepare([*ROWS, ROWS[0]], "data.quality.deduplicate=false")
+    assert (outputs["rows"], outputs["duplicates"]) == (61, 0)
+
+
+def test_held_out_examples_are_not_trained_on(prepare):
+    """Each is in one file, the same one in every run."""
+    outputs, folder = prepare(ROWS, "data.holdout.fraction=0.3")
+    files = [TokenFile(folder / name) for name in ("train.arrow", "holdout.arrow")]
+    ids = [{file[number].id for number in range(len(file))} for file in files]
+    assert ids[0].isdisjoint(ids[1])
+    assert (len(ids[0]), len(ids[1])) == (outputs["rows"], outputs["holdout_rows"])
+    assert 5 < len(ids[1]) < 35
+
+
+def test_the_same_input_gives_the_same_digest_and_a_changed_byte_another(prepare):
+    """Everything downstream hangs on it."""
+    digests = [prepare(rows)[0]["digest"] for rows in (ROWS, [*ROWS[:-1], {"prompt": "say", "completion": "x"}], ROWS)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_nothing_left_to_train_on_is_an_error_that_says_why(prepare):
+    """Not an empty training."""
+    with pytest.raises(
+        ModelwrightError, match=r"nothing is left to train on: 60 examples are longer than .* max_length 4"
+    ):
+        prepare(ROWS, "data.tokens.max_length=4")
+
+
+def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(prepare, tmp_path, install_plugin):
+    """The most common silent damage to reasoning data."""
+    install_plugin(
+        "thinking-plugin",
+        """
+        from modelwright import Example, FormatSpec, Message, hookimpl
+
+        @hookimpl
+        def modelwright_formats():
+            yield FormatSpec(name="thoughts", summary="", factory="thinking_plugin:Thoughts")
+
+        class Thoughts:
+            def __init__(self, options): pass
+            def read(self, row):
+                yield Example(messages=[
+                    Message(role="user", content=row["prompt"]),
+                    Message(role="assistant", content=row["completion"], thinking="so " + row["prompt"]),
+                ])
+        """,
+    )
+    (tmp_path / "plain.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chosen = ("data.format='thoughts'", f"model.chat_template='{tmp_path}/plain.jinja'")
+    with pytest.raises(ModelwrightError, match=r"thinking-dropped: 60 examples, first rows.jsonl:1.*allow"):
+        prepare(ROWS, *chosen)
+    outputs, _ = prepare(ROWS, *chosen, "data.tokens.allow=['thinking-dropped']")
+    assert outputs["anomalies"]["thinking-dropped"] == 60
+    kept, _ = prepare(ROWS, chosen[0])
+    assert kept["trained_by_span"]["thinking"] > 0
+
+
+def test_a_stopped_preparation_leaves_nothing_half_done(prepare, tmp_path, monkeypatch, home):
+    """The next run begins it anew."""
+    from modelwright.core.api import StopRequested
+    from modelwright.core.prepare import stage
+
+    real = stage.write_tokens
+
+    def stop_then_write(*arguments, **options):
+        (home / "runs" / "prep" / "stop").touch()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(stage, "write_tokens", stop_then_write)
+    with pytest.raises(StopRequested):
+        prepare(ROWS)
+    assert not (home / "runs" / "prep" / "prepare").exists()
+    assert not list((home / "runs" / "prep").glob(".tmp-*"))
+    monkeypatch.setattr(stage, "write_tokens", real)
+    prepare(ROWS)
+
+
+def test_the_report_and_the_examples_are_there_to_look_at(prepare):
+    """JSON and JSONL, one Example a line."""
+    outputs, folder = prepare(ROWS)
+    assert json.loads((folder / "report.json").read_text())["trained_tokens"] == outputs["trained_tokens"]
+    first = json.loads((folder / "examples.jsonl").read_text().splitlines()[0])
+    assert first["source"] == "rows.jsonl:1"
+    assert [message["role"] for message in first["messages"]] == ["user", "assistant"]
