@@ -182,7 +182,8 @@ class Client:
     """A connection to a Modelwright server. It connects on the first request; threads may share it.
 
     A method that takes `model` takes an address: `NAME`, `NAME@3` or `@ALIAS`. Without one it asks the only model that
-    the server has. Every method raises `ServerError`.
+    the server has. Every method raises `ServerError`, and `ValueError` for what a message cannot hold: text with a lone
+    surrogate, a number with too many digits, a role that does not exist.
 
     Args:
         target: `HOST:PORT`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 HASHES = "####"
-_BOX = r"\boxed"
+BOX = r"\boxed"
 _OPENING = re.compile(r"\s*(\{|[^\s{}\\A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
@@ -20,8 +20,8 @@ def last_boxed(text: str) -> str | None:
     box without braces holds one character: `\boxed 5`. Time grows with the text's length only, whatever it holds.
     """
     end = len(text)
-    while (start := text.rfind(_BOX, 0, end)) >= 0:
-        opening = _OPENING.match(text, start + len(_BOX), end)
+    while (start := text.rfind(BOX, 0, end)) >= 0:
+        opening = _OPENING.match(text, start + len(BOX), end)
         if opening is not None:
             if opening[1] != "{":
                 return opening[1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.cli.common import json_option, print_json
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ def _asking(command: Command) -> Command:
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
 @json_option
 def generate(prompt: str, model: str | None, server: str, no_stream: bool, as_json: bool, **sampling: Any) -> None:
-    """Continue PROMPT; `-` or none reads it from standard input."""
-    if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+    """Continue PROMPT; `-` or none reads it from standard input, without the newline at its end."""
     asked: SamplingOptions = sampling  # type: ignore[assignment]
     with _client(server) as client:
+        if prompt == "-":
+            prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
         if as_json:
             print_json(_to_json(client.generate(prompt, model=model, **asked)))
         elif no_stream:
@@ -147,3 +147,6 @@ def _client(server: str) -> Iterator[Client]:
         except ServerError as error:
             hint = "; start one: modelwright serve ADDRESS" if error.code == "UNAVAILABLE" and not error.reason else ""
             raise ModelwrightError(f"{error}{hint}") from error
+        except ValueError as error:
+            # What the messages cannot hold: text that is not UTF-8, a number with too many digits.
+            raise UsageError(f"this cannot be asked: {error}") from error

@@ -78,12 +78,12 @@ def _complaints(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]
     draft, findings = _draft(cls, attributes, given)
     for key in given:
         attribute = attributes[key]
-        if attribute.validator is None or not hasattr(draft, attribute.name):
+        if attribute.validator is None:
             continue
         try:
             message = complaint(attribute.validator, draft, attribute, getattr(draft, attribute.name))
         except AttributeError:
-            # It compares with a field that could not be made: that one has a finding of its own.
+            # This field, or one that it is compared with, could not be made: that has a finding of its own.
             continue
         if message is not None:
             findings.append(((key,), message))

@@ -131,6 +131,7 @@ class Layers:
             if not rest or (isinstance(holder, dict) and key not in holder):
                 break
             holder, path = holder[key], (*path, key)
+            self.origins[path].append(Origin(source=SET, path=path))
         value = override.value
         for part, is_quoted in reversed(rest):
             if part.isdecimal() and not is_quoted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from modelwright.core.api.answers import after_hashes, last_boxed
+from modelwright.core.api.answers import BOX, HASHES, after_hashes, last_boxed
 from modelwright.plugins.metrics.numbers import read_number
 
 LONGEST_LINE = 80  # characters of an output that is taken for the answer alone
@@ -31,15 +31,16 @@ def extract_answer(text: str) -> str | None:
     r"""The answer that a text gives, or None.
 
     It is the content of the last complete `\boxed{…}`; else what follows the last `####` on its line; else, where the
-    whole text is one line of at most 80 characters, that line.
+    whole text is one line of at most 80 characters without an unfinished box, that line.
     """
-    answer = last_boxed(text)
-    if answer is None and "####" in text:
-        answer = after_hashes(text)
-    elif answer is None:
-        line = text.strip()
-        answer = line if len(line) <= LONGEST_LINE and len(line.splitlines()) == 1 else None
-    return answer or None
+    boxed = last_boxed(text)
+    if boxed is not None:
+        return boxed or None
+    if HASHES in text:
+        return after_hashes(text)
+    line = text.strip()
+    alone = len(line) <= LONGEST_LINE and len(line.splitlines()) == 1 and BOX not in line
+    return line if alone else None
 
 
 def normalise(answer: str) -> str:

@@ -93,7 +93,7 @@ class _Worker:
     def __init__(self) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", WORKER],
+            [sys.executable, "-P", "-m", WORKER],  # -P: nothing in the working directory shadows a module
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from modelwright import NewModel
 from modelwright.core.plugins import discover
 from modelwright.core.registry import open_registry

@@ -12,7 +12,7 @@ journal = []
 
 
 class EchoEngine:
-    def __init__(self, options):
+    def __init__(self, _options):
         self.running = {}
         self.closed = False
 

@@ -1,6 +1,7 @@
 """Generate, Chat, their streams, Tokenize and ListModels, on a real channel."""
 
 import pytest
+
 from modelwright.v1 import inference_pb2, inference_pb2_grpc
 
 

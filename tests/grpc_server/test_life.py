@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from modelwright import ModelwrightError, UsageError
+
+from modelwright import ModelwrightError, NewModel, UsageError
 from modelwright.grpc_server.client import ServerError
-from modelwright.grpc_server.server import Address
+from modelwright.grpc_server.server import Address, Server, ServerOptions
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -98,8 +99,8 @@ def test_a_client_that_leaves_has_its_request_cancelled_in_the_engine(shelf, ser
         with client.stream("x" * 100, model="slow") as stream:
             next(stream)
     else:
+        answer = client.generate if how == "unary" else lambda *a, **k: client.stream(*a, **k).generation()
         with pytest.raises(ServerError) as caught:
-            answer = client.generate if how == "unary" else lambda *a, **k: client.stream(*a, **k).generation()
             answer("x" * 100, model="slow")
         assert caught.value.code == "DEADLINE_EXCEEDED"
     wait_until(lambda: ("cancel", "slow@1") in journal)
@@ -147,23 +148,19 @@ def test_many_clients_are_answered_at_once(shelf, serve, connect):
     assert time.monotonic() - begin < 4
 
 
-def test_two_servers_cannot_share_a_port(shelf, serve, shared_server):
-    """gRPC would let them, and share out the connections between them."""
+def test_two_servers_cannot_share_a_port(shared_server):
+    """By itself gRPC would let them, and share out the connections between them."""
+    second = Server(shared_server.table, ServerOptions(listen=Address.parse(shared_server.target)))
     with pytest.raises(ModelwrightError, match="address already in use"):
-        taken = Address.parse(shared_server.target)
-        shelf.add("a")
-        from modelwright.grpc_server.server import Server, ServerOptions
-
-        shared_server.run(Server(shared_server.table, ServerOptions(listen=taken)).bind())
+        shared_server.run(second.bind())
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "192.0.2.1:50051", "[::]:0", "example.org:50051"])
 def test_other_machines_are_kept_out_unless_the_user_insists(shared_server, listen):
     """Nothing is encrypted, and nobody is asked who they are."""
-    from modelwright.grpc_server.server import Server, ServerOptions
-
+    server = Server(shared_server.table, ServerOptions(listen=Address.parse(listen)))
     with pytest.raises(UsageError, match="--insecure"):
-        shared_server.run(Server(shared_server.table, ServerOptions(listen=Address.parse(listen))).bind())
+        shared_server.run(server.bind())
 
 
 @pytest.mark.parametrize("text", ["", "127.0.0.1", ":50051", "127.0.0.1:", "127.0.0.1:65536", "::1:50051", "a b:1"])
@@ -202,8 +199,6 @@ def test_a_model_whose_tokenizer_was_changed_is_not_served(shelf, serve):
     shelf.add("math")
     folder = shelf.folder / "math-1"
     (folder / "modelwright.json").write_text('{"renderer": "0123456789abcdef"}')
-    from modelwright import NewModel
-
     shelf.registry.add(NewModel(name="changed", fingerprint="f"), folder)
     with pytest.raises(ModelwrightError, match="not the one that the model was trained with"):
         serve("changed")

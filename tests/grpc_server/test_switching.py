@@ -6,6 +6,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from modelwright import ModelNotFoundError
 from modelwright.grpc_server.client import ServerError
 
@@ -158,8 +159,8 @@ def test_a_switch_stays_on_this_server_unless_it_is_persisted(shelf, serve, conn
     client = connect(serve("a", "b"))
     client.set_alias("assistant", "b")
     assert shelf.registry.resolve("assistant").name == "a"
+    client.set_alias("fresh", "a")
     with pytest.raises(ModelNotFoundError):
-        client.set_alias("fresh", "a")
         shelf.registry.resolve("fresh")
     moved = client.set_alias("assistant", "b", persist=True)
     assert moved.address == "b@1"

@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from modelwright import EngineSpec, NewModel
 from modelwright.core.plugins import discover
 from modelwright.grpc_server.client import ServerError

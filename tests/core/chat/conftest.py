@@ -200,13 +200,14 @@ def _folder(folder: Path, kind: str, template: str | None, **config: object) -> 
 
 
 @pytest.fixture(scope="session")
-def templates():
-    return TEMPLATES
+def special_tokens():
+    return SPECIAL
 
 
 @pytest.fixture(scope="session")
-def control_strings():
-    return [*SPECIAL, *TAGS]
+def tags():
+    """The added tokens that are not special."""
+    return TAGS
 
 
 @pytest.fixture(scope="session")

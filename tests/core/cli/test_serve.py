@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from modelwright import Client
 from modelwright.core.cli import main
 
@@ -170,7 +171,7 @@ def test_generate_prints_an_answer_piece_by_piece_whole_or_as_json(serve, modelw
     streamed = modelwright("generate", "--server", target, "hello")
     assert (streamed.returncode, streamed.stdout, streamed.stderr) == (0, "math@1:hello\n", "")
     whole = modelwright("generate", "--server", target, "--model", "@assistant", "--no-stream", "-", input="line\n")
-    assert whole.stdout == "math@1:line\n\n"
+    assert whole.stdout == "math@1:line\n"
     answer = json.loads(modelwright("generate", "--server", target, "--max-tokens", "4", "--json", "hello").stdout)
     assert (answer["text"], answer["finish"]) == ("math", "length")
     assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 4}
@@ -181,6 +182,17 @@ def test_generate_prints_an_answer_piece_by_piece_whole_or_as_json(serve, modelw
     refused = modelwright("generate", "--server", target, "--temperature", "0.5", "hello")
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: sampling.temperature is beyond the engine 'echo'")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--max-tokens", str(2**31), "hi"], ["--seed", str(2**63), "hi"], [b"caf\xe9".decode("utf-8", "surrogateescape")]],
+)
+def test_what_no_message_can_hold_is_one_clear_line(here, arguments):
+    """A number with too many digits, an argument that is not UTF-8."""
+    code, error = here("generate", "--model", "math", *arguments)
+    assert code == 2
+    assert error.startswith("error: this cannot be asked: ")
 
 
 def test_among_several_models_one_must_be_chosen(serve, shelf, here):

@@ -173,6 +173,15 @@ def test_a_mistake_in_the_file_is_told_once_however_many_variants_share_it(mista
     assert mistakes(text, variants=["c"]) == ["run.toml:9 [train] batch_size: must be > 0, not 0"]
 
 
+def test_a_key_missing_from_a_table_that_a_variant_adds_to_is_the_files_mistake(mistakes, minimal):
+    """Told once, at the table's own header; in an array that the variant replaced it is the variant's."""
+    text = minimal.replace('format = "qa"\n', "") + "[variants.a]\ndata.max_rejected = 1\n[variants.b]\n"
+    assert mistakes(text) == ["run.toml:3 [data] format: this key is required"]
+    assert mistakes(minimal + "[variants.a]\ndata.sources = [\n{ limit = 1 }]\n") == [
+        "run.toml:11 [variants.a.data.sources.0] path: this key is required"
+    ]
+
+
 def test_what_a_variant_cannot_change(mistakes, minimal):
     """Names and plugins belong to the file."""
     misplaced = "does not belong in a variant"
@@ -334,8 +343,9 @@ def test_validators_of_a_plugins_class_may_compare_two_fields(mistakes, minimal)
         found=(Plugin(plugin="p", distribution="p", version="1", status="loaded", components=(spec, local)),)
     )
 
-    def options(text):
-        return [line for line in mistakes(f"{minimal}[data.options]\n{text}", plugins=plugins) if "options" in line]
+    def options(text, *overrides):
+        lines = mistakes(f"{minimal}[data.options]\n{text}", *overrides, plugins=plugins)
+        return [line for line in lines if "options" in line]
 
     assert options("low = 5\nhigh = 3") == ["run.toml:11 [data.options] high: must be above low (5), not 3"]
     assert options('low = "x"\nhigh = 200') == [
@@ -343,3 +353,4 @@ def test_validators_of_a_plugins_class_may_compare_two_fields(mistakes, minimal)
         "run.toml:11 [data.options] high: must be < 100, not 200",
     ]
     assert options("low = 13\nhigh = 20") == ["run.toml:9 [data] options: 13 is unlucky"]
+    assert options("high = 20", "data.options.low=13") == ["--set data.options: 13 is unlucky"]

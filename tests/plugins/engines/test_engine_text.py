@@ -118,6 +118,13 @@ class TestDetokenizer:
         tokenizer = KINDS["words"]
         assert "".join(pieces(tokenizer, [0, 900, 1])[0]) == "one two"
 
+    @pytest.mark.parametrize("silent", [15, 16, 17, 40, 80])
+    def test_a_long_silence_changes_nothing(self, silent):
+        """After many tokens without text the next word still has its space before it."""
+        tokenizer = KINDS["words"]
+        ids = [0] * 20 + [tokenizer.token_to_id("<end>")] * silent + [1, 2]
+        assert "".join(pieces(tokenizer, ids)[0]) == tokenizer.decode(ids)
+
     def test_the_cost_of_a_token_does_not_grow(self):
         """After thousands of tokens only the last few are decoded again."""
         counted = []
