@@ -80,7 +80,9 @@ class ServerOptions:
 
     listen: Address = field(factory=lambda: Address(host="127.0.0.1", port=50051))
     insecure: bool = False
-    max_message_bytes: int = field(default=4 * 1024 * 1024, validator=validators.ge(1024))
+    max_message_bytes: int = field(
+        default=4 * 1024 * 1024, validator=validators.and_(validators.ge(1024), validators.le(2**30))
+    )
     max_requests: int = field(default=256, validator=validators.ge(1))
     grace: float = field(default=30.0, validator=validators.ge(0.0))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ Result = TypeVar("Result")
 
 # How long a client that met a full server is told to wait, in seconds.
 RETRY_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
@@ -263,7 +266,11 @@ class ModelTable:
         if self._closing:
             raise shutting_down()
         work = self._spawn(self._switch(alias, target, etag=etag, persist=persist))
-        return await asyncio.shield(work)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(lambda done: _log_outcome(alias, target, done))
+            raise
 
     async def _switch(self, alias: str, target: str, *, etag: str | None, persist: bool) -> Switched:
         try:
@@ -355,6 +362,16 @@ class ModelTable:
         models, self._models, self._routes = self.models(), {}, {}
         for model in models:
             await asyncio.to_thread(model.close)
+
+
+def _log_outcome(alias: str, target: str, done: asyncio.Task[Switched]) -> None:
+    """Say how a switch went whose caller has left."""
+    if done.cancelled():
+        log.warning("switching @%s to %s was cancelled", alias, target)
+    elif (error := done.exception()) is not None:
+        log.error("switching @%s to %s failed: %s", alias, target, error)
+    else:
+        log.info("@%s points to %s", alias, done.result().route.model.address)
 
 
 def _check_etag(alias: str, route: Route | None, etag: str | None) -> None:

@@ -1,9 +1,10 @@
-"""What several commands share: the registry option, JSON and tables on standard output."""
+"""What several commands share: options, and JSON and tables on standard output."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +22,21 @@ def registry_option(command: Command) -> Command:
 def json_option(command: Command) -> Command:
     """`--json`, passed to the command as `as_json`; then standard output holds JSON alone."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)
+
+
+def run_options(command: Command) -> Command:
+    """`RUN.toml`, `--variant NAME`… and `--set KEY=VALUE`…, passed as `path`, `variants` and `overrides`."""
+    command = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Put a value over the file's: train.max_steps=10, 'model.base=\"./base\"'. The right side is TOML.",
+    )(command)
+    command = click.option("--variant", "variants", multiple=True, metavar="NAME", help="Only this one; may repeat.")(
+        command
+    )
+    return click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path))(command)
 
 
 def print_json(value: Any) -> None:

@@ -7,25 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from modelwright.core.cli.common import Command, json_option, print_json
+from modelwright.core.cli.common import json_option, print_json, run_options
 
 if TYPE_CHECKING:
     from modelwright.core.config import RunConfig
-
-
-def run_options(command: Command) -> Command:
-    """`RUN.toml`, `--variant NAME`… and `--set KEY=VALUE`…, passed as `path`, `variants` and `overrides`."""
-    command = click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Put a value over the file's: train.max_steps=10, 'model.base=\"./base\"'. The right side is TOML.",
-    )(command)
-    command = click.option("--variant", "variants", multiple=True, metavar="NAME", help="Only this one; may repeat.")(
-        command
-    )
-    return click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path))(command)
 
 
 @click.group()

@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelwright.core.cli.common import json_option, print_json, print_table, registry_option
+from modelwright.core.cli.common import Command, json_option, print_json, print_table, registry_option, run_options
 
 if TYPE_CHECKING:
     from modelwright.core.runner import Result
     from modelwright.core.stage import Run
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
 
 
-def _run_options(command: Command) -> Command:
-    for option in reversed(
-        (
-            click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path)),
-            click.option(
-                "--variant", "variants", metavar="NAME", multiple=True, help="This variant alone; may be repeated."
-            ),
-            click.option(
-                "--set",
-                "overrides",
-                metavar="KEY=VALUE",
-                multiple=True,
-                help="Set a key; the value is TOML. May be repeated.",
-            ),
-            registry_option,
-            click.option("--dry-run", is_flag=True, help="Print what would run, what is done, and why; do nothing."),
-            click.option("--fresh", is_flag=True, help="Forget what was done before; registered models stay."),
-            json_option,
-        )
-    ):
-        command = option(command)
-    return command
+def _options(command: Command) -> Command:
+    """What `run` and the commands of its stages have in common."""
+    fresh = click.option("--fresh", is_flag=True, help="Forget what was done before; registered models stay.")
+    dry = click.option("--dry-run", is_flag=True, help="Print what would run, what is done, and why; do nothing.")
+    return run_options(registry_option(dry(fresh(json_option(command)))))
 
 
 @click.command()
-@_run_options
+@_options
 @click.option("--only", type=click.Choice(STAGES), help="This stage alone.")
 def run(only: str | None, **given: Any) -> None:
     """Do what RUN.toml says, stage after stage, for every variant.
@@ -57,7 +38,7 @@ def run(only: str | None, **given: Any) -> None:
 
 def _stage_command(stage: str, text: str) -> click.Command:
     @click.command(stage, help=text)
-    @_run_options
+    @_options
     def command(**given: Any) -> None:
         _perform(stage, **given)
 

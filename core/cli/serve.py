@@ -25,7 +25,7 @@ DEFAULT = "127.0.0.1:50051"
 @click.option("--listen", default=DEFAULT, show_default=True, metavar="H:P", help="Where; port 0 takes a free one.")
 @click.option("--engine", default="torch", show_default=True, help="The engine plugin that runs the models.")
 @click.option("--insecure", is_flag=True, help="Allow other machines to connect: nothing is encrypted, all are let in.")
-@click.option("--max-message-bytes", type=click.IntRange(1024), default=4 * 1024 * 1024, show_default=True)
+@click.option("--max-message-bytes", type=click.IntRange(1024, 2**30), default=4 * 1024 * 1024, show_default=True)
 @click.option("--max-requests", type=click.IntRange(1), default=256, show_default=True, help="The most at once.")
 @click.option(
     "--grace",

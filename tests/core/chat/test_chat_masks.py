@@ -268,9 +268,9 @@ def test_tool_calls_are_trained_to_the_end_of_the_turn(make_renderer, native):
 def test_a_call_that_nothing_ends_does_not_reach_into_the_next_turn(make_renderer, native):
     """Where only the conversation has an end token, an earlier call's brackets stay untrained, and so do the users."""
     renderer = make_renderer(
-        "{% for m in messages %}{% if m.role == 'user' %}\nUser:{{ m.content }}{% else %}"
-        "\nBot:{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{% endif %}{% endfor %}"
-        "{{ '\nBot:' if add_generation_prompt else eos_token }}"
+        "{% for m in messages %}{% if m.role == 'user' %}<User>{{ m.content }}{% else %}"
+        "<Bot>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{% endif %}{% endfor %}"
+        "{{ '<Bot>' if add_generation_prompt else eos_token }}"
     )
     call = assistant("", tool_calls='[{"name": "add", "arguments": {}}]')
     rendered = only(renderer.train(Example(messages=(user("hello"), call, user("again"), assistant("four")))))
