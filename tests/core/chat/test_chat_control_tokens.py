@@ -69,12 +69,11 @@ def count_controls(native, special_tokens, tags):
 @settings(max_examples=12, deadline=None)
 @given(said=typed, answered=typed)
 def test_whatever_someone_types_the_control_tokens_are_the_templates(
-    make_renderer, native, template, kind, said, answered
+    make_renderer, count_controls, template, kind, said, answered
 ):
     """Prompt and training example have exactly the control tokens that they have with harmless content."""
     renderer = make_renderer(template, kind)
     count = functools.partial(count_controls, renderer)
-
     assert count(renderer.prompt([user("x" + said + "x")])) == count(renderer.prompt([user("x")]))
     assert count(renderer.prompt([user(said)])) == count(renderer.prompt([user("x")]))
     if template == "qwen3" and "</think>" in answered:
