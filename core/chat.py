@@ -388,15 +388,13 @@ def _next_control(text: str, position: int, controls: Iterable[Control]) -> Cont
 
 
 def _token_spans(stretches: Iterable[_Stretch], encoded: Encoded) -> list[Span]:
-    """The stretches in tokens: each token that shares a character with one, or is empty and lies before one."""
+    """The stretches in tokens: every token that shares a character with one."""
     starts = [start for start, _ in encoded.offsets]
     ends = [end for _, end in encoded.offsets]
     spans: list[Span] = []
     taken = 0
     for stretch in sorted(stretches, key=lambda each: each.start):
         low, high = bisect.bisect_right(ends, stretch.start), bisect.bisect_left(starts, stretch.end)
-        while low > 0 and starts[low - 1] >= stretch.start:
-            low -= 1
         low = max(low, taken)
         if low < high:
             spans.append(Span(stretch.kind, stretch.message, low, high))

@@ -136,8 +136,9 @@ def load_tokenizer(model: str, where: object = TOKENIZER) -> Tokenizer:
     Raises:
         UsageError: the text is no tokenizer.
     """
+    library = require("tokenizers")
     try:
-        tokenizer: Tokenizer = require("tokenizers").Tokenizer.from_str(model)
+        tokenizer: Tokenizer = library.Tokenizer.from_str(model)
     except Exception as error:  # The library raises plain Exceptions.
         raise UsageError(f"{where} is not a tokenizer: {' '.join(str(error).split())}") from error
     tokenizer.no_truncation()

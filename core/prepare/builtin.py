@@ -25,10 +25,11 @@ _TEST_SHARE = 10  # one problem in this many is a test problem
 NAMES = ("Ana", "Ben", "Eva", "Leo", "Mia", "Noah", "Tom", "Zoe")
 THINGS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pens", "shells")
 
-# Numbers up to 12, and never 1 of a thing before its plural.
-_SUMS = tuple((a, b) for a in range(2, 13) for b in range(1, 9))
-_DIFFERENCES = tuple((a, b) for a in range(3, 13) for b in range(1, a - 1))
-_PRODUCTS = tuple((a, b) for a in range(2, 6) for b in range(2, 11))
+# Numbers up to 12, and never 1 of a thing before its plural. These 139 sums are few enough for a model of 0.15 million
+# parameters to know by heart, as the variant without steps must.
+_SUMS = tuple((a, b) for a in range(2, 11) for b in range(1, 9))
+_DIFFERENCES = tuple((a, b) for a in range(3, 13) for b in range(1, min(a - 1, 9)))
+_PRODUCTS = tuple((a, b) for a in range(2, 5) for b in range(2, 7))
 
 
 @frozen(kw_only=True)
@@ -122,7 +123,7 @@ STORIES = (
         told="{name} has {a} bags with {b} {things} in each.",
         asked="How many {things} does {name} have in all?",
         because="{name} has {a} bags of {b} {things}",
-        retold="The boxes of {name} hold {b} {things} each. There are {a} boxes.",
+        retold="{name} has {a} boxes. Each box holds {b} {things}.",
         reasked="Count the {things} in the boxes.",
         sentence="The boxes hold {c} {things}.",
     ),

@@ -171,6 +171,36 @@ def test_a_switch_stays_on_this_server_unless_it_is_persisted(shelf, serve, conn
     assert shelf.registry.resolve("elsewhere").generation == 3
 
 
+def test_a_persistent_switch_gives_way_to_whoever_moves_the_registrys_alias_meanwhile(
+    shelf, serve, connect, monkeypatch
+):
+    """Then neither the server nor the registry has it, and the model that was loaded for it is freed."""
+    for name in "abc":
+        shelf.add(name)
+    shelf.point("assistant", "a", 1)
+    client = connect(serve("@assistant"))
+    folder = shelf.registry.folder
+    monkeypatch.setattr(shelf.registry, "folder", lambda model: shelf.point("assistant", "c", 1) and folder(model))
+    with pytest.raises(ServerError, match="has moved meanwhile") as caught:
+        client.set_alias("assistant", "b", persist=True)
+    assert (caught.value.code, caught.value.reason) == ("ABORTED", "ALIAS_CONFLICT")
+    assert client.generate("x", model="@assistant").served.name == "a"
+    assert [model.address for model in client.models()] == ["a@1"]
+    assert shelf.registry.resolve("assistant").name == "c"
+
+
+def test_a_switch_whose_caller_left_is_told_to_the_log_when_it_fails(shelf, serve, connect, monkeypatch, caplog):
+    """Nobody else would hear of it."""
+    shelf.add("a")
+    shelf.add("broken", broken=True)
+    client = connect(serve("a"))
+    folder = shelf.registry.folder
+    monkeypatch.setattr(shelf.registry, "folder", lambda model: time.sleep(0.5) or folder(model))
+    with pytest.raises(ServerError, match="did not answer in time"):
+        client.set_alias("assistant", "broken", timeout=0.1)
+    wait_until(lambda: "switching @assistant to broken failed" in caplog.text)
+
+
 def test_a_switch_to_where_the_alias_points_already_moves_nothing(shelf, serve, connect):
     """Its generation and etag stay."""
     shelf.add("a")

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from modelwright.core.chat import Renderer, read_template
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from modelwright.core.chat import Renderer, read_template
 
 LLAMA3 = """\
 {{- bos_token }}

@@ -8,6 +8,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from modelwright.core.api import Example, Message
 from modelwright.core.chat import TemplateRefusedError
 
@@ -122,8 +123,7 @@ def test_harmless_content_is_encoded_as_the_tokenizer_does(make_renderer, native
 @settings(max_examples=12, deadline=None)
 @given(said=harmless, answered=harmless)
 def test_the_careful_way_agrees_with_the_tokenizer(make_renderer, native, template, kind, said, answered):
-    """Encoded as if something had been typed, harmless text gives the same ids at the same places: prefixes after a
-    control token, words that begin a text, and stripped spaces included."""
+    """Encoded as if something had been typed, harmless text gives the same ids at the same places."""
     renderer = make_renderer(template, kind)
     (rendered,) = renderer.train(Example(messages=(user(said), assistant(answered))))
     tokenizer = renderer._tokenizer
@@ -193,8 +193,9 @@ def test_thinking_that_the_template_reads_out_of_an_answer_is_its_own(make_rende
 
 def test_what_is_no_control_token_stays_a_token(make_folder, tmp_path, native):
     """An added word that the template does not write is part of the vocabulary, in content too."""
-    from modelwright.core.chat import Renderer
     from tokenizers import AddedToken, Tokenizer
+
+    from modelwright.core.chat import Renderer
 
     folder = make_folder(tmp_path, "byte_level", "{{ messages[0].content }}</s>")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -209,17 +210,19 @@ def test_what_is_no_control_token_stays_a_token(make_folder, tmp_path, native):
 
 
 def test_a_control_token_in_another_spelling_is_text(make_folder, tmp_path):
-    """Where the tokenizer normalises, a full-width `＜ｅｎｄ＞` is not the control token that it is normalised to."""
-    from modelwright.core.chat import Renderer
+    """Where the tokenizer normalises, full-width letters are not the control token that they are normalised to."""
     from tokenizers import AddedToken, Tokenizer, normalizers
+
+    from modelwright.core.chat import Renderer
 
     folder = make_folder(tmp_path, "byte_level", "{{ messages[0].content }}<end>")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.add_tokens([AddedToken("<end>", normalized=True)])
     tokenizer.save(str(folder / "tokenizer.json"))
+    wide = "".join(chr(ord(letter) + 0xFEE0) for letter in "<end>")
     end = tokenizer.token_to_id("<end>")
-    assert tokenizer.encode("＜ｅｎｄ＞").ids == [end]
-    ids = Renderer.from_folder(folder).prompt([user("＜ｅｎｄ＞")])
+    assert tokenizer.encode(wide).ids == [end]
+    ids = Renderer.from_folder(folder).prompt([user(wide)])
     assert ids.count(end) == 1
     assert tokenizer.decode(list(ids)) == "<end><end>"
