@@ -181,16 +181,23 @@ class Renderer:
         return ids
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Encode plain text: control tokens in it are ordinary text, and none are added.
+        """The tokens of a plain text that the model goes on from, as it is trained on such texts.
+
+        Control tokens in it are ordinary text. The begin token stands first where the tokenizer's post-processor puts
+        it there.
 
         Raises:
             TemplateRefusedError: `text` has a lone surrogate.
         """
-        return self._encode_plain(text).ids
+        return (*self._begin, *self._encode_plain(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are skipped."""
         return self._tokenizer.decode(ids)
+
+    @property
+    def _begin(self) -> tuple[int, ...]:
+        return () if self._tokenizer.bos_id is None else (self._tokenizer.bos_id,)
 
     def _encode_plain(self, text: str) -> Encoded:
         return self._tokenizer.encode(text, ((0, len(text)),))
@@ -235,9 +242,8 @@ class Renderer:
     def _train_text(self, text: str) -> Rendered:
         """Plain text: all of it is trained, with the end-of-sequence token."""
         encoded = self._encode_plain(text)
-        bos, eos = self._tokenizer.bos_id, self._tokenizer.eos_id
-        before = () if bos is None else (bos,)
-        after = () if eos is None else (eos,)
+        eos = self._tokenizer.eos_id
+        before, after = self._begin, () if eos is None else (eos,)
         end = len(before) + len(encoded.ids)
         spans = [Span("text", -1, len(before), end), Span("end", -1, end, end + len(after))]
         anomalies = [

@@ -81,7 +81,7 @@ STORIES = (
         because="{name} has {a} {things} and gets {b} more",
         retold="There are {a} {things} in the basket of {name}. A friend puts in {b} more.",
         reasked="Count the {things} in the basket.",
-        sentence="There are {c} {things} in the basket.",
+        sentence="There are {c} in the basket.",
     ),
     Story(
         sign="+",
@@ -92,7 +92,7 @@ STORIES = (
         because="{name} finds {a} {things} and then {b}",
         retold="On Monday {name} paints {a} {things}. On Tuesday {name} paints {b} more.",
         reasked="Count the {things} with paint.",
-        sentence="The paint is on {c} {things}.",
+        sentence="The paint is on {c}.",
     ),
     Story(
         sign="-",
@@ -103,7 +103,7 @@ STORIES = (
         because="{name} has {a} {things} and gives away {b}",
         retold="There are {a} {things} in the basket of {name}. A friend takes out {b}.",
         reasked="Count the {things} in the basket.",
-        sentence="There are {c} {things} in the basket.",
+        sentence="There are {c} in the basket.",
     ),
     Story(
         sign="-",
@@ -114,7 +114,7 @@ STORIES = (
         because="{name} takes {a} {things} and sells {b}",
         retold="The shelf of {name} holds {a} {things}. In the night {b} fall down.",
         reasked="Count the {things} that stay up.",
-        sentence="The shelf holds {c} {things}.",
+        sentence="The shelf holds {c}.",
     ),
     Story(
         sign="*",
@@ -125,7 +125,7 @@ STORIES = (
         because="{name} has {a} bags of {b} {things}",
         retold="{name} has {a} boxes. Each box holds {b} {things}.",
         reasked="Count the {things} in the boxes.",
-        sentence="The boxes hold {c} {things}.",
+        sentence="The boxes hold {c}.",
     ),
     Story(
         sign="*",
@@ -136,7 +136,7 @@ STORIES = (
         because="{name} buys {b} {things} on each of {a} days",
         retold="In the garden of {name} are {a} rows. Each row has {b} {things}.",
         reasked="Count the {things} in the garden.",
-        sentence="The garden has {c} {things}.",
+        sentence="The garden has {c}.",
     ),
 )
 
@@ -184,7 +184,7 @@ def builtin_rows(name: str, split: str, *, seed: int) -> Iterator[dict[str, Any]
 
     The set of rows of a split is the same for every seed. `arithmetic` has GSM8K's columns, question and answer, with
     steps and `#### N`. `instructions` tells the same problems in other words, as a mixture of alpaca, chat and
-    prompt/completion rows whose answer is a number, a number of things or a short sentence.
+    prompt/completion rows whose answer is a number or a short sentence with it.
 
     Args:
         name: "arithmetic" or "instructions".
@@ -260,9 +260,9 @@ def _sentence(problem: Problem, retold: str, reasked: str) -> dict[str, Any]:
 def _chat(problem: Problem, retold: str, reasked: str) -> dict[str, Any]:
     return {
         "messages": [
-            {"role": "system", "content": "Reply with a number and the name of the things."},
+            {"role": "system", "content": "Begin the reply with: the answer is."},
             {"role": "user", "content": f"{retold} {reasked}"},
-            {"role": "assistant", "content": f"{problem.result} {problem.things}"},
+            {"role": "assistant", "content": f"The answer is {problem.result}."},
         ]
     }
 
