@@ -29,8 +29,7 @@ def figure_text(figure: Any) -> str:
 def step_text(data: Any) -> str:
     """The numbers of a training step."""
     text = f"loss {data['loss']:.4f}, rate {data['learning_rate']:.2e}"
-    speed = data.get("tokens_per_second")
-    return text + (f", {speed:,.0f} tokens/s" if speed else "")
+    return f"{text}, {data['tokens'] / data['seconds']:,.0f} tokens/s"
 
 
 def _prepared(data: Any) -> str:

@@ -26,7 +26,10 @@ def scratch_config(scratch: ScratchConfig, renderer: Renderer, *, max_length: in
         "tie_word_embeddings": True,
         "bos_token_id": None,
         "eos_token_id": eos[0] if len(eos) == 1 else eos,
-        "initializer_range": 0.02,
+        # The embeddings are tied, so this is the scale of the logits at the beginning too: rows of length about 1.
+        # The customary 0.02 suits widths of some thousands; a narrow model begins so flat with it that it learns
+        # several times slower (benchmarks/README.md).
+        "initializer_range": scratch.hidden_size**-0.5,
     }
 
 
