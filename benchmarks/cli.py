@@ -1,6 +1,6 @@
 """CPU time of the commands that a person waits for, and an empty interpreter beside them.
 
-    python benchmarks/cli.py
+python benchmarks/cli.py
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def main() -> None:
         for name, command in CASES.items():
             times[name].append(cpu_seconds(command))
     for name, values in times.items():
-        print(f"{name:28} {statistics.median(values):.3f} s CPU (median of {ROUNDS}, {min(values):.3f} to {max(values):.3f})")
+        median, spread = statistics.median(values), f"{min(values):.3f} to {max(values):.3f}"
+        print(f"{name:28} {median:.3f} s CPU (median of {ROUNDS}, {spread})")
 
 
 if __name__ == "__main__":

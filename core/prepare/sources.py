@@ -64,7 +64,7 @@ def source_files(source: SourceConfig) -> list[Path]:
 
 
 def source_digest(source: SourceConfig, seed: int) -> dict[str, str]:
-    """What a source's rows depend on: `{file name: sha256}`; of a built-in one, the generator's version and the seed."""
+    """What a source's rows depend on: `{file name: sha256}`, or a built-in generator's version and the seed."""
     builtin = parse_builtin(source.path)
     if builtin:
         return {source.path: f"generator {BUILTIN_VERSION}, seed {seed}"}

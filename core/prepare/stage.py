@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from modelwright.core.prepare.tokenizers import scratch_renderer
-
 from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError
@@ -17,6 +15,7 @@ from modelwright.core.chat import Renderer, read_template
 from modelwright.core.config import to_plain
 from modelwright.core.prepare.examples import Rejected, read_examples, without_duplicates
 from modelwright.core.prepare.sources import Row, read_source, share, source_digest
+from modelwright.core.prepare.tokenizers import scratch_renderer
 from modelwright.core.prepare.tokens import TokenReport, write_tokens
 from modelwright.core.stage import Run
 
