@@ -82,3 +82,13 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("the data sets (../shared/data) are not beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture
+def shared_rows(shared_data: Path) -> Callable[[str], list[dict]]:
+    """Reads the rows of one of those files."""
+
+    def read(name: str) -> list[dict]:
+        return [json.loads(line) for line in (shared_data / name).read_text(encoding="utf-8").splitlines()]
+
+    return read

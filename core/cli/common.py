@@ -39,6 +39,15 @@ def run_options(command: Command) -> Command:
     return click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path))(command)
 
 
+def figure_text(value: float, low: float, high: float) -> str:
+    """A metric with its interval, such as `0.947 [0.930, 0.960]`."""
+    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
 def print_json(value: Any) -> None:
     """Write a JSON document to standard output."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -16,7 +16,7 @@ from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelNotFoundError
 from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import Alias, ModelVersion, check_alias
-from modelwright.core.cli.common import json_option, print_json, print_table, registry_option
+from modelwright.core.cli.common import figure_text, json_option, print_json, print_table, registry_option
 from modelwright.core.plugins import discover
 from modelwright.core.registry import open_registry, resolve
 from modelwright.core.registry.environment import PACKAGE
@@ -275,11 +275,7 @@ def _text(value: Any) -> str:
 def _figure(figure: Figure | None) -> str:
     if figure is None:
         return "–"
-    return f"{_number(figure.value)} [{_number(figure.low)}, {_number(figure.high)}]"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+    return figure_text(figure.value, figure.low, figure.high)
 
 
 def _size(size: int) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from modelwright.core.cli.common import figure_text
 from modelwright.core.events import Event
 
 LINE_EVERY = 5.0
@@ -21,15 +23,9 @@ def describe(event: Event) -> str | None:
     return words(event.data) if words else None
 
 
-def figure_text(figure: Any) -> str:
-    """A figure with its interval, such as `0.947 (0.930–0.960)`."""
-    return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f})"
-
-
 def step_text(data: Any) -> str:
     """The numbers of a training step."""
-    text = f"loss {data['loss']:.4f}, rate {data['learning_rate']:.2e}"
-    return f"{text}, {data['tokens'] / data['seconds']:,.0f} tokens/s"
+    return f"loss {data['loss']:.4f}, {data['tokens'] / data['seconds']:,.0f} tokens/s"
 
 
 def _prepared(data: Any) -> str:
@@ -38,7 +34,12 @@ def _prepared(data: Any) -> str:
 
 
 def _graded(data: Any) -> str:
-    return f"{data['suite']}: " + ", ".join(f"{name} {figure_text(each)}" for name, each in data["metrics"].items())
+    return f"{data['suite']}: " + ", ".join(named_figures(data["metrics"]))
+
+
+def named_figures(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Each metric with its figure, from the plain values that events and outputs hold."""
+    return [f"{name} {figure_text(each['value'], each['low'], each['high'])}" for name, each in metrics.items()]
 
 
 _REMOVED = (
@@ -70,7 +71,7 @@ class Display:
         if self.console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=14),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[note]}"),
@@ -91,8 +92,7 @@ class Display:
 
     def say(self, run: str, stage: str, text: str) -> None:
         """Write a line that stays."""
-        self.console.print(f"[bold]{run}[/] [cyan]{stage:<8}[/] ", end="", highlight=False)
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(Text.assemble((run, "bold"), " ", (f"{stage:<8}", "cyan"), " ", text), soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
         """Show an event."""

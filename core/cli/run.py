@@ -100,7 +100,7 @@ def _print_plan(runs: Sequence[Run], only: str | None, *, as_json: bool) -> None
 
 
 def _print_results(results: Sequence[Result], *, as_json: bool) -> None:
-    from modelwright.core.cli.progress import figure_text
+    from modelwright.core.cli.progress import named_figures
 
     if as_json:
         print_json([{"run": r.run.config.name, "folder": str(r.run.folder.path), **r.outputs} for r in results])
@@ -109,11 +109,7 @@ def _print_results(results: Sequence[Result], *, as_json: bool) -> None:
     for result in results:
         registered = result.outputs.get("register", {})
         metrics = result.outputs.get("evaluate", {}).get("metrics", {})
-        figures = [
-            f"{suite}.{name} {figure_text(figure)}"
-            for suite, named in metrics.items()
-            for name, figure in named.items()
-        ]
+        figures = [f"{suite}.{figure}" for suite, named in metrics.items() for figure in named_figures(named)]
         promoted = result.outputs.get("promote", {})
         alias = f"@{promoted['alias']}" if promoted.get("promoted") else ""
         rows.append((registered.get("address", result.run.config.name), "\n".join(figures), alias))

@@ -15,6 +15,7 @@ from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.files import sha256_file
+from modelwright.core.api.records import digest_json
 from modelwright.core.config.schema import SourceConfig
 from modelwright.core.prepare.builtin import BUILTIN_VERSION, builtin_rows, parse_builtin
 
@@ -64,10 +65,10 @@ def source_files(source: SourceConfig) -> list[Path]:
 
 
 def source_digest(source: SourceConfig, seed: int) -> dict[str, str]:
-    """What a source's rows depend on: `{file name: sha256}`, or a built-in generator's version and the seed."""
+    """What a source's rows depend on: `{file name: sha256}`, of a built-in one of generator and seed."""
     builtin = parse_builtin(source.path)
     if builtin:
-        return {source.path: f"generator {BUILTIN_VERSION}, seed {seed}"}
+        return {source.path: digest_json(["generator", source.path, BUILTIN_VERSION, seed])}
     digests: dict[str, str] = {}
     for file in source_files(source):
         number = sum(name.partition("#")[0] == file.name for name in digests)
