@@ -130,22 +130,26 @@ def _file_rows(file: Path) -> Iterator[Row]:
 
 def _jsonl_rows(file: Path, opened: IO[bytes]) -> Iterator[Row]:
     for number, line in enumerate(opened, 1):
-        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
         if text.strip():
             yield _row(file, number, text)
 
 
 def _row(file: Path, line: int, text: bytes) -> Row:
     def unreadable(reason: str) -> Row:
-        shown = text[:2000].decode("utf-8", "replace").rstrip("\n")
+        shown = text[:2000].decode("utf-8", "replace")
         return Row(file=file.name, line=line, value=None, reason=reason, text=shown)
 
     try:
         value = json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         return unreadable(f"not UTF-8: byte 0x{text[error.start]:02x} at column {error.start + 1}")
-    except (ValueError, RecursionError) as error:
-        return unreadable(f"not JSON: {error or 'too deeply nested'}")
+    except json.JSONDecodeError as error:
+        return unreadable(f"not JSON: {error.msg} at column {error.colno}")
+    except ValueError as error:  # a number of thousands of digits
+        return unreadable(f"not JSON that can be read: {error}")
+    except RecursionError:
+        return unreadable("not JSON: too deeply nested")
     if not isinstance(value, dict):
         return unreadable(f"not a JSON object but {type(value).__name__}")
     return Row(file=file.name, line=line, value=value)

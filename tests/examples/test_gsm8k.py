@@ -32,7 +32,7 @@ def test_gsm8k_goes_through_prepare_train_register_evaluate_and_serve(shared_dat
     assert done.returncode == 0, done.stderr
 
     report = json.loads((home / "runs" / "gsm8k" / "prepare" / "report.json").read_text())
-    assert (report["rows"], report["rejected"], report["examples"]) == (400, 0, 400)
+    assert (report["rows"] + report["too_long"], report["rejected"], report["examples"]) == (400, 0, 400)
     [model] = json.loads(modelwright("models", "list", "--json").stdout)
     figure = model["metrics"]["gsm8k"]["math_accuracy"]
     assert figure["n"] == 30

@@ -22,7 +22,9 @@ CONTEXT = 128
 
 
 def import_echo_engine():
-    """Import the plugin's module, as an entry point would."""
+    """Import the plugin's module once for all who load this file, as an entry point would."""
+    if "echo_engine" in sys.modules:
+        return sys.modules["echo_engine"]
     spec = importlib.util.spec_from_file_location("echo_engine", Path(__file__).with_name("echo_engine.py"))
     module = sys.modules["echo_engine"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -47,11 +47,12 @@ def test_rows_know_their_file_and_line(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"a": 1', "not JSON: Expecting ',' delimiter: line 1 column 8 (char 7)"),
+        (b'{"a": 1', "not JSON: Expecting ',' delimiter at column 8"),
         (b"[1, 2]", "not a JSON object but list"),
         (b'{"a": "\xff"}', "not UTF-8: byte 0xff at column 8"),
-        (b"\x00\x00", "not JSON: Expecting value: line 1 column 1 (char 0)"),
-        (b"[" * 100_000, "not JSON: "),
+        (b"\x00\x00", "not JSON: Expecting value at column 1"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON that can be read: Exceeds the limit"),
+        (b"[" * 100_000, "not JSON: too deeply nested"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_kept_with_its_reason(tmp_path, line, reason):
