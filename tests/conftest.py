@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# A failing assert of a contract suite shows its values, as in a test file.
+pytest.register_assert_rewrite("modelwright.core.testing")
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
