@@ -17,6 +17,10 @@ from attrs import asdict, frozen
 
 VERSION = 1
 
+# The roles of those who write.
+RUNNER = "runner"
+WORKER = "worker"
+
 
 @frozen(kw_only=True)
 class Event:
@@ -27,7 +31,7 @@ class Event:
         time: when, in UTC, ISO 8601.
         run: the run's name.
         stage: the stage that it belongs to.
-        writer: the file that it stands in; a resumed stage has a new one.
+        writer: the file that it stands in, `TIME-STAGE-ROLE-PID`; a resumed stage has a new one.
         kind: what happened.
         data: the facts.
     """
@@ -40,6 +44,11 @@ class Event:
     kind: str
     data: Mapping[str, Any]
 
+    @property
+    def role(self) -> str:
+        """Who wrote it: "runner" or "worker"."""
+        return self.writer.split("-")[2]
+
 
 class EventWriter:
     """Appends one process's events to a file of its own.
@@ -47,11 +56,11 @@ class EventWriter:
     Every line is handed to the operating system at once: a killed process loses none, a machine without power may.
     """
 
-    def __init__(self, folder: Path, *, run: str, stage: str) -> None:
+    def __init__(self, folder: Path, *, run: str, stage: str, role: str = RUNNER) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.run = run
         self.stage = stage
-        self.writer = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{stage}-{os.getpid()}"
+        self.writer = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{stage}-{role}-{os.getpid()}"
         self._file = (folder / f"{self.writer}.jsonl").open("a", encoding="utf-8", buffering=1)
 
     def emit(self, kind: str, data: Mapping[str, Any] | None = None) -> Event:
@@ -91,30 +100,31 @@ class EventTail:
                 text = file.read()
             end = text.rfind(b"\n") + 1
             self._offsets[path] = self._offsets.get(path, 0) + end
-            events += (Event(**json.loads(line)) for line in text[:end].splitlines())
+            lines = (json.loads(line) for line in text[:end].splitlines())
+            events += (Event(**line) for line in lines if line["v"] == VERSION)
         return sorted(events, key=lambda event: event.time)
 
 
 def read_events(folder: Path, *, stage: str | None = None) -> list[Event]:
-    """Every event of a run in order of time, without what a resumed stage did over again.
+    """Every event of a run in order of time, without what a later attempt at a stage did over again.
 
-    A `resumed` event with a `step` says that its writer begins after that step: what earlier writers of the same stage
-    said of later steps is dropped.
+    A writer that says `resumed` goes on after the step that it names; one that says `started` alone begins at the
+    beginning. What earlier writers of the same stage said of later steps is dropped.
     """
-    events = [event for event in EventTail(folder).poll() if stage in (None, event.stage)]
-    return list(_without_repeats(events))
+    events = list(_without_repeats(EventTail(folder).poll()))
+    return [event for event in events if stage in (None, event.stage)]
 
 
 def _without_repeats(events: list[Event]) -> Iterator[Event]:
-    resumed = [event for event in events if event.kind == "resumed" and "step" in event.data]
+    begins: dict[str, tuple[Event, int]] = {}
+    for event in events:
+        if event.kind == "resumed" or (event.kind == "started" and event.writer not in begins):
+            begins[event.writer] = (event, event.data.get("step", 0))
     for event in events:
         step = event.data.get("step")
         repeated = step is not None and any(
-            later.stage == event.stage
-            and later.writer != event.writer
-            and later.time >= event.time
-            and step > later.data["step"]
-            for later in resumed
+            begin.stage == event.stage and begin.writer > event.writer and step > first
+            for begin, first in begins.values()
         )
         if not repeated:
             yield event

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import Any, Literal, TypeVar
@@ -12,7 +13,15 @@ import pluggy
 from attrs import field, frozen
 
 from modelwright.core.api import hooks
-from modelwright.core.api.components import API_VERSION, SPECS, ComponentSpec, RegistrySpec
+from modelwright.core.api.components import (
+    API_VERSION,
+    ComponentSpec,
+    EngineSpec,
+    FormatSpec,
+    MetricSpec,
+    RegistrySpec,
+    TrainerSpec,
+)
 from modelwright.core.api.errors import UsageError
 
 GROUP = hooks.PROJECT
@@ -22,19 +31,13 @@ STRICT = "MODELWRIGHT_STRICT_PLUGINS"
 Spec = TypeVar("Spec", bound=ComponentSpec)
 
 # Which descriptor each hook gives.
-_HOOKS = dict(
-    zip(
-        (
-            "modelwright_formats",
-            "modelwright_trainers",
-            "modelwright_metrics",
-            "modelwright_registries",
-            "modelwright_engines",
-        ),
-        SPECS,
-        strict=True,
-    )
-)
+_HOOKS: dict[str, type[ComponentSpec]] = {
+    "modelwright_formats": FormatSpec,
+    "modelwright_trainers": TrainerSpec,
+    "modelwright_metrics": MetricSpec,
+    "modelwright_registries": RegistrySpec,
+    "modelwright_engines": EngineSpec,
+}
 
 
 class PluginError(Exception):
@@ -107,6 +110,10 @@ class Plugins:
         if len(chosen) == 1:
             return chosen[0]
         origins = " and ".join(plugin.origin for plugin, _ in providers)
+        if preferred is not None:
+            raise UsageError(
+                f"{kind} {name!r}: {preferred} is preferred under [plugins.prefer], but only {origins} have it"
+            )
         raise UsageError(
             f"{kind} {name!r} is provided by {origins}: choose one with "
             f'[plugins.prefer] "{kind}.{name}" = "{providers[0][0].distribution}"'
@@ -119,11 +126,10 @@ class Plugins:
         if close:
             message += f", did you mean {close[0]!r}?"
         message += f" (there are: {', '.join(names) or 'none'})"
-        for plugin in self.found:
-            if plugin.status == "failed":
-                message += f"; plugin {plugin.plugin!r} of {plugin.origin} failed and may own it: {plugin.error}"
-            elif plugin.status == "disabled":
-                message += f"; plugin {plugin.plugin!r} of {plugin.origin} is disabled and may own it"
+        for status in ("failed", "disabled"):
+            owners = [f"{plugin.plugin!r} of {plugin.origin}" for plugin in self.found if plugin.status == status]
+            if owners:
+                message += f"; {status}, and may own it: {', '.join(owners)} (see modelwright plugins list)"
         return message
 
     def origin(self, spec: ComponentSpec) -> str:
@@ -187,12 +193,18 @@ def discover(
         prefer: `{"metric.exact_match": "distribution"}` where two packages share a name.
         strict: raise a plugin's own error instead of recording it; default: `MODELWRIGHT_STRICT_PLUGINS=1`.
     """
-    skipped = {*disable, *filter(None, (name.strip() for name in os.environ.get(DISABLE, "").split(",")))}
+    named = (*disable, *os.environ.get(DISABLE, "").split(","))
+    skipped = {_normalised(name) for name in named if name.strip()}
     strict = os.environ.get(STRICT) == "1" if strict is None else strict
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
     found = [_load(manager, point, skipped=skipped, strict=strict) for point in _entry_points()]
     return Plugins(found=tuple(found), prefer=dict(prefer or {}))
+
+
+def _normalised(name: str) -> str:
+    """The form in which package names are compared: https://peps.python.org/pep-0503/#normalized-names."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def _entry_points() -> list[metadata.EntryPoint]:
@@ -206,23 +218,25 @@ def _load(
     manager: pluggy.PluginManager, point: metadata.EntryPoint, *, skipped: Collection[str], strict: bool
 ) -> Plugin:
     distribution, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
-    if point.name in skipped or distribution in skipped:
+    if {_normalised(point.name), _normalised(distribution)} & set(skipped):
         return Plugin(plugin=point.name, distribution=distribution, version=version, status="disabled")
     key = f"{distribution}:{point.name}"
     try:
         components = _register(manager, point.load(), key)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() ends itself, not the program
         if strict:
             raise
         if manager.has_plugin(key):
             manager.unregister(name=key)
-        text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        # attrs' validators put the attribute and its class behind the sentence.
+        said = error.args[0] if error.args and isinstance(error, ValueError | TypeError) else error
+        text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {said}"
         return Plugin(
             plugin=point.name,
             distribution=distribution,
             version=version,
             status="failed",
-            error=f"{text.strip()} (entry point {point.value!r})",
+            error=f"{' '.join(text.split())} (entry point {point.value!r})",
         )
     return Plugin(
         plugin=point.name, distribution=distribution, version=version, status="loaded", components=tuple(components)

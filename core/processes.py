@@ -23,7 +23,7 @@ from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.config import from_plain
 from modelwright.core.config.schema import RunConfig
-from modelwright.core.events import EventTail, EventWriter
+from modelwright.core.events import WORKER, EventTail, EventWriter
 from modelwright.core.plugins import Plugins, discover
 from modelwright.core.stage import Run
 from modelwright.core.workspace import RunFolder
@@ -31,24 +31,39 @@ from modelwright.core.workspace import RunFolder
 POLL_SECONDS = 0.1
 # Waiting threads sleep instead of spinning: beside other work on the same cores that is many times faster.
 _SHARING_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def stop_on_signals(folder: RunFolder) -> Iterator[None]:
-    """Turn Ctrl-C, SIGTERM and SIGUSR1 into a stop request; a second one ends the program at once."""
+    """Turn Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP into a stop request; a second Ctrl-C ends the program at once.
 
-    def handle(_number: int, _frame: Any) -> None:
-        if folder.stopping():
+    A signal that is ignored, as SIGHUP is below nohup, stays so.
+    """
+    interrupted = False
+
+    def handle(number: int, _frame: Any) -> None:
+        nonlocal interrupted
+        if number == signal.SIGINT and interrupted:
             raise KeyboardInterrupt
+        interrupted = interrupted or number == signal.SIGINT
+        if not folder.stopping():
+            again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+            os.write(2, f"\n{signal.Signals(number).name}: stopping at the next safe point{again}\n".encode())
         folder.request_stop()
 
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def worker_command(module: str, folder: RunFolder) -> list[str]:
+    """The command line of a worker; `-P` keeps the working directory, with whatever modules lie in it, off its path."""
+    return [sys.executable, "-P", "-m", module, str(folder.path)]
 
 
 def _status(folder: RunFolder, stage: str) -> Path:
@@ -94,12 +109,16 @@ def run_worker(run: Run, stage: str, command: Sequence[str]) -> dict[str, Any]:
             assert process.stdin is not None
             process.stdin.close()
     _pass_on(run, tail)
-    return _outcome(files.read_json(status), stage, process.returncode, log, begin)
+    written = files.read_json(status)
+    if written is None:
+        # A signal to every process of the run can reach a worker before it listens.
+        folder.check_stop()
+    return _outcome(written, stage, process.returncode, log, begin)
 
 
 def _pass_on(run: Run, tail: EventTail) -> None:
     for event in tail.poll():
-        if run.listener and event.stage.endswith(".worker"):
+        if run.listener and event.role == WORKER:
             run.listener(event)
 
 
@@ -146,15 +165,11 @@ def work(stage: str, body: Callable[[Worker], dict[str, Any]]) -> None:
     _end_with_the_runner()
     for number in STOP_SIGNALS:
         signal.signal(number, lambda _number, _frame: folder.request_stop())
-    values = files.read_json(folder.config)
-    plugins_table = values.get("plugins", {})
-    plugins = discover(disable=plugins_table.get("disable", ()), prefer=plugins_table.get("prefer"))
-    config = from_plain(values, plugins)
-    events = EventWriter(folder.events, run=config.name, stage=f"{stage}.worker")
     status: dict[str, Any]
     try:
-        outputs = body(Worker(folder=folder, config=config, plugins=plugins, events=events))
+        outputs = _in_worker(folder, stage, body)
         status = {"state": "done", "outputs": outputs}
+        files.write_json(_status(folder, stage), status)
     except StopRequested as error:
         status = {"state": "stopped", "error": str(error)}
     except ModelwrightError as error:
@@ -162,11 +177,23 @@ def work(stage: str, body: Callable[[Worker], dict[str, Any]]) -> None:
     except Exception as error:  # noqa: BLE001 - whatever it was, the runner must hear of it
         traceback.print_exc()
         status = {"state": "failed", "error": f"{stage}: {type(error).__name__}: {error}", "unexpected": True}
-    events.close()
-    files.write_json(_status(folder, stage), status)
+    if status["state"] != "done":
+        files.write_json(_status(folder, stage), status)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0 if status["state"] == "done" else 75 if status["state"] == "stopped" else 1)
+
+
+def _in_worker(folder: RunFolder, stage: str, body: Callable[[Worker], dict[str, Any]]) -> dict[str, Any]:
+    values = files.read_json(folder.config)
+    table = values.get("plugins", {})
+    plugins = discover(disable=table.get("disable", ()), prefer=table.get("prefer"))
+    config = from_plain(values, plugins)
+    events = EventWriter(folder.events, run=config.name, stage=stage, role=WORKER)
+    try:
+        return body(Worker(folder=folder, config=config, plugins=plugins, events=events))
+    finally:
+        events.close()
 
 
 def _end_with_the_runner() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import asdict
 
-from modelwright.core.registry import parse_condition
+from modelwright.core.config.condition import parse_condition
 from modelwright.core.stage import Run
 
 
@@ -21,7 +21,6 @@ class Promote:
         promote = run.config.registry.promote
         return {
             "model": run.outputs("register")["address"],
-            "registry": run.registry_url,
             "metrics": run.outputs("evaluate")["metrics"],
             "promote": promote and asdict(promote),
         }
@@ -55,5 +54,6 @@ class Promote:
             else:
                 alias = run.registry.set_alias(promote.alias, model.name, model.version)
                 outputs = {"promoted": True, "alias": alias.alias, "why": promote.condition or "no condition is set"}
-        emit("promoted" if outputs["promoted"] else "not promoted", outputs)
+        if promote is not None:
+            emit("promoted" if outputs["promoted"] else "not promoted", outputs)
         return outputs

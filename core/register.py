@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modelwright import __version__
-from modelwright.core.api.errors import ModelNotFoundError
+from modelwright.core.api import files
+from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError
+from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import NewModel
 from modelwright.core.config import to_plain
 from modelwright.core.registry.environment import environment
@@ -19,14 +21,18 @@ class Register:
     name = "register"
 
     def inputs(self, run: Run) -> dict[str, Any]:
-        """The model's digest, its name and tags, and where it goes."""
+        """What the version is made of, and where it goes."""
+        return {**self._identity(run), "registry": run.registry_url}
+
+    @staticmethod
+    def _identity(run: Run) -> dict[str, Any]:
+        """What makes it another version. A registry that has moved is the same one, so its URL is no part of this."""
         trained = run.outputs("train")
         return {
             "digest": trained["digest"],
             "base": [trained["base"], trained["parent"]],
             "name": run.config.name,
             "tags": dict(run.config.registry.tags),
-            "registry": run.registry_url,
         }
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
@@ -41,29 +47,27 @@ class Register:
         """Registering is one transaction."""
         return None
 
-    def work(self, run: Run, fingerprint: str, emit: Callable[[str, Mapping[str, Any]], None]) -> dict[str, Any]:
+    def work(self, run: Run, fingerprint: str, emit: Callable[[str, Mapping[str, Any]], None]) -> dict[str, Any]:  # noqa: ARG002
         """Add the model; adding the same one again gives the version that is there."""
         run.folder.check_stop()
-        trained, prepared = run.outputs("train"), run.folder.done("prepare")
+        trained, folder = run.outputs("train"), run.folder.stage("train") / "model"
+        if files.manifest_digest(files.folder_manifest(folder)) != trained["digest"]:
+            raise ModelwrightError(f"{folder} is not what the training wrote: train again with --only train --fresh")
         model = run.registry.add(
             NewModel(
                 name=run.config.name,
-                fingerprint=fingerprint,
+                fingerprint=digest_json(self._identity(run)),
                 base=trained["base"],
                 parent=trained["parent"],
                 config=to_plain(run.config),
-                data=_data(prepared.inputs["sources"]) if prepared else {},
+                data=run.outputs("prepare")["sources"],
                 environment=environment(),
                 code_version=__version__,
                 training=trained["training"],
                 tags=run.config.registry.tags,
             ),
-            run.folder.stage("train") / "model",
+            folder,
         )
         outputs = {"name": model.name, "version": model.version, "digest": model.digest, "address": model.address}
         emit("registered", outputs)
         return outputs
-
-
-def _data(sources: list[dict[str, str]]) -> dict[str, str]:
-    return {path: digest for source in sources for path, digest in source.items()}

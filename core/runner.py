@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import frozen
 
 from modelwright.core import home
 from modelwright.core.api import files
-from modelwright.core.api.components import FormatSpec, MetricSpec, TrainerSpec
-from modelwright.core.api.errors import MissingDependencyError, UsageError
-from modelwright.core.base import find_base
+from modelwright.core.api.components import EngineSpec, FormatSpec, MetricSpec, TrainerSpec
+from modelwright.core.api.errors import MissingDependencyError, ModelwrightError, SeveralErrors, UsageError
+from modelwright.core.base import forget_base, pin_base
 from modelwright.core.config import to_plain
-from modelwright.core.config.schema import RunConfig, SourceConfig
-from modelwright.core.evaluate.stage import Evaluate
+from modelwright.core.config.schema import RunConfig
+from modelwright.core.evaluate.stage import ENGINE, Evaluate
+from modelwright.core.evaluate.suites import read_suite
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.builtin import parse_builtin
 from modelwright.core.prepare.sources import source_files
@@ -23,9 +25,7 @@ from modelwright.core.prepare.stage import Prepare
 from modelwright.core.processes import stop_on_signals
 from modelwright.core.promote import Promote
 from modelwright.core.register import Register
-from modelwright.core.registry import parse_condition
 from modelwright.core.stage import Listener, Run, Stage, Step, perform, plan, state
-from modelwright.core.train.launch import training_command
 from modelwright.core.train.stage import Train
 from modelwright.core.workspace import RunFolder
 
@@ -68,50 +68,69 @@ def open_run(
     )
 
 
-def check(run: Run, stages: Sequence[str] = NAMES) -> None:
-    """Find what is wrong before anything starts.
+def check(runs: Sequence[Run], stages: Sequence[str] = NAMES) -> None:
+    """Find what is wrong before anything starts; nothing is written.
 
     Raises:
-        UsageError: a package, file, base or process number that the stages cannot work with, or a promote condition
-            that cannot be read.
+        ModelwrightError: a package, component, base, registry or data file that the stages cannot work with; as
+            `SeveralErrors` where there is more than one.
     """
-    for stage in stages:
-        absent = [name for name in _NEEDS.get(stage, ()) if importlib.util.find_spec(name) is None]
-        if absent:
-            raise MissingDependencyError(
-                f"{stage} needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed: "
-                "pip install 'modelwright[train]'"
-            )
+    errors: dict[str, ModelwrightError] = {}
+    for run in runs:
+        for look in _looks(run, stages):
+            try:
+                look()
+            except ModelwrightError as error:
+                errors.setdefault(str(error), error)
+    found = list(errors.values())
+    if found:
+        raise found[0] if len(found) == 1 else SeveralErrors(found)
+
+
+def _looks(run: Run, stages: Sequence[str]) -> Iterator[Callable[[], Any]]:
     config = run.config
-    trainer = run.plugins.get(TrainerSpec, config.train.trainer)
-    training_command(trainer.launcher, config.train, run.folder)
-    run.plugins.get(FormatSpec, config.data.format)
-    for source in (*config.data.sources, *(SourceConfig(path=suite.path) for suite in config.evaluate)):
-        if parse_builtin(source.path) is None:
-            source_files(source)
-    for suite in config.evaluate:
-        for name in suite.metrics:
-            _check_metric(run, suite.name, name)
-    find_base(run)
-    promote = config.registry.promote
-    if promote and promote.condition:
-        known = {f"{suite.name}.{metric}" for suite in config.evaluate for metric in suite.metrics}
-        for clause in parse_condition(promote.condition).clauses:
-            metric = f"{clause.suite}.{clause.metric}"
-            if metric not in known:
-                measured = ", ".join(sorted(known)) or "nothing"
-                raise UsageError(f"[registry] promote: the run does not measure {metric!r} (it measures: {measured})")
+    yield from (partial(_check_packages, stage) for stage in stages)
+    if "prepare" in stages:
+        yield run.plugins.get(FormatSpec, config.data.format).check
+        for source in config.data.sources:
+            if parse_builtin(source.path) is None:
+                yield partial(source_files, source)
+    if "train" in stages:
+        yield run.plugins.get(TrainerSpec, config.train.trainer).check
+    if "evaluate" in stages and config.evaluate:
+        yield run.plugins.get(EngineSpec, ENGINE).check
+        for suite in config.evaluate:
+            yield from (run.plugins.get(MetricSpec, name).check for name in suite.metrics)
+            yield partial(read_suite, suite, run.plugins, seed=config.seed)
+    yield lambda: run.base
+    yield lambda: run.registry.find(config.name)
 
 
-def _check_metric(run: Run, suite: str, name: str) -> None:
-    spec = run.plugins.get(MetricSpec, name)
-    if spec.inputs != "text":
-        raise UsageError(f"[[evaluate]] {suite}: metric {name!r} grades {spec.inputs}, which this version cannot give")
+def _check_packages(stage: str) -> None:
+    absent = [name for name in _NEEDS.get(stage, ()) if importlib.util.find_spec(name) is None]
+    if absent:
+        raise MissingDependencyError(
+            f"{stage} needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed: "
+            "pip install 'modelwright[train]'"
+        )
 
 
-def plan_run(run: Run) -> list[Step]:
-    """What `execute` would do now, stage by stage; nothing is written."""
-    return list(plan(run, list(STAGES)))
+def plan_run(run: Run, *, only: str | None = None, fresh: bool = False) -> list[Step]:
+    """What `execute` would do now, stage by stage; nothing is written.
+
+    Raises:
+        UsageError: as `execute`.
+    """
+    chosen = _chosen(only)
+    if only:
+        _predecessors_are_done(run, chosen[0])
+    if fresh:
+        return [Step(stage=stage.name, done=False, why="begins anew") for stage in chosen]
+    return [step for step in plan(run, list(STAGES)) if only in (None, step.stage)]
+
+
+def _chosen(only: str | None) -> list[Stage]:
+    return [stage for stage in STAGES if only in (None, stage.name)]
 
 
 def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result:
@@ -127,32 +146,46 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
         StopRequested: someone asked the run to stop; the same call resumes it.
         ModelwrightError: a stage failed, or another process works in the run's folder.
     """
-    chosen = [stage for stage in STAGES if only in (None, stage.name)]
+    chosen = _chosen(only)
     with run.folder.locked() as lock:
         run.workers_lock = lock
         run.folder.clear_stop()
         with stop_on_signals(run.folder):
-            for stage in chosen if fresh else ():
-                run.folder.forget(stage.name)
-            files.write_json(run.folder.config, to_plain(run.config))
+            files.remove_temporaries(run.folder.path)
             if only:
                 _predecessors_are_done(run, chosen[0])
+            if fresh:
+                _forget(run, chosen)
+            files.write_json(run.folder.config, to_plain(run.config))
+            if run.config.model.base and run.base:
+                pin_base(run.config.model.base, run.base, run.folder)
             for stage in chosen:
                 run.folder.check_stop()
-                if not state(run, stage).done:
-                    perform(run, stage)
-    return Result(run=run, outputs=dict(_outputs(run)))
+                step = state(run, stage)
+                if step.gone:
+                    run.folder.forget(stage.name)
+                if not step.done:
+                    # What follows may stand on what is made anew here, even if its inputs look the same.
+                    for later in STAGES[STAGES.index(stage) :]:
+                        run.folder.unmark(later.name)
+                    perform(run, stage, step.inputs)
+    return Result(run=run, outputs={stage.name: run.outputs(stage.name) for stage in _up_to(chosen[-1])})
+
+
+def _forget(run: Run, stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        run.folder.forget(stage.name)
+    if stages[0] is STAGES[0]:
+        forget_base(run.folder)
+        run.__dict__.pop("base", None)
+
+
+def _up_to(stage: Stage) -> Sequence[Stage]:
+    return STAGES[: STAGES.index(stage) + 1]
 
 
 def _predecessors_are_done(run: Run, stage: Stage) -> None:
-    for earlier in STAGES[: STAGES.index(stage)]:
+    for earlier in _up_to(stage)[:-1]:
         step = state(run, earlier)
         if not step.done:
             raise UsageError(f"{run.config.name}: {earlier.name} comes before {stage.name} ({step.why}): run it first")
-
-
-def _outputs(run: Run) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for name in NAMES:
-        done = run.folder.done(name)
-        if done:
-            yield name, done.outputs

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from modelwright.core.api.records import digest_json
+from modelwright.core.base import Base, find_base
 from modelwright.core.config.schema import RunConfig
 from modelwright.core.events import Event, EventWriter
 from modelwright.core.plugins import Plugins
+from modelwright.core.registry import open_registry
 from modelwright.core.workspace import Done, RunFolder
 
 if TYPE_CHECKING:
@@ -43,9 +45,13 @@ class Run:
     @cached_property
     def registry(self) -> Registry:
         """The registry, opened on first use."""
-        from modelwright.core.registry import open_registry
-
         return open_registry(self.registry_url, self.plugins)
+
+    @cached_property
+    def base(self) -> Base | None:
+        """What the training begins from; None where the model is made from scratch."""
+        source = self.config.model.base
+        return None if source is None else find_base(source, lambda: self.registry, self.folder)
 
     @property
     def writing(self) -> int:
@@ -70,7 +76,10 @@ class Stage(Protocol):
         ...
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
-        """What of a finished stage's results is gone, in words; None where all is there."""
+        """What of a finished stage's results is gone or cut short, in words; None where all is there.
+
+        Looks at names and sizes only: it is asked at every run.
+        """
         ...
 
     def unfinished(self, run: Run, fingerprint: str) -> str | None:
@@ -89,11 +98,21 @@ class Stage(Protocol):
 
 @frozen(kw_only=True)
 class Step:
-    """One line of a plan: a stage, whether it is done, and why or why not."""
+    """One line of a plan.
+
+    Attributes:
+        stage: its name.
+        done: whether it is done.
+        why: or why not.
+        gone: whether it was done and what it made is not there any more, or not whole.
+        inputs: what its result depends on, where the stages before it are done.
+    """
 
     stage: str
     done: bool
     why: str
+    gone: bool = False
+    inputs: Mapping[str, Any] = field(factory=dict, repr=False)
 
 
 def plan(run: Run, stages: list[Stage]) -> Iterator[Step]:
@@ -113,22 +132,22 @@ def plan(run: Run, stages: list[Stage]) -> Iterator[Step]:
 def state(run: Run, stage: Stage) -> Step:
     """Whether one stage is done; the stages before it are."""
     inputs = stage.inputs(run)
+    fingerprint = digest_json(inputs)
     done = run.folder.done(stage.name)
+    finished, gone = False, None
     if done is None:
-        place = stage.unfinished(run, digest_json(inputs))
-        return Step(stage=stage.name, done=False, why=place or "not done yet")
-    if done.fingerprint != digest_json(inputs):
-        changed = ", ".join(_changes(done.inputs, inputs)) or "all"
-        return Step(stage=stage.name, done=False, why=f"changed: {changed}")
-    gone = stage.missing(run, done.outputs)
-    if gone:
-        return Step(stage=stage.name, done=False, why=f"gone: {gone}")
-    return Step(stage=stage.name, done=True, why="done, and nothing that it depends on has changed")
+        why = stage.unfinished(run, fingerprint) or "not done yet"
+    elif done.fingerprint != fingerprint:
+        why = f"changed: {', '.join(_changes(done.inputs, inputs)) or 'all'}"
+    elif gone := stage.missing(run, done.outputs):
+        why = f"gone: {gone}"
+    else:
+        finished, why = True, "done, and nothing that it depends on has changed"
+    return Step(stage=stage.name, done=finished, why=why, gone=gone is not None, inputs=inputs)
 
 
-def perform(run: Run, stage: Stage) -> dict[str, Any]:
-    """Do one stage and mark it as done."""
-    inputs = stage.inputs(run)
+def perform(run: Run, stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Do one stage, whose inputs `state` gave, and mark it as done."""
     fingerprint = digest_json(inputs)
     events = EventWriter(run.folder.events, run=run.config.name, stage=stage.name)
 
@@ -137,8 +156,6 @@ def perform(run: Run, stage: Stage) -> dict[str, Any]:
         if run.listener:
             run.listener(event)
 
-    # From here on the folder is neither the old state nor the new one.
-    run.folder.unmark(stage.name)
     try:
         emit("begun", {"fingerprint": fingerprint})
         try:

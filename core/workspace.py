@@ -19,6 +19,7 @@ import os
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,11 @@ class RunFolder:
     def forget(self, stage: str) -> None:
         """Remove a stage's mark and all that it made."""
         self.unmark(stage)
-        shutil.rmtree(self.stage(stage), ignore_errors=True)
+        if self.stage(stage).exists():
+            # Renamed first, so that a kill leaves all of it or nothing in place.
+            aside = self.path / f"{files.TEMPORARY}old-{stage}-{uuid.uuid4().hex[:8]}"
+            self.stage(stage).rename(aside)
+            shutil.rmtree(aside)
 
     # Stop requests
 
@@ -143,7 +148,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             runner = stack.enter_context(_opened(self.path / "runner.lock"))
-            if not _lock_within(runner, KILLED_ENDS_WITHIN):
+            if not self._lock_within(runner, KILLED_ENDS_WITHIN):
                 raise ModelwrightError(
                     f"{self.path} is in use by {os.pread(runner, 200, 0).decode() or 'another process'}: "
                     f"wait for it, or stop it (touch {self._stop})"
@@ -151,12 +156,29 @@ class RunFolder:
             os.ftruncate(runner, 0)
             os.pwrite(runner, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             workers = stack.enter_context(_opened(self.path / "workers.lock"))
-            if not _lock_within(workers, ORPHANS_END_WITHIN):
+            if not self._lock_within(workers, ORPHANS_END_WITHIN):
                 raise ModelwrightError(
                     f"{self.path}: workers of a killed run are still there after {ORPHANS_END_WITHIN:.0f} s: "
                     f"end them (fuser {self.path / 'workers.lock'} names them)"
                 )
             yield workers
+
+    def _lock_within(self, descriptor: int, seconds: float) -> bool:
+        give_up = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    return False
+                time.sleep(0.05)
+            except OSError as error:
+                raise ModelwrightError(
+                    f"{self.path}: this file system gives no locks ({error.strerror}): "
+                    "set MODELWRIGHT_HOME to a folder on another one"
+                ) from error
+            else:
+                return True
 
 
 @contextlib.contextmanager
@@ -166,16 +188,3 @@ def _opened(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _lock_within(descriptor: int, seconds: float) -> bool:
-    give_up = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                return False
-            time.sleep(0.05)
-        else:
-            return True

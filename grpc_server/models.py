@@ -9,13 +9,10 @@ from attrs import define, field
 
 from modelwright.core.api.components import Engine, EngineSpec, Registry
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
-from modelwright.core.api.files import read_json
 from modelwright.core.api.generation import GenerationRequest, Sampling
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.chat import Renderer, checked_renderer
-
-# What families of models call their context in config.json.
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
+from modelwright.core.model_folder import CONTEXT_KEYS, context_length
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +82,12 @@ def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> L
         MissingDependencyError: the engine needs a package that is not installed.
     """
     folder = registry.folder(version)
-    context_length = _context_length(read_json(folder / "config.json"), version.address)
+    limit = context_length(folder)
+    if limit is None:
+        raise ModelwrightError(
+            f"{version.address} cannot be served: its config.json does not say how long its context is "
+            f"(expected {' or '.join(CONTEXT_KEYS)})"
+        )
     renderer = checked_renderer(folder)
     engine: Engine = spec.create()
     try:
@@ -96,17 +98,4 @@ def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> L
             raise
         text = str(error) if isinstance(error, ModelwrightError) else f"{type(error).__name__}: {error}"
         raise ModelwrightError(f"{version.address} cannot be loaded by engine {spec.name!r}: {text}") from error
-    return LoadedModel(version=version, spec=spec, engine=engine, renderer=renderer, context_length=context_length)
-
-
-def _context_length(config: object, address: str) -> int:
-    tables = [config, config.get("text_config")] if isinstance(config, dict) else []
-    for table in tables:
-        for key in _CONTEXT_KEYS:
-            value = table.get(key) if isinstance(table, dict) else None
-            if isinstance(value, int) and value > 0:
-                return value
-    raise ModelwrightError(
-        f"{address} cannot be served: its config.json does not say how long its context is "
-        f"(expected {' or '.join(_CONTEXT_KEYS)})"
-    )
+    return LoadedModel(version=version, spec=spec, engine=engine, renderer=renderer, context_length=limit)

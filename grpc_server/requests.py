@@ -72,7 +72,7 @@ def read_messages(messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[Me
         raise invalid("messages", "is empty: expected at least one turn")
     turns = [_turn(message, f"messages[{number}]") for number, message in enumerate(messages)]
     if turns[-1].role == "assistant":
-        raise invalid(f"messages[{len(turns) - 1}].role", "of the last turn is the assistant's, whose turn is to come")
+        raise invalid(f"messages[{len(turns) - 1}].role", "is assistant, and the last turn is to be answered by it")
     return turns
 
 
@@ -126,7 +126,7 @@ def _check_values(wish: common_pb2.Sampling) -> None:
     if wish.HasField("max_tokens") and wish.max_tokens < 1:
         raise invalid("sampling.max_tokens", f"is {wish.max_tokens}: expected 1 or more")
     if not (math.isfinite(wish.temperature) and wish.temperature >= 0):
-        raise invalid("sampling.temperature", f"is {wish.temperature}: expected 0 or more")
+        raise invalid("sampling.temperature", f"is {wish.temperature}: expected a finite number, 0 or more")
     if wish.HasField("top_p") and not 0 < wish.top_p <= 1:
         raise invalid("sampling.top_p", f"is {wish.top_p}: expected more than 0 and at most 1")
     if wish.top_k < 0:

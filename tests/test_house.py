@@ -52,6 +52,7 @@ def test_every_public_name_is_there():
     from modelwright.core import api
 
     assert all(getattr(modelwright, name) is getattr(api, name) for name in api.__all__)
+    assert modelwright.testing.__name__ == "modelwright.core.testing"
     assert modelwright.Client.__module__ == "modelwright.grpc_server.client"
     with pytest.raises(AttributeError, match="no attribute 'Cleint'"):
         modelwright.Cleint  # noqa: B018

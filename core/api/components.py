@@ -7,6 +7,7 @@ factory is named by a string and imported when the component is first used.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,24 @@ class ComponentSpec:
     needs: str = ""
     api: int = API_VERSION
 
+    def check(self) -> None:
+        """Find out whether the factory's module is there, without importing it.
+
+        Raises:
+            MissingDependencyError: it is not, or a package above it cannot be imported.
+        """
+        module_name = self.factory.partition(":")[0]
+        try:
+            found = importlib.util.find_spec(module_name) is not None
+        except ImportError as error:
+            raise self._not_importable(error) from error
+        if not found:
+            raise self._not_importable(f"there is no module {module_name!r}")
+
+    def _not_importable(self, reason: object) -> MissingDependencyError:
+        hint = f"; install it: pip install '{self.needs}'" if self.needs else ""
+        return MissingDependencyError(f"{self.kind} {self.name!r} cannot be imported: {reason}{hint}")
+
     def create(self, options: Any = None) -> Any:
         """Import the factory and call it with `options` (default: the options class without arguments).
 
@@ -76,9 +95,7 @@ class ComponentSpec:
         try:
             target: Any = importlib.import_module(module_name)
         except ImportError as error:
-            hint = f"; install it: pip install '{self.needs}'" if self.needs else ""
-            msg = f"{self.kind} {self.name!r} cannot be imported: {error}{hint}"
-            raise MissingDependencyError(msg) from error
+            raise self._not_importable(error) from error
         try:
             for part in path.split("."):
                 target = getattr(target, part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -20,6 +21,19 @@ class UsageError(ModelwrightError):
     """The command line or the configuration is wrong; nothing was started."""
 
     exit_code: ClassVar[int] = 2
+
+
+class SeveralErrors(UsageError):  # noqa: N818 - the plural says what it is
+    """More than one thing is wrong; every one has its line."""
+
+    def __init__(self, errors: Sequence[ModelwrightError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("; ".join(map(str, errors)))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """One line, or more, for each."""
+        return tuple(line for error in self.errors for line in error.lines)
 
 
 class MissingDependencyError(UsageError):

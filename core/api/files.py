@@ -131,6 +131,22 @@ def folder_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """The size of every file below `folder` in bytes, by its relative path."""
+    return {
+        file.relative_to(folder).as_posix(): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+
+
+def missing_file(folder: Path, expected: Mapping[str, int]) -> Path | None:
+    """The first file of `expected` (as `sizes` gives it) that is not in `folder`, or has another size."""
+    for path, size in expected.items():
+        file = folder / path
+        if not file.is_file() or file.stat().st_size != size:
+            return file
+    return None
+
+
 def manifest_digest(manifest: Mapping[str, Mapping[str, Any]]) -> str:
     """One digest for a folder: the sha256 over the canonical JSON of `{path: sha256}`."""
     return digest_json({path: entry["sha256"] for path, entry in manifest.items()})

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from attrs import Factory, asdict, field, frozen
+from attrs import Factory, asdict, field, frozen, validators
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
@@ -40,8 +40,8 @@ class Message:
         train: whether this turn is learnt; None leaves it to the run's `turns`.
     """
 
-    role: Role
-    content: str
+    role: Role = field(validator=validators.in_(ROLES))
+    content: str = field(validator=validators.instance_of(str))
     thinking: str | None = None
     tool_calls: str | None = None
     tool_call_id: str | None = None
@@ -91,7 +91,7 @@ class Example:
     text: str | None = None
     source: str = ""
     meta: Mapping[str, Any] = field(factory=dict)
-    id: str = field(default=Factory(_content_id, takes_self=True))
+    id: str = field(init=False, default=Factory(_content_id, takes_self=True))
 
     def to_row(self) -> dict[str, Any]:
         """This example as a JSON object; what is None, empty or default is left out."""
@@ -112,7 +112,7 @@ class Example:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Example:
         """The inverse of `to_row`."""
-        values = {key: value for key, value in row.items() if key != "messages"}
+        values = {key: value for key, value in row.items() if key not in ("id", "messages")}
         return cls(messages=tuple(Message(**message) for message in row.get("messages", ())), **values)
 
 
@@ -169,7 +169,12 @@ def wilson(value: float, n: int, z: float = 1.959963984540054) -> Figure:
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
     With no trials nothing is known: the interval is 0 to 1.
+
+    Raises:
+        ValueError: `value` is no share.
     """
+    if not 0 <= value <= 1:
+        raise ValueError(f"a Wilson interval is of a share between 0 and 1, not of {value}")
     if n == 0:
         return Figure(value=0.0, low=0.0, high=1.0, n=0)
     centre = (value + z * z / (2 * n)) / (1 + z * z / n)

@@ -80,7 +80,8 @@ class Job:
         attention: the attention implementation asked for, "auto" for the trainer's choice.
         trust_remote_code: whether the model may bring code of its own.
         fingerprint: of all that went in; a checkpoint with another one is not resumed.
-        emit: writes an event: `emit(kind, data)`.
+        emit: writes an event: `emit(kind, data)`. Progress is shown from `started` {steps, parameters, device}, `step`
+            {step, steps, loss, tokens, seconds, …}, `resumed` {step} and `checkpoint` {step}; other kinds are kept.
         stopping: whether someone asked the run to stop; asked at each step's end.
     """
 

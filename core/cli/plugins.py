@@ -22,9 +22,16 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json(found.to_rows())
         return
-    rows = []
+    rows = [
+        (
+            plugin.plugin,
+            plugin.origin,
+            plugin.status,
+            ", ".join(f"{spec.kind} {spec.name}" for spec in plugin.components),
+        )
+        for plugin in found.found
+    ]
+    print_table(("plugin", "package", "status", "components"), rows)
     for plugin in found.found:
-        components = ", ".join(f"{spec.kind} {spec.name}" for spec in plugin.components)
-        trouble = "; ".join(([plugin.error] if plugin.error else []) + found.conflicts(plugin))
-        rows.append((plugin.plugin, plugin.origin, plugin.status, components, trouble))
-    print_table(("plugin", "package", "status", "components", "trouble"), rows)
+        for trouble in [*([plugin.error] if plugin.error else []), *found.conflicts(plugin)]:
+            click.echo(f"{plugin.plugin} ({plugin.origin}): {trouble}")

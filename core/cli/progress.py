@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -59,15 +60,23 @@ _LINES: dict[str, Callable[[Any], str]] = {
 }
 
 
+class _PatientConsole(Console):
+    """Falls silent when its reader leaves (`modelwright run … 2>&1 | head`): the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Display:
     """Listens to a run's events; use it as a context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or _PatientConsole(stderr=True)
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._task_of = ""
-        self._last_line = 0.0
+        self._last_line = time.monotonic()
+        self._last_step = ""
         if self.console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"),
@@ -95,22 +104,38 @@ class Display:
         self.console.print(Text.assemble((run, "bold"), " ", (f"{stage:<8}", "cyan"), " ", text), soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
-        """Show an event."""
-        stage = event.stage.removesuffix(".worker")
+        """Show an event; a plugin's event that lacks what is shown here is in its file all the same."""
+        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
+        stage = event.stage
         line = describe(event)
         if line is not None:
             self._end_task()
             self.say(event.run, stage, line)
         elif event.kind == "step":
-            self._advance(event, stage, event.data["step"], event.data["steps"], step_text(event.data))
+            self._last_step = step_text(event.data)
+            self._advance(event, stage, event.data["step"], event.data["steps"], self._last_step)
+        elif event.kind == "reading":
+            self._advance(event, stage, event.data["rows"], None, "rows read")
+        elif event.kind == "rendering":
+            self._advance(event, stage, event.data["rendered"], event.data["examples"], "examples rendered")
+        elif event.kind == "starting":
+            self._advance(event, stage, 0, None, "starting")
+        elif event.kind == "finished":
+            self._end_task()
+            self.say(event.run, stage, f"trained: {self._last_step}")
+        elif event.kind == "ended":
+            self._end_task()
         elif event.kind == "answered":
             self._advance(event, stage, event.data["answered"], event.data["examples"], event.data["suite"])
 
-    def _advance(self, event: Event, stage: str, done: int, total: int, note: str) -> None:
+    def _advance(self, event: Event, stage: str, done: int, total: int | None, note: str) -> None:
         if self._bars is None:
-            if time.monotonic() - self._last_line >= LINE_EVERY or done == total:
+            if done and time.monotonic() - self._last_line >= LINE_EVERY:
                 self._last_line = time.monotonic()
-                self.say(event.run, stage, f"{done}/{total}, {note}")
+                self.say(event.run, stage, f"{done:,}{'' if total is None else f'/{total:,}'} {note}".strip())
             return
         key = f"{event.run} {stage}"
         if self._task is None or self._task_of != key:

@@ -69,23 +69,24 @@ def _perform(
 
     read = read_run(path, variants=variants or None, overrides=overrides)
     runs = [runner.open_run(config, read.plugins, registry=registry) for config in read.configs]
-    for one in runs:
-        runner.check(one, [only] if only else runner.NAMES)
+    runner.check(runs, [only] if only else runner.NAMES)
     if dry_run:
-        _print_plan(runs, only, as_json=as_json)
+        _print_plan(runs, only, fresh=fresh, as_json=as_json)
         return
     results = []
     with Display() as display:
         for one in runs:
             one.listener = display
             results.append(runner.execute(one, only=only, fresh=fresh))
-    _print_results(results, as_json=as_json)
+            if one is not runs[-1]:
+                one.folder.check_stop()  # asked for in this run's last moments; the next one has not heard of it
+    _print_results(results, registry, as_json=as_json)
 
 
-def _print_plan(runs: Sequence[Run], only: str | None, *, as_json: bool) -> None:
+def _print_plan(runs: Sequence[Run], only: str | None, *, fresh: bool, as_json: bool) -> None:
     from modelwright.core import runner
 
-    plans = {one.config.name: [step for step in runner.plan_run(one) if only in (None, step.stage)] for one in runs}
+    plans = {one.config.name: runner.plan_run(one, only=only, fresh=fresh) for one in runs}
     if as_json:
         print_json(
             {name: [{"stage": s.stage, "done": s.done, "why": s.why} for s in steps] for name, steps in plans.items()}
@@ -99,7 +100,7 @@ def _print_plan(runs: Sequence[Run], only: str | None, *, as_json: bool) -> None
     print_table(("run", "stage", "plan", "why"), rows)
 
 
-def _print_results(results: Sequence[Result], *, as_json: bool) -> None:
+def _print_results(results: Sequence[Result], registry: str | None, *, as_json: bool) -> None:
     from modelwright.core.cli.progress import named_figures
 
     if as_json:
@@ -121,5 +122,6 @@ def _print_results(results: Sequence[Result], *, as_json: bool) -> None:
     if addresses:
         names = " ".join(address.partition("@")[0] for address in addresses)
         click.echo("\nNext:")
-        click.echo(f"  modelwright serve {names}")
+        where = f" --registry {registry}" if registry else ""
+        click.echo(f"  modelwright serve {names}{where}")
         click.echo(f"  modelwright chat --model {addresses[-1].partition('@')[0]}      (in another terminal)")

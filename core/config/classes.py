@@ -44,7 +44,11 @@ def class_hook(converter: cattrs.Converter, cls: type[Any]) -> Hook:
             elif attribute.default is NOTHING:
                 findings.append(((key,), _missing(attribute.type)))
         if findings:
-            raise Invalid([*findings, *_complaints(cls, attributes, given)])
+            more = _complaints(cls, attributes, given)
+            if not more and all(path[0] not in attributes for path, _ in findings):
+                # Unknown keys alone: the rest can be looked at as a whole.
+                more = _cross_findings(cls, attributes, given)
+            raise Invalid([*findings, *more])
         return _built(cls, attributes, given)
 
     return hook
@@ -67,6 +71,14 @@ def _built(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]) -> 
     if findings:
         raise Invalid(findings)
     return instance
+
+
+def _cross_findings(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]) -> list[Finding]:
+    try:
+        _built(cls, attributes, given)
+    except Invalid as error:
+        return list(error.findings)
+    return []
 
 
 def _path(key: str) -> KeyPath:

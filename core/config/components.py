@@ -63,6 +63,7 @@ def read_components(values: Mapping[str, Any], plugins: Plugins) -> Components:
     default = str(fields(TrainSettings).trainer.default)
     trainer = train.get("trainer", default) if train is not None else None
     train_options = reader.options(TrainerSpec, trainer, train, ("train",), "trainer")
+    reader.launching(trainer, train)
     suites = [
         reader.suite(_table(suite) or {}, ("evaluate", index), data_format, data_options)
         for index, suite in enumerate(evaluate if isinstance(evaluate, list) else ())
@@ -105,6 +106,25 @@ class _Reader:
             self.findings.extend(((*path, "options", *inner), message) for inner, message in error.findings)
             return None
 
+    def launching(self, name: Any, train: Mapping[str, Any] | None) -> None:
+        """Whether the trainer's processes can be started; an unknown trainer has been told of."""
+        if train is None or name not in self.plugins.names(TrainerSpec.kind):
+            return
+        try:
+            spec = self.plugins.get(TrainerSpec, name)
+        except UsageError:
+            return
+        if spec.launcher != "python":
+            self.findings.append((("train", "trainer"), f"{spec.launcher}'s launcher is not supported by this version"))
+        elif isinstance(train.get("processes", 1), int) and train.get("processes", 1) > 1:
+            self.findings.append((("train", "processes"), f"must be 1: trainer {name} runs in one process"))
+
+    def metric(self, name: str, path: KeyPath) -> None:
+        """Whether there is such a metric, and what it grades can be had."""
+        spec = self.check(lambda: self.plugins.get(MetricSpec, name), path)
+        if spec is not None and spec.inputs != "text":
+            self.findings.append((path, f"{name} grades {spec.inputs}, which this version cannot give"))
+
     def suite(
         self, table: Mapping[str, Any], path: KeyPath, data_format: Any, data_options: Any
     ) -> tuple[str | None, Any]:
@@ -112,7 +132,7 @@ class _Reader:
         metrics = table.get("metrics", ())
         for index, metric in enumerate(metrics if isinstance(metrics, list) else ()):
             if isinstance(metric, str):
-                self.check(lambda name=str(metric): self.plugins.get(MetricSpec, name), (*path, "metrics", index))
+                self.metric(metric, (*path, "metrics", index))
         name = table.get("format", data_format)
         if not isinstance(name, str):
             return None, None

@@ -141,8 +141,8 @@ class _Reading:
     def _variant(self, name: str, table: Any) -> bool:
         """Whether a variant can be merged; what cannot be in it is taken out."""
         if not VARIANT_NAME.fullmatch(name):
+            # It is read all the same: it may hold other mistakes.
             self._in_file(("variants", name), "a variant's name must be a lower-case letter, then any of a-z 0-9 _ -")
-            return False
         if not isinstance(table, dict):
             self._in_file(("variants", name), f"must be a table of what differs in this variant, not {shown(table)}")
             return False
@@ -179,7 +179,9 @@ class _Reading:
         except Invalid as error:
             self._add(*(layers.problem(path, message) for path, message in error.findings))
             return None
-        return config if variant is None else evolve(config, name=f"{config.name}-{variant}")
+        if variant is None or not VARIANT_NAME.fullmatch(variant):
+            return config
+        return evolve(config, name=f"{config.name}-{variant}")
 
 
 def build(values: Mapping[str, Any], plugins: Plugins | None) -> RunConfig:

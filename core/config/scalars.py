@@ -19,7 +19,8 @@ _INT64 = 2**63
 
 def wrong(kind: str, value: Any) -> Invalid:
     """The error for a value of another type than `kind`, in words."""
-    return fail(f"must be {kind}, not {shown(value)}")
+    # The point of a float shows why 32.0 is no integer.
+    return fail(f"must be {kind}, not {value if isinstance(value, float) else shown(value)}")
 
 
 def boolean(value: Any, _: Any = None) -> bool:

@@ -13,8 +13,10 @@ from typing import Any, Literal, NewType
 from attrs import field, frozen, has, validators
 
 from modelwright.core.api.components import SPECS
+from modelwright.core.api.errors import UsageError
 from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
 from modelwright.core.api.training import TrainSettings
+from modelwright.core.config.condition import parse_condition
 from modelwright.core.config.words import closest, either, shown
 
 # Strings that `core.config.paths` resolves while they are read; each says there how.
@@ -326,3 +328,19 @@ class RunConfig:
         for index, name in enumerate(names):
             if name in names[:index]:
                 yield f"evaluate.{index}.name", f"two suites are named {shown(name)}"
+        yield from self._promotion_problems()
+
+    def _promotion_problems(self) -> Iterator[tuple[str, str]]:
+        promote = self.registry.promote
+        if promote is None or promote.condition is None:
+            return
+        try:
+            clauses = parse_condition(promote.condition).clauses
+        except UsageError as error:
+            yield "registry.promote.if", str(error)
+            return
+        measured = [f"{suite.name}.{metric}" for suite in self.evaluate for metric in suite.metrics]
+        for clause in clauses:
+            if clause.measure not in measured:
+                there_are = ", ".join(measured) or "nothing"
+                yield "registry.promote.if", f"the run does not measure {clause.measure} (it measures: {there_are})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from modelwright.core.api.components import Engine
 from modelwright.core.api.errors import ModelwrightError
@@ -25,7 +25,7 @@ async def generate(
     settings: GenerationConfig,
     samples: int,
     seed: int,
-    context: int,
+    context: int | None,
     progress: Callable[[int], None],
 ) -> list[tuple[Output, ...]]:
     """The outputs of every example, `samples` each, in the order of `examples`.
@@ -37,7 +37,7 @@ async def generate(
         settings: how to sample.
         samples: answers for each example.
         seed: the run's; each sample derives its own from it.
-        context: the model's context in tokens; `max_tokens` shrinks to what a prompt leaves of it.
+        context: the model's context in tokens; `max_tokens` shrinks to what a prompt leaves of it. None: no limit.
         progress: called with the number of finished examples; may raise to stop.
 
     Raises:
@@ -46,49 +46,47 @@ async def generate(
     places = asyncio.Semaphore(IN_FLIGHT)
     finished = 0
 
-    async def one(example: Example, sample: int, sample_seed: int) -> Output:
+    async def one(request: GenerationRequest, source: str) -> Output:
+        nonlocal finished
+        text, finish = "", None
+        tokens: list[int] = []
+        async with places:
+            async for delta in engine.submit(request):
+                text += delta.text
+                tokens += delta.token_ids
+                finish = delta.finish or finish
+        if finish is None or finish == "cancelled":
+            raise ModelwrightError(f"{source}: the engine ended without an answer")
+        finished += 1
+        progress(finished // samples)
+        return Output(text=text, token_ids=tuple(tokens), finish=finish)
+
+    def requests(number: int, example: Example) -> Iterator[GenerationRequest]:
         prompt = renderer.prompt(prompt_messages(example), tools=example.tools)
-        room = context - len(prompt)
+        room = settings.max_tokens if context is None else context - len(prompt)
         if room < 1:
             raise ModelwrightError(
                 f"{example.source}: the prompt has {len(prompt)} tokens, and the model's context is {context}"
             )
-        request = GenerationRequest(
-            id=f"{example.id}-{example.source}-{sample}",
-            prompt=prompt,
-            sampling=Sampling(
+        for sample, sample_seed in enumerate(seeds(example, samples, seed)):
+            sampling = Sampling(
                 max_tokens=min(settings.max_tokens, room),
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 top_k=settings.top_k,
                 stop=settings.stop,
                 seed=sample_seed,
-            ),
-            stop_token_ids=renderer.stop_token_ids,
-        )
-        text, finish = "", None
-        tokens: list[int] = []
-        async for delta in engine.submit(request):
-            text += delta.text
-            tokens += delta.token_ids
-            finish = delta.finish or finish
-        if finish is None or finish == "cancelled":
-            raise ModelwrightError(f"{example.source}: the engine ended without an answer")
-        return Output(text=text, token_ids=tuple(tokens), finish=finish)
-
-    async def every(example: Example) -> tuple[Output, ...]:
-        nonlocal finished
-        outputs = []
-        for sample, sample_seed in enumerate(seeds(example, samples, seed)):
-            async with places:
-                outputs.append(await one(example, sample, sample_seed))
-        finished += 1
-        progress(finished)
-        return tuple(outputs)
+            )
+            yield GenerationRequest(
+                id=f"{number}-{sample}", prompt=prompt, sampling=sampling, stop_token_ids=renderer.stop_token_ids
+            )
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(every(example)) for example in examples]
+            tasks = [
+                [group.create_task(one(request, example.source)) for request in requests(number, example)]
+                for number, example in enumerate(examples)
+            ]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    return [tuple(task.result() for task in each) for each in tasks]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from modelwright.core.api import files
+from modelwright.core.api.components import EngineSpec
 from modelwright.core.api.records import Figure
 from modelwright.core.config import to_plain
 from modelwright.core.evaluate.suites import suite_inputs
-from modelwright.core.processes import run_worker
+from modelwright.core.processes import run_worker, worker_command
 from modelwright.core.stage import Run
+
+ENGINE = "torch"
 
 # Counts up when the same inputs give other figures than before.
 VERSION = 1
@@ -28,7 +30,8 @@ class Evaluate:
         registered = run.outputs("register")
         return {
             "version": VERSION,
-            "model": [registered["address"], registered["digest"], run.registry_url],
+            "model": [registered["address"], registered["digest"]],
+            "engine": run.plugins.origin(run.plugins.get(EngineSpec, ENGINE)),
             "suites": {
                 suite.name: suite_inputs(suite, values, run.config, run.plugins)
                 for suite, values in zip(run.config.evaluate, tables, strict=True)
@@ -36,8 +39,12 @@ class Evaluate:
         }
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """The first suite whose results are gone."""
+        """The first suite whose results are gone, from the run's folder or from the registry."""
+        registered = run.outputs("register")
+        recorded = run.registry.get(registered["name"], registered["version"]).metrics
         for suite in run.config.evaluate:
+            if not set(suite.metrics) <= set(recorded.get(suite.name, {})):
+                return f"the registry's figures of {suite.name}"
             results = run.folder.stage(self.name) / suite.name / "results.json"
             if not results.is_file():
                 return str(results)
@@ -65,7 +72,7 @@ class Evaluate:
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder)
         files.write_json(folder / "order.json", {"fingerprint": fingerprint, "model": str(run.registry.folder(model))})
-        command = [sys.executable, "-m", "modelwright.core.evaluate.worker", str(run.folder.path)]
+        command = worker_command("modelwright.core.evaluate.worker", run.folder)
         emit("starting", {"command": command, "log": str(run.folder.log(self.name))})
         outputs = run_worker(run, self.name, command)
         for suite, figures in outputs["metrics"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from modelwright.core.api.records import Example, Message
 from modelwright.core.config.schema import RunConfig, SourceConfig, SuiteConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.examples import read_examples
-from modelwright.core.prepare.sources import Row, read_source, source_digest
+from modelwright.core.prepare.sources import Row, read_source, source_digests
 
 
 def _source(suite: SuiteConfig) -> SourceConfig:
@@ -27,7 +28,7 @@ def suite_inputs(suite: SuiteConfig, values: dict[str, Any], config: RunConfig, 
     specs = [plugins.get(FormatSpec, suite.format), *(plugins.get(MetricSpec, name) for name in suite.metrics)]
     return {
         "suite": values | {"path": None},
-        "data": source_digest(_source(suite), config.seed),
+        "data": source_digests(_source(suite), config.seed),
         "plugins": [plugins.origin(spec) for spec in specs],
         "seed": config.seed,
     }
@@ -43,12 +44,18 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
     assert suite.format is not None
     reader = plugins.get(FormatSpec, suite.format).create(suite.options)
 
+    refused: list[str] = []
+
     def refuse(row: Row, reason: str) -> None:
-        raise ModelwrightError(f"[[evaluate]] {suite.name}: {row.file}:{row.line}: {reason}")
+        refused.append(f"{row.file}:{row.line}: {reason}")
 
     rows = read_source(_source(suite), seed)
     examples = read_examples(rows, reader, format_name=suite.format, reject=refuse)
     chosen = list(itertools.islice(examples, suite.limit))
+    if refused:
+        raise ModelwrightError(
+            f"[[evaluate]] {suite.name}: {len(refused)} rows of {suite.path} cannot be read; the first is {refused[0]}"
+        )
     if not chosen:
         raise ModelwrightError(f"[[evaluate]] {suite.name}: {suite.path} gives no examples")
     for example in chosen:
@@ -72,4 +79,5 @@ def with_answer(example: Example) -> Example:
 
 def seeds(example: Example, samples: int, seed: int) -> Iterator[int]:
     """A seed for each sample of an example, the same in whatever order examples are asked."""
-    return (int(example.id, 16) % 2**31 + seed + sample for sample in range(samples))
+    texts = (f"{seed}:sample:{example.id}:{sample}" for sample in range(samples))
+    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") for text in texts)

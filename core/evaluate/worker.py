@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import asdict
 
 from modelwright.core.api import files
 from modelwright.core.api.components import Engine, EngineSpec, MetricSpec
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.api.records import Example, Output, Score
+from modelwright.core.api.records import Example, Figure, Output, Score
 from modelwright.core.chat import Renderer, checked_renderer
 from modelwright.core.config.schema import SuiteConfig
 from modelwright.core.evaluate.generate import generate
+from modelwright.core.evaluate.stage import ENGINE
 from modelwright.core.evaluate.suites import read_suite, with_answer
+from modelwright.core.model_folder import context_length
 from modelwright.core.processes import Worker, work
 
-ENGINE = "torch"
 PROGRESS_SECONDS = 0.5
+
+Record = TypeVar("Record")
 
 
 def evaluate(worker: Worker) -> dict[str, Any]:
@@ -31,23 +35,23 @@ def evaluate(worker: Worker) -> dict[str, Any]:
     order = files.read_json(folder / "order.json")
     model = Path(order["model"])
     renderer = checked_renderer(model)
-    context = int(files.read_json(model / "config.json")["max_position_embeddings"])
-    engine: Engine = worker.plugins.get(EngineSpec, ENGINE).create()
-    engine.load(model)
-    try:
-        for suite in worker.config.evaluate:
-            if not (folder / suite.name / "results.json").is_file():
+    left = [suite for suite in worker.config.evaluate if not (folder / suite.name / "results.json").is_file()]
+    if left:
+        engine: Engine = worker.plugins.get(EngineSpec, ENGINE).create()
+        engine.load(model)
+        try:
+            for suite in left:
                 worker.folder.check_stop()
-                _grade(worker, engine, renderer, suite, context)
-    finally:
-        engine.close()
+                _grade(worker, engine, renderer, suite, context_length(model))
+        finally:
+            engine.close()
     results = {
         suite.name: files.read_json(folder / suite.name / "results.json")["metrics"] for suite in worker.config.evaluate
     }
     return {"metrics": results}
 
 
-def _grade(worker: Worker, engine: Engine, renderer: Renderer, suite: SuiteConfig, context: int) -> None:
+def _grade(worker: Worker, engine: Engine, renderer: Renderer, suite: SuiteConfig, context: int | None) -> None:
     examples = [with_answer(example) for example in read_suite(suite, worker.plugins, seed=worker.config.seed)]
     worker.emit("suite", {"suite": suite.name, "examples": len(examples)})
     begin = last = time.monotonic()
@@ -101,15 +105,30 @@ def _score(
         graded: list[Score] = []
         for example, answers in zip(examples, outputs, strict=True):
             worker.folder.check_stop()
-            try:
-                graded.append(metric.score(example, answers))
-            except Exception as error:
-                raise ModelwrightError(
-                    f"metric {name!r} failed on {example.source}: {type(error).__name__}: {error}"
-                ) from error
+            with _blamed_on(f"metric {name!r} failed on {example.source}"):
+                graded.append(_expect(Score, metric.score(example, answers)))
         scores[name] = graded
-        figures[name] = asdict(metric.aggregate(graded))
+        with _blamed_on(f"metric {name!r} failed to aggregate {len(graded)} scores"):
+            figures[name] = asdict(_expect(Figure, metric.aggregate(graded)))
     return scores, figures
+
+
+@contextlib.contextmanager
+def _blamed_on(what: str) -> Iterator[None]:
+    """Say whose mistake an error is: a plugin's."""
+    try:
+        yield
+    except ModelwrightError:
+        raise
+    except Exception as error:
+        raise ModelwrightError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def _expect(kind: type[Record], value: object) -> Record:
+    if not isinstance(value, kind):
+        msg = f"it gave {type(value).__name__}, not {kind.__name__}"
+        raise TypeError(msg)
+    return value
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -64,16 +65,12 @@ def source_files(source: SourceConfig) -> list[Path]:
     return found
 
 
-def source_digest(source: SourceConfig, seed: int) -> dict[str, str]:
-    """What a source's rows depend on: `{file name: sha256}`, of a built-in one of generator and seed."""
+def source_digests(source: SourceConfig, seed: int) -> list[tuple[str, str]]:
+    """What a source's rows depend on: each file's name and sha256 in order; of a built-in one, generator and seed."""
     builtin = parse_builtin(source.path)
     if builtin:
-        return {source.path: digest_json(["generator", source.path, BUILTIN_VERSION, seed])}
-    digests: dict[str, str] = {}
-    for file in source_files(source):
-        number = sum(name.partition("#")[0] == file.name for name in digests)
-        digests[f"{file.name}#{number + 1}" if number else file.name] = sha256_file(file)
-    return digests
+        return [(source.path, digest_json(["generator", source.path, BUILTIN_VERSION, seed]))]
+    return [(file.name, sha256_file(file)) for file in source_files(source)]
 
 
 def read_source(source: SourceConfig, seed: int) -> Iterator[Row]:
@@ -124,7 +121,7 @@ def _file_rows(file: Path) -> Iterator[Row]:
                 yield from _jsonl_rows(file, opened)
             else:
                 yield from _json_rows(file, opened)
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+    except (EOFError, zlib.error, OSError) as error:
         raise ModelwrightError(f"{file}: cannot be read: {error}") from error
 
 

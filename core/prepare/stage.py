@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,18 @@ from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import Example
-from modelwright.core.base import find_base
 from modelwright.core.chat import Renderer, read_template
 from modelwright.core.config import to_plain
+from modelwright.core.prepare.builtin import parse_builtin
 from modelwright.core.prepare.examples import Rejected, read_examples, without_duplicates
-from modelwright.core.prepare.sources import Row, read_source, share, source_digest
+from modelwright.core.prepare.sources import Row, read_source, share, source_digests, source_files
 from modelwright.core.prepare.tokenizers import scratch_renderer
 from modelwright.core.prepare.tokens import TokenReport, write_tokens
 from modelwright.core.stage import Run
 
 # Counts up when the same inputs give other tokens than before.
 VERSION = 1
-EVENTS_EVERY = 5000
+EVENTS_EVERY = 1000
 
 Emit = Callable[[str, Mapping[str, Any]], None]
 
@@ -36,25 +37,21 @@ class Prepare:
         config = run.config
         data = to_plain(config)["data"]
         spec = run.plugins.get(FormatSpec, config.data.format)
-        base = find_base(run)
         scratch = config.model.scratch
         return {
             "version": VERSION,
             "data": data | {"sources": [{**given, "path": None} for given in data["sources"]]},
-            "sources": [source_digest(source, config.seed) for source in config.data.sources],
+            "sources": [source_digests(source, config.seed) for source in config.data.sources],
             "format": run.plugins.origin(spec),
-            "tokenizer": [scratch.tokenizer, scratch.vocab_size] if scratch else base and base.digest,
+            "tokenizer": [scratch.tokenizer, scratch.vocab_size] if scratch else run.base and run.base.digest,
             "template": config.model.chat_template and read_template(config.model.chat_template),
             "seed": config.seed,
         }
 
-    def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """The first token or tokenizer file that is gone."""
-        folder = run.folder.stage(self.name)
-        for name in ("train.arrow", "holdout.arrow", "tokenizer/tokenizer.json"):
-            if not (folder / name).is_file():
-                return str(folder / name)
-        return None
+    def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
+        """The first file that is gone."""
+        file = files.missing_file(run.folder.stage(self.name), outputs["files"])
+        return None if file is None else str(file)
 
     def unfinished(self, run: Run, fingerprint: str) -> str | None:  # noqa: ARG002 - the protocol's signature
         """Preparing begins anew."""
@@ -70,17 +67,27 @@ class Prepare:
             trouble = _too_many_rejected(run, counts["rows"], rejected, target)
             report = TokenReport()
             if trouble is None:
-                report = _write_tokens(run, folder, rejected)
+                report = _write_tokens(run, folder, rejected, counts["examples"], emit)
                 trouble = _too_many_rejected(run, counts["rows"], rejected, target) or _unfit(run, report)
             summary = {**counts, "rejected": rejected.count, "reasons": rejected.reasons, **report.to_plain()}
             files.write_json(folder / "report.json", summary)
             if trouble is not None:
                 (folder / "train.arrow").unlink(missing_ok=True)
-        emit("prepared", summary)
-        # The folder stands, with rejected.jsonl and report.json to look into, but is not marked as done.
         if trouble is not None:
+            # The folder stands, with rejected.jsonl and report.json to look into, but is not marked as done.
             raise ModelwrightError(trouble)
-        return summary | {"digest": _digest(target)}
+        emit("prepared", summary)
+        return summary | {"digest": _digest(target), "sources": _lineage(run), "files": files.sizes(target)}
+
+
+def _lineage(run: Run) -> dict[str, str]:
+    """The digest of every source file, by its path."""
+    lineage: dict[str, str] = {}
+    for source in run.config.data.sources:
+        digests = source_digests(source, run.config.seed)
+        paths = [source.path] if parse_builtin(source.path) else map(str, source_files(source))
+        lineage |= {path: digest for path, (_, digest) in zip(paths, digests, strict=True)}
+    return lineage
 
 
 def _write_examples(run: Run, folder: Path, rejected: Rejected, emit: Emit) -> dict[str, int]:
@@ -123,9 +130,8 @@ def _too_many_rejected(run: Run, rows: int, rejected: Rejected, target: Path) ->
 def _renderer(run: Run, folder: Path) -> Renderer:
     model = run.config.model
     template = read_template(model.chat_template) if model.chat_template else None
-    base = find_base(run)
-    if base:
-        return Renderer.from_folder(base.folder, chat_template=template)
+    if run.base:
+        return Renderer.from_folder(run.base.folder, chat_template=template)
     assert model.scratch is not None
     return scratch_renderer(
         model.scratch.tokenizer,
@@ -140,14 +146,27 @@ def _examples(folder: Path) -> Iterator[Example]:
         yield from (Example.from_row(row) for row in files.json_lines(file))
 
 
-def _write_tokens(run: Run, folder: Path, rejected: Rejected) -> TokenReport:
+def _write_tokens(run: Run, folder: Path, rejected: Rejected, total: int, emit: Emit) -> TokenReport:
     config = run.config
     renderer = _renderer(run, folder)
     renderer.save(folder / "tokenizer")
 
+    refused: set[str] = set()
+
     def reject(example: Example, reason: str) -> None:
+        if example.source in refused:  # the share of rejected rows counts rows, and one may give several examples
+            return
+        refused.add(example.source)
         file, _, line = example.source.rpartition(":")
         rejected.add(Row(file=file, line=int(line), value=example.to_row()), reason)
+
+    rendered = itertools.count()
+
+    def between() -> None:
+        run.folder.check_stop()
+        number = next(rendered)
+        if number % EVENTS_EVERY == 0:
+            emit("rendering", {"rendered": number, "examples": total})
 
     def held_out(example: Example) -> bool:
         return share(f"{config.seed}:holdout:{example.id}") < config.data.holdout.fraction
@@ -160,7 +179,7 @@ def _write_tokens(run: Run, folder: Path, rejected: Rejected) -> TokenReport:
         turns=config.data.tokens.turns,
         held_out=held_out,
         reject=reject,
-        between=run.folder.check_stop,
+        between=between,
     )
 
 
@@ -175,6 +194,8 @@ def _unfit(run: Run, report: TokenReport) -> str | None:
             f"the label masks are not what the data says ({named}): mend the data or the template, "
             f"or set [data.tokens] allow = [{allow}]"
         )
+    if not report.rows + report.too_long + report.holdout_rows:
+        return "nothing is left to train on: no row gave an example"
     if not report.rows:
         return (
             f"nothing is left to train on: {report.too_long} examples are longer than [data.tokens] max_length "
@@ -184,7 +205,8 @@ def _unfit(run: Run, report: TokenReport) -> str | None:
 
 
 def _digest(folder: Path) -> str:
+    """Of what the training reads: a renamed source gives the same tokens."""
     manifest = files.folder_manifest(folder)
     return files.manifest_digest(
-        {path: entry for path, entry in manifest.items() if path not in ("report.json", "rejected.jsonl")}
+        {path: entry for path, entry in manifest.items() if path.endswith(".arrow") or path.startswith("tokenizer/")}
     )

@@ -1,18 +1,13 @@
-"""What there is to registries beside where they store: opening one, addresses, conditions, the environment."""
+"""What there is to registries beside where they store: opening one, addresses, the environment."""
 
 from __future__ import annotations
 
 from modelwright.core.registry.addresses import Address, parse_address, resolve
-from modelwright.core.registry.condition import Clause, ClauseResult, Condition, parse_condition
 from modelwright.core.registry.open import open_registry
 
 __all__ = [
     "Address",
-    "Clause",
-    "ClauseResult",
-    "Condition",
     "open_registry",
     "parse_address",
-    "parse_condition",
     "resolve",
 ]

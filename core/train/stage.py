@@ -7,8 +7,8 @@ from typing import Any
 
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
-from modelwright.core.base import find_base
 from modelwright.core.config import to_plain
+from modelwright.core.events import read_events
 from modelwright.core.processes import run_worker
 from modelwright.core.stage import Run
 from modelwright.core.train.launch import training_command
@@ -28,44 +28,44 @@ class Train:
     def inputs(self, run: Run) -> dict[str, Any]:
         """The tokens, the beginning, the settings and the trainer's version."""
         values = to_plain(run.config)
-        base = find_base(run)
+        # The template's text is in the tokenizer that the tokens were made with; its path says nothing.
+        model = {key: value for key, value in values["model"].items() if key != "chat_template"}
         spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
         return {
             "version": VERSION,
             "prepared": run.outputs("prepare")["digest"],
-            "model": values["model"] | {"base": base and base.digest},
+            "model": model | {"base": run.base and run.base.digest},
             "max_length": run.config.data.tokens.max_length,
             "train": {key: value for key, value in values["train"].items() if key not in _NOT_INPUTS},
             "trainer": run.plugins.origin(spec),
             "seed": run.config.seed,
         }
 
-    def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """The trained model's folder, where it is gone."""
-        config = run.folder.stage(self.name) / "model" / "config.json"
-        return None if config.is_file() else str(config.parent)
+    def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
+        """The first of the trained model's files that is gone."""
+        file = files.missing_file(run.folder.stage(self.name) / "model", outputs["files"])
+        return None if file is None else str(file)
 
     def unfinished(self, run: Run, fingerprint: str) -> str | None:
         """The newest checkpoint of this very training."""
-        folder = run.folder.stage(self.name)
-        order = files.read_json(folder / "order.json")
-        checkpoints = sorted((folder / "checkpoints").glob("step-*"))
-        if order is None or order["fingerprint"] != fingerprint or not checkpoints:
+        order = files.read_json(run.folder.stage(self.name) / "order.json")
+        events = read_events(run.folder.events, stage=self.name)
+        steps = [event.data["step"] for event in events if event.kind == "checkpoint"]
+        if order is None or order["fingerprint"] != fingerprint or not steps:
             return None
-        return f"interrupted; resumes after step {int(checkpoints[-1].name.removeprefix('step-'))}"
+        return f"interrupted; resumes after step {steps[-1]}"
 
     def work(self, run: Run, fingerprint: str, emit: Callable[[str, Mapping[str, Any]], None]) -> dict[str, Any]:
         """Start the worker, or resume what a killed one left."""
         folder = run.folder.stage(self.name)
         order = files.read_json(folder / "order.json")
-        if order is not None and order["fingerprint"] != fingerprint:
+        if order is None or order["fingerprint"] != fingerprint:
             run.folder.forget(self.name)
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder)
-        base = find_base(run)
+        base = run.base
         files.write_json(folder / "order.json", {"fingerprint": fingerprint, "base": base and str(base.folder)})
-        spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
-        command = training_command(spec.launcher, run.config.train, run.folder)
+        command = training_command(run.folder)
         emit("starting", {"command": command, "log": str(run.folder.log(self.name))})
         outputs = run_worker(run, self.name, command)
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}

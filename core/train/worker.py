@@ -9,7 +9,7 @@ import attrs
 
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
-from modelwright.core.api.errors import StopRequested
+from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.api.training import Job
 from modelwright.core.chat import Renderer
 from modelwright.core.processes import Worker, work
@@ -47,10 +47,17 @@ def train(worker: Worker) -> dict[str, Any]:
     if not trained.finished:
         done = f"step {trained.step} of {trained.steps}"
         raise StopRequested(f"{config.name}: stopped on request after {done}; the same command resumes it")
-    renderer.save(folder / "model")
-    files.write_json(folder / "model" / "modelwright.json", {"renderer": renderer.fingerprint})
-    manifest = files.folder_manifest(folder / "model")
-    return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest)}
+    model = folder / "model"
+    if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
+        raise ModelwrightError(
+            f"trainer {config.train.trainer!r} ended without a model: {model} must hold config.json and *.safetensors"
+        )
+    # A worker that was killed here before may have left half a file, which would be taken for part of the model.
+    files.remove_temporaries(model)
+    renderer.save(model)
+    files.write_json(model / "modelwright.json", {"renderer": renderer.fingerprint})
+    manifest = files.folder_manifest(model)
+    return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest), "files": files.sizes(model)}
 
 
 if __name__ == "__main__":

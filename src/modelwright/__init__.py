@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from modelwright.core import testing as testing
     from modelwright.core.api import *  # noqa: F403
     from modelwright.grpc_server.client import Client as Client
 
 _HOMES = {"Client": "modelwright.grpc_server.client"}
+_MODULES = {"testing": "modelwright.core.testing"}
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     module = importlib.import_module(_HOMES.get(name, "modelwright.core.api"))
     try:
         value = getattr(module, name)
@@ -33,4 +37,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from modelwright.core import api
 
-    return sorted({*globals(), *_HOMES, *api.__all__})
+    return sorted({*globals(), *_HOMES, *_MODULES, *api.__all__})

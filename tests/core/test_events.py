@@ -31,13 +31,11 @@ def test_readers_drop_the_steps_that_a_resumed_worker_repeats(tmp_path):
     killed = EventWriter(tmp_path, run="r", stage="train")
     for step in range(1, 6):
         killed.emit("step", {"step": step, "by": "killed"})
-    killed.writer = "another"  # the same process wrote both, so its file's name would be the same
-    resumed = EventWriter(tmp_path / "later", run="r", stage="train")
+    resumed = EventWriter(tmp_path, run="r", stage="train")
+    resumed.emit("started", {"steps": 6})
     resumed.emit("resumed", {"step": 3})
     for step in range(4, 7):
         resumed.emit("step", {"step": step, "by": "resumed"})
-    for path in (tmp_path / "later").glob("*"):
-        path.rename(tmp_path / f"later-{path.name}")
     steps = [(event.data["step"], event.data["by"]) for event in read_events(tmp_path) if event.kind == "step"]
     assert steps == [(1, "killed"), (2, "killed"), (3, "killed"), (4, "resumed"), (5, "resumed"), (6, "resumed")]
 
@@ -46,4 +44,23 @@ def test_another_stages_steps_are_its_own(tmp_path):
     """Resuming one stage says nothing of another."""
     EventWriter(tmp_path, run="r", stage="evaluate").emit("step", {"step": 9})
     EventWriter(tmp_path, run="r", stage="train").emit("resumed", {"step": 3})
+    assert [event.data for event in read_events(tmp_path) if event.kind == "step"] == [{"step": 9}]
     assert [event.data for event in read_events(tmp_path, stage="evaluate")] == [{"step": 9}]
+
+
+def test_a_training_that_begins_anew_leaves_nothing_of_the_one_before(tmp_path):
+    """A loss curve is of one training."""
+    for steps in (5, 2):
+        writer = EventWriter(tmp_path, run="r", stage="train", role="worker")
+        writer.emit("started", {"steps": steps})
+        for step in range(1, steps + 1):
+            writer.emit("step", {"step": step, "of": steps})
+    steps = [event.data for event in read_events(tmp_path, stage="train") if event.kind == "step"]
+    assert steps == [{"step": 1, "of": 2}, {"step": 2, "of": 2}]
+
+
+def test_lines_of_another_version_are_left_to_its_readers(tmp_path):
+    """A newer Modelwright may write what this one does not know."""
+    event = EventWriter(tmp_path, run="r", stage="train").emit("started")
+    (tmp_path / "20990101T000000.0-train-worker-1.jsonl").write_text('{"v": 2, "what": "ever"}\n')
+    assert read_events(tmp_path) == [event]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modelwright.core.events import read_events
+from modelwright.core.events import EventTail, read_events
 
 RUN = """
 name = "tiny"
@@ -134,12 +134,64 @@ def test_stages_run_one_by_one_in_their_order_only(run_file, modelwright):
     assert len(_models(modelwright)) == 1
 
 
-def test_fresh_begins_anew_and_the_same_model_is_not_registered_twice(run_file, modelwright):
+def test_fresh_begins_anew_and_the_same_model_is_not_registered_twice(run_file, modelwright, home):
     """Training is deterministic: the digest is the same, so is the version."""
     path = run_file()
     _ok(modelwright("run", path))
     _ok(modelwright("run", path, "--fresh"))
     assert [model["version"] for model in _models(modelwright)] == [1]
+    begun = [event.stage for event in EventTail(home / "runs" / "tiny" / "events").poll() if event.kind == "begun"]
+    assert begun == ["prepare", "train", "register", "evaluate", "promote"] * 2
+
+
+def test_a_lost_registry_gets_version_metrics_and_alias_back(run_file, modelwright, home):
+    """What is done is done in the registry, too, or it is done again."""
+    path = run_file()
+    _ok(modelwright("run", path))
+    before = _models(modelwright)
+    (home / "registry.db").unlink()
+    assert _plan(modelwright, path)[2][1:] == (False, "gone: there is no model 'tiny'")
+    _ok(modelwright("run", path))
+    assert _models(modelwright) == before
+
+
+def test_a_moved_home_is_the_same_home(run_file, modelwright, home, monkeypatch, tmp_path):
+    """Nothing is trained or registered again because a folder has another name."""
+    path = run_file()
+    _ok(modelwright("run", path))
+    home.rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("MODELWRIGHT_HOME", str(tmp_path / "elsewhere"))
+    assert [done for _, done, _ in _plan(modelwright, path)[:2]] == [True, True]
+    _ok(modelwright("run", path))
+    assert [(model["version"], model["aliases"]) for model in _models(modelwright)] == [(1, ["production"])]
+
+
+def test_a_run_that_continues_what_its_own_alias_names_is_done_when_it_is_done(run_file, modelwright, tmp_path):
+    """The base is resolved when the run begins, not again after the alias has moved."""
+    _ok(modelwright("run", run_file()))
+    path = tmp_path / "next.toml"
+    text = (tmp_path / "run.toml").read_text().replace('name = "tiny"', 'name = "next"')
+    scratch = text[text.index("[model.scratch]") : text.index("[data]")]
+    path.write_text(text.replace(scratch, '[model]\nbase = "@production"\n'))
+    for _ in range(2):
+        _ok(modelwright("run", path))
+    models = {model["name"]: model for model in _models(modelwright)}
+    assert (models["next"]["version"], models["next"]["aliases"]) == (1, ["production"])
+    assert json.loads(modelwright("models", "show", "next", "--json").stdout)["parent"] == "tiny@1"
+
+
+def test_what_a_killed_worker_left_in_the_models_folder_is_no_part_of_the_model(run_file, modelwright, home):
+    """A kill while the tokenizer is written beside the weights."""
+    path = run_file()
+    _ok(modelwright("prepare", path))
+    _ok(modelwright("train", path))
+    folder = home / "runs" / "tiny"
+    (folder / "done" / "train.json").unlink()
+    (folder / "train" / "model" / ".tmp-tokenizer.json-12345678").write_text("{")
+    _ok(modelwright("run", path))
+    files = {entry["path"] for entry in json.loads(modelwright("models", "show", "tiny", "--json").stdout)["files"]}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+    assert not any(".tmp-" in file for file in files)
 
 
 def _start(path: Path) -> subprocess.Popen:
@@ -180,6 +232,24 @@ def test_a_signal_stops_the_run_at_a_step_with_75_and_the_same_command_resumes(r
     step = int(checkpoint.name.removeprefix("step-"))
     plan = _plan(modelwright, path)
     assert plan[1] == ("train", False, f"interrupted; resumes after step {step}")
+    runner = _start(path)
+    _wait_for(home, _after_step(step + 2))
+    runner.send_signal(number)
+    runner.communicate(timeout=60)
+    steps = [event for event in read_events(home / "runs" / "tiny" / "events") if event.kind == "step"]
+    assert [event.data["step"] for event in steps] == list(range(1, steps[-1].data["step"] + 1))
+    assert next(event for event in steps if event.data["step"] == step).writer != steps[-1].writer
+
+
+def test_a_signal_to_every_process_of_a_run_stops_it_as_one_to_the_runner_does(run_file, home):
+    """As a batch system and a closing session send it; none of them ends the worker before its checkpoint."""
+    runner = _start(run_file(steps=3000))
+    _wait_for(home, _after_step(3))
+    for process in (*_children(runner), runner.pid):
+        os.kill(process, signal.SIGTERM)
+    _, said = runner.communicate(timeout=60)
+    assert runner.returncode == 75, said
+    assert "stopped on request after step" in said
 
 
 def _final_weights(home: Path) -> bytes:
@@ -192,12 +262,15 @@ def _kill_runner_alone(runner: subprocess.Popen) -> None:
 
 def _kill_all(runner: subprocess.Popen) -> None:
     """The runner and its worker, which has a process group of its own, at once."""
-    children = subprocess.run(
-        ["pgrep", "-P", str(runner.pid)], capture_output=True, text=True, check=False
-    ).stdout.split()
+    children = _children(runner)
     runner.kill()
     for child in children:
-        os.kill(int(child), signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
+
+
+def _children(runner: subprocess.Popen) -> list[int]:
+    listed = subprocess.run(["pgrep", "-P", str(runner.pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in listed.stdout.split()]
 
 
 @pytest.mark.parametrize("kill", [_kill_runner_alone, _kill_all])
@@ -208,11 +281,11 @@ def test_a_killed_run_is_finished_by_the_same_command_with_the_same_weights(
     path = run_file(steps=40)
     moments = [
         lambda event: event.stage == "prepare",
-        lambda event: event.stage == "train.worker",
+        lambda event: (event.stage, event.role) == ("train", "worker"),
         _after_step(13),
         _after_step(29),
         lambda event: event.stage == "register",
-        lambda event: event.stage == "evaluate.worker",
+        lambda event: (event.stage, event.role) == ("evaluate", "worker"),
     ]
     for moment in moments:
         runner = _start(path)
@@ -294,7 +367,7 @@ def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, modelwr
     [
         ("data.sources=[{path='no.jsonl'}]", "no.jsonl: no file is there"),
         ("evaluate.0.path='no.jsonl'", "no.jsonl: no file is there"),
-        ("registry.promote.if='sums.accuracy > 1'", "the run does not measure 'sums.accuracy'"),
+        ("registry.promote.if='sums.accuracy > 1'", "the run does not measure sums.accuracy"),
         ("registry.promote.if='sums'", "sums"),
         ("train.processes=2", "runs in one process"),
         ("data.format='mth'", "did you mean"),

@@ -38,7 +38,7 @@ def test_gsm8k_goes_through_prepare_train_register_evaluate_and_serve(shared_dat
     assert figure["n"] == 30
     assert 0 <= figure["low"] <= figure["value"] <= 0.2
     shown = json.loads(modelwright("models", "show", "gsm8k", "--json").stdout)
-    assert list(shown["data"]) == ["train.jsonl"]
+    assert list(shown["data"]) == [str(shared_data / "gsm8k" / "train.jsonl")]
 
     command = [sys.executable, "-m", "modelwright.core", "serve", "gsm8k", "--listen", "127.0.0.1:0"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ) as server:

@@ -35,9 +35,21 @@ def test_an_integer_is_a_number_but_becomes_a_float(read_one, minimal):
 
 
 def test_processes_are_a_number_or_auto(read_one, minimal):
-    """A union of a number and a word takes either."""
-    assert read_one(minimal + "processes = 3").train.processes == 3
+    """A union of a number and a word takes either; a trainer of one process says so."""
+    assert read_one(minimal + "processes = 1").train.processes == 1
     assert read_one(minimal + 'processes = "auto"').train.processes == "auto"
+    with pytest.raises(ConfigError, match=r"\[train\] processes: must be 1: trainer local runs in one process"):
+        read_one(minimal + "processes = 3")
+
+
+def test_an_unknown_key_hides_no_mistake_between_the_others(read_one, minimal):
+    """Both are told at once, and so are a condition that nothing measures and a variant with a bad name."""
+    text = minimal + "epochs = 2\nlerning_rate = 1.0\n[registry]\npromote = { alias = 'a', if = 's.m > 0' }\n"
+    with pytest.raises(ConfigError) as caught:
+        read_one(text.replace("epochs", "max_steps = 1\nepochs") if "max_steps" not in text else text)
+    message = str(caught.value)
+    assert "lerning_rate: unknown key, did you mean learning_rate?" in message
+    assert "exactly one of epochs and max_steps must be given" in message
 
 
 def test_false_is_one_of_the_ways_to_deduplicate(read_one, minimal):
@@ -89,7 +101,7 @@ def test_set_is_over_the_variants(read, minimal):
             {"metric.exact_match": "hand-made"},
         ),
         ("registry.tags.'a=b'=\"c=d\"", lambda c: c.registry.tags, {"a=b": "c=d"}),
-        ('registry.promote={alias="best",if="s.m > 0"}', lambda c: c.registry.promote.condition, "s.m > 0"),
+        ('registry.promote={alias="best"}', lambda c: c.registry.promote.alias, "best"),
         ('registry.tags."0"="x"', lambda c: c.registry.tags, {"0": "x"}),
     ],
 )
@@ -154,7 +166,9 @@ def test_a_third_partys_components_are_found_and_plugins_can_be_disabled(install
         ('[plugins]\ndisable = ["modelwright-trivia"]', []),
         ("", ['plugins.disable=["modelwright-trivia"]']),
     ):
-        with pytest.raises(ConfigError, match=r"there is no format 'trivia'.*is disabled and may own it"):
+        with pytest.raises(
+            ConfigError, match=r"there is no format 'trivia'.*disabled, and may own it: 'modelwright_trivia'"
+        ):
             read_run(write(text + table), overrides=overrides)
 
 

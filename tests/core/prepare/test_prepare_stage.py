@@ -36,7 +36,7 @@ def prepare(tmp_path, rows_file):
         path.write_text(RUN.format(model=model).replace("[model]\n\n", ""))
         read = read_run(path, overrides=overrides)
         opened = runner.open_run(read.configs[0], read.plugins)
-        runner.check(opened, ["prepare"])
+        runner.check([opened], ["prepare"])
         outputs = runner.execute(opened, only="prepare").outputs["prepare"]
         return outputs, opened.folder.stage("prepare")
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.config.schema import SourceConfig
-from modelwright.core.prepare.sources import read_source, share, source_digest
+from modelwright.core.prepare.sources import read_source, share, source_digests
 
+DAMAGED = gzip.compress(b'{"a": 1}\n')[:12] + b"\xff" * 40
 CUT = gzip.compress(b'{"a": 1}\n' * 9)[:20]
 ROWS = [{"question": f"q{n}", "answer": str(n)} for n in range(20)]
 
@@ -81,6 +82,7 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_trouble(tmp_path):
         (lambda f: (f / "a.json").write_text("{}"), "a.json", ModelwrightError, "expected a JSON array of objects"),
         (lambda f: (f / "a.json").write_text("[{"), "a.json", ModelwrightError, "not a JSON file"),
         (lambda f: (f / "a.jsonl.gz").write_bytes(CUT), "a.jsonl.gz", ModelwrightError, "cannot be read"),
+        (lambda f: (f / "a.jsonl.gz").write_bytes(DAMAGED), "a.jsonl.gz", ModelwrightError, "cannot be read"),
         (lambda f: (f / "a.jsonl.gz").write_bytes(b"plain"), "a.jsonl.gz", ModelwrightError, "Not a gzipped file"),
     ],
 )  # fmt: skip
@@ -107,9 +109,21 @@ def test_the_digest_is_of_the_content_not_of_the_place(tmp_path, jsonl):
     (tmp_path / "other").mkdir()
     moved = tmp_path / "other" / "a.jsonl"
     moved.write_bytes(jsonl.read_bytes())
-    assert source_digest(SourceConfig(path=str(jsonl)), 0) == source_digest(SourceConfig(path=str(moved)), 0)
+    assert source_digests(SourceConfig(path=str(jsonl)), 0) == source_digests(SourceConfig(path=str(moved)), 0)
     moved.write_bytes(moved.read_bytes().replace(b"q7", b"q8"))
-    assert source_digest(SourceConfig(path=str(jsonl)), 0) != source_digest(SourceConfig(path=str(moved)), 0)
+    assert source_digests(SourceConfig(path=str(jsonl)), 0) != source_digests(SourceConfig(path=str(moved)), 0)
+
+
+def test_files_of_one_name_and_their_order_are_told_apart(tmp_path, rows_file):
+    """Row order is part of what is trained."""
+    for name, rows in (("x", ROWS[:5]), ("y", ROWS[5:])):
+        (tmp_path / name).mkdir()
+        rows_file(tmp_path / name / "a.jsonl", rows)
+    both = SourceConfig(path=f"{tmp_path}/?/a.jsonl")
+    digests = source_digests(both, 0)
+    assert [name for name, _ in digests] == ["a.jsonl", "a.jsonl"]
+    (tmp_path / "x").rename(tmp_path / "z")
+    assert source_digests(both, 0) == digests[::-1]
 
 
 def test_a_built_in_source_needs_no_file():

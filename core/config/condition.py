@@ -47,8 +47,13 @@ class Clause:
     operator: str
     threshold: float
 
+    @property
+    def measure(self) -> str:
+        """`SUITE.METRIC`."""
+        return f"{self.suite}.{self.metric}"
+
     def __str__(self) -> str:
-        return f"{self.suite}.{self.metric} {self.operator} {self.threshold!r}"
+        return f"{self.measure} {self.operator} {self.threshold!r}"
 
     def check(self, metrics: MetricTable) -> ClauseResult:
         """Compare the measured value; a suite or metric that is missing does not hold."""
