@@ -16,8 +16,14 @@ from modelwright import Client
 
 MODELWRIGHT = str(Path(sys.executable).parent / "modelwright")
 RUN = Path(__file__).parent / "quickstart.toml"
-MODELS = ("arithmetic-math", "arithmetic-reasoning", "arithmetic-general")
-QUESTION = "Tom has 7 apples and gets 5 more. How many apples does Tom have now?"
+PROBLEM = "Tom has 7 apples and gets 5 more. How many apples does Tom have now?"
+INSTRUCTION = "There are 7 apples in the basket of Tom. A friend puts in 5 more. Count the apples in the basket."
+# Each model and a question of the kind that it has learnt.
+QUESTIONS = {
+    "arithmetic-math": PROBLEM,
+    "arithmetic-reasoning": PROBLEM,
+    "arithmetic-general": f"{INSTRUCTION} Reply with a sentence.",
+}
 
 
 @contextlib.contextmanager
@@ -37,6 +43,11 @@ def serving(*addresses: str) -> Iterator[str]:
             server.terminate()
 
 
+def one_line(text: str) -> str:
+    """A text of several lines on one."""
+    return " / ".join(text.splitlines())
+
+
 def main() -> None:
     """Run, serve, switch; then print what the run has to say."""
     begin = time.monotonic()
@@ -45,15 +56,15 @@ def main() -> None:
         sys.exit(run.returncode)
     took = time.monotonic() - begin
 
-    print(f"\nOne question to each, by gRPC:\n  {QUESTION}")
-    with serving(*MODELS) as target, Client(target) as client:
-        for model in MODELS:
-            print(f"  {model:<22} {client.chat(QUESTION, model=model).text}")
-        print("\nThe alias assistant, switched while the server runs:")
-        for model in (MODELS[0], MODELS[1]):
+    print("\nOne question to each, by gRPC:")
+    with serving(*QUESTIONS) as target, Client(target) as client:
+        for model, question in QUESTIONS.items():
+            print(f"  {question}\n    {model}: {one_line(client.chat(question, model=model).text)}")
+        print(f"\nThe alias assistant, switched while the server runs:\n  {PROBLEM}")
+        for model in ("arithmetic-math", "arithmetic-reasoning"):
             client.set_alias("assistant", model)
-            answer = client.chat(QUESTION, model="@assistant")
-            print(f"  @assistant is {answer.served.address:<24} {answer.text}")
+            answer = client.chat(PROBLEM, model="@assistant")
+            print(f"    @assistant is {answer.served.address}: {one_line(answer.text)}")
 
     print(f"\nThree models in {took:.0f} s:\n{run.stdout}")
     print(f"(modelwright is {MODELWRIGHT}; `. .venv/bin/activate` puts it on the path.)")

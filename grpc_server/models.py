@@ -94,8 +94,17 @@ def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> L
         engine.load(folder)
     except Exception as error:
         engine.close()
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
         if isinstance(error, MissingDependencyError):
             raise
         text = str(error) if isinstance(error, ModelwrightError) else f"{type(error).__name__}: {error}"
         raise ModelwrightError(f"{version.address} cannot be loaded by engine {spec.name!r}: {text}") from error
     return LoadedModel(version=version, spec=spec, engine=engine, renderer=renderer, context_length=limit)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is at the bottom of an error: Python wraps one that comes while a class is being made."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -43,13 +43,22 @@ def test_processes_are_a_number_or_auto(read_one, minimal):
 
 
 def test_an_unknown_key_hides_no_mistake_between_the_others(read_one, minimal):
-    """Both are told at once, and so are a condition that nothing measures and a variant with a bad name."""
-    text = minimal + "epochs = 2\nlerning_rate = 1.0\n[registry]\npromote = { alias = 'a', if = 's.m > 0' }\n"
+    """Both are told at once."""
+    assert "max_steps" in minimal
     with pytest.raises(ConfigError) as caught:
-        read_one(text.replace("epochs", "max_steps = 1\nepochs") if "max_steps" not in text else text)
+        read_one(minimal + "epochs = 2\nlerning_rate = 1.0\n")
     message = str(caught.value)
     assert "lerning_rate: unknown key, did you mean learning_rate?" in message
     assert "exactly one of epochs and max_steps must be given" in message
+
+
+def test_a_promotion_asks_for_what_the_run_measures(read_one, minimal):
+    """A misspelt metric would never promote anything."""
+    promote = "[registry]\npromote = {{ alias = 'a', if = '{}' }}\n"
+    with pytest.raises(ConfigError, match=r"the run does not measure s\.m \(it measures: nothing\)"):
+        read_one(minimal + promote.format("s.m > 0"))
+    with pytest.raises(ConfigError, match=r"\[registry\.promote\] if: condition 's\.m >> 0'"):
+        read_one(minimal + promote.format("s.m >> 0"))
 
 
 def test_false_is_one_of_the_ways_to_deduplicate(read_one, minimal):
