@@ -42,10 +42,17 @@ _NEEDS = {
 
 @frozen(kw_only=True)
 class Result:
-    """What a run has come to: the outputs of each stage that is done, by its name."""
+    """What a run has come to.
+
+    Attributes:
+        run: the run.
+        outputs: of each stage that is done, by its name.
+        performed: the stages that were done just now.
+    """
 
     run: Run
     outputs: Mapping[str, Mapping[str, Any]]
+    performed: Sequence[str]
 
 
 def open_run(
@@ -146,7 +153,7 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
         StopRequested: someone asked the run to stop; the same call resumes it.
         ModelwrightError: a stage failed, or another process works in the run's folder.
     """
-    chosen = _chosen(only)
+    chosen, performed = _chosen(only), []
     with run.folder.locked() as lock:
         run.workers_lock = lock
         run.folder.clear_stop()
@@ -169,7 +176,9 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
                     for later in STAGES[STAGES.index(stage) :]:
                         run.folder.unmark(later.name)
                     perform(run, stage, step.inputs)
-    return Result(run=run, outputs={stage.name: run.outputs(stage.name) for stage in _up_to(chosen[-1])})
+                    performed.append(stage.name)
+    outputs = {stage.name: run.outputs(stage.name) for stage in _up_to(chosen[-1])}
+    return Result(run=run, outputs=outputs, performed=performed)
 
 
 def _forget(run: Run, stages: Sequence[Stage]) -> None:

@@ -106,6 +106,8 @@ def _print_results(results: Sequence[Result], registry: str | None, *, as_json: 
     if as_json:
         print_json([{"run": r.run.config.name, "folder": str(r.run.folder.path), **r.outputs} for r in results])
         return
+    if not any(result.performed for result in results):
+        click.echo("Nothing to do: all of it is done, and nothing that it depends on has changed.")
     rows = []
     for result in results:
         registered = result.outputs.get("register", {})

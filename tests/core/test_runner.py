@@ -91,7 +91,7 @@ def test_one_command_trains_registers_evaluates_and_promotes_and_again_does_noth
 
     assert all(done for _, done, _ in _plan(modelwright, path))
     before = {file: file.stat().st_mtime_ns for file in (home / "runs" / "tiny" / "done").iterdir()}
-    _ok(modelwright("run", path))
+    assert "Nothing to do: all of it is done" in _ok(modelwright("run", path)).stdout
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert len(_models(modelwright)) == 1
 
