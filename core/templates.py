@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError, UsageError
-from modelwright.core.api.records import ROLES, Message
+from modelwright.core.api.records import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -89,10 +89,8 @@ def template_message(message: Message) -> dict[str, Any]:
     """A message as templates read it: no keys for what it lacks, thinking under both names in use, calls parsed.
 
     Raises:
-        TemplateRefusedError: its role is unknown or its tool calls are not a JSON array.
+        TemplateRefusedError: its tool calls are not a JSON array.
     """
-    if message.role not in ROLES:
-        raise TemplateRefusedError(f"role {message.role!r:.60} is not one of {', '.join(ROLES)}")
     values: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.thinking is not None:
         values["reasoning_content"] = values["thinking"] = message.thinking

@@ -57,7 +57,7 @@ def refusal(client, **options):
         ({"prompt": ""}, "prompt is empty"),
         ({"max_tokens": 0}, "sampling.max_tokens is 0: expected 1 or more"),
         ({"max_tokens": -5}, "sampling.max_tokens is -5"),
-        ({"temperature": -0.5}, "sampling.temperature is -0.5: expected 0 or more"),
+        ({"temperature": -0.5}, "sampling.temperature is -0.5: expected a finite number, 0 or more"),
         ({"temperature": float("nan")}, "sampling.temperature is nan"),
         ({"temperature": float("inf")}, "sampling.temperature is inf"),
         ({"top_p": 0.0}, "sampling.top_p is 0.0: expected more than 0 and at most 1"),
@@ -132,7 +132,7 @@ def test_a_model_that_is_not_served_is_not_found_and_the_served_ones_are_named(c
         ([{"role": "user", "content": "hi"}, {"role": "user", "content": ""}], "messages[1].content is empty"),
         (
             [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}],
-            "messages[1].role of the last turn is the assistant's",
+            "messages[1].role is assistant, and the last turn is to be answered by it",
         ),
         ([{"role": "user", "content": "hi", "thinking": "hm"}], "messages[0].thinking stands in a turn of the user"),
         ([{"role": "tool", "content": "4"}], "messages[0] is about a tool"),

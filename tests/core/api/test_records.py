@@ -73,3 +73,16 @@ def test_nothing_measured_is_nothing_known():
     figure = wilson_mean([])
     assert (figure.low, figure.high, figure.n) == (0.0, 1.0, 0)
     assert wilson_mean([Score(value=1, verdict="correct"), Score(value=0, verdict="wrong")]).value == 0.5
+
+
+@pytest.mark.parametrize("values", [{"role": "<|im_end|>", "content": "x"}, {"role": "user", "content": 5}])
+def test_a_message_with_another_role_or_no_text_is_refused_where_it_is_made(values):
+    """Not when a template meets it."""
+    with pytest.raises((ValueError, TypeError), match=r"role|content"):
+        Message(**values)
+
+
+def test_a_wilson_interval_is_of_a_share():
+    """A mean of anything else has another interval."""
+    with pytest.raises(ValueError, match="between 0 and 1, not of 3"):
+        wilson(3.0, 5)
