@@ -105,7 +105,7 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Show an event; a plugin's event that lacks what is shown here is in its file all the same."""
-        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
             self._show(event)
 
     def _show(self, event: Event) -> None:
@@ -140,7 +140,8 @@ class Display:
         key = f"{event.run} {stage}"
         if self._task is None or self._task_of != key:
             self._end_task()
-            self._task = self._bars.add_task(f"[bold]{event.run}[/] [cyan]{stage}[/]", total=total, note=note)
+            name = f"[bold]{event.run}[/] [cyan]{stage}[/]"
+            self._task = self._bars.add_task(name, total=total, completed=done, note=note)
             self._task_of = key
         self._bars.update(self._task, completed=done, total=total, note=note)
 

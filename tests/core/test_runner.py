@@ -343,6 +343,73 @@ def test_a_worker_that_dies_is_named_with_its_last_words(run_file, modelwright, 
     assert _models(modelwright) == []
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return Trained(finished=True, step=1, steps=1)", "trainer 'odd' ended without a model"),
+        ("raise ValueError('no luck')", "train: ValueError: no luck (more in"),
+    ],
+)
+def test_a_trainer_that_makes_nothing_is_told_of_and_nothing_is_registered(
+    run_file, modelwright, install_plugin, body, message
+):
+    """Whatever a plugin does, the registry holds whole models."""
+    install_plugin(
+        "odd-plugin",
+        f"""
+        from modelwright import Trained, TrainerSpec, hookimpl
+
+        @hookimpl
+        def modelwright_trainers():
+            yield TrainerSpec(name="odd", summary="", factory="odd_plugin:Odd")
+
+        class Odd:
+            def __init__(self, options): pass
+            def train(self, job):
+                {body}
+        """,
+    )
+    done = modelwright("run", run_file(), "--set", 'train.trainer="odd"')
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert _models(modelwright) == []
+
+
+def test_a_metric_that_gives_something_else_is_named(run_file, modelwright, install_plugin):
+    """It is the plugin's mistake; the model stays registered and unpromoted."""
+    install_plugin(
+        "odd-metric",
+        """
+        from modelwright import MetricSpec, Score, hookimpl
+
+        @hookimpl
+        def modelwright_metrics():
+            yield MetricSpec(name="odd", summary="", factory="odd_metric:Odd")
+
+        class Odd:
+            def __init__(self, options): pass
+            def score(self, example, outputs): return Score(value=1.0, verdict="correct")
+            def aggregate(self, scores): return None
+        """,
+    )
+    done = modelwright(
+        "run", run_file(), "--set", 'evaluate.0.metrics=["odd"]', "--set", "registry.promote.if='sums.odd>0'"
+    )
+    assert done.returncode == 1
+    assert "metric 'odd' failed to aggregate 20 scores: TypeError: it gave NoneType, not Figure" in done.stderr
+    [model] = _models(modelwright)
+    assert (model["version"], model["aliases"], model["metrics"]) == (1, [], {})
+
+
+def test_everything_that_is_missing_is_told_at_once(run_file, modelwright, home):
+    """One line each; nothing starts."""
+    wrong = ("--set", "data.sources=[{path='no.jsonl'}]", "--set", "evaluate.0.path='none.jsonl'")
+    done = modelwright("run", run_file(), *wrong)
+    assert done.returncode == 2
+    assert [line.rpartition("/")[2][:9] for line in done.stderr.splitlines()] == ["no.jsonl:", "none.json"]
+    assert not home.exists()
+
+
 def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, modelwright, home, tmp_path):
     """Named, counted, and kept to look at."""
     rows = [json.dumps({"question": f"{n} + 1?", "answer": f"#### {n + 1}"}) for n in range(40)]

@@ -1,0 +1,62 @@
+"""Progress: plain lines where nobody watches, bars that fit where somebody does, and never an end to the work."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from modelwright.core.cli.progress import Display
+from modelwright.core.events import Event
+
+STEP = {"step": 3, "steps": 9, "loss": 0.5, "tokens": 1000, "seconds": 0.5, "learning_rate": 1e-3}
+
+
+def _event(kind, **data):
+    writer = "20260101T000000.0-train-worker-1"
+    return Event(v=1, time="", run="tiny", stage="train", writer=writer, kind=kind, data=data)
+
+
+@pytest.fixture
+def shown():
+    def run(*events, terminal=False):
+        file = io.StringIO()
+        with Display(Console(file=file, force_terminal=terminal, width=80)) as display:
+            for event in events:
+                display(event)
+        return file.getvalue()
+
+    return run
+
+
+def test_what_happened_stays_as_a_line(shown):
+    """Who, which stage, what."""
+    text = shown(
+        _event("started", parameters=1234, device="cpu", steps=9),
+        _event("graded", suite="sums", metrics={"exact_match": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}}),
+    )
+    assert text == (
+        "tiny train    1,234 parameters on cpu, 9 steps\ntiny train    sums: exact_match 0.500 [0.250, 0.750]\n"
+    )
+
+
+def test_steps_are_told_now_and_then_where_nobody_watches(shown, monkeypatch):
+    """A log file is not a terminal."""
+    assert shown(_event("step", **STEP), _event("step", **STEP)) == ""
+    monkeypatch.setattr("modelwright.core.cli.progress.LINE_EVERY", 0.0)
+    assert shown(_event("step", **STEP)) == "tiny train    3/9 loss 0.5000, 2,000 tokens/s\n"
+
+
+def test_a_bar_fits_a_terminal_of_80_columns(shown):
+    """And what it says last stays as a line."""
+    text = shown(_event("step", **STEP), _event("finished", step=9), terminal=True)
+    assert "3/9" in text
+    assert "loss 0.5000, 2,000 tokens/s" in text
+    assert "trained: loss 0.5000" in text
+
+
+@pytest.mark.parametrize("data", [{}, {"step": 1}, {"step": 1, "steps": 2, "loss": "low", "tokens": 1, "seconds": 0}])
+def test_an_event_that_lacks_what_is_shown_ends_nothing(shown, data):
+    """A plugin's trainer says what it likes."""
+    assert shown(_event("step", **data), _event("started", parameters=1, device="cpu", steps=1)).count("\n") == 1
