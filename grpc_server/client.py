@@ -120,7 +120,9 @@ class Stream(Iterator[str]):
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._end: inference_pb2.StreamEnd | None = None
+        self._answering = False
         start = self._event().start
+        self._answering = True
         self.served = to_served(start.served)
         self.prompt_tokens: int = start.prompt_tokens
 
@@ -172,7 +174,7 @@ class Stream(Iterator[str]):
         try:
             return next(self._call)
         except grpc.RpcError as error:
-            raise _server_error(error, self._target) from error
+            raise _server_error(error, self._target, answering=self._answering) from error
         except StopIteration:
             message = f"the server at {self._target} ended a stream without its last event"
             raise ServerError("INTERNAL", message) from None
@@ -305,7 +307,7 @@ class Client:
             raise _server_error(error, self.target) from error
 
     def _address(self, model: str | None) -> str:
-        return self.only_model().address if model is None else model
+        return self.only_model().lasting_address if model is None else model
 
 
 def _asked(sampling: SamplingOptions) -> dict[str, Any]:
@@ -339,9 +341,11 @@ def _is_loopback(target: str) -> bool:
         return host == "localhost"
 
 
-def _server_error(error: Any, target: str) -> ServerError:
+def _server_error(error: Any, target: str, *, answering: bool = False) -> ServerError:
     code = error.code().name
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+    if details is None and code == "UNAVAILABLE" and answering:
+        return ServerError(code, f"the server at {target} ended the answer before its end ({error.details()})")
     if details is None and code == "UNAVAILABLE":
         return ServerError(code, f"no server answers at {target} ({error.details()})")
     if details is None and code == "DEADLINE_EXCEEDED":

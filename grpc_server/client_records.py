@@ -107,6 +107,11 @@ class Model:
         """`NAME@VERSION`."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def lasting_address(self) -> str:
+        """The address to go on asking: a model that only an alias keeps here leaves when that alias moves."""
+        return self.address if self.pinned or not self.aliases else f"@{self.aliases[0]}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alias:

@@ -6,6 +6,7 @@ is told like any other mistake in a request.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Write = Callable[[Any], Awaitable[None]]
 Handler = Callable[[Any, Context], Awaitable[Any]]
 StreamHandler = Callable[[Any, Write], Awaitable[None]]
+
+# A larger message is read in a thread: one of many thousand small parts takes seconds, and others must not wait.
+QUICK_BYTES = 64 * 1024
 
 
 def decode(kind: type[Request], data: bytes, *, limit: int, strict: bool = True) -> Request:
@@ -71,12 +75,18 @@ def _check_known(message: Message, path: str) -> None:
             _check_known(part, f"{path}.{field.name}")
 
 
+async def _decoded(kind: type[Message], data: bytes, limit: int, strict: bool) -> Any:
+    if len(data) <= QUICK_BYTES:
+        return decode(kind, data, limit=limit, strict=strict)
+    return await asyncio.to_thread(decode, kind, data, limit=limit, strict=strict)
+
+
 def unary(kind: type[Message], handler: Handler, *, limit: int, strict: bool = True) -> grpc.RpcMethodHandler[Any, Any]:
     """A method with one response: `handler(request, context)` gives the message."""
 
     async def call(data: bytes, context: Context) -> bytes:
         try:
-            response: Message = await handler(decode(kind, data, limit=limit, strict=strict), context)
+            response: Message = await handler(await _decoded(kind, data, limit, strict), context)
             return response.SerializeToString()
         except grpc.aio.AbortError:
             raise
@@ -100,7 +110,7 @@ def streaming(
             await context.write(message.SerializeToString())
 
         try:
-            await handler(decode(kind, data, limit=limit, strict=strict), write)
+            await handler(await _decoded(kind, data, limit, strict), write)
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - every failure has a status

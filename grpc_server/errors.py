@@ -35,6 +35,7 @@ _KINDS: tuple[tuple[type[ModelwrightError], grpc.StatusCode, str], ...] = (
     (AliasConflictError, grpc.StatusCode.ABORTED, "ALIAS_CONFLICT"),
     (RegistryError, grpc.StatusCode.FAILED_PRECONDITION, "REGISTRY_FAILED"),
     (UsageError, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+    (ModelwrightError, grpc.StatusCode.INTERNAL, "INTERNAL"),  # already a clear line: logits that are not finite, say
 )
 
 log = logging.getLogger(__name__)

@@ -24,6 +24,10 @@ _ROLES: dict[int, Role] = {
     common_pb2.ROLE_ASSISTANT: "assistant",
 }
 
+# Every token of an answer is compared with all of them, in the one thread that serves everybody.
+MOST_STOPS = 32
+LONGEST_STOP = 1000
+
 
 def check_adapter(request: Any) -> None:
     """Refuse an adapter: this version serves none.
@@ -56,8 +60,7 @@ async def chat_prompt(model: LoadedModel, messages: Sequence[Any], tools: Sequen
         RequestError: a turn cannot be, or asks for what this version cannot do.
         TemplateRefusedError: the template refuses the conversation.
     """
-    turns = read_messages(messages, tools)
-    return await asyncio.to_thread(model.renderer.prompt, turns)
+    return await asyncio.to_thread(lambda: model.renderer.prompt(read_messages(messages, tools)))
 
 
 def read_messages(messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[Message]:
@@ -133,7 +136,11 @@ def _check_values(wish: common_pb2.Sampling) -> None:
         raise invalid("sampling.top_k", f"is {wish.top_k}: expected 0 (no limit) or more")
     if wish.seed < 0:
         raise invalid("sampling.seed", f"is {wish.seed}: expected 0 or more")
+    if len(wish.stop) > MOST_STOPS:
+        raise invalid("sampling.stop", f"has {len(wish.stop)} texts: expected {MOST_STOPS} at most")
     for number, text in enumerate(wish.stop):
+        if len(text) > LONGEST_STOP:
+            raise invalid(f"sampling.stop[{number}]", f"is longer than {LONGEST_STOP} characters")
         if not text:
             raise invalid(f"sampling.stop[{number}]", "is empty: every text ends with it")
 

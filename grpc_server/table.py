@@ -171,7 +171,7 @@ class ModelTable:
         try:
             address = parse_address(text)
         except UsageError as error:
-            raise invalid("model", f": {error}") from error
+            raise invalid("model", f"is wrong: {error}") from error
         if address.alias is not None:
             route = self._routes.get(address.alias)
             if route is None:
@@ -276,12 +276,16 @@ class ModelTable:
         try:
             check_alias(alias)
         except UsageError as error:
-            raise invalid("alias", f": {error}") from error
+            raise invalid("alias", f"is wrong: {error}") from error
         async with self._switching:
+            if self._closing:
+                raise shutting_down()
             old = self._routes.get(alias)
             _check_etag(alias, old, etag)
             kept = await asyncio.to_thread(self._kept_generation, alias) if persist or old is None else None
             model = await self._obtain(target)
+            if self._closing:
+                raise shutting_down()
             with self._holding(model):
                 moved = 0
                 if persist:
@@ -332,7 +336,7 @@ class ModelTable:
         try:
             address = parse_address(target)
         except UsageError as error:
-            raise invalid("target", f": {error}") from error
+            raise invalid("target", f"is wrong: {error}") from error
         route = self._routes.get(address.alias) if address.alias is not None else None
         if route is not None:
             return route.model.version

@@ -64,7 +64,7 @@ def chat(model: str | None, server: str, message: str | None, system: str | None
     asked: SamplingOptions = sampling  # type: ignore[assignment]
     messages = [{"role": "system", "content": system}] if system else []
     with _client(server) as client:
-        model = model or client.only_model().address
+        model = model or client.only_model().lasting_address
         if message is not None:
             with client.chat_stream([*messages, {"role": "user", "content": message}], model=model, **asked) as stream:
                 _print(stream)

@@ -224,7 +224,8 @@ class Scheduler:
         with self._changed:
             self._waiting += self._arrived
             self._arrived = []
-        for row in [*self._waiting, *(row for cohort in self._cohorts for row in cohort.rows)]:
+        # By id, and not by list and cohort: a row between the two must end as well.
+        for row in list(self._by_id.values()):
             if not row.ended:
                 row.ended = True
                 self._send(row, ending(row))

@@ -265,7 +265,7 @@ def test_a_switch_that_has_begun_is_finished_when_its_caller_leaves(shelf, serve
 @pytest.mark.parametrize(
     ("alias", "target", "sentence"),
     [
-        ("As!", "a", "alias : 'As!' is no name for an alias"),
+        ("As!", "a", "alias is wrong: 'As!' is no name for an alias"),
         ("7", "a", "may not be all digits"),
         ("x", "", "target is"),
     ],

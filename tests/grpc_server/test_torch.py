@@ -61,7 +61,8 @@ def test_a_real_model_is_served_sampled_switched_and_bounded(client):
 
     switched = client.set_alias("assistant", "second")
     assert switched.address == "second@2"
-    assert client.generate("hello", model="@assistant", max_tokens=12) != greedy
+    after = client.generate("hello", model="@assistant", max_tokens=12).token_ids
+    assert after == client.generate("hello", model="second", max_tokens=12).token_ids != greedy.token_ids
     assert client.generate("hello", model="@assistant").served.digest == switched.digest
 
     with pytest.raises(ServerError, match="ask for at most 59") as caught:
