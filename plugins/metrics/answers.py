@@ -46,6 +46,8 @@ def extract_answer(text: str) -> str | None:
 def normalise(answer: str) -> str:
     r"""An answer without what only typesets it: math delimiters, LaTeX spacing, `\left`, `\dfrac`, a full stop."""
     answer = answer.strip()
+    if len(answer) > 4 and answer.startswith("**") and answer.endswith("**"):  # bold, in Markdown
+        answer = answer[2:-2].strip()
     if wrapped := _MATH.fullmatch(answer):
         answer = next(inner for inner in wrapped.groups() if inner is not None)
     for pattern, replacement in _REWRITES:

@@ -74,6 +74,10 @@ class Comparer:
             except _CrashError as error:
                 self._drop()
                 return Comparison(equal=False, reason=f"Math-Verify's process ended: {error}")
+            except BaseException:
+                # The answer to this question is still to come; nobody may take it for that to the next one.
+                self._drop()
+                raise
             return Comparison(equal=reply["equal"], reason=reply["reason"])
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ _PART = rf"(?:\{{\s*([+-]?\s*{_DECIMAL})\s*\}}|([0-9]))"
 _NUMBER = re.compile(
     rf"""
     (?P<sign>[+-]?)\s*
-    (?P<currency>\$?)\s*
+    (?P<currency>[$€£]?)\s*
     (?:
         (?:(?P<whole>[0-9]+)\s*)?\\frac\s*{_PART}\s*{_PART}
       | (?:(?P<mixed>[0-9]+)\s+)?(?P<above>{_DECIMAL})\s*/\s*(?P<below>{_DECIMAL})
@@ -27,7 +27,8 @@ _NO_UNITS = frozenset(
     """
     dozen dozens hundred hundreds thousand thousands million millions billion billions trillion trillions percent
     half halves third thirds quarter quarters and or not plus minus times over divided squared cubed mod sin cos tan log
-    exp sqrt
+    exp sqrt factorial less more than of pair pairs score gross couple fifths sixths sevenths eighths ninths tenths
+    elevenths twelfths hundredths thousandths millionths
     """.split()  # noqa: SIM905 - forty words in quotes are unreadable
 )
 
@@ -52,7 +53,7 @@ class Written:
         50 % is what 0.5 says, and what 50 says where the question asks for per cent. A unit that only one of them names
         does not count.
         """
-        if self.unit and other.unit and self.unit != other.unit:
+        if self.unit and other.unit and self.unit.removesuffix("s") != other.unit.removesuffix("s"):
             return False
         if self.percent == other.percent:
             return self.value == other.value

@@ -55,11 +55,15 @@ class FileStore:
         Raises:
             RegistryError: a file changed after it was hashed.
         """
+        files = tuple(files)
         self.root.mkdir(parents=True, exist_ok=True)
         self._sweep()
         for file in files:
             if not self.holds(file):
                 self._copy(folder / file.path, file)
+        # Another process may have put a content here a moment ago, and not have made its name durable yet.
+        for folder_of_contents in {self.content(file.sha256).parent for file in files}:
+            sync_folder(folder_of_contents)
         sync_folder(self.root)
         sync_folder(self.root.parent)
 
@@ -93,7 +97,7 @@ class FileStore:
             if not self.holds(file):
                 raise RegistryError(
                     f"{self.content(file.sha256)} is missing or cut short, and {file.path!r} of a model needs it: "
-                    f"restore it, or delete that version and register it again"
+                    f"restore it, or register the same model again"
                 )
         tree = self.root / TREES / digest
         links = {file.path: self._link(tree / file.path, file) for file in files}

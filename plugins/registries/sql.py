@@ -49,11 +49,14 @@ class SqlRegistry:
         values = tables.model_values(model)
         with self._database.reading() as connection:
             known = _by_fingerprint(connection, model)
-        if known:
+        if known and all(self._store.holds(file) for file in known.files):
             return known
         with self._database.explained():
             files = scan_model(folder)
             digest = model_digest(files)
+            if known and known.digest != digest:
+                raise RegistryError(f"{known.address} has lost files, and {folder} does not hold the same model")
+            # Where a known model has lost files, this brings them back.
             self._store.add(folder, files)
             self._store.tree(digest, files)
         with self._database.writing() as connection:

@@ -123,9 +123,11 @@ def to_json(what: str, value: Any) -> str:
         RegistryError: it is no JSON; the message calls it `what`.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode("utf-8")  # a lone surrogate is refused here, not by the database
     except (TypeError, ValueError) as error:
         raise RegistryError(f"{what} cannot be stored: expected JSON values, got {value!r:.200} ({error})") from error
+    return text
 
 
 def model_values(model: NewModel) -> dict[str, Any]:

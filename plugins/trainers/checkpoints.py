@@ -165,6 +165,6 @@ def read_finished(job: Job) -> Trained | None:
         if record is None or record["version"] != VERSION or record["fingerprint"] != job.fingerprint:
             return None
         _verify(job.output, record["files"])
-    except (json.JSONDecodeError, _UnusableError):
-        return None
-    return Trained(**record["trained"])
+        return Trained(**record["trained"])
+    except (ValueError, KeyError, TypeError, _UnusableError):
+        return None  # not what this trainer writes, or not whole: the training goes on from its newest checkpoint

@@ -48,6 +48,9 @@ class LocalTrainer:
             )
         model = load_model(job)
         check_fits(model, largest_token=corpus.largest_token, longest=corpus.longest, tokens=job.tokens)
+        if job.holdout:
+            held_out = Corpus(job.holdout)
+            check_fits(model, largest_token=held_out.largest_token, longest=held_out.longest, tokens=job.holdout)
         strategy = SingleDevice(model, job.settings, device=device, precision=precision)
         if self.options.gradient_checkpointing:
             _recompute_activations(model)

@@ -284,3 +284,27 @@ def test_processes_that_add_at_once_leave_no_gap(database, folder):
     assert [version.version for version in registry.find("math")] == list(range(1, 21))
     assert [version.version for version in registry.find("together")] == list(range(1, 6))
     assert len(registry.events()) == 25
+
+
+def test_registering_a_model_again_brings_back_what_the_store_has_lost(tmp_path):
+    """The advice of the error that names a lost file holds; another model under its name is refused."""
+    from modelwright import NewModel, RegistryError
+    from modelwright.core.plugins import discover
+    from modelwright.core.registry import open_registry
+
+    registry = open_registry(f"sqlite:///{tmp_path / 'registry.db'}", discover())
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    model = NewModel(name="m", fingerprint="f")
+    added = registry.add(model, folder)
+    for content in (tmp_path / "files").glob("??/*"):
+        content.unlink()
+    with pytest.raises(RegistryError, match="register the same model again"):
+        registry.folder(added)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(RegistryError, match="does not hold the same model"):
+        registry.add(model, folder)
+    (folder / "config.json").write_text("{}")
+    assert registry.add(model, folder) == added
+    assert (registry.folder(added) / "config.json").read_text() == "{}"
