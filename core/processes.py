@@ -47,10 +47,12 @@ def stop_on_signals(folder: RunFolder) -> Iterator[None]:
         if number == signal.SIGINT and interrupted:
             raise KeyboardInterrupt
         interrupted = interrupted or number == signal.SIGINT
-        if not folder.stopping():
-            again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
-            os.write(2, f"\n{signal.Signals(number).name}: stopping at the next safe point{again}\n".encode())
+        first = not folder.stopping()
         folder.request_stop()
+        if first:
+            again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                os.write(2, f"\n{signal.Signals(number).name}: stopping at the next safe point{again}\n".encode())
 
     heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in heard}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from typing import Any
@@ -85,7 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         if "--traceback" in arguments or not isinstance(error, ModelwrightError | OSError):
             raise
-        for line in error.lines if isinstance(error, ModelwrightError) else (f"error: {error}",):
-            click.echo(line, err=True)
+        with contextlib.suppress(OSError):  # the terminal may be gone; the exit code is not
+            for line in error.lines if isinstance(error, ModelwrightError) else (f"error: {error}",):
+                click.echo(line, err=True)
         sys.exit(error.exit_code if isinstance(error, ModelwrightError) else 1)
     sys.exit(result if isinstance(result, int) else 0)

@@ -97,16 +97,24 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bars:
-            self._bars.stop()
+            with contextlib.suppress(OSError):
+                self._bars.stop()
 
     def say(self, run: str, stage: str, text: str) -> None:
         """Write a line that stays."""
         self.console.print(Text.assemble((run, "bold"), " ", (f"{stage:<8}", "cyan"), " ", text), soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
-        """Show an event; a plugin's event that lacks what is shown here is in its file all the same."""
-        with contextlib.suppress(KeyError, TypeError, ValueError, ZeroDivisionError):
+        """Show an event; a plugin's event that lacks what is shown here is in its file all the same.
+
+        A terminal that has gone (a closed ssh session) ends the showing, not the work.
+        """
+        try:
             self._show(event)
+        except OSError:
+            self.console.quiet = True
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return
 
     def _show(self, event: Event) -> None:
         stage = event.stage

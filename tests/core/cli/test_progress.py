@@ -60,3 +60,16 @@ def test_a_bar_fits_a_terminal_of_80_columns(shown):
 def test_an_event_that_lacks_what_is_shown_ends_nothing(shown, data):
     """A plugin's trainer says what it likes."""
     assert shown(_event("step", **data), _event("started", parameters=1, device="cpu", steps=1)).count("\n") == 1
+
+
+def test_a_terminal_that_has_gone_ends_the_showing_and_not_the_work():
+    """As when an ssh session closes: writing to it is an error from then on."""
+
+    class Gone(io.StringIO):
+        def write(self, _text):
+            raise OSError(5, "Input/output error")
+
+    with Display(Console(file=Gone(), force_terminal=False, width=80)) as display:
+        for _ in range(3):
+            display(_event("started", parameters=1, device="cpu", steps=1))
+    assert display.console.quiet
