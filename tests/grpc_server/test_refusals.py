@@ -66,6 +66,8 @@ def refusal(client, **options):
         ({"top_k": -1}, "sampling.top_k is -1"),
         ({"seed": -1}, "sampling.seed is -1"),
         ({"stop": ["x", ""]}, "sampling.stop[1] is empty"),
+        ({"stop": ["x"] * 33}, "sampling.stop has 33 texts: expected 32 at most"),
+        ({"stop": ["x", "y" * 1001]}, "sampling.stop[1] is longer than 1000 characters"),
         ({"model": ""}, "model is empty"),
         ({"model": "math@newest"}, "is no model address"),
     ],

@@ -56,6 +56,22 @@ def test_switching_back_and_forth_under_load_loses_no_request_and_mixes_no_answe
     assert all(running == 0 for _, _, running in closings), "an engine was freed under a running request"
 
 
+def test_who_names_no_model_goes_with_the_alias_that_keeps_the_only_one(shelf, serve, connect):
+    """Also between asking which model there is and asking it: no request meets one that has just left."""
+    for _ in range(2):
+        shelf.add("math")
+    shelf.point("assistant", "math", 1)
+    running = serve("@assistant")
+    client = connect(running)
+    assert client.only_model().lasting_address == "@assistant"
+    client.set_alias("assistant", "math@2")
+    assert client.generate("x", model="@assistant").text == "math@2:x"
+    address = client.only_model().lasting_address
+    client.set_alias("assistant", "math@1")
+    assert client.generate("x", model=address).text == "math@1:x"
+    assert connect(serve("math@2")).only_model().lasting_address == "math@2"
+
+
 def test_the_old_model_finishes_its_requests_and_is_freed_then(shelf, serve, connect, journal):
     """While it drains it is listed as such, takes no new request by its name, and answers what it has."""
     shelf.add("slow", seconds_per_token=0.05)
