@@ -12,10 +12,10 @@ import click
 # Command → (module:attribute, the line that --help shows). The line stands here so that help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run:run", "Do what a run.toml says, stage after stage; what is done is skipped."),
-    "prepare": ("run:prepare", "Turn raw rows into training tokens."),
+    "prepare": ("prepare:prepare", "Turn raw rows into training tokens."),
     "train": ("run:train", "Train the model, or resume it."),
     "register": ("run:register", "Register the trained model."),
-    "evaluate": ("run:evaluate", "Grade the registered model on its test sets."),
+    "evaluate": ("evaluate:evaluate", "Grade the registered model on its test sets."),
     "promote": ("run:promote", "Move the alias, if the condition holds."),
     "models": ("models:models", "List, show and alias registered models."),
     "serve": ("serve:serve", "Serve registered models over gRPC."),

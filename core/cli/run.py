@@ -1,4 +1,4 @@
-"""`modelwright run`, and one command for each of its stages."""
+"""`modelwright run`, and the commands of its stages that take a run.toml and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
 
 
-def _options(command: Command) -> Command:
+def stage_options(command: Command) -> Command:
     """What `run` and the commands of its stages have in common."""
     fresh = click.option("--fresh", is_flag=True, help="Forget what was done before; registered models stay.")
     dry = click.option("--dry-run", is_flag=True, help="Print what would run, what is done, and why; do nothing.")
@@ -25,7 +25,7 @@ def _options(command: Command) -> Command:
 
 
 @click.command()
-@_options
+@stage_options
 @click.option("--only", type=click.Choice(STAGES), help="This stage alone.")
 def run(only: str | None, **given: Any) -> None:
     """Do what RUN.toml says, stage after stage, for every variant.
@@ -33,26 +33,24 @@ def run(only: str | None, **given: Any) -> None:
     What is done is skipped, what was interrupted is resumed: the same command again is always right.
     Ctrl-C stops at the next safe point with exit code 75.
     """
-    _perform(only, **given)
+    perform_stages(only, **given)
 
 
 def _stage_command(stage: str, text: str) -> click.Command:
     @click.command(stage, help=text)
-    @_options
+    @stage_options
     def command(**given: Any) -> None:
-        _perform(stage, **given)
+        perform_stages(stage, **given)
 
     return command
 
 
-prepare = _stage_command("prepare", "Turn RUN.toml's raw rows into training tokens.")
 train = _stage_command("train", "Train RUN.toml's model on the prepared tokens, or resume it.")
 register = _stage_command("register", "Register RUN.toml's trained model.")
-evaluate = _stage_command("evaluate", "Grade RUN.toml's registered model on its test sets.")
 promote = _stage_command("promote", "Move RUN.toml's alias to the registered model, if the condition holds.")
 
 
-def _perform(
+def perform_stages(
     only: str | None,
     *,
     path: Path,
@@ -63,6 +61,7 @@ def _perform(
     fresh: bool,
     as_json: bool,
 ) -> None:
+    """Plan or do the stages of every variant chosen; `only` is one of `STAGES`, None for all."""
     from modelwright.core import runner
     from modelwright.core.cli.progress import Display
     from modelwright.core.config import read_run
