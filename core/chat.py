@@ -14,6 +14,7 @@ token; the newline after that is not trained.
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from modelwright.core.api.files import read_json
 from modelwright.core.api.records import Example, Message, digest_json
 from modelwright.core.conversation import Conversation, Fields
 from modelwright.core.templates import ChatTemplate, TemplateRefusedError, read_template
+from modelwright.core.thinking import OPEN
 from modelwright.core.tokenizer import Control, ControlledTokenizer, Encoded, TokenizerFiles
 
 __all__ = [
@@ -53,7 +55,7 @@ class Span:
 
     Attributes:
         kind: "thinking" and "answer" with what the template writes before each, "end" (the end-of-turn token), or
-            "text" (an example without turns).
+            "text" (an example without turns). Thinking that is not to be learnt has no span.
         message: which message it belongs to, from 0; -1 in a text without turns.
         start: its first token.
         end: the token after its last.
@@ -191,6 +193,20 @@ class Renderer:
         """
         return (*self._begin, *self._encode_plain(text).ids)
 
+    @functools.cached_property
+    def opens_thinking(self) -> bool:
+        """Whether a prompt ends inside `<think>` already: then what the model writes begins with its thinking."""
+        if self._template is None:
+            return False
+        asked, opening = Message(role="user", content="Question"), Message(role="system", content="Rule")
+        for messages in ((asked,), (opening, asked)):
+            try:
+                conversation = self._conversation(messages, None, add_generation_prompt=True)
+            except TemplateRefusedError:
+                continue
+            return conversation.text.rstrip().endswith(OPEN)
+        return False
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are skipped."""
         return self._tokenizer.decode(ids)
@@ -312,7 +328,8 @@ class Renderer:
         if "thinking" in fields.found:
             answers = [place for kind, place in fields.found.items() if kind != "thinking"]
             middle = min((begin for begin, _ in answers), default=last)
-            stretches.append(_Stretch("thinking", index, start, middle))
+            if messages[index].train_thinking:
+                stretches.append(_Stretch("thinking", index, start, middle))
         stretches.append(_Stretch("answer", index, middle, last))
         if control is not None:
             stretches.append(_Stretch("end", index, last, control.end))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from attrs import Factory, asdict, field, frozen, validators
+from attrs import Attribute, Factory, asdict, field, frozen, validators
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
@@ -38,6 +38,7 @@ class Message:
         tool_call_id: which call a tool's message answers.
         name: the tool's name, in a tool's message.
         train: whether this turn is learnt; None leaves it to the run's `turns`.
+        train_thinking: whether the thinking of a learnt turn is learnt, too.
     """
 
     role: Role = field(validator=validators.in_(ROLES))
@@ -47,6 +48,15 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     train: bool | None = None
+    train_thinking: bool = True
+
+    def to_row(self) -> dict[str, Any]:
+        """This message as a JSON object; what is default is left out."""
+        return asdict(self, filter=_is_said)
+
+
+def _is_said(attribute: Attribute[Any], value: Any) -> bool:
+    return bool(value != attribute.default)
 
 
 def _messages(messages: Iterable[Message]) -> tuple[Message, ...]:
@@ -60,7 +70,7 @@ def _choices(choices: Iterable[str] | None) -> tuple[str, ...] | None:
 
 def _content_id(example: Example) -> str:
     content = {
-        "messages": [asdict(message) for message in example.messages],
+        "messages": [message.to_row() for message in example.messages],
         "answer": example.answer,
         "choices": example.choices,
         "tools": example.tools,
@@ -96,9 +106,7 @@ class Example:
     def to_row(self) -> dict[str, Any]:
         """This example as a JSON object; what is None, empty or default is left out."""
         row: dict[str, Any] = {"id": self.id}
-        row["messages"] = [
-            {key: value for key, value in asdict(message).items() if value is not None} for message in self.messages
-        ]
+        row["messages"] = [message.to_row() for message in self.messages]
         for key in ("answer", "tools", "text"):
             if getattr(self, key) is not None:
                 row[key] = getattr(self, key)
@@ -124,16 +132,18 @@ class Output:
     """What a model wrote for one prompt.
 
     Attributes:
-        text: the decoded text, without the end token or the stop string.
+        text: the answer, decoded: without its thinking, the end token or the stop string.
         token_ids: the tokens that were generated.
         logprobs: the natural logarithm of each generated token's probability, where asked for.
         finish: "stop" (end token or stop string), "length" (max_tokens reached) or "cancelled".
+        thinking: what the model thought before it answered; None where it did not.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] | None = None
     finish: Finish = "stop"
+    thinking: str | None = None
 
 
 Verdict = Literal["correct", "wrong", "no_answer", "error"]

@@ -24,8 +24,11 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)
 
 
-def run_options(command: Command) -> Command:
-    """`RUN.toml`, `--variant NAME`… and `--set KEY=VALUE`…, passed as `path`, `variants` and `overrides`."""
+def run_options(command: Command, *, required: bool = True) -> Command:
+    """`RUN.toml`, `--variant NAME`… and `--set KEY=VALUE`…, passed as `path`, `variants` and `overrides`.
+
+    `path` is None where the command works without a RUN.toml, too (not `required`), and is given none.
+    """
     command = click.option(
         "--set",
         "overrides",
@@ -36,7 +39,7 @@ def run_options(command: Command) -> Command:
     command = click.option("--variant", "variants", multiple=True, metavar="NAME", help="Only this one; may repeat.")(
         command
     )
-    return click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path))(command)
+    return click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path), required=required)(command)
 
 
 def figure_text(value: float, low: float, high: float) -> str:

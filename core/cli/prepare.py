@@ -1,16 +1,192 @@
-"""`modelwright prepare`."""
+"""`modelwright prepare`: a run's stage of that name, or, without a RUN.toml, raw rows to files of examples."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelwright.core.cli.common import print_json, print_table
 from modelwright.core.cli.run import perform_stages, stage_options
+
+if TYPE_CHECKING:
+    from modelwright.core.prepare.convert import Converted, Raw
+
+EVENTS_EVERY = 1000
+
+# The parameters of either way, as a person gives them; `--json` belongs to both.
+_OF_A_RUN = {
+    "variants": "--variant",
+    "overrides": "--set",
+    "registry": "--registry",
+    "dry_run": "--dry-run",
+    "fresh": "--fresh",
+}
+_OF_FILES = {
+    "format_name": "--format",
+    "all_formats": "--all-formats",
+    "inputs": "--input",
+    "output": "--output",
+    "instruction": "--instruction",
+    "limit": "--limit",
+    "fraction": "--fraction",
+    "seed": "--seed",
+    "options": "--option",
+    "max_rejected": "--max-rejected",
+}
+
+
+class _Share(click.FloatRange):
+    """A number from 0 to 1; click's own range lets NaN through."""
+
+    def __init__(self, *, min_open: bool = False) -> None:
+        super().__init__(min=0, max=1, min_open=min_open)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
 
 
 @click.command()
-@stage_options
-def prepare(**given: Any) -> None:
-    """Turn RUN.toml's raw rows into training tokens."""
-    perform_stages("prepare", **given)
+@functools.partial(stage_options, required=False)
+@click.option("--format", "format_name", metavar="NAME", help="The format that reads the rows.")
+@click.option("--all-formats", is_flag=True, help="Every format that can read them: OUTPUT/FORMAT.jsonl each.")
+@click.option("--input", "inputs", multiple=True, metavar="PATH", help="A file, glob or folder of rows; may repeat.")
+@click.option(
+    "--output", metavar="PATH", type=click.Path(path_type=Path), help="The .jsonl file to write, or a folder."
+)
+@click.option("--instruction", metavar="TEXT", help="Put to each question; {question} in it is the question.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The most rows of each input.")
+@click.option(
+    "--fraction",
+    type=_Share(min_open=True),
+    metavar="X",
+    default=1.0,
+    help="The share of each input's rows, drawn by the seed.",
+)
+@click.option("--seed", type=int, metavar="S", default=17, show_default=True, help="Of the fraction.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the format, in TOML.")
+@click.option(
+    "--max-rejected",
+    type=_Share(),
+    metavar="X",
+    default=0.01,
+    show_default=True,
+    help="The share of rows that may be unreadable.",
+)
+@click.pass_context
+def prepare(context: click.Context, /, path: Path | None, *, as_json: bool, **given: Any) -> None:
+    """Turn raw rows into training tokens, or into files of examples.
+
+    With RUN.toml: that run's stage. Without: read raw files by --format (or --all-formats) and write examples as JSONL,
+    which any run can use as a source of the format general:
+
+      modelwright prepare --format math --input raw.jsonl --output math.jsonl
+    """
+    from modelwright.core.api.errors import UsageError
+
+    def typed(names: Mapping[str, str]) -> str:
+        default = click.core.ParameterSource.DEFAULT
+        return ", ".join(flag for name, flag in names.items() if context.get_parameter_source(name) is not default)
+
+    of_a_run, of_files = typed(_OF_A_RUN), typed(_OF_FILES)
+    if path is not None:
+        if of_files:
+            raise UsageError(f"{path} says what to prepare: leave out {of_files}, or leave out the file")
+        run_values = {name: given[name] for name in _OF_A_RUN}
+        perform_stages("prepare", path=path, as_json=as_json, **run_values)
+        return
+    if of_a_run:
+        raise UsageError(f"{of_a_run} is for a run: give its RUN.toml")
+    _prepare_files(as_json=as_json, **{name: given[name] for name in _OF_FILES})
+
+
+def _prepare_files(
+    *,
+    format_name: str | None,
+    all_formats: bool,
+    inputs: Sequence[str],
+    output: Path | None,
+    instruction: str | None,
+    options: Sequence[str],
+    as_json: bool,
+    **drawn: Any,
+) -> None:
+    from modelwright.core.api.components import FormatSpec
+    from modelwright.core.api.errors import ModelwrightError, UsageError
+    from modelwright.core.plugins import discover
+    from modelwright.core.prepare import convert
+
+    if (format_name is None) == (not all_formats) or not inputs or output is None:
+        raise UsageError("give a RUN.toml; or one of --format and --all-formats, with --input and --output")
+    if all_formats and options:
+        raise UsageError("--option is for one format: give it with --format, not with --all-formats")
+    plugins = discover()
+    raw = _raw(inputs, **drawn)
+    progress = _Progress()
+    with progress.display:
+        if format_name is None:
+            results = convert.convert_all(raw, plugins, output, progress, instruction=instruction)
+        else:
+            spec = plugins.get(FormatSpec, format_name)
+            reader = convert.make_format(spec, convert.parse_options(options), instruction=instruction)
+            results = [convert.convert(raw, reader, format_name, output, progress)]
+    _print(results, as_json=as_json)
+    if not any(result.output for result in results):
+        raise ModelwrightError("no installed format can read these rows; the reasons are above")
+
+
+def _raw(inputs: Sequence[str], *, limit: int | None, fraction: float, seed: int, max_rejected: float) -> Raw:
+    from modelwright.core.config import FilePath, SourceConfig
+    from modelwright.core.prepare.convert import Raw
+
+    sources = [SourceConfig(path=FilePath(path), limit=limit, fraction=fraction) for path in inputs]
+    return Raw(sources=sources, seed=seed, max_rejected=max_rejected)
+
+
+class _Progress:
+    """Shows the rows read so far, as a run's preparing does."""
+
+    def __init__(self) -> None:
+        from modelwright.core.cli.progress import Display
+
+        self.display = Display()
+
+    def __call__(self, name: str, rows: int) -> None:
+        """Show it, now and then."""
+        from modelwright.core.events import VERSION, Event
+
+        if rows % EVENTS_EVERY == 0:
+            data = {"rows": rows}
+            self.display(Event(v=VERSION, time="", run=name, stage="prepare", writer="", kind="reading", data=data))
+
+
+def _print(results: Sequence[Converted], *, as_json: bool) -> None:
+    from attrs import asdict
+
+    if as_json:
+        print_json([asdict(result, value_serializer=_plain) for result in results])
+        return
+    written = [result for result in results if result.output]
+    if written:
+        rows = [
+            (one.format, *(f"{n:,}" for n in (one.rows, one.examples, one.duplicates, one.rejected)), str(one.output))
+            for one in written
+        ]
+        print_table(("format", "rows", "examples", "duplicates", "rejected", "output"), rows)
+    for result in results:
+        if result.rejected_file:
+            click.echo(f"{result.format}: the rejected rows and their reasons: {result.rejected_file}")
+        if result.reason:
+            click.echo(f"{result.format} cannot read these rows: {result.reason}")
+
+
+def _plain(_instance: object, _attribute: object, value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

@@ -50,6 +50,7 @@ _REMOVED = (
     ("holdout_rows", "held out"),
 )
 _LINES: dict[str, Callable[[Any], str]] = {
+    "notice": lambda data: data["text"],
     "prepared": _prepared,
     "started": lambda data: f"{data['parameters']:,} parameters on {data['device']}, {data['steps']} steps",
     "resumed": lambda data: f"resumes after step {data['step']}",

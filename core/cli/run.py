@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
 
 
-def stage_options(command: Command) -> Command:
-    """What `run` and the commands of its stages have in common."""
+def stage_options(command: Command, *, required: bool = True) -> Command:
+    """What `run` and the commands of its stages have in common; `required`: whether RUN.toml must be given."""
     fresh = click.option("--fresh", is_flag=True, help="Forget what was done before; registered models stay.")
     dry = click.option("--dry-run", is_flag=True, help="Print what would run, what is done, and why; do nothing.")
-    return run_options(registry_option(dry(fresh(json_option(command)))))
+    return run_options(registry_option(dry(fresh(json_option(command)))), required=required)
 
 
 @click.command()

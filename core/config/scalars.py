@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 from typing import Any
 
+from modelwright.core.api.addresses import parse_address
+from modelwright.core.api.errors import UsageError
 from modelwright.core.config import paths, schema
 from modelwright.core.config.errors import Invalid, fail
 from modelwright.core.config.words import not_one_of, shown
@@ -53,6 +55,16 @@ def string(value: Any, _: Any = None) -> str:
     if not isinstance(value, str):
         raise wrong("a string", value)
     return str(value)
+
+
+def _address(value: Any, _: Any) -> str:
+    """A model's address, by its form: whether it leads anywhere is the registry's to say."""
+    text = string(value)
+    try:
+        parse_address(text)
+    except UsageError as error:
+        raise fail(str(error)) from None
+    return text
 
 
 def _resolved(resolve: Callable[[str], str]) -> Hook:
@@ -108,6 +120,7 @@ BY_CLASS: dict[Any, Hook] = {
     pathlib.Path: _path,
 }
 BY_NAME: dict[Any, Hook] = {
+    schema.ModelAddress: _address,
     schema.FilePath: _resolved(paths.file_path),
     schema.ModelSource: _resolved(paths.model_source),
     schema.ChatTemplate: _resolved(paths.chat_template),

@@ -12,6 +12,7 @@ from modelwright.core.api.records import Example, Output
 from modelwright.core.chat import Renderer
 from modelwright.core.config.schema import GenerationConfig
 from modelwright.core.evaluate.suites import prompt_messages, seeds
+from modelwright.core.thinking import split_thinking
 
 # More than an engine runs at once, so that it never waits for us; few enough that stopping is quick.
 IN_FLIGHT = 128
@@ -28,7 +29,7 @@ async def generate(
     context: int | None,
     progress: Callable[[int], None],
 ) -> list[tuple[Output, ...]]:
-    """The outputs of every example, `samples` each, in the order of `examples`.
+    """The outputs of every example, `samples` each, in the order of `examples`; thinking is parted from the answers.
 
     Args:
         engine: a loaded engine.
@@ -59,7 +60,8 @@ async def generate(
             raise ModelwrightError(f"{source}: the engine ended without an answer")
         finished += 1
         progress(finished // samples)
-        return Output(text=text, token_ids=tuple(tokens), finish=finish)
+        thinking, answer = split_thinking(text, inside=renderer.opens_thinking)
+        return Output(text=answer, token_ids=tuple(tokens), finish=finish, thinking=thinking)
 
     def requests(number: int, example: Example) -> Iterator[GenerationRequest]:
         prompt = renderer.prompt(prompt_messages(example), tools=example.tools)

@@ -1,68 +1,96 @@
-"""Raw rows from where they lie: JSONL and JSON files, plain or gzipped, globs, folders, and the built-in source."""
+"""Raw rows from where they lie: files of every kind, globs, folders, and the built-in source."""
 
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import itertools
-import json
-import zlib
-from collections.abc import Iterator, Mapping
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
 
-from attrs import frozen
+from attrs import define
 
-from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.errors import UsageError
 from modelwright.core.api.files import sha256_file
 from modelwright.core.api.records import digest_json
 from modelwright.core.config.schema import SourceConfig
 from modelwright.core.prepare.builtin import BUILTIN_VERSION, builtin_rows, parse_builtin
+from modelwright.core.prepare.readers import READABLE, Row, is_readable, read_file, row_file, shown_path
 
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+__all__ = ["Row", "read_source", "share", "source_digests", "source_files"]
 
-
-@frozen(kw_only=True)
-class Row:
-    """One raw row, or what is wrong with it.
-
-    Attributes:
-        file: the file's name, or the built-in source's.
-        line: from 1; of a .json array, the element's number.
-        value: the row; None where it cannot be read.
-        reason: why it cannot.
-        text: what stood there, for `rejected.jsonl`; at most 2,000 characters of an unreadable line.
-    """
-
-    file: str
-    line: int
-    value: Mapping[str, Any] | None
-    reason: str = ""
-    text: str = ""
+Notice = Callable[[str], None]
 
 
 def source_files(source: SourceConfig) -> list[Path]:
-    """The files of a source that is not built in, sorted.
+    """The files of a source that is not built in, sorted; a file that is found twice, through links, is there once.
+
+    Of a folder, the files that can be read and do not begin with a dot; folders in it are not looked into.
 
     Raises:
-        UsageError: there is none, or one of a kind that cannot be read.
+        UsageError: there is none, or one that cannot be read: of another kind, special, a folder, not permitted.
     """
     path = Path(source.path)
+    try:
+        found = _found(source.path, path)
+    except OSError as error:
+        raise UsageError(f"{shown_path(path)}: cannot be read: {error.strerror}") from error
+    real = {os.path.realpath(file): file for file in reversed(found)}
+    chosen = [file for file in found if real[os.path.realpath(file)] is file]
+    for file in chosen:
+        _check_file(file)
+    return chosen
+
+
+def _found(pattern: str, path: Path) -> list[Path]:
     if path.is_dir():
-        found = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
+        found = [file for file in sorted(path.iterdir()) if is_readable(file) and not file.name.startswith(".")]
         if not found:
-            raise UsageError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
+            inner = (
+                f" (for files in its folders: {path / '**' / '*.jsonl'})"
+                if any(map(Path.is_dir, path.iterdir()))
+                else ""
+            )
+            raise UsageError(f"{shown_path(path)}: no file in this folder can be read (can: {READABLE}){inner}")
         return found
-    matching = sorted(glob.glob(source.path, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    found = [path] if path.exists() else [Path(name) for name in matching]
+    if os.path.lexists(path):
+        return [path]
+    matching = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - the pattern may be absolute
+    # "**" finds folders too, beside the files in them.
+    parents = {parent for file in matching for parent in file.parents}
+    found = [file for file in matching if file not in parents]
     if not found:
-        kind = "matches this pattern" if glob.has_magic(source.path) else "is there: give a .jsonl or .json file"
-        raise UsageError(f"{path}: no file {kind}")
-    for file in found:
-        if not file.name.endswith(SUFFIXES):
-            raise UsageError(f"{file}: cannot read this kind of file (can: {', '.join(SUFFIXES)})")
+        kind = "matches this pattern" if glob.has_magic(pattern) else f"is there (can read: {READABLE})"
+        raise UsageError(f"{shown_path(path)}: no file {kind}")
     return found
+
+
+def _check_file(file: Path) -> None:
+    """Refuse what cannot be read, before anything starts; a special file without opening it."""
+
+    def refused(reason: str) -> UsageError:
+        return UsageError(f"{shown_path(file)}: {reason}")
+
+    try:
+        str(file).encode("utf-8")
+    except UnicodeEncodeError:
+        raise refused("its name is not UTF-8: rename it") from None
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise refused("it is a folder, not a file: give it a [[data.sources]] of its own")
+        if not stat.S_ISREG(mode):
+            raise refused("it is no regular file: a source is read more than once, so save it to one")
+        if not is_readable(file):
+            raise refused(f"cannot read this kind of file (can: {READABLE})")
+        with file.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise refused("it is a link to a file that is not there") from None
+    except OSError as error:
+        raise refused(f"cannot be read: {error.strerror}") from error
 
 
 def source_digests(source: SourceConfig, seed: int) -> list[tuple[str, str]]:
@@ -73,30 +101,62 @@ def source_digests(source: SourceConfig, seed: int) -> list[tuple[str, str]]:
     return [(file.name, sha256_file(file)) for file in source_files(source)]
 
 
-def read_source(source: SourceConfig, seed: int) -> Iterator[Row]:
+def read_source(source: SourceConfig, seed: int, *, notice: Notice | None = None) -> Iterator[Row]:
     """The rows of a source, in order; `fraction` is drawn by `seed`, then `limit` cuts.
+
+    Files of one source may have different columns: the format decides row by row what it can read.
+
+    Args:
+        source: where the rows are.
+        seed: of the fraction.
+        notice: told once of each file whose columns are not those of the file before it.
 
     Raises:
         UsageError: there is no such file.
-        ModelwrightError: a file has no row at all.
+        ModelwrightError: a file has no row at all, or is not what its name says.
     """
-    rows = _drawn(_all_rows(source, seed), source.fraction, seed)
+    rows = _drawn(_all_rows(source, seed, notice), source.fraction, seed)
     return itertools.islice(rows, source.limit)
 
 
-def _all_rows(source: SourceConfig, seed: int) -> Iterator[Row]:
+def _all_rows(source: SourceConfig, seed: int, notice: Notice | None) -> Iterator[Row]:
     builtin = parse_builtin(source.path)
     if builtin:
         for number, value in enumerate(builtin_rows(*builtin, seed=seed), 1):
             yield Row(file=source.path, line=number, value=value)
         return
+    schemas = _Schemas(notice)
     for file in source_files(source):
-        count = 0
-        for row in _file_rows(file):
-            count += 1
-            yield row
-        if not count:
-            raise ModelwrightError(f"{file}: the file has no rows: expected one JSON object a line")
+        yield from read_file(file, lambda columns, file=file: schemas.see(file, columns))  # type: ignore[misc]
+
+
+@define
+class _Schemas:
+    """Compares the columns of a source's files, one after the other."""
+
+    notice: Notice | None
+    file: str = ""
+    columns: Mapping[str, str] | None = None
+
+    def see(self, file: Path, columns: Mapping[str, str]) -> None:
+        """Tell of what has changed since the file before."""
+        changes = [] if self.columns is None else list(_changes(self.columns, columns))
+        if changes and self.notice:
+            self.notice(f"{row_file(file)}: its columns are not those of {self.file}: {'; '.join(changes)}")
+        self.file, self.columns = row_file(file), columns
+
+
+def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
+    """What differs, in words."""
+    gone, new = [name for name in before if name not in after], [name for name in after if name not in before]
+    if gone:
+        yield f"without {', '.join(gone)}"
+    if new:
+        yield f"with {', '.join(new)}"
+    for name in after:
+        then, now = before.get(name), after[name]
+        if then and now and then != now:
+            yield f"{name} is {now} and was {then}"
 
 
 def _drawn(rows: Iterator[Row], fraction: float, seed: int) -> Iterator[Row]:
@@ -108,62 +168,3 @@ def _drawn(rows: Iterator[Row], fraction: float, seed: int) -> Iterator[Row]:
 def share(text: str) -> float:
     """A number in [0, 1) that depends on `text` alone, evenly spread: the same on every machine, in every order."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
-
-
-def _opened(file: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(file)) if file.suffix == ".gz" else file.open("rb")
-
-
-def _file_rows(file: Path) -> Iterator[Row]:
-    try:
-        with _opened(file) as opened:
-            if file.name.removesuffix(".gz").endswith(".jsonl"):
-                yield from _jsonl_rows(file, opened)
-            else:
-                yield from _json_rows(file, opened)
-    except (EOFError, zlib.error, OSError) as error:
-        raise ModelwrightError(f"{file}: cannot be read: {error}") from error
-
-
-def _jsonl_rows(file: Path, opened: IO[bytes]) -> Iterator[Row]:
-    for number, line in enumerate(opened, 1):
-        text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
-        if text.strip():
-            yield _row(file, number, text)
-
-
-def _row(file: Path, line: int, text: bytes) -> Row:
-    def unreadable(reason: str) -> Row:
-        shown = text[:2000].decode("utf-8", "replace")
-        return Row(file=file.name, line=line, value=None, reason=reason, text=shown)
-
-    try:
-        value = json.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return unreadable(f"not UTF-8: byte 0x{text[error.start]:02x} at column {error.start + 1}")
-    except json.JSONDecodeError as error:
-        return unreadable(f"not JSON: {error.msg} at column {error.colno}")
-    except ValueError as error:  # a number of thousands of digits
-        return unreadable(f"not JSON that can be read: {error}")
-    except RecursionError:
-        return unreadable("not JSON: too deeply nested")
-    if not isinstance(value, dict):
-        return unreadable(f"not a JSON object but {type(value).__name__}")
-    return Row(file=file.name, line=line, value=value)
-
-
-def _json_rows(file: Path, opened: IO[bytes]) -> Iterator[Row]:
-    try:
-        values = json.loads(opened.read().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ModelwrightError(f"{file}: not a JSON file: {error}") from error
-    if not isinstance(values, list):
-        raise ModelwrightError(f"{file}: expected a JSON array of objects, found {type(values).__name__}")
-    for number, value in enumerate(values, 1):
-        if isinstance(value, dict):
-            yield Row(file=file.name, line=number, value=value)
-        else:
-            shown = json.dumps(value)[:2000]
-            yield Row(
-                file=file.name, line=number, value=None, reason=f"not an object but {type(value).__name__}", text=shown
-            )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import asdict
+
 from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError
@@ -14,14 +16,14 @@ from modelwright.core.api.records import Example
 from modelwright.core.chat import Renderer, read_template
 from modelwright.core.config import to_plain
 from modelwright.core.prepare.builtin import parse_builtin
-from modelwright.core.prepare.examples import Rejected, read_examples, without_duplicates
+from modelwright.core.prepare.examples import Counts, Rejected, write_examples
 from modelwright.core.prepare.sources import Row, read_source, share, source_digests, source_files
 from modelwright.core.prepare.tokenizers import scratch_renderer
 from modelwright.core.prepare.tokens import TokenReport, write_tokens
 from modelwright.core.stage import Run
 
 # Counts up when the same inputs give other tokens than before.
-VERSION = 1
+VERSION = 2
 EVENTS_EVERY = 1000
 
 Emit = Callable[[str, Mapping[str, Any]], None]
@@ -63,13 +65,15 @@ class Prepare:
         files.remove_temporaries(target.parent)
         with files.writing_folder(target) as folder:
             rejected = Rejected(folder / "rejected.jsonl")
-            counts = _write_examples(run, folder, rejected, emit)
-            trouble = _too_many_rejected(run, counts["rows"], rejected, target)
+            notices: list[str] = []
+            counts = _write_examples(run, folder, rejected, emit, notices)
+            trouble = _too_many_rejected(run, counts.rows, rejected, target)
             report = TokenReport()
             if trouble is None:
-                report = _write_tokens(run, folder, rejected, counts["examples"], emit)
-                trouble = _too_many_rejected(run, counts["rows"], rejected, target) or _unfit(run, report)
-            summary = {**counts, "rejected": rejected.count, "reasons": rejected.reasons, **report.to_plain()}
+                report = _write_tokens(run, folder, rejected, counts.examples, emit)
+                trouble = _too_many_rejected(run, counts.rows, rejected, target) or _unfit(run, report)
+            summary = {**asdict(counts), "rejected": rejected.count, "reasons": rejected.reasons, "notices": notices}
+            summary |= report.to_plain() | {"read": counts.rows}
             files.write_json(folder / "report.json", summary)
             if trouble is not None:
                 (folder / "train.arrow").unlink(missing_ok=True)
@@ -90,41 +94,34 @@ def _lineage(run: Run) -> dict[str, str]:
     return lineage
 
 
-def _write_examples(run: Run, folder: Path, rejected: Rejected, emit: Emit) -> dict[str, int]:
+def _write_examples(run: Run, folder: Path, rejected: Rejected, emit: Emit, notices: list[str]) -> Counts:
     data = run.config.data
-    reader = run.plugins.get(FormatSpec, data.format).create(data.options)
-    counts = {"rows": 0, "examples": 0, "duplicates": 0}
 
-    def counted(rows: Iterator[Row]) -> Iterator[Row]:
-        for row in rows:
-            counts["rows"] += 1
-            if counts["rows"] % EVENTS_EVERY == 0:
-                emit("reading", {"rows": counts["rows"]})
-            run.folder.check_stop()
-            yield row
+    def progress(rows: int) -> None:
+        if rows % EVENTS_EVERY == 0:
+            emit("reading", {"rows": rows})
+        run.folder.check_stop()
 
-    def duplicate() -> None:
-        counts["duplicates"] += 1
+    def notice(text: str) -> None:
+        notices.append(text)
+        emit("notice", {"text": text})
 
-    with (folder / "examples.jsonl").open("w", encoding="utf-8") as file:
-        rows = (row for source in data.sources for row in read_source(source, run.config.seed))
-        examples = read_examples(counted(rows), reader, format_name=data.format, reject=rejected.add)
-        if data.quality.deduplicate:
-            examples = without_duplicates(examples, duplicate)
-        for example in examples:
-            counts["examples"] += 1
-            file.write(files.json_line(example.to_row()))
-    return counts
+    sources = (read_source(source, run.config.seed, notice=notice) for source in data.sources)
+    with (folder / "examples.jsonl").open("wb") as file:
+        return write_examples(
+            itertools.chain.from_iterable(sources),
+            run.plugins.get(FormatSpec, data.format).create(data.options),
+            file,
+            format_name=data.format,
+            reject=rejected.add,
+            deduplicate=data.quality.deduplicate is not False,
+            progress=progress,
+        )
 
 
 def _too_many_rejected(run: Run, rows: int, rejected: Rejected, target: Path) -> str | None:
-    allowed = run.config.data.max_rejected
-    if rejected.count <= allowed * rows:
-        return None
-    return (
-        f"{rejected.count} of {rows} rows cannot be read ({rejected.count / rows:.1%}; [data] max_rejected is "
-        f"{allowed:.1%}); the first is {rejected.first}; all are in {target / 'rejected.jsonl'}"
-    )
+    trouble = rejected.too_many(rows, run.config.data.max_rejected, key="[data] max_rejected")
+    return trouble and f"{trouble}; all are in {target / 'rejected.jsonl'}"
 
 
 def _renderer(run: Run, folder: Path) -> Renderer:

@@ -1,4 +1,4 @@
-"""The built-in formats: `math` and `general`."""
+"""The built-in formats: `general`, `math` and `reasoning`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from modelwright.core.api import FormatSpec, hookimpl
 from modelwright.plugins.formats.general import GeneralOptions
 from modelwright.plugins.formats.math import MathOptions
+from modelwright.plugins.formats.reasoning import ReasoningOptions
 
 
 @hookimpl
@@ -14,7 +15,7 @@ def modelwright_formats() -> Iterable[FormatSpec]:
     """The formats of this package."""
     yield FormatSpec(
         name="general",
-        summary="alpaca, chat messages, prompt/completion",
+        summary="alpaca, chat messages, pairs such as prompt/completion",
         options=GeneralOptions,
         factory="modelwright.plugins.formats.general:GeneralFormat",
     )
@@ -23,4 +24,10 @@ def modelwright_formats() -> Iterable[FormatSpec]:
         summary=r"GSM8K (question, answer with ####), MATH (problem, solution with \boxed{})",
         options=MathOptions,
         factory="modelwright.plugins.formats.math:MathFormat",
+    )
+    yield FormatSpec(
+        name="reasoning",
+        summary="thinking before the answer: in columns, in <think>…</think>, in messages, or as worked solutions",
+        options=ReasoningOptions,
+        factory="modelwright.plugins.formats.reasoning:ReasoningFormat",
     )

@@ -2,7 +2,6 @@ r"""The format `math`: GSM8K's question and answer with `####`, MATH's problem a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -10,10 +9,8 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.answers import HASHES, after_hashes, last_boxed
-from modelwright.plugins.formats.rows import columns, instruct, text_column
-
-# GSM8K's calculator annotations, as in "48/2 = <<48/2=24>>24".
-_CALCULATION = re.compile(r"<<[^<>\n]*>>")
+from modelwright.plugins.formats.rows import columns, text_column, with_options
+from modelwright.plugins.formats.solutions import without_calculations
 
 
 @frozen(kw_only=True)
@@ -58,18 +55,14 @@ class MathFormat:
                 "expected the columns question and answer (GSM8K) or problem and solution (MATH); "
                 f"this row has: {columns(row)}"
             )
-        messages: tuple[Message, ...] = (
-            Message(role="user", content=instruct(self.options.instruction, question)),
-            Message(role="assistant", content=solution),
-        )
-        if self.options.system is not None:
-            messages = (Message(role="system", content=self.options.system), *messages)
+        turns = Message(role="user", content=question), Message(role="assistant", content=solution)
+        messages = with_options(turns, instruction=self.options.instruction, system=self.options.system)
         return [Example(messages=messages, answer=answer)]
 
     def _gsm8k(self, row: Mapping[str, Any]) -> tuple[str, str, str]:
         question, solution = text_column(row, "question"), text_column(row, "answer")
         if self.options.calculator == "remove":
-            solution = _CALCULATION.sub("", solution)
+            solution = without_calculations(solution)
         answer = after_hashes(solution)
         if answer is None:
             raise RowError(f"column 'answer' states no answer: expected {HASHES} and the answer at its end")

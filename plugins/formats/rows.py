@@ -1,13 +1,16 @@
-"""What the built-in formats share: reading columns, and putting an instruction to a question."""
+"""What the built-in formats share: reading columns, asking the question, and the options that every one of them has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from modelwright.core.api import RowError
+from attrs import evolve
+
+from modelwright.core.api import Message, RowError
 
 QUESTION = "{question}"
+ANSWER = "answer"
 _MOST_NAMES = 12
 
 
@@ -32,6 +35,40 @@ def columns(row: Mapping[str, Any]) -> str:
     return (", ".join(names[:_MOST_NAMES]) or "none") + more
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a column holds nothing: None, or text without a word."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def filled(row: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Those of `names` under which the row holds something, in their order."""
+    return [name for name in names if not is_blank(row.get(name))]
+
+
+def reference_column(row: Mapping[str, Any]) -> str | None:
+    """What the column `answer`, the reference that metrics grade against, holds; None where it holds nothing.
+
+    Raises:
+        RowError: it holds something else than text or a number.
+    """
+    value = row.get(ANSWER)
+    if is_blank(value):
+        return None
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else text_column(row, ANSWER)
+
+
+def question_text(row: Mapping[str, Any], column: str) -> str:
+    """What is asked; alpaca's `input` stands after the instruction with an empty line between.
+
+    Raises:
+        RowError: as `text_column`.
+    """
+    asked = text_column(row, column)
+    if column != "instruction" or is_blank(row.get("input")):
+        return asked
+    return f"{asked}\n\n{text_column(row, 'input')}"
+
+
 def instruct(instruction: str | None, question: str) -> str:
     """The question as the model is asked it.
 
@@ -45,3 +82,14 @@ def instruct(instruction: str | None, question: str) -> str:
     if QUESTION in instruction:
         return instruction.replace(QUESTION, question)
     return f"{instruction}\n\n{question}"
+
+
+def with_options(messages: Sequence[Message], *, instruction: str | None, system: str | None) -> tuple[Message, ...]:
+    """The conversation with the instruction at its first question and, where it brings none, the system message."""
+    changed = list(messages)
+    asked = next((index for index, message in enumerate(messages) if message.role == "user"), None)
+    if asked is not None:
+        changed[asked] = evolve(changed[asked], content=instruct(instruction, changed[asked].content))
+    if system is not None and (not changed or changed[0].role != "system"):
+        changed.insert(0, Message(role="system", content=system))
+    return tuple(changed)

@@ -17,6 +17,7 @@ MESSAGES = st.builds(
     content=TEXT,
     thinking=st.none() | TEXT,
     train=st.none() | st.booleans(),
+    train_thinking=st.booleans(),
 )
 EXAMPLES = st.builds(
     Example,
@@ -86,3 +87,12 @@ def test_a_wilson_interval_is_of_a_share():
     """A mean of anything else has another interval."""
     with pytest.raises(ValueError, match="between 0 and 1, not of 3"):
         wilson(3.0, 5)
+
+
+def test_what_is_default_is_not_written():
+    """A message's row says what is said, and a field that is added later changes no id."""
+    example = Example(messages=[Message(role="assistant", content="4", thinking="so", train_thinking=False)])
+    plain = Example(messages=[Message(role="assistant", content="4", thinking="so")])
+    assert plain.to_row()["messages"] == [{"role": "assistant", "content": "4", "thinking": "so"}]
+    assert example.to_row()["messages"] == [{**plain.to_row()["messages"][0], "train_thinking": False}]
+    assert example.id != plain.id

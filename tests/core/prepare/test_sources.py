@@ -53,7 +53,7 @@ def test_rows_know_their_file_and_line(tmp_path):
         (b'{"a": "\xff"}', "not UTF-8: byte 0xff at column 8"),
         (b"\x00\x00", "not JSON: Expecting value at column 1"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON that can be read: Exceeds the limit"),
-        (b"[" * 100_000, "not JSON: too deeply nested"),
+        (b"[" * 100_000, "too deeply nested: a row may have 100 levels"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_kept_with_its_reason(tmp_path, line, reason):
@@ -76,8 +76,8 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_trouble(tmp_path):
     [
         (Path.exists, "no.jsonl", UsageError, "no file is there"),
         (Path.exists, "no*.jsonl", UsageError, "no file matches this pattern"),
-        (lambda f: (f / "d").mkdir(), "d", UsageError, "no .jsonl, .json"),
-        (lambda f: (f / "a.csv").touch(), "a.csv", UsageError, "cannot read this kind of file"),
+        (lambda f: (f / "d").mkdir(), "d", UsageError, "no file in this folder can be read"),
+        (lambda f: (f / "a.xls").touch(), "a.xls", UsageError, "cannot read this kind of file"),
         (lambda f: (f / "a.jsonl").touch(), "a.jsonl", ModelwrightError, "the file has no rows"),
         (lambda f: (f / "a.json").write_text("{}"), "a.json", ModelwrightError, "expected a JSON array of objects"),
         (lambda f: (f / "a.json").write_text("[{"), "a.json", ModelwrightError, "not a JSON file"),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelwright import Example, RowError
+from modelwright import Example, Message, RowError
 from modelwright.core.plugins import discover
 from modelwright.plugins.formats.general import GeneralFormat, GeneralOptions
 
@@ -35,6 +35,84 @@ def test_alpaca_and_completion_rows_become_one_turn_each(row, asked):
     example = read_one(row)
     assert turns(example) == [("user", asked), ("assistant", "hi")]
     assert example.answer == "hi"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [("question", "answer"), ("question", "response"), ("problem", "solution"), ("prompt", "response")],
+)
+def test_pairs_of_columns_become_one_turn_each(asked, said):
+    """Whatever a data set calls what is asked and what is said."""
+    example = read_one({asked: "How many?", said: "Two.\n#### 2", "level": 1})
+    assert turns(example) == [("user", "How many?"), ("assistant", "Two.\n#### 2")]
+    assert example.answer == "Two.\n#### 2"
+
+
+def test_self_instruct_rows_become_an_example_for_each_instance(shared_rows):
+    """All 175 seed tasks are read."""
+    rows = shared_rows("self_instruct/seed_tasks.jsonl")
+    read = [list(GeneralFormat(GeneralOptions()).read(row)) for row in rows]
+    assert [len(examples) for examples in read] == [len(row["instances"]) for row in rows]
+    assert read[1][0].messages[0].content == f"{rows[1]['instruction']}\n\n{rows[1]['instances'][0]['input']}"
+
+
+@pytest.mark.parametrize("answer", ["42", 42])
+def test_the_column_answer_is_the_reference_beside_whatever_is_said(answer):
+    """What is learnt is not always what is graded against."""
+    for row in ({"messages": [USER, ASSISTANT]}, {"prompt": "a", "completion": "b"}):
+        assert read_one({**row, "answer": answer}).answer == "42"
+        assert read_one({**row, "answer": None}).answer == read_one(row).answer
+
+
+def test_sharegpt_messages_are_read():
+    """Their keys are from and value, their speakers human and gpt."""
+    row = {"conversations": [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Good day."}]}
+    assert turns(read_one(row)) == [("user", "Hello?"), ("assistant", "Good day.")]
+
+
+def test_messages_say_which_turns_and_which_thinking_is_learnt():
+    """The flags `train` and `train_thinking` are kept."""
+    masked = {**ASSISTANT, "thinking": "Greet.", "train_thinking": False}
+    example = read_one({"messages": [USER, {**ASSISTANT, "train": False}, USER, masked]})
+    assert [message.train for message in example.messages] == [None, False, None, None]
+    assert [message.train_thinking for message in example.messages] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        Example(messages=[Message(role="user", content="a"), Message(role="assistant", content="b", thinking="c")]),
+        Example(
+            messages=[
+                Message(role="user", content="a"),
+                Message(role="assistant", content="", tool_calls='[{"name": "add"}]', train=False),
+                Message(role="tool", content="4", name="add"),
+                Message(role="assistant", content="four", thinking="so", train_thinking=False),
+            ],
+            answer="4",
+            tools='[{"name": "add"}]',
+            meta={"level": 5},
+        ),
+        Example(text="plain text"),
+        Example(messages=[Message(role="user", content="Which?")], choices=["a", "b"], answer="a"),
+    ],
+)
+def test_rows_that_prepare_wrote_are_read_back_as_they_were(example):
+    """With all that other rows may not have: tools, choices, text without turns."""
+    assert read_one({**example.to_row(), "source": "rows.jsonl:3"}).to_row() == {
+        **example.to_row(),
+        "source": "rows.jsonl:3",
+    }
+
+
+def test_a_prepared_row_that_was_edited_is_read_by_its_columns():
+    """Its id no longer is its content's."""
+    row = Example(messages=[Message(role="user", content="a"), Message(role="assistant", content="b")]).to_row()
+    row["messages"][1]["content"] = "changed"
+    row["messages"][1]["thinking"] = "because"
+    example = read_one(row, instruction="Q: {question}")
+    assert turns(example) == [("user", "Q: a"), ("assistant", "changed")]
+    assert example.messages[1].thinking == "because"
 
 
 @pytest.mark.parametrize("column", ["messages", "conversations"])
@@ -78,7 +156,15 @@ def test_options_reach_the_first_question_and_rows_without_a_system():
         ({"messages": "hi"}, "column 'messages' must be a list of messages, not str"),
         ({"messages": []}, "column 'messages' is an empty conversation"),
         ({"messages": [USER, "hi"]}, r"messages\[1\] must be a message with role and content, not str"),
-        ({"messages": [{"from": "human", "value": "x"}]}, r"messages\[0\] has no role; .* it has: from, value"),
+        ({"messages": [{"speaker": "human", "value": "x"}]}, r"messages\[0\] has no role; .* it has: speaker, value"),
+        ({"messages": [{"from": "human", "content": "x"}]}, r"messages\[0\]: value must be text, not NoneType"),
+        ({"messages": [{"from": "human", "value": "x"}]}, "must end with the assistant, not with role 'user'"),
+        ({"messages": [USER, {**ASSISTANT, "train": "no"}]}, r"messages\[1\]: train must be true or false, not str"),
+        ({"messages": [USER, {**ASSISTANT, "train_thinking": 0}]}, "train_thinking must be true or false, not int"),
+        ({"messages": [USER, ASSISTANT], "answer": ["42"]}, "column 'answer' must be text, not list"),
+        ({"instruction": "a", "instances": []}, "column 'instances' is empty"),
+        ({"instruction": "a", "instances": [{"input": "x"}]}, r"instances\[0\] must have input and output"),
+        ({"question": "q", "answer": " "}, "column 'answer' is empty"),
         ({"messages": [USER, {"role": "bot", "content": "x"}]}, r"messages\[1\]: unknown role 'bot'"),
         ({"messages": [USER, {"role": ["user"], "content": "x"}]}, "unknown role"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "content must be text, not NoneType"),

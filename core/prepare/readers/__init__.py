@@ -1,0 +1,89 @@
+"""What can be read: each kind of file has one reader here, and its suffix says which."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.prepare.readers.csv_files import csv_rows
+from modelwright.core.prepare.readers.json_files import json_rows, jsonl_rows
+from modelwright.core.prepare.readers.lines import Bytes
+from modelwright.core.prepare.readers.packing import PACKINGS, opened_text
+from modelwright.core.prepare.readers.parquet_files import parquet_rows
+from modelwright.core.prepare.readers.row import Columns, Row, row_file, shown_path
+
+__all__ = ["READABLE", "Columns", "Row", "is_readable", "read_file", "row_file", "shown_path"]
+
+_TEXTS: dict[str, Callable[[Path, Bytes, Columns], Iterator[Row]]] = {
+    ".jsonl": jsonl_rows,
+    ".json": json_rows,
+    ".csv": csv_rows,
+}
+_PARQUET = ".parquet"  # is packed inside
+
+READABLE = f"{', '.join(_TEXTS)} (plain, {', '.join(filter(None, PACKINGS))}) and {_PARQUET}"
+
+
+@frozen
+class _Kind:
+    """What a file's name says of it; `suffix` is of its kind, `packing` what follows that."""
+
+    suffix: str
+    packing: str = ""
+
+
+_KINDS = {
+    _PARQUET: _Kind(_PARQUET),
+    **{suffix + packing: _Kind(suffix, packing) for suffix in _TEXTS for packing in PACKINGS},
+}
+
+
+def _kind(file: Path) -> _Kind | None:
+    name = file.name.lower()
+    return next((kind for ending, kind in _KINDS.items() if name.endswith(ending)), None)
+
+
+def is_readable(file: Path) -> bool:
+    """Whether there is a reader for a file of this name."""
+    return _kind(file) is not None
+
+
+def read_file(file: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of a file whose name `is_readable`, in order; memory does not grow with it, but for a .json array.
+
+    Args:
+        file: where it lies.
+        columns: told of the columns and their types, before the first row, where the file has a schema.
+
+    Raises:
+        ModelwrightError: it is not what its name says, or cut short; the message says how far it could be read.
+        MissingDependencyError: reading it needs a package that is not installed.
+    """
+    kind = _kind(file)
+    assert kind is not None
+    count = 0
+    for row in _rows(file, kind, columns):
+        count += 1
+        yield row
+    if not count:
+        raise ModelwrightError(f"{shown_path(file)}: the file has no rows")
+
+
+def _rows(file: Path, kind: _Kind, columns: Columns) -> Iterator[Row]:
+    if kind.suffix == _PARQUET:
+        yield from parquet_rows(file, columns)
+        return
+    line = 0
+    try:
+        with opened_text(file, kind.packing) as opened:
+            for row in _TEXTS[kind.suffix](file, opened, columns):
+                line = row.line
+                yield row
+    except (EOFError, zlib.error, OSError) as error:
+        reached = f" beyond line {line}" if line else ""
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ModelwrightError(f"{shown_path(file)}: cannot be read{reached}: {reason}") from error

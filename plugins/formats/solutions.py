@@ -1,0 +1,59 @@
+r"""Worked solutions: where their steps end, and the answer that they come to (`#### 72`, `\boxed{72}`)."""
+
+from __future__ import annotations
+
+import re
+
+from attrs import frozen
+
+from modelwright.core.api.answers import BOX, HASHES, last_boxed
+
+# GSM8K's calculator annotations, as in "48/2 = <<48/2=24>>24".
+_CALCULATION = re.compile(r"<<[^<>\n]*>>")
+
+
+@frozen
+class Solution:
+    """A worked solution, read.
+
+    Attributes:
+        steps: the way to the answer.
+        answer: what is said in the end: GSM8K's bare answer, MATH's in its box.
+        reference: the answer itself.
+    """
+
+    steps: str
+    answer: str
+    reference: str
+
+
+def without_calculations(solution: str) -> str:
+    """A solution without GSM8K's calculator annotations."""
+    return _CALCULATION.sub("", solution)
+
+
+def read_solution(text: str) -> Solution | None:
+    r"""The steps and the answer of a text that ends with `#### ANSWER`, or else states one in `\boxed{…}`.
+
+    GSM8K's steps are what stands before the `####`, MATH's the whole solution. None where the text is neither, or
+    states its answer without any step.
+    """
+    steps, _, answer = text.rpartition(HASHES)
+    if _ends(text):
+        solution = Solution(without_calculations(steps).strip(), answer.strip(), answer.strip())
+        return solution if solution.steps else None
+    boxed = last_boxed(text)
+    if not boxed or not re.search(r"\w", text.replace(BOX, "").replace(boxed, "")):
+        return None
+    return Solution(text.strip(), rf"\boxed{{{boxed}}}", boxed)
+
+
+def final_answer(text: str) -> str | None:
+    r"""The answer that a text comes to: behind `####` on its last line, or else in its last `\boxed{…}`; else None."""
+    return text.rpartition(HASHES)[2].strip() if _ends(text) else last_boxed(text) or None
+
+
+def _ends(text: str) -> bool:
+    """Whether a text ends with `#### ANSWER`: in Markdown, hashes further up are a heading."""
+    _, hashes, answer = text.rpartition(HASHES)
+    return bool(hashes and answer.strip() and "\n" not in answer.strip())
