@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Parallel test processes share the cores; a thread each keeps them from spinning against one another.
 JOBS   ?= 2
 
-.PHONY: quickstart test lint types arrows proto check-proto wheel clean
+.PHONY: quickstart test lint types arrows proto check-proto docs wheel clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
@@ -28,6 +28,12 @@ proto:
 
 check-proto:
 	$(PYTHON) protos/generate.py --check
+
+# The reference is generated from the source first, so that a build is never of an older one.
+docs: $(VENV)/.installed
+	$(BIN)/python docs/reference/generate.py
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
 
 wheel: $(VENV)/.installed
 	rm -rf dist

@@ -1,4 +1,4 @@
-"""What a training begins from: a folder, or a registered model."""
+"""What a training begins from: a folder, a registered model, or one of the hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from modelwright.core.api import files
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.records import digest_json
+from modelwright.core.base_folder import check_base_folder
+from modelwright.core.hub import fetch
 from modelwright.core.registry import resolve
 from modelwright.core.workspace import RunFolder
 
@@ -25,7 +27,7 @@ class Base:
     Attributes:
         folder: in Hugging Face layout.
         digest: of the registered model, or of the folder's files.
-        parent: `NAME@VERSION` of the registered model that is continued.
+        parent: what is continued: `NAME@VERSION` of the registry, or `org/name@COMMIT` of the hub.
     """
 
     folder: Path
@@ -34,34 +36,42 @@ class Base:
 
 
 def find_base(source: str, registry: Callable[[], Registry], run: RunFolder) -> Base:
-    """The base that `[model] base` names.
+    """The base that `[model] base` names, checked; one of the hub is downloaded if it is not in its cache.
 
-    A registry address is resolved once for a run: an alias that moves later, perhaps by this very run's promotion,
-    does not change what the run began from. `pin_base` keeps it.
+    A registry address and a hub id are resolved once for a run: an alias that moves later, perhaps by this very run's
+    promotion, or a branch that grows, does not change what the run began from. `pin_base` keeps it.
 
     Raises:
-        UsageError: it is neither a folder with a config.json nor a registry address.
+        UsageError: it is neither a folder in Hugging Face layout nor a registry address or hub id; or a file in it is
+            missing or wrong (several lines: `SeveralErrors`).
         ModelNotFoundError: the registry has no such model.
+        ModelwrightError: the hub cannot be reached.
     """
-    folder = Path(source)
-    if folder.is_absolute():
-        if not (folder / "config.json").is_file():
-            raise UsageError(f"[model] base {folder}: expected a folder in Hugging Face layout, with a config.json")
-        manifest = {path.name: files.sha256_file(path) for pattern in PARTS for path in sorted(folder.glob(pattern))}
-        return Base(folder=folder, digest=digest_json(manifest))
-    if "/" in source:
-        raise UsageError(
-            f"[model] base {source!r}: hub ids are not supported by this version: download it and give the folder "
-            f"(./{source} if it is beside the run.toml)"
-        )
+    if Path(source).is_absolute():
+        return _in_folder(Path(source), source)
     pinned = files.read_json(_pin(run))
-    known = pinned is not None and pinned["source"] == source
-    model = resolve(registry(), pinned["address"] if known else source)
-    return Base(folder=registry().folder(model), digest=model.digest, parent=model.address)
+    if pinned is not None and pinned["source"] == source:
+        source = pinned["address"]
+    if "/" in source:
+        model = fetch(source, PARTS)
+        return _in_folder(model.folder, model.address, parent=model.address)
+    registered = resolve(registry(), source)
+    folder = registry().folder(registered)
+    check_base_folder(folder, registered.address)
+    return Base(folder=folder, digest=registered.digest, parent=registered.address)
+
+
+def _in_folder(folder: Path, source: str, *, parent: str | None = None) -> Base:
+    check_base_folder(folder, source)
+    try:
+        manifest = {path.name: files.sha256_file(path) for pattern in PARTS for path in sorted(folder.glob(pattern))}
+    except OSError as error:
+        raise UsageError(f"[model] base {source}: {error.filename} cannot be read: {error.strerror}") from error
+    return Base(folder=folder, digest=digest_json(manifest), parent=parent)
 
 
 def pin_base(source: str, base: Base, run: RunFolder) -> None:
-    """Remember which version a registry address stood for when the run began."""
+    """Remember which version a registry address, or which commit a hub id, stood for when the run began."""
     if base.parent is not None:
         files.write_json(_pin(run), {"source": source, "address": base.parent})
 

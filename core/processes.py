@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -25,13 +25,38 @@ from modelwright.core.config import from_plain
 from modelwright.core.config.schema import RunConfig
 from modelwright.core.events import WORKER, EventTail, EventWriter
 from modelwright.core.plugins import Plugins, discover
-from modelwright.core.stage import Run
+from modelwright.core.stage import Listener
 from modelwright.core.workspace import RunFolder
 
 POLL_SECONDS = 0.1
 # Waiting threads sleep instead of spinning: beside other work on the same cores that is many times faster.
 _SHARING_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+Config = TypeVar("Config")
+
+
+class WorkerDiedError(ModelwrightError):
+    """A worker process ended without a result: it crashed, or the system killed it."""
+
+
+class Following(Protocol):
+    """Who starts a worker: a run, or an evaluation without one."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the worker works."""
+        ...
+
+    @property
+    def writing(self) -> int:
+        """The descriptor of the workers' lock, which the worker inherits."""
+        ...
+
+    @property
+    def listener(self) -> Listener | None:
+        """Hears the worker's events."""
+        ...
 
 
 @contextlib.contextmanager
@@ -65,14 +90,14 @@ def stop_on_signals(folder: RunFolder) -> Iterator[None]:
 
 def worker_command(module: str, folder: RunFolder) -> list[str]:
     """The command line of a worker; `-P` keeps the working directory, with whatever modules lie in it, off its path."""
-    return [sys.executable, "-P", "-m", module, str(folder.path)]
+    return [sys.executable, "-P", "-m", module, str(folder.path), folder.name]
 
 
 def _status(folder: RunFolder, stage: str) -> Path:
     return folder.path / "status" / f"{stage}.json"
 
 
-def run_worker(run: Run, stage: str, command: Sequence[str]) -> dict[str, Any]:
+def run_worker(run: Following, stage: str, command: Sequence[str]) -> dict[str, Any]:
     """Start a stage's worker, pass its events to the run's listener, and return the outputs that it left.
 
     The worker has a process group of its own, so a Ctrl-C at the terminal reaches the runner alone. Its standard input
@@ -80,7 +105,8 @@ def run_worker(run: Run, stage: str, command: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         StopRequested: it stopped on request, resumable.
-        ModelwrightError: it failed, or died without leaving a status.
+        WorkerDiedError: it died without leaving a status.
+        ModelwrightError: it failed.
     """
     folder = run.folder
     status, log = _status(folder, stage), folder.log(stage)
@@ -118,7 +144,7 @@ def run_worker(run: Run, stage: str, command: Sequence[str]) -> dict[str, Any]:
     return _outcome(written, stage, process.returncode, log, begin)
 
 
-def _pass_on(run: Run, tail: EventTail) -> None:
+def _pass_on(run: Following, tail: EventTail) -> None:
     for event in tail.poll():
         if run.listener and event.role == WORKER:
             run.listener(event)
@@ -131,7 +157,7 @@ def _outcome(status: Mapping[str, Any] | None, stage: str, code: int, log: Path,
             file.seek(begin)
             last = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
         said = f"; its last line: {last[-1]}" if last else ""
-        raise ModelwrightError(f"the {stage} worker died ({end}) without a result{said}; all that it printed: {log}")
+        raise WorkerDiedError(f"the {stage} worker died ({end}) without a result{said}; all that it printed: {log}")
     if status["state"] == "stopped":
         raise StopRequested(status["error"])
     if status["state"] == "failed":
@@ -141,18 +167,18 @@ def _outcome(status: Mapping[str, Any] | None, stage: str, code: int, log: Path,
 
 
 @frozen(kw_only=True)
-class Worker:
+class Worker(Generic[Config]):
     """What a worker process works with.
 
     Attributes:
         folder: the run's folder.
-        config: the resolved configuration.
+        config: the resolved configuration, of the kind that the worker's stage reads.
         plugins: the plugins that it admits.
         events: the worker's own events.
     """
 
     folder: RunFolder
-    config: RunConfig
+    config: Config
     plugins: Plugins
     events: EventWriter
 
@@ -161,15 +187,35 @@ class Worker:
         self.events.emit(kind, data)
 
 
-def work(stage: str, body: Callable[[Worker], dict[str, Any]]) -> None:
-    """A worker process from beginning to end: read the run's folder (first argument), do `body`, leave the status."""
-    folder = RunFolder(Path(sys.argv[1]))
+# Finds the configuration of a stage in the run's folder, and the plugins that it admits.
+Reader = Callable[[RunFolder], tuple[Config, Plugins]]
+
+
+def read_run_config(folder: RunFolder) -> tuple[RunConfig, Plugins]:
+    """The configuration of a run, as its runner left it."""
+    values = files.read_json(folder.config)
+    plugins = admitted(values)
+    return from_plain(values, plugins), plugins
+
+
+def admitted(values: Mapping[str, Any]) -> Plugins:
+    """The plugins that a plain configuration's `[plugins]` admits."""
+    table = values.get("plugins", {})
+    return discover(disable=table.get("disable", ()), prefer=table.get("prefer"))
+
+
+def work(stage: str, body: Callable[[Worker[Config]], dict[str, Any]], read: Reader[Config]) -> None:
+    """A worker process from beginning to end: `read` the configuration, do `body`, leave the status.
+
+    Its arguments are the run's folder and name.
+    """
+    folder = RunFolder(Path(sys.argv[1]), sys.argv[2])
     _end_with_the_runner()
     for number in STOP_SIGNALS:
         signal.signal(number, lambda _number, _frame: folder.request_stop())
     status: dict[str, Any]
     try:
-        outputs = _in_worker(folder, stage, body)
+        outputs = _in_worker(folder, stage, body, read)
         status = {"state": "done", "outputs": outputs}
         files.write_json(_status(folder, stage), status)
     except StopRequested as error:
@@ -186,12 +232,11 @@ def work(stage: str, body: Callable[[Worker], dict[str, Any]]) -> None:
     os._exit(0 if status["state"] == "done" else 75 if status["state"] == "stopped" else 1)
 
 
-def _in_worker(folder: RunFolder, stage: str, body: Callable[[Worker], dict[str, Any]]) -> dict[str, Any]:
-    values = files.read_json(folder.config)
-    table = values.get("plugins", {})
-    plugins = discover(disable=table.get("disable", ()), prefer=table.get("prefer"))
-    config = from_plain(values, plugins)
-    events = EventWriter(folder.events, run=config.name, stage=stage, role=WORKER)
+def _in_worker(
+    folder: RunFolder, stage: str, body: Callable[[Worker[Config]], dict[str, Any]], read: Reader[Config]
+) -> dict[str, Any]:
+    config, plugins = read(folder)
+    events = EventWriter(folder.events, run=folder.name, stage=stage, role=WORKER)
     try:
         return body(Worker(folder=folder, config=config, plugins=plugins, events=events))
     finally:

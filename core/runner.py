@@ -11,13 +11,13 @@ from attrs import frozen
 
 from modelwright.core import home
 from modelwright.core.api import files
-from modelwright.core.api.components import EngineSpec, FormatSpec, MetricSpec, TrainerSpec
+from modelwright.core.api.components import FormatSpec, TrainerSpec
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError, SeveralErrors, UsageError
 from modelwright.core.base import forget_base, pin_base
 from modelwright.core.config import to_plain
 from modelwright.core.config.schema import RunConfig
-from modelwright.core.evaluate.stage import ENGINE, Evaluate
-from modelwright.core.evaluate.suites import read_suite
+from modelwright.core.evaluate.stage import Evaluate
+from modelwright.core.evaluate.suites import looks
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.builtin import parse_builtin
 from modelwright.core.prepare.sources import source_files
@@ -96,7 +96,7 @@ def check(runs: Sequence[Run], stages: Sequence[str] = NAMES) -> None:
 
 def _looks(run: Run, stages: Sequence[str]) -> Iterator[Callable[[], Any]]:
     config = run.config
-    yield from (partial(_check_packages, stage) for stage in stages)
+    yield from (partial(check_packages, stage) for stage in stages)
     if "prepare" in stages:
         yield run.plugins.get(FormatSpec, config.data.format).check
         for source in config.data.sources:
@@ -104,16 +104,18 @@ def _looks(run: Run, stages: Sequence[str]) -> Iterator[Callable[[], Any]]:
                 yield partial(source_files, source)
     if "train" in stages:
         yield run.plugins.get(TrainerSpec, config.train.trainer).check
-    if "evaluate" in stages and config.evaluate:
-        yield run.plugins.get(EngineSpec, ENGINE).check
-        for suite in config.evaluate:
-            yield from (run.plugins.get(MetricSpec, name).check for name in suite.metrics)
-            yield partial(read_suite, suite, run.plugins, seed=config.seed)
+    if "evaluate" in stages:
+        yield from looks(config.evaluate, run.plugins, seed=config.seed)
     yield lambda: run.base
     yield lambda: run.registry.find(config.name)
 
 
-def _check_packages(stage: str) -> None:
+def check_packages(stage: str) -> None:
+    """Find out whether the packages are installed that a stage cannot do without.
+
+    Raises:
+        MissingDependencyError: one is not.
+    """
     absent = [name for name in _NEEDS.get(stage, ()) if importlib.util.find_spec(name) is None]
     if absent:
         raise MissingDependencyError(

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import Factory, field, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, StopRequested
@@ -50,16 +50,21 @@ class Done:
     outputs: Mapping[str, Any]
 
 
+def _last_part(folder: RunFolder) -> str:
+    return folder.path.name
+
+
 @frozen
 class RunFolder:
-    """The folder of one run (of one variant)."""
+    """The folder of one run (of one variant), or where an evaluation without a run works.
+
+    Attributes:
+        path: the folder.
+        name: the run's, for messages and events; by default the folder's.
+    """
 
     path: Path
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.path.name
+    name: str = field(default=Factory(_last_part, takes_self=True))
 
     @property
     def events(self) -> Path:

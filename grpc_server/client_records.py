@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from modelwright.grpc_server.client_errors import ServerError
 from modelwright.v1 import common_pb2, model_pb2
 
 Finish = Literal["stop", "length", "tool_calls"]
@@ -50,6 +52,7 @@ class Generation:
 
     Attributes:
         text: without the end token or the stop text.
+        thinking: what the model thought before it answered; empty where it did not, or only continued a prompt.
         finish: why it ended: "stop", "length" (max_tokens reached) or "tool_calls".
         usage: what it took.
         served: what answered.
@@ -61,8 +64,17 @@ class Generation:
     finish: Finish
     usage: Usage
     served: Served
+    thinking: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is new of an answer: of its text, and of the thinking before it."""
+
+    text: str = ""
+    thinking: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +94,14 @@ class Model:
         name: its name in the registry.
         version: its version.
         digest: the sha256 over its files, in hexadecimal.
-        state: "ready", or "draining" when it takes no new requests.
+        state: "ready", "loading", "draining" when it takes no new requests, or "failed" when it could not be loaded.
         pinned: whether requests may name it by its name for good, or only as long as an alias points to it.
         aliases: the aliases that point to it on this server.
         engine: the engine's name.
         abilities: what the engine can do beyond greedy decoding.
         context_length: the most tokens of prompt and answer together.
         active_requests: how many it is answering.
+        error: why it could not be loaded, if its state is "failed".
     """
 
     name: str
@@ -101,6 +114,7 @@ class Model:
     abilities: tuple[str, ...]
     context_length: int
     active_requests: int
+    error: str | None = None
 
     @property
     def address(self) -> str:
@@ -139,6 +153,32 @@ class Alias:
         return f"{self.name}@{self.version}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """All that a server has at one moment: models by name and version, aliases sorted."""
+
+    models: tuple[Model, ...]
+    aliases: tuple[Alias, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gone:
+    """A model that a server has no more."""
+
+    name: str
+    version: int
+    digest: str
+
+    @property
+    def address(self) -> str:
+        """`NAME@VERSION`."""
+        return f"{self.name}@{self.version}"
+
+
+# What a watch tells: all there is, a model that changed, one that is gone, an alias that moved.
+Change = Snapshot | Model | Gone | Alias
+
+
 def to_served(served: Any) -> Served:
     """Who answered."""
     return Served(
@@ -166,10 +206,11 @@ def to_finish(reason: int) -> Finish:
     return finishes[reason]
 
 
-def to_generation(response: Any, text: str) -> Generation:
+def to_generation(response: Any, text: str, thinking: str = "") -> Generation:
     """An answer; its text is where the kind of response has it."""
     return Generation(
         text=text,
+        thinking=thinking,
         finish=to_finish(response.finish_reason),
         usage=to_usage(response.usage),
         served=to_served(response.served),
@@ -191,6 +232,7 @@ def to_model(model: Any) -> Model:
         abilities=tuple(model.abilities),
         context_length=model.context_length,
         active_requests=model.active_requests,
+        error=model.error if model.HasField("error") else None,
     )
 
 
@@ -204,3 +246,41 @@ def to_alias(route: Any) -> Alias:
         generation=route.generation,
         etag=route.etag,
     )
+
+
+def to_tokens(response: Any) -> Tokens:
+    """The tokens of a text."""
+    return Tokens(
+        token_ids=tuple(response.token_ids),
+        context_length=response.context_length,
+        served=to_served(response.served),
+    )
+
+
+def to_change(response: Any) -> Change | None:
+    """What a watch tells; None for what only a newer client knows."""
+    kind = response.WhichOneof("event")
+    told: Any = getattr(response, kind) if kind else None
+    if kind == "model":
+        return to_model(told)
+    if kind == "route":
+        return to_alias(told)
+    if kind == "gone":
+        return Gone(name=told.name, version=told.version, digest=told.digest)
+    if kind == "snapshot":
+        return Snapshot(models=tuple(map(to_model, told.models)), aliases=tuple(map(to_alias, told.routes)))
+    return None
+
+
+def choose_only(models: Sequence[Model], target: str) -> Model:
+    """The only model that takes requests.
+
+    Raises:
+        ServerError: there are several, and the error names them, or none.
+    """
+    served = [model for model in models if model.state == "ready"]
+    if len(served) == 1:
+        return served[0]
+    choices = [f"@{alias}" for model in served for alias in model.aliases] + [model.address for model in served]
+    message = f"the server at {target} has several models: name one of {', '.join(choices)}"
+    raise ServerError("INVALID_ARGUMENT", message if served else f"the server at {target} has no model")

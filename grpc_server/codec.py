@@ -1,14 +1,15 @@
 """Between bytes and messages.
 
 grpc.aio answers UNKNOWN when a deserializer of its own raises, so the handlers get bytes, and what is wrong with them
-is told like any other mistake in a request.
+is told like any other mistake in a request. For the same reason the handlers are made for streams of requests, and read
+the one that there is to be: a call without a whole message would never be answered otherwise.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.descriptor import FieldDescriptor
@@ -22,6 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Write = Callable[[Any], Awaitable[None]]
 Handler = Callable[[Any, Context], Awaitable[Any]]
 StreamHandler = Callable[[Any, Write], Awaitable[None]]
+Methods: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"  # generic for type checkers only
 
 # A larger message is read in a thread: one of many thousand small parts takes seconds, and others must not wait.
 QUICK_BYTES = 64 * 1024
@@ -75,7 +77,22 @@ def _check_known(message: Message, path: str) -> None:
             _check_known(part, f"{path}.{field.name}")
 
 
-async def _decoded(kind: type[Message], data: bytes, limit: int, strict: bool) -> Any:
+async def _received(context: Context) -> bytes:
+    """The message of a call.
+
+    Raises:
+        RequestError: there is none, or it is not whole.
+    """
+    data = await context.read()
+    if data is grpc.aio.EOF:  # type: ignore[attr-defined]
+        raise RequestError(
+            grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE", "the call has no message, or not a whole one"
+        )
+    assert isinstance(data, bytes)
+    return data
+
+
+async def _decoded(kind: type[Message], data: bytes, limit: int, *, strict: bool) -> Any:
     if len(data) <= QUICK_BYTES:
         return decode(kind, data, limit=limit, strict=strict)
     return await asyncio.to_thread(decode, kind, data, limit=limit, strict=strict)
@@ -84,16 +101,17 @@ async def _decoded(kind: type[Message], data: bytes, limit: int, strict: bool) -
 def unary(kind: type[Message], handler: Handler, *, limit: int, strict: bool = True) -> grpc.RpcMethodHandler[Any, Any]:
     """A method with one response: `handler(request, context)` gives the message."""
 
-    async def call(data: bytes, context: Context) -> bytes:
+    async def call(_requests: Any, context: Context) -> bytes:
         try:
-            response: Message = await handler(await _decoded(kind, data, limit, strict), context)
+            data = await _received(context)
+            response: Message = await handler(await _decoded(kind, data, limit, strict=strict), context)
             return response.SerializeToString()
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - every failure has a status
             await abort(context, error)
 
-    return grpc.unary_unary_rpc_method_handler(call)
+    return grpc.stream_unary_rpc_method_handler(call)
 
 
 def streaming(
@@ -105,15 +123,37 @@ def streaming(
     stands, and its cleaning up does not wait for the garbage collector.
     """
 
-    async def call(data: bytes, context: Context) -> None:
+    async def call(_requests: Any, context: Context) -> None:
         async def write(message: Any) -> None:
             await context.write(message.SerializeToString())
 
         try:
-            await handler(await _decoded(kind, data, limit, strict), write)
+            data = await _received(context)
+            await handler(await _decoded(kind, data, limit, strict=strict), write)
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - every failure has a status
             await abort(context, error)
 
-    return grpc.unary_stream_rpc_method_handler(call)
+    return grpc.stream_stream_rpc_method_handler(call)
+
+
+def conversing(kind: type[Message], handler: StreamHandler, *, limit: int) -> grpc.RpcMethodHandler[Any, Any]:
+    """A method with streams on both sides: `handler(requests, write)`; fields that nobody knows are let be."""
+
+    async def call(data: AsyncIterator[bytes], context: Context) -> None:
+        async def requests() -> AsyncIterator[Message]:
+            async for part in data:
+                yield await _decoded(kind, part, limit, strict=False)
+
+        async def write(message: Any) -> None:
+            await context.write(message.SerializeToString())
+
+        try:
+            await handler(requests(), write)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - every failure has a status
+            await abort(context, error)
+
+    return grpc.stream_stream_rpc_method_handler(call)

@@ -96,13 +96,22 @@ def shutting_down() -> RequestError:
     )
 
 
+def ended_early() -> RequestError:
+    """A request that was admitted, and ended before its answer did: the server goes down and waits no longer."""
+    return RequestError(
+        grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the server ended this request early: try again", retry_after=1.0
+    )
+
+
 def request_error(error: Exception) -> RequestError:
     """The status that stands for any exception. What nobody foresaw goes to the log, and is not told to the client."""
     if isinstance(error, RequestError):
         return error
     for kind, code, reason in _KINDS:
         if isinstance(error, kind):
-            return RequestError(code, reason, str(error))
+            # What is wrong as a whole: its parts were found right before.
+            metadata = {"field": "request"} if reason == "INVALID_FIELD" else {}
+            return RequestError(code, reason, str(error), metadata=metadata)
     log.error("a request failed", exc_info=error)
     return RequestError(grpc.StatusCode.INTERNAL, "INTERNAL", f"{type(error).__name__}: the server's log says more")
 

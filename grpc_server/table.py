@@ -1,64 +1,29 @@
-"""What a server serves: the loaded models, the aliases' routes, and the atomic switch of a route."""
+"""How what a server serves changes: models are loaded and unloaded, and a route is switched in one step."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 from attrs import frozen
 
 from modelwright.core.api.components import EngineSpec, Registry
-from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, UsageError
+from modelwright.core.api.errors import AliasConflictError, ModelNotFoundError, ModelwrightError, UsageError
 from modelwright.core.api.registry import ModelVersion, check_alias
 from modelwright.core.registry import Address, parse_address, resolve
+from modelwright.grpc_server import describe
 from modelwright.grpc_server.errors import RequestError, invalid, not_found, shutting_down
+from modelwright.grpc_server.lease import Route
 from modelwright.grpc_server.models import LoadedModel, load_model
-from modelwright.v1 import common_pb2
+from modelwright.grpc_server.served import Key, Served
 
-Key = tuple[str, int]
 Result = TypeVar("Result")
 
-# How long a client that met a full server is told to wait, in seconds.
-RETRY_SECONDS = 1.0
-
 log = logging.getLogger(__name__)
-
-
-@frozen(kw_only=True)
-class Route:
-    """An alias as this server routes it; `generation` counts its moves, beginning at the registry's count."""
-
-    alias: str
-    model: LoadedModel
-    generation: int
-
-    @property
-    def etag(self) -> str:
-        """Changes with every move."""
-        return f"{self.generation}-{self.model.version.digest[:16]}"
-
-
-@frozen(kw_only=True)
-class Lease:
-    """A model held for one request, and the route that led to it: both stay what they are to the request's end."""
-
-    model: LoadedModel
-    route: Route | None = None
-
-    def served(self) -> common_pb2.ServedModel:
-        """What a response says of who answered."""
-        version = self.model.version
-        return common_pb2.ServedModel(
-            name=version.name,
-            version=version.version,
-            digest=version.digest,
-            alias=self.route.alias if self.route else None,
-            alias_generation=self.route.generation if self.route else None,
-        )
 
 
 @frozen(kw_only=True)
@@ -70,27 +35,29 @@ class Switched:
     persisted: bool
 
 
-class ModelTable:
-    """The models and routes of a server. All but `load` runs on the event loop, which makes each step atomic.
+class ModelTable(Served):
+    """The models and routes of a server, and what changes them. All but `load` runs on the event loop.
 
     Args:
         registry: where models come from.
-        spec: the engine that runs them, one for each model.
+        spec: the engine that runs them where no other is asked for.
         max_requests: how many requests may run or wait at once.
+        engines: gives another engine by its name, or raises a UsageError; None: there is no other.
     """
 
-    def __init__(self, registry: Registry, spec: EngineSpec, *, max_requests: int) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        spec: EngineSpec,
+        *,
+        max_requests: int,
+        engines: Callable[[str], EngineSpec] | None = None,
+    ) -> None:
+        super().__init__(max_requests=max_requests)
         self._registry = registry
         self._spec = spec
-        self._max_requests = max_requests
-        self._models: dict[Key, LoadedModel] = {}
-        self._routes: dict[str, Route] = {}
-        self._switching = asyncio.Lock()
-        self._background: set[asyncio.Task[Any]] = set()
-        self._closing = False
-        self._requests = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._engines = engines
+        self._changing = asyncio.Lock()
 
     # Loading at the start
 
@@ -146,104 +113,57 @@ class ModelTable:
         for model in self._models.values():
             await model.warm()
 
-    # Reading
+    # Loading and unloading while it serves
 
-    def models(self) -> list[LoadedModel]:
-        """The loaded models, by name, then version."""
-        return [self._models[key] for key in sorted(self._models)]
+    async def pin(self, target: str, *, engine: str | None = None) -> LoadedModel:
+        """Load and warm a model of the registry, to be served by its name for good; one that is loaded stays so.
 
-    def routes(self) -> list[Route]:
-        """The routes, by alias."""
-        return [self._routes[alias] for alias in sorted(self._routes)]
+        A loading that has begun is finished even if the caller goes away.
 
-    def wants(self, model: LoadedModel) -> bool:
-        """Whether new requests may reach the model; where not, it drains."""
-        return model.pinned or any(route.model is model for route in self._routes.values())
-
-    def find(self, text: str) -> Lease:
-        """What an address leads to here and now.
+        Args:
+            target: its address; an alias is looked up in the registry.
+            engine: the name of the engine that runs it; None: the one that does, or the server's.
 
         Raises:
-            RequestError: it is no address (INVALID_ARGUMENT), or leads to nothing that is served (NOT_FOUND).
+            RequestError: there is no such model (NOT_FOUND) or engine (INVALID_ARGUMENT), the model cannot be loaded or
+                runs on another engine already (FAILED_PRECONDITION), or the server is going down (UNAVAILABLE).
         """
-        if not text:
-            raise invalid("model", f"is empty: name what to ask ({self._listed()})")
+        return await self._to_the_end(f"loading {target}", self._pin(target, engine))
+
+    async def _pin(self, target: str, engine: str | None) -> LoadedModel:
+        spec = self._engine(engine)
+        version = await self._registered(_address(target, "address"))
+        async with self._change(), self._obtained(version, spec) as model:
+            if engine is not None and model.spec.name != engine:
+                raise _not_loadable(
+                    version, f"{model.address} runs on the engine {model.spec.name!r} already: unload it first"
+                )
+            model.pinned = True
+            self._take(model)
+            self.changes.tell(self.describe(model))
+            return model
+
+    def _engine(self, name: str | None) -> EngineSpec:
+        if name is None or name == self._spec.name:
+            return self._spec
+        if self._engines is None:
+            raise invalid("engine", f"is {name!r}, and this server has only {self._spec.name!r}")
         try:
-            address = parse_address(text)
+            return self._engines(name)
         except UsageError as error:
-            raise invalid("model", f"is wrong: {error}") from error
-        if address.alias is not None:
-            route = self._routes.get(address.alias)
-            if route is None:
-                raise not_found(f"this server does not serve the alias {text!r} ({self._listed()})", text)
-            return Lease(model=route.model, route=route)
-        matching = [
-            model
-            for model in self.models()
-            if model.version.name == address.name
-            and address.version in (None, model.version.version)
-            and self.wants(model)
-        ]
-        if not matching:
-            raise not_found(f"this server does not serve the model {text!r} ({self._listed()})", text)
-        return Lease(model=matching[-1])
+            raise invalid("engine", f"is wrong: {error}") from error
 
-    def _listed(self) -> str:
-        served = [f"@{route.alias}" for route in self.routes()]
-        served += [model.address for model in self.models() if self.wants(model)]
-        return f"it serves: {', '.join(served) or 'nothing'}"
-
-    # Requests
-
-    @contextlib.contextmanager
-    def lease(self, address: str) -> Iterator[Lease]:
-        """Hold the model at `address` for one request.
+    def unpin(self, address: str) -> LoadedModel:
+        """Serve a model by its name no more. It stays as long as an alias points to it, or a request holds it.
 
         Raises:
-            RequestError: as `find`; the server is full (RESOURCE_EXHAUSTED) or going down (UNAVAILABLE).
+            RequestError: it is not served (NOT_FOUND), or that is no address (INVALID_ARGUMENT).
         """
-        if self._closing:
-            raise shutting_down()
-        if self._requests >= self._max_requests:
-            raise RequestError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "TOO_MANY_REQUESTS",
-                f"{self._requests} requests are running, as many as this server takes at once: try again later",
-                metadata={"limit": self._max_requests},
-                retry_after=RETRY_SECONDS,
-            )
-        lease = self.find(address)
-        self._requests += 1
-        self._idle.clear()
-        try:
-            with self._holding(lease.model):
-                yield lease
-        finally:
-            self._requests -= 1
-            if not self._requests:
-                self._idle.set()
-
-    @contextlib.contextmanager
-    def _holding(self, model: LoadedModel) -> Iterator[LoadedModel]:
-        model.active += 1
-        try:
-            yield model
-        finally:
-            model.active -= 1
-            self._free_if_unused(model)
-
-    def _free_if_unused(self, model: LoadedModel) -> None:
-        key = (model.version.name, model.version.version)
-        if model.active or self.wants(model) or self._models.get(key) is not model:
-            return
-        del self._models[key]
-        self._spawn(asyncio.to_thread(model.close))
-
-    def _spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
+        model = self.find(address, field="address").model
+        if model.pinned:
+            model.pinned = False
+            self._left(model)
+        return model
 
     # Switching
 
@@ -263,43 +183,30 @@ class ModelTable:
                 (FAILED_PRECONDITION), or the server is going down (UNAVAILABLE).
             ModelwrightError: the registry refused or failed.
         """
-        if self._closing:
-            raise shutting_down()
-        work = self._spawn(self._switch(alias, target, etag=etag, persist=persist))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            work.add_done_callback(lambda done: _log_outcome(alias, target, done))
-            raise
+        work = self._switch(alias, target, etag=etag, persist=persist)
+        return await self._to_the_end(f"switching @{alias} to {target}", work)
 
     async def _switch(self, alias: str, target: str, *, etag: str | None, persist: bool) -> Switched:
         try:
             check_alias(alias)
         except UsageError as error:
             raise invalid("alias", f"is wrong: {error}") from error
-        async with self._switching:
-            if self._closing:
-                raise shutting_down()
+        async with self._change():
             old = self._routes.get(alias)
             _check_etag(alias, old, etag)
             kept = await asyncio.to_thread(self._kept_generation, alias) if persist or old is None else None
-            model = await self._obtain(target)
-            if self._closing:
-                raise shutting_down()
-            with self._holding(model):
-                moved = 0
-                if persist:
-                    name, version = model.version.name, model.version.version
-                    moved = (
-                        await asyncio.to_thread(self._registry.set_alias, alias, name, version, expected=kept)
-                    ).generation
+            async with self._obtained(await self._version(target), self._spec) as model:
+                moved = await self._persist(alias, model, kept, old) if persist else 0
                 if old is not None and old.model is model:
                     return Switched(route=old, changed=False, persisted=persist)
                 generation = max((old.generation if old else kept or 0) + 1, moved)
                 route = Route(alias=alias, model=model, generation=generation)
                 self._routes[alias] = route
+                self._take(model)
+                self.changes.tell(self.describe(model))
+                self.changes.tell(describe.route(route))
             if old is not None:
-                self._free_if_unused(old.model)
+                self._left(old.model)
             return Switched(route=route, changed=True, persisted=persist)
 
     def _kept_generation(self, alias: str) -> int:
@@ -309,34 +216,19 @@ class ModelTable:
         except ModelNotFoundError:
             return 0
 
-    async def _obtain(self, target: str) -> LoadedModel:
-        """The model at `target`, loaded and warm."""
-        version = await self._version(target)
-        key = (version.name, version.version)
-        if key in self._models:
-            return self._models[key]
+    async def _persist(self, alias: str, model: LoadedModel, kept: int | None, old: Route | None) -> int:
+        """Move the registry's alias; gives its new generation."""
+        name, version = model.version.name, model.version.version
         try:
-            model = await asyncio.to_thread(load_model, self._registry, version, self._spec)
-            try:
-                await model.warm()
-            except ModelwrightError:
-                await asyncio.to_thread(model.close)
-                raise
-        except ModelwrightError as error:
-            raise RequestError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "MODEL_NOT_LOADABLE",
-                str(error),
-                metadata={"address": version.address},
-            ) from error
-        self._models[key] = model
-        return model
+            moved = await asyncio.to_thread(self._registry.set_alias, alias, name, version, expected=kept)
+        except AliasConflictError as error:
+            raise _conflict(alias, str(error), old) from error
+        except ModelNotFoundError as error:
+            raise not_found(str(error), model.address) from error
+        return moved.generation
 
     async def _version(self, target: str) -> ModelVersion:
-        try:
-            address = parse_address(target)
-        except UsageError as error:
-            raise invalid("target", f"is wrong: {error}") from error
+        address = _address(target, "target")
         route = self._routes.get(address.alias) if address.alias is not None else None
         if route is not None:
             return route.model.version
@@ -344,38 +236,120 @@ class ModelTable:
             loaded = self._models.get((address.name, address.version))
             if loaded is not None:
                 return loaded.version
+        return await self._registered(address)
+
+    # What loading, unloading and switching share
+
+    async def _to_the_end(self, what: str, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do what, once begun, is finished even if the caller goes away."""
+        task = self._spawn(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda done: _log_outcome(what, done))
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _change(self) -> AsyncIterator[None]:
+        """One change after the other, and none once the server goes down."""
+        if self._closing:
+            raise shutting_down()
+        async with self._changing:
+            if self._closing:
+                raise shutting_down()
+            yield
+
+    async def _registered(self, address: Address) -> ModelVersion:
         try:
             return await asyncio.to_thread(resolve, self._registry, address)
         except ModelNotFoundError as error:
-            raise not_found(str(error), target) from error
+            raise not_found(str(error), str(address)) from error
 
-    # Ending
+    @contextlib.asynccontextmanager
+    async def _obtained(self, version: ModelVersion, spec: EngineSpec) -> AsyncIterator[LoadedModel]:
+        """The model, loaded and warm. Within the block it is `_take`n, or it leaves with the block."""
+        key = (version.name, version.version)
+        model = self._models.get(key)
+        if model is not None:
+            with self._holding(model):
+                yield model
+            return
+        self._loading[key] = describe.loading(version, spec)
+        self.changes.tell(self._loading[key])
+        try:
+            model = await self._loaded(version, spec)
+            with self._freed_unless_taken(model):
+                if self._closing:
+                    raise shutting_down()
+                yield model
+        finally:
+            self._loading.pop(key, None)
 
-    async def drain(self, seconds: float) -> None:
-        """Take no more requests, and wait until those that run have ended or `seconds` have passed."""
-        self._closing = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
+    async def _loaded(self, version: ModelVersion, spec: EngineSpec) -> LoadedModel:
+        try:
+            model = await asyncio.to_thread(load_model, self._registry, version, spec)
+            try:
+                await model.warm()
+            except ModelwrightError:
+                await asyncio.to_thread(model.close)
+                raise
+        except ModelwrightError as error:
+            self.changes.tell(describe.failed(version, spec, str(error)))
+            raise _not_loadable(version, str(error)) from error
+        except Exception as error:
+            self.changes.tell(describe.failed(version, spec, f"{type(error).__name__}: {error}"))
+            raise
+        return model
 
-    async def close(self) -> None:
-        """Finish what was begun, and free every engine."""
-        self._closing = True
-        while self._background:
-            await asyncio.gather(*self._background, return_exceptions=True)
-        models, self._models, self._routes = self.models(), {}, {}
-        for model in models:
-            await asyncio.to_thread(model.close)
+    @contextlib.contextmanager
+    def _freed_unless_taken(self, model: LoadedModel) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self._models.get((model.version.name, model.version.version)) is not model:
+                self._spawn(asyncio.to_thread(model.close))
+                self.changes.tell(describe.gone(model.version))
+
+    def _take(self, model: LoadedModel) -> None:
+        """Serve the model from now on."""
+        key = (model.version.name, model.version.version)
+        self._loading.pop(key, None)
+        self._models[key] = model
+
+    def _left(self, model: LoadedModel) -> None:
+        """An alias, or its name, leads to the model no more."""
+        self._free_if_unused(model)
+        if self._models.get((model.version.name, model.version.version)) is model:
+            self.changes.tell(self.describe(model))
 
 
-def _log_outcome(alias: str, target: str, done: asyncio.Task[Switched]) -> None:
-    """Say how a switch went whose caller has left."""
+def _log_outcome(what: str, done: asyncio.Task[Any]) -> None:
+    """Say how a change went whose caller has left."""
     if done.cancelled():
-        log.warning("switching @%s to %s was cancelled", alias, target)
+        log.warning("%s was cancelled", what)
     elif (error := done.exception()) is not None:
-        log.error("switching @%s to %s failed: %s", alias, target, error)
+        log.error("%s failed: %s", what, error)
     else:
-        log.info("@%s points to %s", alias, done.result().route.model.address)
+        log.info("%s is done", what)
+
+
+def _address(text: str, field: str) -> Address:
+    if not text:
+        raise invalid(field, "is empty: expected the address of a model")
+    try:
+        return parse_address(text)
+    except UsageError as error:
+        raise invalid(field, f"is wrong: {error}") from error
+
+
+def _not_loadable(version: ModelVersion, message: str) -> RequestError:
+    metadata = {"address": version.address}
+    return RequestError(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_LOADABLE", message, metadata=metadata)
+
+
+def _conflict(alias: str, message: str, route: Route | None) -> RequestError:
+    metadata = {"alias": alias, "etag": route.etag if route else ""}
+    return RequestError(grpc.StatusCode.ABORTED, "ALIAS_CONFLICT", message, metadata=metadata)
 
 
 def _check_etag(alias: str, route: Route | None, etag: str | None) -> None:
@@ -383,9 +357,5 @@ def _check_etag(alias: str, route: Route | None, etag: str | None) -> None:
     if etag is None or etag == current:
         return
     there = f"points to {route.model.address} with etag {current!r}" if route else "does not exist on this server"
-    raise RequestError(
-        grpc.StatusCode.ABORTED,
-        "ALIAS_CONFLICT",
-        f"alias @{alias} has moved since it was read: it {there}, and etag says {etag!r}: read it again",
-        metadata={"alias": alias, "etag": current},
-    )
+    message = f"alias @{alias} has moved since it was read: it {there}, and etag says {etag!r}: read it again"
+    raise _conflict(alias, message, route)

@@ -18,7 +18,7 @@ from attrs import field, frozen, has, validators
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
 from modelwright.core.api.generation import Delta, GenerationRequest
 from modelwright.core.api.records import Example, Figure, Output, Score
-from modelwright.core.api.registry import Alias, ModelVersion, NewModel, RegistryEvent
+from modelwright.core.api.registry import Alias, Collected, ModelVersion, NewModel, RegistryEvent
 from modelwright.core.api.training import Job, Trained
 
 API_VERSION = 1
@@ -141,7 +141,10 @@ class Registry(Protocol):
     """Keeps models. Methods that name a model raise `ModelNotFoundError`."""
 
     def add(self, model: NewModel, folder: Path) -> ModelVersion:
-        """Store the files of `folder`, then the row, in one transaction; idempotent for (name, fingerprint)."""
+        """Store the files of `folder`, then the row, in one transaction; idempotent for (name, fingerprint).
+
+        Tags that were changed since do not make it another model.
+        """
         ...
 
     def get(self, name: str, version: int | None = None) -> ModelVersion:
@@ -168,8 +171,24 @@ class Registry(Protocol):
         """Record a suite's figures; a later recording of the same suite and metric takes its place."""
         ...
 
+    def set_tags(self, name: str, version: int, tags: Mapping[str, str | None]) -> ModelVersion:
+        """Set these tags and leave the others; None takes one away. Gives the version as it is then.
+
+        Raises:
+            UsageError: a key or a value cannot be a tag's (see `core.api.registry.check_tags`).
+        """
+        ...
+
     def delete(self, name: str, version: int) -> None:
         """Take a version out; refused while an alias points to it. Its number is not given again."""
+        ...
+
+    def collect(self, *, dry_run: bool = False) -> Collected:
+        """Free what no version needs any more; safe beside a concurrent `add`. With `dry_run`, only count it."""
+        ...
+
+    def verify(self, model: ModelVersion) -> Sequence[str]:
+        """Read every file of a version again: a line for each that is missing, cut short or changed."""
         ...
 
     def events(self) -> Sequence[RegistryEvent]:

@@ -16,8 +16,11 @@ from modelwright.core.api.errors import RegistryError, UsageError
 from modelwright.core.api.files import TEMPORARY, sha256_file
 from modelwright.core.api.records import Figure, digest_json
 
-MODEL_NAME = re.compile(r"[a-z][a-z0-9._-]*")
-ALIAS_NAME = re.compile(r"(?![0-9]+\Z)[a-z0-9][a-z0-9._-]*")
+# At most 128 characters: a name becomes a folder's, with more before and after it, and file systems take 255 bytes.
+MODEL_NAME = re.compile(r"[a-z][a-z0-9._-]{0,127}")
+ALIAS_NAME = re.compile(r"(?![0-9]+\Z)[a-z0-9][a-z0-9._-]{0,127}")
+
+LONGEST_KEY = 200
 
 MetricTable = Mapping[str, Mapping[str, Figure]]
 
@@ -30,7 +33,7 @@ class NewModel:
     """A model about to be registered.
 
     Attributes:
-        name: `[a-z][a-z0-9._-]*`; the registry gives the version.
+        name: `[a-z][a-z0-9._-]*`, at most 128 characters; the registry gives the version.
         fingerprint: of all that made the model; adding the same one under the same name again gives the version that
             is there, so that a registration killed after its transaction is not repeated.
         base: what the training began from: an address with its digest, a folder, or "scratch".
@@ -106,11 +109,47 @@ class Alias:
 
 @frozen(kw_only=True)
 class RegistryEvent:
-    """One line of a registry's history: added, alias, metrics, deleted."""
+    """One line of a registry's history: added, alias, metrics, tags, deleted."""
 
     time: datetime
     kind: str
     data: Mapping[str, Any]
+
+
+@frozen(kw_only=True)
+class Collected:
+    """What `Registry.collect` freed, or would free.
+
+    Attributes:
+        contents: how many files' contents.
+        size: their bytes together.
+    """
+
+    contents: int
+    size: int
+
+
+def check_tags(tags: Mapping[str, str | None]) -> None:
+    """Refuse tags that could not be shown in a line or found again; a value of None stands for a removal.
+
+    Raises:
+        UsageError: a key is empty, longer than 200 characters, or holds a character that cannot be printed, a '=' or
+            white space at an end; or a value is no text.
+    """
+    for key, value in tags.items():
+        if not (isinstance(key, str) and 0 < len(key) <= LONGEST_KEY and key.isprintable() and key == key.strip()) or (
+            "=" in key
+        ):
+            raise UsageError(
+                f"{key!r:.300} cannot be a tag's key: expected 1 to {LONGEST_KEY} printable characters without '='"
+            )
+        if value is not None and not (isinstance(value, str) and is_text(value)):
+            raise UsageError(f"tag {key!r}: {value!r:.200} cannot be its value: expected text without NUL")
+
+
+def is_text(value: str) -> bool:
+    """Whether every database can keep it: no NUL, no lone surrogate."""
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value)
 
 
 def check_alias(alias: str) -> str:
@@ -122,8 +161,8 @@ def check_alias(alias: str) -> str:
     if not ALIAS_NAME.fullmatch(alias):
         digits = "; it may not be all digits" if alias.isdecimal() else ""
         raise UsageError(
-            f"{alias!r} is no name for an alias: expected lower-case letters, digits, '.', '_' and '-', "
-            f"beginning with a letter or digit{digits}"
+            f"{alias!r:.200} is no name for an alias: expected at most 128 lower-case letters, digits, '.', '_' and "
+            f"'-', beginning with a letter or digit{digits}"
         )
     return alias
 

@@ -11,13 +11,14 @@ import click
 
 # Command → (module:attribute, the line that --help shows). The line stands here so that help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("init:init", "Write a commented run.toml and a sample of data to begin with."),
     "run": ("run:run", "Do what a run.toml says, stage after stage; what is done is skipped."),
     "prepare": ("prepare:prepare", "Turn raw rows into training tokens."),
     "train": ("run:train", "Train the model, or resume it."),
     "register": ("run:register", "Register the trained model."),
-    "evaluate": ("evaluate:evaluate", "Grade the registered model on its test sets."),
+    "evaluate": ("evaluate:evaluate", "Grade registered models on test sets, of a run or without one."),
     "promote": ("run:promote", "Move the alias, if the condition holds."),
-    "models": ("models:models", "List, show and alias registered models."),
+    "models": ("models:models", "List, compare, alias, tag, check and exchange registered models."),
     "serve": ("serve:serve", "Serve registered models over gRPC."),
     "generate": ("generate:generate", "Continue a prompt, by a running server."),
     "chat": ("generate:chat", "Talk with a model of a running server."),

@@ -1,4 +1,4 @@
-"""`modelwright config check | show`: what a run.toml means, and what is wrong with it."""
+"""`modelwright config check | show`: what a run or evaluation file means, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -6,40 +6,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from attrs import frozen
 
 from modelwright.core.cli.common import json_option, print_json, run_options
 
 if TYPE_CHECKING:
-    from modelwright.core.config import RunConfig
+    from collections.abc import Sequence
+
+    from modelwright.core.config import EvalConfig, RunConfig
 
 
 @click.group()
 def config() -> None:
-    """Check or show a run.toml."""
+    """Check or show a run.toml, or an evaluation file."""
 
 
 @config.command()
 @run_options
 @json_option
 def check(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> int:
-    """Say what is wrong with a run.toml, all of it at once; exit 2 if anything is.
+    """Say what is wrong with a run.toml or an evaluation file, all of it at once; exit 2 if anything is.
 
     With --json: {"ok": …, "names": […], "problems": [{source, line, column, table, key, message}, …]}.
     """
-    from modelwright.core.config import ConfigError, read_run
+    from modelwright.core.config import ConfigError
 
     try:
-        runs = read_run(path, variants=variants, overrides=overrides)
+        configs = _read(path, variants, overrides)
     except ConfigError as error:
         if not as_json:
             raise
         print_json({"ok": False, "names": [], "problems": [problem.to_row() for problem in error.problems]})
         return error.exit_code
     if as_json:
-        print_json({"ok": True, "names": [one.name for one in runs.configs], "problems": []})
+        print_json({"ok": True, "names": [one.name for one in configs if one.name], "problems": []})
         return 0
-    for one in runs.configs:
-        click.echo(f"{path}: ok ({_summary(one)})")
+    for one in configs:
+        click.echo(f"{path}: ok ({one.summary})")
     return 0
 
 
@@ -47,23 +50,52 @@ def check(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_
 @run_options
 @json_option
 def show(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print what a run.toml comes to, defaults and all: a TOML document for each variant, or a JSON list of them."""
+    """Print what a run.toml or an evaluation file comes to, with what it extends, defaults and all.
+
+    A TOML document for each variant, or a JSON list of them.
+    """
     import tomli_w
 
-    from modelwright.core.config import read_run, to_plain
+    from modelwright.core.config import to_plain
 
-    runs = read_run(path, variants=variants, overrides=overrides)
+    configs = _read(path, variants, overrides)
     if as_json:
-        print_json([to_plain(one) for one in runs.configs])
+        print_json([to_plain(one.config) for one in configs])
         return
-    for number, one in enumerate(runs.configs):
+    for number, one in enumerate(configs):
         if number:
             click.echo()
-        click.echo(f"# {one.name}, from {path}")
-        click.echo(tomli_w.dumps(to_plain(one)), nl=False)
+        click.echo(f"# {f'{one.name}, ' if one.name else ''}from {path}")
+        click.echo(tomli_w.dumps(to_plain(one.config)), nl=False)
+
+
+@frozen(kw_only=True)
+class _Read:
+    """A configuration, its name (an evaluation has none), and what it says in a few words."""
+
+    config: RunConfig | EvalConfig
+    name: str | None
+    summary: str
+
+
+def _read(path: Path, variants: Sequence[str], overrides: Sequence[str]) -> list[_Read]:
+    from modelwright.core.api.errors import UsageError
+    from modelwright.core.config import is_eval_file, read_eval, read_run
+
+    if not is_eval_file(path):
+        runs = read_run(path, variants=variants, overrides=overrides).configs
+        return [_Read(config=one, name=one.name, summary=_summary(one)) for one in runs]
+    if variants:
+        raise UsageError(f"--variant {variants[0]}: {path} is an evaluation file, which has no variants")
+    one = read_eval(path, overrides=overrides).config
+    models = "all models" if one.models == "all" else ", ".join(one.models)
+    return [_Read(config=one, name=None, summary=f"{models} {_evaluated(one)}")]
 
 
 def _summary(config: RunConfig) -> str:
+    return f"{config.name}: {config.data.format} data, {config.train.trainer} trainer, {_evaluated(config)}"
+
+
+def _evaluated(config: RunConfig | EvalConfig) -> str:
     suites = ", ".join(suite.name for suite in config.evaluate)
-    evaluated = f"evaluated on {suites}" if suites else "not evaluated"
-    return f"{config.name}: {config.data.format} data, {config.train.trainer} trainer, {evaluated}"
+    return f"evaluated on {suites}" if suites else "not evaluated"

@@ -1,16 +1,225 @@
-"""`modelwright evaluate`."""
+"""`modelwright evaluate`: a run's stage of that name; or, without a run, registered models on test sets."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelwright.core.cli.common import figure_text, print_json, print_table
 from modelwright.core.cli.run import perform_stages, stage_options
+
+if TYPE_CHECKING:
+    from modelwright.core.config.schema import EvalConfig
+    from modelwright.core.evaluate.evaluation import Evaluation
+    from modelwright.core.plugins import Plugins
+
+# The parameters of each way, as a person gives them; those that belong to all ways are in none.
+_OF_A_RUN = {"variants": "--variant"}
+_OF_FILES = {"overrides": "--set"}
+_OF_FLAGS = {
+    "all_models": "--all",
+    "models": "--model",
+    "data": "--data",
+    "format_name": "--format",
+    "options": "--option",
+    "metrics": "--metric",
+    "name": "--name",
+    "limit": "--limit",
+    "samples": "--samples",
+    "max_tokens": "--max-tokens",
+    "temperature": "--temperature",
+    "seed": "--seed",
+}
+_OUTPUT = {"output": "--output"}
 
 
 @click.command()
-@stage_options
-def evaluate(**given: Any) -> None:
-    """Grade RUN.toml's registered model on its test sets."""
-    perform_stages("evaluate", **given)
+@functools.partial(stage_options, required=False)
+@click.option("--all", "all_models", is_flag=True, help="Every name in the registry, at its newest version.")
+@click.option("--model", "models", multiple=True, metavar="ADDRESS", help="NAME, NAME@VERSION or @ALIAS; may repeat.")
+@click.option("--data", metavar="PATH", help="The test set: a file, glob or folder of rows.")
+@click.option("--format", "format_name", metavar="F", help="What reads its rows; default: the only format that can.")
+@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the format, in TOML.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="M",
+    help="May repeat; default: math_accuracy for the format math, else exact_match.",
+)
+@click.option("--name", metavar="SUITE", help="The suite's name in the registry; default: made of the data file's.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The most examples.")
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Answers for each example; default: 1.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer; default: 256.")
+@click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Of sampling; default: 0, greedy.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of everything random; default: 17.")
+@click.option(
+    "--output", metavar="DIR", type=click.Path(path_type=Path), help="For results.json, report.md and samples.jsonl."
+)
+@click.pass_context
+def evaluate(context: click.Context, /, path: Path | None, *, registry: str | None, **given: Any) -> None:
+    """Grade registered models on test sets.
+
+    With RUN.toml: that run's model on its own test sets. With EVAL.toml (a file with `models` and [[evaluate]], as
+    examples/eval.toml): the models and test sets that it names. Without a file: those of --all or --model, and --data:
+
+      modelwright evaluate --all --data test.jsonl --output results
+
+    The figures go to the registry and, but for a run's, to the folder --output as results.json, report.md and
+    samples.jsonl. Addresses are resolved once, when the evaluation begins. The same command again keeps what is done
+    and resumes what is not.
+    """
+    from modelwright.core.api.errors import UsageError
+    from modelwright.core.config import is_eval_file
+
+    def typed(*names: Mapping[str, str]) -> str:
+        default = click.core.ParameterSource.DEFAULT
+        flags = {name: flag for each in names for name, flag in each.items()}
+        return ", ".join(flag for name, flag in flags.items() if context.get_parameter_source(name) is not default)
+
+    if path is None:
+        if extra := typed(_OF_A_RUN, _OF_FILES):
+            raise UsageError(f"{extra} goes with a file: give RUN.toml or EVAL.toml")
+        _evaluate_flags(registry=registry, **given)
+    elif is_eval_file(path):
+        if extra := typed(_OF_FLAGS):
+            raise UsageError(f"{path} says what to evaluate: leave out {extra} (--set changes its keys), or the file")
+        if extra := typed(_OF_A_RUN):
+            raise UsageError(f"{path} is an evaluation file, which has no variants: leave out {extra}")
+        _evaluate_file(path, registry=registry, **given)
+    else:
+        if extra := typed(_OF_FLAGS, _OUTPUT):
+            raise UsageError(
+                f"{path} is a run file, whose own model is graded on its own test sets: leave out {extra}, or the file"
+            )
+        keys = ("variants", "overrides", "dry_run", "fresh", "as_json")
+        perform_stages("evaluate", path=path, registry=registry, **{key: given[key] for key in keys})
+
+
+# The name that usage shows: the file may be left out, and be of either kind.
+for _parameter in evaluate.params:
+    if _parameter.name == "path":
+        _parameter.metavar = "[RUN.toml | EVAL.toml]"
+
+
+def _evaluate_file(
+    path: Path, *, overrides: Sequence[str], output: Path | None, registry: str | None, **given: Any
+) -> None:
+    from modelwright.core import home
+    from modelwright.core.config import read_eval
+
+    read = read_eval(path, overrides=overrides)
+    in_file = None if read.config.output is None else Path(read.config.output)
+    output = output or in_file or home.home() / "evaluations" / path.stem
+    _perform(read.config, read.plugins, output=output, registry=registry, **given)
+
+
+def _evaluate_flags(
+    *,
+    all_models: bool,
+    models: Sequence[str],
+    data: str | None,
+    output: Path | None,
+    registry: str | None,
+    **given: Any,
+) -> None:
+    from modelwright.core.api.errors import UsageError
+    from modelwright.core.evaluate.direct import Direct, direct_config
+    from modelwright.core.plugins import discover
+
+    if all_models and models:
+        raise UsageError("--all is every model: leave out --model")
+    if not (all_models or models) or data is None or output is None:
+        raise UsageError(
+            "give a RUN.toml or an EVAL.toml; or --all or --model ADDRESS, with --data PATH and --output DIR"
+        )
+    plugins = discover()
+    names = ("format_name", "options", "metrics", "name", "limit", "samples", "max_tokens", "temperature", "seed")
+    direct = Direct(models="all" if all_models else models, data=data, **{name: given[name] for name in names})
+    config, chosen = direct_config(direct, plugins)
+    for line in chosen:
+        click.echo(line, err=True)
+    keys = ("dry_run", "fresh", "as_json")
+    _perform(config, plugins, output=output, registry=registry, **{key: given[key] for key in keys})
+
+
+def _perform(
+    config: EvalConfig,
+    plugins: Plugins,
+    *,
+    output: Path,
+    registry: str | None,
+    dry_run: bool,
+    fresh: bool,
+    as_json: bool,
+    **_of_other_ways: Any,
+) -> None:
+    from modelwright.core import runner
+    from modelwright.core.api.errors import ModelwrightError
+    from modelwright.core.cli.progress import Display
+    from modelwright.core.evaluate import evaluation as evaluations
+
+    runner.check_packages("evaluate")
+    evaluation = evaluations.open_evaluation(config, plugins, output=output, registry=registry)
+    evaluations.check(evaluation)
+    if dry_run:
+        _print_plan(evaluation, fresh=fresh, as_json=as_json)
+        return
+    with Display() as display:
+        evaluation.listener = display
+        results = evaluations.execute(evaluation, fresh=fresh)
+    if as_json:
+        print_json(results)
+    else:
+        _print_results(results, evaluation)
+    if results["failed"]:
+        many = len(results["failed"])
+        raise ModelwrightError(
+            f"{many} {'evaluation' if many == 1 else 'evaluations'} failed (see failed in "
+            f"{evaluation.output / 'results.json'}): " + "; ".join(map(_failed, results["failed"]))
+        )
+
+
+def _failed(failure: Mapping[str, Any]) -> str:
+    suite = f" on {failure['suite']}" if failure["suite"] else ""
+    return f"{failure['model']}{suite}: {failure['error']}"
+
+
+def _print_plan(evaluation: Evaluation, *, fresh: bool, as_json: bool) -> None:
+    from attrs import asdict
+
+    from modelwright.core.evaluate.evaluation import plan
+
+    planned = plan(evaluation, fresh=fresh)
+    if as_json:
+        print_json([asdict(pair) for pair in planned])
+        return
+    print_table(
+        ("model", "suite", "plan"), [(pair.model, pair.suite, "done" if pair.done else "would run") for pair in planned]
+    )
+
+
+def _print_results(results: Mapping[str, Any], evaluation: Evaluation) -> None:
+    columns = [(suite["name"], metric) for suite in results["suites"] for metric in suite["metrics"]]
+    measured = {(each["model"], each["suite"]): each["metrics"] for each in results["results"]}
+    best = {(each["suite"], each["metric"]): each["model"] for each in results["best"]}
+
+    def cell(model: str, suite: str, metric: str) -> str:
+        figure = measured.get((model, suite), {}).get(metric)
+        if figure is None:
+            return "failed"
+        mark = " best" if best.get((suite, metric)) == model else ""
+        return figure_text(figure["value"], figure["low"], figure["high"]) + mark
+
+    rows = [
+        (model["address"], *(cell(model["address"], suite, metric) for suite, metric in columns))
+        for model in results["models"]
+    ]
+    if rows:
+        print_table(("model", *(f"{suite}.{metric}" for suite, metric in columns)), rows, title="95 % intervals")
+    click.echo(f"Report:    {evaluation.output / 'report.md'}")
+    click.echo(f"Registry:  {evaluation.registry_url}")

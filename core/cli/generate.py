@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.cli.common import json_option, print_json
+from modelwright.core.cli.tokens import read_token
 
 if TYPE_CHECKING:
     from modelwright.grpc_server.client import Client, Generation, SamplingOptions, Stream
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_FILE = click.Path(path_type=Path)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--model", metavar="ADDRESS", help="NAME, NAME@3 or @ALIAS; default: the only model served."),
     click.option("--server", default="127.0.0.1:50051", show_default=True, metavar="H:P", help="Where the server is."),
+    click.option("--token-file", type=_FILE, metavar="FILE", help="Its first line is the token that the server wants."),
+    click.option("--tls", is_flag=True, help="Encrypt, and trust the authorities that the system trusts."),
+    click.option("--tls-ca", type=_FILE, metavar="FILE", help="Encrypt, and trust these authorities instead (PEM)."),
+    click.option("--insecure", is_flag=True, help="Let the token travel unencrypted to another machine."),
     click.option("--max-tokens", type=int, help="The most tokens to generate."),
     click.option("--temperature", type=float, help="0 takes the likeliest token."),
     click.option("--top-p", type=float, help="Sample from the likeliest tokens whose probabilities reach this sum."),
@@ -27,6 +35,10 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="Ends the answer; may be given several times."),
 )
+
+
+# Those of the options that say how to connect.
+_CONNECTION = ("server", "token_file", "tls", "tls_ca", "insecure")
 
 
 def _asking(command: Command) -> Command:
@@ -40,10 +52,9 @@ def _asking(command: Command) -> Command:
 @_asking
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
 @json_option
-def generate(prompt: str, model: str | None, server: str, no_stream: bool, as_json: bool, **sampling: Any) -> None:
+def generate(prompt: str, model: str | None, no_stream: bool, as_json: bool, **options: Any) -> None:
     """Continue PROMPT; `-` or none reads it from standard input, without the newline at its end."""
-    asked: SamplingOptions = sampling  # type: ignore[assignment]
-    with _client(server) as client:
+    with _client(options) as (client, asked):
         if prompt == "-":
             prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
         if as_json:
@@ -52,27 +63,39 @@ def generate(prompt: str, model: str | None, server: str, no_stream: bool, as_js
             click.echo(client.generate(prompt, model=model, **asked).text)
         else:
             with client.stream(prompt, model=model, **asked) as stream:
-                _print(stream)
+                for piece in stream:
+                    click.echo(piece, nl=False)
+                click.echo()
 
 
 @click.command()
 @_asking
 @click.option("--message", metavar="TEXT", help="Say this, print the answer, and leave.")
 @click.option("--system", metavar="TEXT", help="Instructions that stand above the conversation.")
-def chat(model: str | None, server: str, message: str | None, system: str | None, **sampling: Any) -> None:
+@click.option(
+    "--show-thinking/--hide-thinking",
+    "thinking",
+    default=None,
+    help="Print what the model thinks before it answers; default: on a terminal.",
+)
+def chat(model: str | None, message: str | None, system: str | None, thinking: bool | None, **options: Any) -> None:
     """Talk with a model; Ctrl-D leaves, Ctrl-C stops an answer."""
-    asked: SamplingOptions = sampling  # type: ignore[assignment]
     messages = [{"role": "system", "content": system}] if system else []
-    with _client(server) as client:
+    shown = sys.stdout.isatty() if thinking is None else thinking
+    with _client(options) as (client, asked):
+        # Asked before anyone types: there may be no such model.
         model = model or client.only_model().lasting_address
+        client.get_model(model)
         if message is not None:
             with client.chat_stream([*messages, {"role": "user", "content": message}], model=model, **asked) as stream:
-                _print(stream)
+                _print(stream, thinking=shown)
             return
-        _converse(client, messages, model, asked)
+        _converse(client, messages, model, asked, thinking=shown)
 
 
-def _converse(client: Client, messages: list[dict[str, str]], model: str, asked: SamplingOptions) -> None:
+def _converse(
+    client: Client, messages: list[dict[str, str]], model: str, asked: SamplingOptions, *, thinking: bool
+) -> None:
     """Ask and answer until the end of the input; a turn that fails is taken back, and the conversation goes on."""
     from modelwright.grpc_server.client import ServerError
 
@@ -91,7 +114,8 @@ def _converse(client: Client, messages: list[dict[str, str]], model: str, asked:
         messages.append({"role": "user", "content": said})
         try:
             with client.chat_stream(messages, model=model, **asked) as stream:
-                messages.append({"role": "assistant", "content": _print(stream, stoppable=terminal)})
+                said = _print(stream, thinking=thinking, stoppable=terminal)
+            messages.append({"role": "assistant", "content": said})
         except ServerError as error:
             messages.pop()
             if not terminal or error.code == "UNAVAILABLE":
@@ -109,13 +133,20 @@ def _ask(prompt: str) -> str | None:
         return None
 
 
-def _print(stream: Stream, *, stoppable: bool = False) -> str:
-    """Print the pieces as they come; gives the text. With `stoppable`, Ctrl-C ends the answer and no more."""
+def _print(stream: Stream, *, thinking: bool, stoppable: bool = False) -> str:
+    """Print the answer as it comes; gives its text. With `stoppable`, Ctrl-C ends the answer and no more."""
     text = ""
+    thought = False
     try:
-        for piece in stream:
-            click.echo(piece, nl=False)
-            text += piece
+        for part in stream.parts():
+            if part.thinking and thinking:
+                click.secho(part.thinking, dim=True, nl=False)
+                thought = True
+            if part.text and thought:
+                click.echo("\n")
+                thought = False
+            click.echo(part.text, nl=False)
+            text += part.text
     except KeyboardInterrupt:
         if not stoppable:
             raise
@@ -136,17 +167,25 @@ def _to_json(answer: Generation) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _client(server: str) -> Iterator[Client]:
-    """A client whose errors are one clear line."""
+def _client(options: dict[str, Any]) -> Iterator[tuple[Client, SamplingOptions]]:
+    """A client whose errors are one clear line, and how it is to sample."""
+    # What gRPC would log of a connection that fails is in the one line that says so.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from modelwright.grpc_server.client import Client, ServerError
 
-    # However long an answer takes, there is Ctrl-C.
-    with Client(server, timeout=None) as client:
-        try:
-            yield client
-        except ServerError as error:
-            hint = "; start one: modelwright serve ADDRESS" if error.code == "UNAVAILABLE" and not error.reason else ""
-            raise ModelwrightError(f"{error}{hint}") from error
-        except ValueError as error:
-            # What the messages cannot hold: text that is not UTF-8, a number with too many digits.
-            raise UsageError(f"this cannot be asked: {error}") from error
+    connection = {name: options.pop(name) for name in _CONNECTION}
+    target = connection.pop("server")
+    connection["token"] = read_token(connection.pop("token_file"), "--token-file")
+    sampling: SamplingOptions = options  # type: ignore[assignment]
+    try:
+        # However long an answer takes, there is Ctrl-C.
+        with Client(target, timeout=None, **connection) as client:
+            yield client, sampling
+    except ServerError as error:
+        nobody = str(error).startswith("no server answers")
+        raise ModelwrightError(f"{error}; start one: modelwright serve ADDRESS" if nobody else str(error)) from error
+    except ValueError as error:
+        # What the messages cannot hold: text that is not UTF-8, a number with too many digits.
+        raise UsageError(f"this cannot be asked: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--tls-ca {connection['tls_ca']} cannot be read: {(error.strerror or '').lower()}") from error

@@ -35,7 +35,17 @@ def _prepared(data: Any) -> str:
 
 
 def _graded(data: Any) -> str:
-    return f"{data['suite']}: " + ", ".join(named_figures(data["metrics"]))
+    return f"{_pair(data)}: " + ", ".join(named_figures(data["metrics"]))
+
+
+def _pair(data: Any) -> str:
+    """The suite, and in an evaluation of several models whose it is."""
+    return f"{data['model']} on {data['suite']}" if "model" in data else str(data["suite"])
+
+
+def _failed(data: Any) -> str:
+    subject = _pair(data) if data["suite"] else data.get("model", "the model")
+    return f"{subject} failed: {data['error']}"
 
 
 def named_figures(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -56,6 +66,7 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "resumed": lambda data: f"resumes after step {data['step']}",
     "registered": lambda data: f"{data['address']}, sha256 {data['digest'][:12]}",
     "graded": _graded,
+    "failed": _failed,
     "promoted": lambda data: f"@{data['alias']} points here now ({data['why']})",
     "not promoted": lambda data: f"no alias moved: {data['why']}",
 }
@@ -138,7 +149,7 @@ class Display:
         elif event.kind == "ended":
             self._end_task()
         elif event.kind == "answered":
-            self._advance(event, stage, event.data["answered"], event.data["examples"], event.data["suite"])
+            self._advance(event, stage, event.data["answered"], event.data["examples"], _pair(event.data))
 
     def _advance(self, event: Event, stage: str, done: int, total: int | None, note: str) -> None:
         if self._bars is None:

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelwright.core.api.errors import MissingDependencyError
+from modelwright.core.api.errors import MissingDependencyError, UsageError
 from modelwright.core.cli.common import print_table, registry_option
+from modelwright.core.cli.tokens import read_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from modelwright.grpc_server.server import Address
+    from modelwright.grpc_server.options import ServerOptions
+    from modelwright.grpc_server.server import Addresses, Announce
     from modelwright.grpc_server.table import ModelTable
 
 # What needs no --server.
 DEFAULT = "127.0.0.1:50051"
 
+_FILE = click.Path(path_type=Path)
+
 
 @click.command()
 @click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
 @click.option("--listen", default=DEFAULT, show_default=True, metavar="H:P", help="Where; port 0 takes a free one.")
+@click.option("--http", metavar="H:P", help="Where to answer OpenAI's HTTP API, too.")
+@click.option("--admin", metavar="H:P", help="Where alone to take calls that change the server.")
+@click.option("--tls-cert", type=_FILE, metavar="FILE", help="The certificates that prove who the server is (PEM).")
+@click.option("--tls-key", type=_FILE, metavar="FILE", help="Their private key (PEM).")
+@click.option("--token-file", type=_FILE, metavar="FILE", help="Its first line is what every caller must show.")
+@click.option("--admin-token-file", type=_FILE, metavar="FILE", help="Likewise, for calls that change the server.")
+@click.option(
+    "--insecure", is_flag=True, help="Let other machines connect with nothing encrypted, in trusted networks."
+)
 @click.option("--engine", default="torch", show_default=True, help="The engine plugin that runs the models.")
-@click.option("--insecure", is_flag=True, help="Allow other machines to connect: nothing is encrypted, all are let in.")
 @click.option("--max-message-bytes", type=click.IntRange(1024, 2**30), default=4 * 1024 * 1024, show_default=True)
 @click.option("--max-requests", type=click.IntRange(1), default=256, show_default=True, help="The most at once.")
 @click.option(
@@ -35,39 +49,65 @@ DEFAULT = "127.0.0.1:50051"
     help="Seconds for running requests at the end.",
 )
 @registry_option
-def serve(
-    addresses: tuple[str, ...],
-    listen: str,
-    engine: str,
-    insecure: bool,
-    max_message_bytes: int,
-    max_requests: int,
-    grace: float,
-    registry: str | None,
-) -> None:
+def serve(addresses: tuple[str, ...], engine: str, registry: str | None, **asked: Any) -> None:
     """Serve registered models over gRPC until Ctrl-C or SIGTERM.
 
     An ADDRESS is NAME (its newest version), NAME@3 or @ALIAS. Aliases of the registry that point to a model served here
     can be asked too, and switched without a request lost (Client.set_alias).
+
+    Without --admin, calls that change the server are taken where it listens, if only this machine can reach that.
+    Where other machines reach it, it needs --tls-cert and --tls-key, or --insecure.
     """
     from modelwright.core import home
     from modelwright.core.api.components import EngineSpec
     from modelwright.core.plugins import discover
     from modelwright.core.registry import open_registry
 
+    # Rubbish on a port is no news of this server.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     with _needed():
-        from modelwright.grpc_server.server import Address, ServerOptions, run
-    options = ServerOptions(
-        listen=Address.parse(listen),
-        insecure=insecure,
-        max_message_bytes=max_message_bytes,
-        max_requests=max_requests,
-        grace=grace,
-    )
+        from modelwright.grpc_server.server import run
+
+        options = _options(**asked)
     plugins = discover()
     spec = plugins.get(EngineSpec, engine)
     with _needed():
-        run(open_registry(home.registry_url(registry), plugins), spec, addresses, options, _announce)
+        run(
+            open_registry(home.registry_url(registry), plugins),
+            spec,
+            addresses,
+            options,
+            _announcer(options),
+            engines=lambda name: plugins.get(EngineSpec, name),
+        )
+
+
+def _options(
+    *,
+    listen: str,
+    http: str | None,
+    admin: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    token_file: Path | None,
+    admin_token_file: Path | None,
+    **numbers: Any,
+) -> ServerOptions:
+    from modelwright.grpc_server.access import Tls
+    from modelwright.grpc_server.listening import Address
+    from modelwright.grpc_server.options import ServerOptions
+
+    if (tls_cert is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key belong together: give both, or neither")
+    return ServerOptions(
+        listen=Address.parse(listen),
+        http=Address.parse(http) if http is not None else None,
+        admin=Address.parse(admin) if admin is not None else None,
+        tls=Tls(certificate=tls_cert, key=tls_key) if tls_cert is not None and tls_key is not None else None,
+        token=read_token(token_file, "--token-file"),
+        admin_token=read_token(admin_token_file, "--admin-token-file"),
+        **numbers,
+    )
 
 
 @contextlib.contextmanager
@@ -81,12 +121,32 @@ def _needed() -> Iterator[None]:
         ) from error
 
 
-def _announce(address: Address, table: ModelTable) -> None:
-    routes = table.routes()
+def _announcer(options: ServerOptions) -> Announce:
+    def announce(bound: Addresses, table: ModelTable) -> None:
+        _print_models(table)
+        if bound.admin is not None:
+            click.echo(f"administrators: {bound.admin}")
+        if bound.http is not None:
+            scheme = "http" if options.tls is None else "https"
+            click.echo(f"HTTP: {scheme}://{bound.http}/v1")
+        click.echo(f"serving on {bound.listen}; Ctrl-C ends it. In another terminal:")
+        flags = [] if str(bound.listen) == DEFAULT else [f"--server {bound.listen}"]
+        flags += ["--tls-ca FILE"] if options.tls is not None else []
+        flags += ["--token-file FILE"] if options.token is not None else []
+        where = "".join(f" {flag}" for flag in flags)
+        routes = table.routes()
+        ask = f"@{routes[0].alias}" if routes else table.models()[0].address
+        click.echo(f"  modelwright chat --model {ask}{where}")
+        click.echo(f"  modelwright generate --model {ask}{where} 'How much is 2 + 3?'")
+
+    return announce
+
+
+def _print_models(table: ModelTable) -> None:
     rows = [
         (
             model.address,
-            ", ".join(f"@{route.alias}" for route in routes if route.model is model),
+            ", ".join(f"@{route.alias}" for route in table.routes() if route.model is model),
             model.version.digest[:12],
             str(model.context_length),
             model.spec.name,
@@ -94,8 +154,3 @@ def _announce(address: Address, table: ModelTable) -> None:
         for model in table.models()
     ]
     print_table(("model", "aliases", "digest", "context", "engine"), rows)
-    click.echo(f"serving on {address}; Ctrl-C ends it. In another terminal:")
-    ask = f"@{routes[0].alias}" if routes else rows[0][0]
-    where = "" if str(address) == DEFAULT else f" --server {address}"
-    click.echo(f"  modelwright chat --model {ask}{where}")
-    click.echo(f"  modelwright generate --model {ask}{where} 'How much is 2 + 3?'")

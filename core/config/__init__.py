@@ -1,11 +1,23 @@
-"""run.toml to typed configuration: `read_run`, and what it gives and raises."""
+"""Run and evaluation files to typed configuration: `read_run`, `read_eval`, and what they give and raise."""
 
 from modelwright.core.config.errors import ConfigError, Problem
-from modelwright.core.config.reader import Runs, from_plain, read_run, to_plain
+from modelwright.core.config.reader import (
+    EvalFile,
+    Runs,
+    eval_from_plain,
+    from_plain,
+    is_eval_file,
+    read_eval,
+    read_run,
+    to_plain,
+)
 from modelwright.core.config.schema import (
     AdapterConfig,
     ClusterConfig,
     DataConfig,
+    EvalConfig,
+    EvalRegistryConfig,
+    EvalSuiteConfig,
     FilePath,
     GenerationConfig,
     HoldoutConfig,
@@ -27,6 +39,10 @@ __all__ = [
     "ClusterConfig",
     "ConfigError",
     "DataConfig",
+    "EvalConfig",
+    "EvalFile",
+    "EvalRegistryConfig",
+    "EvalSuiteConfig",
     "FilePath",
     "GenerationConfig",
     "HoldoutConfig",
@@ -43,7 +59,10 @@ __all__ = [
     "SourceConfig",
     "SuiteConfig",
     "TokensConfig",
+    "eval_from_plain",
     "from_plain",
+    "is_eval_file",
+    "read_eval",
     "read_run",
     "to_plain",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from attrs import evolve, field, fields, frozen
 
@@ -14,64 +14,74 @@ from modelwright.core.config.convert import structure
 from modelwright.core.config.errors import Finding, Invalid
 
 if TYPE_CHECKING:
-    from modelwright.core.config.schema import RunConfig
+    from modelwright.core.config.schema import EvalConfig, RunConfig, SuiteConfig
     from modelwright.core.config.words import KeyPath
     from modelwright.core.plugins import Plugins
 
 Spec = TypeVar("Spec", bound=ComponentSpec)
+Suite = TypeVar("Suite", bound="SuiteConfig")
+
+
+Root = TypeVar("Root", "RunConfig", "EvalConfig")
+Suites = tuple[tuple[str | None, Any], ...]
 
 
 @frozen(kw_only=True)
-class Components:
-    """What a run's components are given; None where it could not be made, and then `findings` says why.
+class Components(Generic[Root]):
+    """What a file says about components.
 
     Attributes:
-        data: the format's options.
-        train: the trainer's.
-        suites: for each suite its format's name and that format's options.
-        findings: what is wrong.
+        findings: what is wrong with it.
+        fill: makes the configuration with its options typed and no suite's format left open; for a configuration that
+            has no findings.
     """
 
-    data: Any = None
-    train: Any = None
-    suites: tuple[tuple[str | None, Any], ...] = ()
-    findings: tuple[Finding, ...] = ()
-
-    def fill(self, config: RunConfig) -> RunConfig:
-        """The configuration with its options typed and no suite's format left open."""
-        suites = tuple(
-            evolve(suite, format=name, options=options)
-            for suite, (name, options) in zip(config.evaluate, self.suites, strict=True)
-        )
-        return evolve(
-            config,
-            data=evolve(config.data, options=self.data),
-            train=evolve(config.train, options=self.train),
-            evaluate=suites,
-        )
+    findings: tuple[Finding, ...]
+    fill: Callable[[Root], Root]
 
 
-def read_components(values: Mapping[str, Any], plugins: Plugins) -> Components:
+def run_components(values: Mapping[str, Any], plugins: Plugins) -> Components[RunConfig]:
     """Look up and type whatever `values`, the plain tree of a run, says about components.
 
     What is of the wrong shape is passed over: structuring the tree tells of it.
     """
     reader = _Reader(plugins=plugins)
-    data, train, evaluate = _table(values.get("data")), _table(values.get("train", {})), values.get("evaluate", ())
+    data, train = _table(values.get("data")), _table(values.get("train", {}))
     data_format = data.get("format") if data is not None else None
     data_options = reader.options(FormatSpec, data_format, data, ("data",), "format")
     default = str(fields(TrainSettings).trainer.default)
     trainer = train.get("trainer", default) if train is not None else None
     train_options = reader.options(TrainerSpec, trainer, train, ("train",), "trainer")
     reader.launching(trainer, train)
-    suites = [
-        reader.suite(_table(suite) or {}, ("evaluate", index), data_format, data_options)
-        for index, suite in enumerate(evaluate if isinstance(evaluate, list) else ())
-    ]
-    url = (_table(values.get("registry")) or {}).get("url")
-    if isinstance(url, str) and "://" in url:
-        reader.check(lambda: plugins.registry_for(url.partition("://")[0]), ("registry", "url"))
-    return Components(data=data_options, train=train_options, suites=tuple(suites), findings=tuple(reader.findings))
+    suites = reader.suites(values, data_format, data_options)
+    reader.registry(values)
+
+    def fill(config: RunConfig) -> RunConfig:
+        return evolve(
+            config,
+            data=evolve(config.data, options=data_options),
+            train=evolve(config.train, options=train_options),
+            evaluate=_filled(config.evaluate, suites),
+        )
+
+    return Components(findings=tuple(reader.findings), fill=fill)
+
+
+def eval_components(values: Mapping[str, Any], plugins: Plugins) -> Components[EvalConfig]:
+    """As `run_components`, for the plain tree of an evaluation file."""
+    reader = _Reader(plugins=plugins)
+    suites = reader.suites(values, None, None)
+    reader.registry(values)
+    return Components(
+        findings=tuple(reader.findings),
+        fill=lambda config: evolve(config, evaluate=_filled(config.evaluate, suites)),
+    )
+
+
+def _filled(suites: Sequence[Suite], components: Suites) -> tuple[Suite, ...]:
+    return tuple(
+        evolve(suite, format=name, options=options) for suite, (name, options) in zip(suites, components, strict=True)
+    )
 
 
 def _table(value: Any) -> Mapping[str, Any] | None:
@@ -125,7 +135,21 @@ class _Reader:
         if spec is not None and spec.inputs != "text":
             self.findings.append((path, f"{name} grades {spec.inputs}, which this version cannot give"))
 
-    def suite(
+    def suites(self, values: Mapping[str, Any], data_format: Any, data_options: Any) -> Suites:
+        """The format and its options of each of `[[evaluate]]`."""
+        tables = values.get("evaluate", ())
+        return tuple(
+            self._suite(_table(table) or {}, ("evaluate", index), data_format, data_options)
+            for index, table in enumerate(tables if isinstance(tables, list) else ())
+        )
+
+    def registry(self, values: Mapping[str, Any]) -> None:
+        """Whether there is a backend for the registry's URL."""
+        url = (_table(values.get("registry")) or {}).get("url")
+        if isinstance(url, str) and "://" in url:
+            self.check(lambda: self.plugins.registry_for(url.partition("://")[0]), ("registry", "url"))
+
+    def _suite(
         self, table: Mapping[str, Any], path: KeyPath, data_format: Any, data_options: Any
     ) -> tuple[str | None, Any]:
         """A suite's format and options: `[data]`'s unless it names others."""

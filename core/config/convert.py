@@ -111,6 +111,8 @@ def _anything(value: Any, _: Any = None) -> Any:
         return scalars.number(value)
     if isinstance(value, str):
         return str(value)
+    if value is None:
+        raise fail("must not be null: leave the key out")
     return plain(value) if isinstance(value, date | time) else value
 
 

@@ -1,4 +1,4 @@
-"""The layers of a configuration, one over the other: file < variant < `--set`. Tables merge, arrays replace."""
+"""The layers of a configuration, one over the other: files < variant < `--set`. Tables merge, arrays replace."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomli
 from attrs import field, frozen
 
-from modelwright.core.config.documents import DEEPEST, Document, parse_value
+from modelwright.core.config.documents import DEEPEST, Document
 from modelwright.core.config.errors import ConfigError, Invalid, Problem, fail
 from modelwright.core.config.paths import Written
+from modelwright.core.config.toml_values import parse_value
 from modelwright.core.config.words import KeyPath, dotted, printable, quoted, shown
 
-SET: Literal["--set"] = "--set"
+SET = "--set"
 
 # A part of a TOML key: bare, "basic" or 'literal'.
 _PART = re.compile(r"""\s*(?:([A-Za-z0-9_-]+)|("(?:[^"\\]|\\.)*")|('[^']*'))\s*""")
@@ -24,9 +25,9 @@ _PART = re.compile(r"""\s*(?:([A-Za-z0-9_-]+)|("(?:[^"\\]|\\.)*")|('[^']*'))\s*"
 
 @frozen(kw_only=True)
 class Origin:
-    """Where a key was given: its path in the file, or in a `--set`."""
+    """Where a key was given: its path in a file, or in a `--set` (there is no document then)."""
 
-    source: Literal["file", "--set"]
+    document: Document | None
     path: KeyPath
 
 
@@ -104,7 +105,7 @@ class Layers:
     """Layers merged into one tree that remembers where each part of it was given.
 
     Attributes:
-        document: the file.
+        document: the file that is read: what is given nowhere is missing there.
         values: the merged tree.
         origins: for each path in it the places that gave it, lowest layer first: several for a table that was merged.
     """
@@ -113,9 +114,9 @@ class Layers:
     values: dict[str, Any] = field(factory=dict)
     origins: dict[KeyPath, list[Origin]] = field(factory=dict)
 
-    def merge(self, table: Mapping[str, Any], *, at: KeyPath = ()) -> None:
-        """Put a table of the file, the one at the path `at` in it, over what is there."""
-        self._over(self.values, table, (), Origin(source="file", path=at))
+    def merge(self, table: Mapping[str, Any], document: Document, *, at: KeyPath = ()) -> None:
+        """Put a table of a file, the one at the path `at` in it, over what is there."""
+        self._over(self.values, table, (), Origin(document=document, path=at))
 
     def override(self, override: Override) -> None:
         """Put a `--set` over what is there.
@@ -131,13 +132,13 @@ class Layers:
             if not rest or (isinstance(holder, dict) and key not in holder):
                 break
             holder, path = holder[key], (*path, key)
-            self.origins[path].append(Origin(source=SET, path=path))
+            self.origins[path].append(Origin(document=None, path=path))
         value = override.value
         for part, is_quoted in reversed(rest):
             if part.isdecimal() and not is_quoted:
                 raise fail(f"there is no array with an entry {part} (a table's key would be {quoted(part)}, in quotes)")
             value = {part: value}
-        self._put(holder, key, value, path, Origin(source=SET, path=path))
+        self._put(holder, key, value, path, Origin(document=None, path=path))
 
     def _over(self, target: dict[str, Any], table: Mapping[str, Any], path: KeyPath, origin: Origin) -> None:
         for key, value in table.items():
@@ -145,7 +146,7 @@ class Layers:
 
     def _put(self, holder: Any, key: str | int, value: Any, path: KeyPath, origin: Origin) -> None:
         """Set or merge `holder[key]`; `path` and `origin` are the holder's."""
-        here, given = (*path, key), Origin(source=origin.source, path=(*origin.path, key))
+        here, given = (*path, key), Origin(document=origin.document, path=(*origin.path, key))
         there = holder[key] if isinstance(key, int) or key in holder else None
         if isinstance(there, dict) and isinstance(value, Mapping):
             self.origins.setdefault(here, []).append(given)
@@ -163,7 +164,7 @@ class Layers:
             return value
         items = value.items() if isinstance(value, dict) else enumerate(value)
         copies = {
-            key: self._recorded(item, (*path, key), Origin(source=origin.source, path=(*origin.path, key)))
+            key: self._recorded(item, (*path, key), Origin(document=origin.document, path=(*origin.path, key)))
             for key, item in items
         }
         return copies if isinstance(value, dict) else list(copies.values())
@@ -173,9 +174,11 @@ class Layers:
         known = path
         while known and known not in self.origins:
             known = known[:-1]
-        given = self.origins.get(known) or [Origin(source="file", path=())]
-        origin = given[-1] if known == path else given[0]
-        return located(self.document, origin, path[len(known) :], message)
+        given = self.origins.get(known) or [Origin(document=self.document, path=())]
+        # What is missing is missing in the file that was read, if it has the table at all.
+        lacking = next((one for one in given if one.document is self.document), given[0])
+        origin = given[-1] if known == path else lacking
+        return located(origin, path[len(known) :], message)
 
 
 def _step(holder: Any, path: KeyPath, part: str, is_quoted: bool) -> str | int:
@@ -191,10 +194,10 @@ def _step(holder: Any, path: KeyPath, part: str, is_quoted: bool) -> str | int:
     return part
 
 
-def located(document: Document, origin: Origin, beyond: KeyPath, message: str) -> Problem:
+def located(origin: Origin, beyond: KeyPath, message: str) -> Problem:
     """A problem at `origin`, or at a path `beyond` it that is not there."""
-    path = (*origin.path, *beyond)
-    if origin.source == SET:
+    path, document = (*origin.path, *beyond), origin.document
+    if document is None:
         return Problem(source=SET, key=dotted(path), message=message)
     table = path
     while table and isinstance(table[-1], int):

@@ -27,13 +27,14 @@ def _parser() -> tree_sitter.Parser:
     return tree_sitter.Parser(tree_sitter.Language(tree_sitter_toml.language()))
 
 
-def lines(content: bytes) -> dict[KeyPath, int]:
+def lines(text: str) -> dict[KeyPath, int]:
     """The line, from 1, of each key path in a valid TOML document.
 
     A table has the line of its own header, if there is one, else of the first key or header that mentions it; an
     array's entry has the line where it begins. What tree-sitter cannot parse has no line, and `()` has line 1.
     """
     found = _Lines()
+    content = text.encode("utf-8", "surrogatepass")
     content = _ESCAPE.sub(lambda escape: _OLDER.get(escape[0], escape[0]), content)
     for node in _parser().parse(content).root_node.named_children:
         match node.type:

@@ -1,37 +1,34 @@
-"""run.toml to `RunConfig`s: every variant, every mistake at once."""
+"""Files to `RunConfig`s and `EvalConfig`s: every layer, every variant, every mistake at once."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from attrs import evolve, field, frozen
 
-from modelwright.core.config.components import Components, read_components
+from modelwright.core.config.components import Root
 from modelwright.core.config.convert import plain, structure
-from modelwright.core.config.documents import Document, read_document
-from modelwright.core.config.errors import ConfigError, Finding, Invalid, Problem
-from modelwright.core.config.layers import Layers, Origin, Override, located, parse_override, put_all
-from modelwright.core.config.paths import Written
-from modelwright.core.config.schema import VARIANT_NAME, PluginsConfig, RunConfig
-from modelwright.core.config.words import KeyPath, closest, dotted, shown
+from modelwright.core.config.documents import Document
+from modelwright.core.config.errors import ConfigError, Invalid, Problem
+from modelwright.core.config.extends import Layer, read_chain
+from modelwright.core.config.kinds import EVAL, RUN, Kind
+from modelwright.core.config.layers import Layers, Override, parse_override, put_all
+from modelwright.core.config.schema import VARIANT_NAME, EvalConfig, PluginsConfig, RunConfig
+from modelwright.core.config.variants import VARIANTS, no_variants, settle_variants, unknown_variant
+from modelwright.core.config.words import dotted
 from modelwright.core.plugins import Plugins, discover
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-# What belongs to the file as a whole, with the reason why a variant cannot have it.
-_NOT_IN_A_VARIANT = {
-    "name": "a variant's name is made of the file's: NAME-VARIANT",
-    "plugins": "plugins are chosen once, for all variants",
-    "variants": "a variant cannot have variants",
-    "extends": "extends is not supported by this version",
-}
+# Top-level keys that tell the kinds of files apart.
+_RUN_ONLY = frozenset({"model", "data", "train"})
 
 
 @frozen(kw_only=True)
 class Runs:
-    """A run.toml, read.
+    """A run file, read.
 
     Attributes:
         path: the file, absolute.
@@ -44,6 +41,15 @@ class Runs:
     configs: tuple[RunConfig, ...]
 
 
+@frozen(kw_only=True)
+class EvalFile:
+    """An evaluation file, read: its absolute path, the plugins that it was read with, and what it says."""
+
+    path: Path
+    plugins: Plugins
+    config: EvalConfig
+
+
 def read_run(
     path: Path,
     *,
@@ -51,10 +57,10 @@ def read_run(
     overrides: Sequence[str] = (),
     plugins: Plugins | None = None,
 ) -> Runs:
-    """Read a run.toml.
+    """Read a run file.
 
     Args:
-        path: the file.
+        path: the file, TOML or YAML.
         variants: those wanted; all by default.
         overrides: `K=V`, as given to `--set`.
         plugins: to look components up in; by default those installed, less what `[plugins]` disables.
@@ -62,40 +68,64 @@ def read_run(
     Raises:
         ConfigError: with a line for everything that is wrong.
     """
-    document = read_document(path)
-    reading = _Reading(document=document, values=Written.mark(document.values, document.folder))
+    read, plugins, configs = _read(path, RUN, variants or (), overrides, plugins)
+    return Runs(path=read, plugins=plugins, configs=configs)
+
+
+def read_eval(path: Path, *, overrides: Sequence[str] = (), plugins: Plugins | None = None) -> EvalFile:
+    """Read an evaluation file; arguments and errors are those of `read_run`."""
+    read, plugins, (config,) = _read(path, EVAL, (), overrides, plugins)
+    return EvalFile(path=read, plugins=plugins, config=config)
+
+
+def is_eval_file(path: Path) -> bool:
+    """Whether a file is an evaluation file: it names models, or has test sets and nothing of a run.
+
+    A file that cannot be read is none: reading it as a run file tells what is wrong with it.
+    """
+    try:
+        layers = read_chain(path, needs="")
+    except ConfigError:
+        return False
+    keys = {key for layer in layers for key in layer.values}
+    return "models" in keys or ("evaluate" in keys and not keys & _RUN_ONLY)
+
+
+def _read(
+    path: Path, kind: Kind[Root], variants: Sequence[str], overrides: Sequence[str], plugins: Plugins | None
+) -> tuple[Path, Plugins, tuple[Root, ...]]:
+    reading = _Reading(kind=kind, files=read_chain(path, needs=kind.needs))
     for text in overrides:
         reading.add_override(text)
-    chosen = reading.choose(list(dict.fromkeys(variants or ())))
+    names = reading.variants(list(dict.fromkeys(variants))) if kind.variants else [None]
     plugins = reading.plugins() if plugins is None else plugins
-    configs = [reading.config(variant, plugins) for variant in chosen]
+    configs = [reading.config(name, plugins) for name in names]
     if reading.problems or plugins is None:
         raise ConfigError(reading.sorted_problems())
-    return Runs(
-        path=document.folder / path.name,
-        plugins=plugins,
-        configs=tuple(config for config in configs if config is not None),
-    )
+    return reading.document.folder / path.name, plugins, tuple(config for config in configs if config is not None)
 
 
 @frozen(kw_only=True)
-class _Reading:
+class _Reading(Generic[Root]):
     """One reading of one file; `problems` grows, each line of it once, however many variants it is in."""
 
-    document: Document
-    values: dict[str, Any]
+    kind: Kind[Root]
+    files: tuple[Layer, ...]
     overrides: list[Override] = field(factory=list)
     problems: dict[Problem, None] = field(factory=dict)
+
+    @property
+    def document(self) -> Document:
+        """The file itself."""
+        return self.files[-1].document
 
     def _add(self, *problems: Problem) -> None:
         self.problems.update(dict.fromkeys(problems))
 
-    def _in_file(self, path: KeyPath, message: str) -> None:
-        self._add(located(self.document, Origin(source="file", path=path), (), message))
-
     def sorted_problems(self) -> list[Problem]:
-        """By line; those of `--set`, which have none, last."""
-        return sorted(self.problems, key=lambda problem: (problem.line is None, problem.line or 0))
+        """The file's by line, then those of what it extends; those of `--set`, which have no line, last."""
+        order = {file.document.name: number for number, file in enumerate(reversed(self.files))}
+        return sorted(self.problems, key=lambda one: (one.line is None, order.get(one.source, 0), one.line or 0))
 
     def add_override(self, text: str) -> None:
         """Note a `--set`."""
@@ -105,64 +135,46 @@ class _Reading:
             self._add(*error.problems)
             return
         match override.parts[0][0]:
-            case "variants":
+            case "variants" if self.kind.variants:
                 self._add(override.problem("set the key itself, and choose the variant with --variant"))
             case "extends":
-                self._add(override.problem(_NOT_IN_A_VARIANT["extends"]))
+                self._add(override.problem("set the keys themselves: extends belongs in the file"))
             case _:
                 self.overrides.append(override)
 
-    def choose(self, wanted: list[str]) -> list[str | None]:
-        """The variants to read, None for a file without; the file's keys that are no part of a run are taken out."""
-        if "extends" in self.values:
-            del self.values["extends"]
-            self._in_file(("extends",), "extends is not supported by this version: put those keys into this file")
-        variants = self.values.pop("variants", None)
-        if variants is None:
-            if wanted:
-                message = f"there is no variant {shown(wanted[0])}: {self.document.name} has no [variants]"
-                self._add(Problem(source="--variant", key=wanted[0], message=message))
+    def variants(self, wanted: list[str]) -> list[str | None]:
+        """The variants to read, None for a file without; what cannot be read as one is taken out."""
+        given = [file for file in self.files if VARIANTS in file.values]
+        if not given:
+            self._add(*(no_variants(name, self.document.name) for name in wanted[:1]))
             return [None]
-        if not isinstance(variants, dict) or not variants:
-            self._in_file(("variants",), "must be tables, one for each variant: [variants.NAME]")
+        named: dict[str, None] = {}
+        for file in given:
+            names, problems = settle_variants(file)
+            named.update(dict.fromkeys(names))
+            self._add(*problems)
+        if not named:
             return [None]
-        good = {name: table for name, table in variants.items() if self._variant(name, table)}
-        for name in wanted:
-            if name not in variants:
-                close = closest(name, variants)
-                meant = "" if close is None else f", did you mean {close}?"
-                message = (
-                    f"there is no such variant{meant} (there are: {', '.join(map(dotted, ((n,) for n in variants)))})"
-                )
-                self._add(Problem(source="--variant", key=dotted((name,)), message=message))
-        self.values["variants"] = good
+        self._add(*(unknown_variant(name, named) for name in wanted if name not in named))
+        good = dict.fromkeys(name for file in given for name in file.values[VARIANTS])
         return [name for name in wanted or good if name in good]
-
-    def _variant(self, name: str, table: Any) -> bool:
-        """Whether a variant can be merged; what cannot be in it is taken out."""
-        if not VARIANT_NAME.fullmatch(name):
-            # It is read all the same: it may hold other mistakes.
-            self._in_file(("variants", name), "a variant's name must be a lower-case letter, then any of a-z 0-9 _ -")
-        if not isinstance(table, dict):
-            self._in_file(("variants", name), f"must be a table of what differs in this variant, not {shown(table)}")
-            return False
-        for key in [key for key in table if key in _NOT_IN_A_VARIANT]:
-            del table[key]
-            self._in_file(("variants", name, key), f"does not belong in a variant: {_NOT_IN_A_VARIANT[key]}")
-        return True
 
     def _layers(self, variant: str | None) -> Layers:
         layers = Layers(document=self.document)
-        layers.merge({key: value for key, value in self.values.items() if key != "variants"})
+        apart = VARIANTS if self.kind.variants else None
+        for file in self.files:
+            layers.merge({key: value for key, value in file.values.items() if key != apart}, file.document)
         if variant is not None:
-            layers.merge(self.values["variants"][variant], at=("variants", variant))
+            for file in self.files:
+                layers.merge(file.values.get(VARIANTS, {}).get(variant, {}), file.document, at=(VARIANTS, variant))
         self._add(*put_all(layers, self.overrides))
         return layers
 
     def plugins(self) -> Plugins | None:
-        """The plugins, as the file's and the overrides' `[plugins]` want them; None where those are wrong."""
+        """The plugins, as the files' and the overrides' `[plugins]` want them; None where those are wrong."""
         layers = Layers(document=self.document)
-        layers.merge({key: value for key, value in self.values.items() if key == "plugins"})
+        for file in self.files:
+            layers.merge({key: value for key, value in file.values.items() if key == "plugins"}, file.document)
         put_all(layers, [override for override in self.overrides if override.parts[0][0] == "plugins"])
         try:
             config = structure(layers.values.get("plugins", {}), PluginsConfig)
@@ -171,51 +183,42 @@ class _Reading:
             return None
         return discover(disable=config.disable, prefer=config.prefer)
 
-    def config(self, variant: str | None, plugins: Plugins | None) -> RunConfig | None:
+    def config(self, variant: str | None, plugins: Plugins | None) -> Root | None:
         """One variant's configuration; None where it has problems, which are noted."""
         layers = self._layers(variant)
         try:
-            config = build(layers.values, plugins)
+            config = self.kind.build(layers.values, plugins)
         except Invalid as error:
             self._add(*(layers.problem(path, message) for path, message in error.findings))
             return None
-        if variant is None or not VARIANT_NAME.fullmatch(variant):
+        if variant is None or not VARIANT_NAME.fullmatch(variant) or not isinstance(config, RunConfig):
             return config
         return evolve(config, name=f"{config.name}-{variant}")
 
 
-def build(values: Mapping[str, Any], plugins: Plugins | None) -> RunConfig:
-    """A configuration out of one merged tree; without plugins their options stay as they are.
-
-    Raises:
-        Invalid: with a finding for each thing that is wrong.
-    """
-    components = Components() if plugins is None else read_components(values, plugins)
-    findings: list[Finding] = []
-    try:
-        config = structure(values, RunConfig)
-    except Invalid as error:
-        findings += error.findings
-    findings += [finding for finding in components.findings if finding not in findings]
-    if findings:
-        raise Invalid(findings)
-    return config if plugins is None else components.fill(config)
-
-
-def to_plain(config: RunConfig) -> dict[str, Any]:
+def to_plain(config: RunConfig | EvalConfig) -> dict[str, Any]:
     """A configuration as JSON and TOML can hold it, options included: TOML's key names; what is None is left out."""
     values: dict[str, Any] = plain(config)
     return values
 
 
 def from_plain(values: Mapping[str, Any], plugins: Plugins) -> RunConfig:
-    """The inverse of `to_plain`.
+    """The inverse of `to_plain` for a run.
 
     Raises:
         ConfigError: the values are not those of a configuration, or a component is gone.
     """
+    return _from_plain(values, plugins, RUN)
+
+
+def eval_from_plain(values: Mapping[str, Any], plugins: Plugins) -> EvalConfig:
+    """As `from_plain`, for an evaluation."""
+    return _from_plain(values, plugins, EVAL)
+
+
+def _from_plain(values: Mapping[str, Any], plugins: Plugins, kind: Kind[Root]) -> Root:
     try:
-        return build(values, plugins)
+        return kind.build(values, plugins)
     except Invalid as error:
         problems = [
             Problem(source="resolved configuration", key=dotted(path), message=message)

@@ -7,7 +7,7 @@ never ignored.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NewType
 
 from attrs import field, frozen, has, validators
@@ -19,6 +19,7 @@ from modelwright.core.api.training import TrainSettings
 from modelwright.core.config.condition import parse_condition
 from modelwright.core.config.words import closest, either, shown
 
+ModelAddress = NewType("ModelAddress", str)
 # Strings that `core.config.paths` resolves while they are read; each says there how.
 FilePath = NewType("FilePath", str)
 ModelSource = NewType("ModelSource", str)
@@ -52,6 +53,12 @@ def _not_yet(refused: Callable[[Any], bool], instead: str) -> Any:
             raise ValueError(f"{what}is not supported by this version: {instead}")
 
     return check
+
+
+def _some_models(_instance: Any, _attribute: Any, value: Sequence[str]) -> None:
+    """A validator for `models`: "all", or one or more."""
+    if not value:
+        raise ValueError('must not be empty: name models, or write "all"')
 
 
 def _not_blank(_instance: Any, _attribute: Any, value: str) -> None:
@@ -324,10 +331,7 @@ class RunConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
-        names = [suite.name for suite in self.evaluate]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                yield f"evaluate.{index}.name", f"two suites are named {shown(name)}"
+        yield from _same_names(self.evaluate)
         yield from self._promotion_problems()
 
     def _promotion_problems(self) -> Iterator[tuple[str, str]]:
@@ -344,3 +348,52 @@ class RunConfig:
             if clause.measure not in measured:
                 there_are = ", ".join(measured) or "nothing"
                 yield "registry.promote.if", f"the run does not measure {clause.measure} (it measures: {there_are})"
+
+
+@frozen(kw_only=True)
+class EvalSuiteConfig(SuiteConfig):
+    """One of `[[evaluate]]` in an evaluation file: there is no `[data]` whose format it could have."""
+
+    format: str
+
+
+@frozen(kw_only=True)
+class EvalRegistryConfig:
+    """`[registry]` of an evaluation file: where the models are; as in a run.toml."""
+
+    url: RegistryUrl | None = None
+
+
+@frozen(kw_only=True)
+class EvalConfig:
+    """An evaluation file, resolved: which models are graded on which test sets, without a run.
+
+    Attributes:
+        models: addresses in the registry, or "all" of it.
+        seed: of everything random.
+        evaluate: the test sets; the format of each is given. A file has one or more; a run may have none.
+        output: the folder for the report and the samples; default: the command's choice.
+    """
+
+    models: tuple[ModelAddress, ...] | Literal["all"] = field(validator=_some_models)
+    seed: int = field(default=17, validator=validators.and_(validators.ge(0), validators.lt(2**63)))
+    evaluate: tuple[EvalSuiteConfig, ...]
+    output: FilePath | None = None
+    registry: EvalRegistryConfig = field(factory=EvalRegistryConfig)
+    plugins: PluginsConfig = field(factory=PluginsConfig)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between fields, as (key, message)."""
+        if not self.evaluate:
+            yield "evaluate", "must not be empty: name a test set"
+        for index, address in enumerate(self.models if self.models != "all" else ()):
+            if address in self.models[:index]:
+                yield f"models.{index}", f"model {shown(address)} is named twice"
+        yield from _same_names(self.evaluate)
+
+
+def _same_names(suites: Sequence[SuiteConfig]) -> Iterator[tuple[str, str]]:
+    names = [suite.name for suite in suites]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield f"evaluate.{index}.name", f"two suites are named {shown(name)}"

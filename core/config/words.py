@@ -40,7 +40,9 @@ def shown(value: Any) -> str:
         return "a table"
     if isinstance(value, Sequence | set | frozenset):
         return "an array" if value else "an empty array"
-    if isinstance(value, bool):
+    if value is None:
+        value = "null"
+    elif isinstance(value, bool):
         value = str(value).lower()
     elif isinstance(value, int) and value.bit_length() > _BITS:
         value = f"one of {value.bit_length()} bits"

@@ -6,36 +6,45 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modelwright.core.api import files
-from modelwright.core.api.components import EngineSpec
+from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import Figure
-from modelwright.core.config import to_plain
-from modelwright.core.evaluate.suites import suite_inputs
-from modelwright.core.processes import run_worker, worker_command
+from modelwright.core.evaluate.order import (
+    STAGE,
+    VERSION,
+    Failure,
+    Order,
+    OrderedModel,
+    Pair,
+    add_failure,
+    engine_origin,
+    folder_name,
+    forget_failures,
+    make_order,
+    of_run,
+    read_current,
+    read_failures,
+    suites_inputs,
+    write_order,
+)
+from modelwright.core.processes import Following, WorkerDiedError, run_worker, worker_command
 from modelwright.core.stage import Run
 
-ENGINE = "torch"
-
-# Counts up when the same inputs give other figures than before.
-VERSION = 1
+Emit = Callable[[str, Mapping[str, Any]], None]
 
 
 class Evaluate:
     """A registered version to its metrics."""
 
-    name = "evaluate"
+    name = STAGE
 
     def inputs(self, run: Run) -> dict[str, Any]:
         """The model, the test sets' bytes and options, the plugins that read and grade them."""
-        tables = to_plain(run.config).get("evaluate", [])
         registered = run.outputs("register")
         return {
             "version": VERSION,
             "model": [registered["address"], registered["digest"]],
-            "engine": run.plugins.origin(run.plugins.get(EngineSpec, ENGINE)),
-            "suites": {
-                suite.name: suite_inputs(suite, values, run.config, run.plugins)
-                for suite, values in zip(run.config.evaluate, tables, strict=True)
-            },
+            "engine": engine_origin(run.plugins),
+            "suites": suites_inputs(of_run(run.config, registered["address"]), run.plugins),
         }
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - the protocol's signature
@@ -45,37 +54,85 @@ class Evaluate:
         for suite in run.config.evaluate:
             if not set(suite.metrics) <= set(recorded.get(suite.name, {})):
                 return f"the registry's figures of {suite.name}"
-            results = run.folder.stage(self.name) / suite.name / "results.json"
+            results = run.folder.stage(self.name) / folder_name(suite.name) / "results.json"
             if not results.is_file():
                 return str(results)
         return None
 
-    def unfinished(self, run: Run, fingerprint: str) -> str | None:
+    def unfinished(self, run: Run, fingerprint: str) -> str | None:  # noqa: ARG002 - the protocol's signature
         """The suites that an interrupted evaluation has finished."""
-        folder = run.folder.stage(self.name)
-        order = files.read_json(folder / "order.json")
-        if order is None or order["fingerprint"] != fingerprint:
-            return None
-        finished = [suite.name for suite in run.config.evaluate if (folder / suite.name / "results.json").is_file()]
+        root = run.folder.stage(self.name)
+        finished = [pair.suite for pair in self._order(run).pairs(root) if pair.results()] if root.is_dir() else []
         return f"interrupted; {', '.join(finished)} finished" if finished else None
 
-    def work(self, run: Run, fingerprint: str, emit: Callable[[str, Mapping[str, Any]], None]) -> dict[str, Any]:
-        """Start the worker; record what it measured."""
-        registered = run.outputs("register")
-        model = run.registry.get(registered["name"], registered["version"])
+    def work(self, run: Run, fingerprint: str, emit: Emit) -> dict[str, Any]:  # noqa: ARG002 - the protocol's signature
+        """Start the worker; record what it measured. Suites that have their results already keep them."""
         if not run.config.evaluate:
             return {"metrics": {}}
-        folder = run.folder.stage(self.name)
-        order = files.read_json(folder / "order.json")
-        if order is None or order["fingerprint"] != fingerprint:
-            run.folder.forget(self.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        files.remove_temporaries(folder)
-        files.write_json(folder / "order.json", {"fingerprint": fingerprint, "model": str(run.registry.folder(model))})
-        command = worker_command("modelwright.core.evaluate.worker", run.folder)
-        emit("starting", {"command": command, "log": str(run.folder.log(self.name))})
-        outputs = run_worker(run, self.name, command)
-        for suite, figures in outputs["metrics"].items():
-            metrics = {name: Figure(**figure) for name, figure in figures.items()}
-            run.registry.add_metrics(model.name, model.version, suite, metrics)
+        order, root = self._order(run), run.folder.stage(self.name)
+        failures = carry_out(run, order, emit)
+        if failures:
+            more = f" (and {len(failures) - 1} more suites failed)" if failures[1:] else ""
+            raise ModelwrightError(f"{failures[0].error}{more}")
+        registered = run.outputs("register")
+        outputs: dict[str, Any] = {"metrics": {}}
+        for pair in order.pairs(root):
+            results = pair.results()
+            assert results is not None, f"the worker left {pair.suite} neither graded nor failed"
+            metrics = {name: Figure(**figure) for name, figure in results["metrics"].items()}
+            run.registry.add_metrics(registered["name"], registered["version"], pair.suite, metrics)
+            outputs["metrics"][pair.suite] = results["metrics"]
         return outputs
+
+    @staticmethod
+    def _order(run: Run) -> Order:
+        registered = run.outputs("register")
+        model = run.registry.get(registered["name"], registered["version"])
+        ordered = OrderedModel(
+            address=model.address, digest=model.digest, folder=str(run.registry.folder(model)), place=""
+        )
+        return make_order(of_run(run.config, model.address), [ordered], run.plugins)
+
+
+def carry_out(run: Following, order: Order, emit: Emit) -> list[Failure]:
+    """Have a worker grade an order, and say what could not be graded; the results are in the pairs' folders.
+
+    A worker that dies loses what it was at; another one goes on with the rest.
+
+    Raises:
+        StopRequested: someone asked to stop; carrying out the same order again resumes it.
+        ModelwrightError: nothing could be begun.
+    """
+    root = run.folder.stage(STAGE)
+    root.mkdir(parents=True, exist_ok=True)
+    for place in (root, *(root / model.place for model in order.models if model.place)):
+        if place.is_dir():
+            files.remove_temporaries(place)
+    write_order(root, order)
+    forget_failures(root)
+    left = [pair for pair in order.pairs(root) if not _finished(pair)]
+    if not left:
+        return []
+    command = worker_command("modelwright.core.evaluate.worker", run.folder)
+    emit("starting", {"command": command, "log": str(run.folder.log(STAGE))})
+    while True:
+        try:
+            run_worker(run, STAGE, command)
+        except WorkerDiedError as error:
+            current = read_current(root)
+            if current is None:
+                raise
+            failure = Failure(model=current[0], suite=current[1], error=str(error))
+            if failure in read_failures(root):
+                raise  # it died without having gone on: another worker would do the same
+            add_failure(root, failure)
+        else:
+            return read_failures(root)
+
+
+def _finished(pair: Pair) -> bool:
+    """Whether a pair has its results; then no answers are waiting to be graded."""
+    if pair.results() is None:
+        return False
+    pair.answers.unlink(missing_ok=True)
+    return True

@@ -4,34 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 
-from modelwright.core.api.components import FormatSpec, MetricSpec
+from modelwright.core.api.components import EngineSpec, FormatSpec, MetricSpec
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import Example, Message
-from modelwright.core.config.schema import RunConfig, SourceConfig, SuiteConfig
+from modelwright.core.config.schema import SourceConfig, SuiteConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.examples import read_examples
 from modelwright.core.prepare.sources import Row, read_source, source_digests
+
+# Runs the models; the engine that serves them is the same.
+ENGINE = "torch"
+
+
+def looks(suites: Sequence[SuiteConfig], plugins: Plugins, *, seed: int) -> Iterator[Callable[[], object]]:
+    """What is looked at before an evaluation starts; each raises a ModelwrightError if it finds something wrong."""
+    if not suites:
+        return
+    yield plugins.get(EngineSpec, ENGINE).check
+    for suite in suites:
+        yield from (plugins.get(MetricSpec, name).check for name in suite.metrics)
+        yield partial(read_suite, suite, plugins, seed=seed)
 
 
 def _source(suite: SuiteConfig) -> SourceConfig:
     return SourceConfig(path=suite.path)
 
 
-def suite_inputs(suite: SuiteConfig, values: dict[str, Any], config: RunConfig, plugins: Plugins) -> dict[str, Any]:
+def suite_inputs(suite: SuiteConfig, values: Mapping[str, Any], plugins: Plugins, *, seed: int) -> dict[str, Any]:
     """What a suite's result depends on, beside the model; `values` is the suite's table as plain values."""
     assert suite.format is not None
     specs = [plugins.get(FormatSpec, suite.format), *(plugins.get(MetricSpec, name) for name in suite.metrics)]
     return {
-        "suite": values | {"path": None},
-        "data": source_digests(_source(suite), config.seed),
+        "suite": {**values, "path": None},
+        "data": suite_digests(suite, seed),
         "plugins": [plugins.origin(spec) for spec in specs],
-        "seed": config.seed,
+        "seed": seed,
     }
+
+
+def suite_digests(suite: SuiteConfig, seed: int) -> list[tuple[str, str]]:
+    """The names and digests of a test set's files, as `source_digests` gives them."""
+    return source_digests(_source(suite), seed)
 
 
 def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Example]:
@@ -54,13 +73,13 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
     chosen = list(itertools.islice(examples, suite.limit))
     if refused:
         raise ModelwrightError(
-            f"[[evaluate]] {suite.name}: {len(refused)} rows of {suite.path} cannot be read; the first is {refused[0]}"
+            f"suite {suite.name}: {len(refused)} rows of {suite.path} cannot be read; the first is {refused[0]}"
         )
     if not chosen:
-        raise ModelwrightError(f"[[evaluate]] {suite.name}: {suite.path} gives no examples")
+        raise ModelwrightError(f"suite {suite.name}: {suite.path} gives no examples")
     for example in chosen:
         if not prompt_messages(example):
-            raise ModelwrightError(f"[[evaluate]] {suite.name}: {example.source}: nothing stands before the answer")
+            raise ModelwrightError(f"suite {suite.name}: {example.source}: nothing stands before the answer")
     return chosen
 
 

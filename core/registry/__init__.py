@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from modelwright.core.registry.addresses import Address, parse_address, resolve
+from modelwright.core.api.addresses import Address, parse_address
+from modelwright.core.registry.addresses import resolve
 from modelwright.core.registry.open import open_registry
 
 __all__ = [

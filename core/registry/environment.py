@@ -7,6 +7,8 @@ import re
 from importlib import metadata
 
 PACKAGE = "package."
+# The packages that decide how a model behaves.
+TELLING = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "deepspeed", "math-verify")
 
 
 def environment() -> dict[str, str]:

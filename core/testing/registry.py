@@ -7,13 +7,12 @@
         def connect(self, tmp_path):
             return lambda: MyRegistry(MyOptions(url=f"mine:///{tmp_path}"))
 
-`pytest.register_assert_rewrite("modelwright.core.testing.registry")` in a conftest.py makes failures show their values.
+`pytest.register_assert_rewrite("modelwright.core.testing")` in a conftest.py makes failures show their values.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,58 +23,15 @@ from attrs import evolve
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import AliasConflictError, ModelNotFoundError, RegistryError, UsageError
 from modelwright.core.api.records import Figure, wilson
-from modelwright.core.api.registry import Alias, ModelVersion, NewModel, model_digest
+from modelwright.core.api.registry import Alias, ModelVersion, model_digest
+from modelwright.core.testing.registry_models import Connect, new_model, write_model
+from modelwright.core.testing.registry_upkeep import UpkeepContract
 
-Connect = Callable[[], Registry]
-
-
-def new_model(name: str = "math", fingerprint: str = "first") -> NewModel:
-    """A model about to be registered, every field of it filled."""
-    return NewModel(
-        name=name,
-        fingerprint=fingerprint,
-        base="scratch",
-        parent="older@1",
-        config={"seed": 17, "train": {"learning_rate": 5e-3, "epochs": None}, "names": ["ä", "数"]},
-        data={"/data/train.jsonl": "ab" * 32},
-        environment={"python": "3.11.7 (CPython)"},
-        code_version="0.1.0",
-        training={"steps": 600, "loss": 0.125},
-        tags={"team": "nlp", "note": 'it\'s "quoted"'},
-    )
+__all__ = ["Connect", "RegistryContract", "new_model", "write_model"]
 
 
-def write_model(folder: Path, weights: bytes = b"weights") -> Path:
-    """A folder that looks like a model's: three files, one of them in a folder of its own."""
-    (folder / "templates").mkdir(parents=True)
-    (folder / "config.json").write_text("{}\n")
-    (folder / "model.safetensors").write_bytes(weights)
-    (folder / "templates" / "chat.jinja").write_text("{{ messages }}\n")
-    return folder
-
-
-class RegistryContract:
+class RegistryContract(UpkeepContract):
     """Inherit it in a class `Test…` and give the fixture `connect`; a test that fails is a promise that is broken."""
-
-    @pytest.fixture
-    def connect(self) -> Connect:
-        """A function that opens the same storage anew each time, empty at the test's beginning."""
-        pytest.fail(f"{type(self).__name__} must define the fixture `connect`")
-
-    @pytest.fixture
-    def registry(self, connect: Connect) -> Registry:
-        """The registry under test."""
-        return connect()
-
-    @pytest.fixture
-    def model_folder(self, tmp_path: Path) -> Path:
-        """A model's folder."""
-        return write_model(tmp_path / "trained")
-
-    @pytest.fixture
-    def added(self, registry: Registry, model_folder: Path) -> ModelVersion:
-        """`math@1`."""
-        return registry.add(new_model(), model_folder)
 
     # Adding and reading
 
@@ -198,6 +154,7 @@ class RegistryContract:
             lambda: registry.delete(name, version),
             lambda: registry.set_alias("prod", name, version),
             lambda: registry.add_metrics(name, version, "suite", {"metric": wilson(0.5, 10)}),
+            lambda: registry.set_tags(name, version, {"team": "vision"}),
         ):
             with pytest.raises(ModelNotFoundError, match=name):
                 ask()
@@ -284,35 +241,6 @@ class RegistryContract:
             registry.add_metrics("math", 1, "gsm8k", {"accuracy": Figure(value=float("nan"), low=0.0, high=1.0, n=1)})
         assert dict(registry.get("math").metrics) == {}
 
-    # Deleting
-
-    def test_a_deleted_number_is_not_given_again(self, registry: Registry, model_folder: Path) -> None:
-        """Who wrote `math@2` down never gets another model under it; not even the same model added again."""
-        for fingerprint in ("a", "b"):
-            registry.add(new_model(fingerprint=fingerprint), model_folder)
-        registry.delete("math", 2)
-        assert [version.version for version in registry.find("math")] == [1]
-        assert registry.get("math").version == 1
-        with pytest.raises(ModelNotFoundError):
-            registry.get("math", 2)
-        with pytest.raises(ModelNotFoundError):
-            registry.delete("math", 2)
-        assert registry.add(new_model(fingerprint="b"), model_folder).version == 3
-
-    def test_a_version_is_not_deleted_under_an_alias(self, registry: Registry, added: ModelVersion) -> None:
-        """The error names the aliases that point to it."""
-        registry.set_alias("production", "math", 1)
-        with pytest.raises(RegistryError, match="production"):
-            registry.delete("math", 1)
-        assert registry.get("math").version == 1
-
-    def test_deleting_leaves_models_with_equal_files_whole(self, registry: Registry, model_folder: Path) -> None:
-        """Contents may be shared; a model's folder may not lose its files to another's deletion."""
-        for fingerprint in ("a", "b"):
-            registry.add(new_model(fingerprint=fingerprint), model_folder)
-        registry.delete("math", 1)
-        assert (registry.folder(registry.get("math", 2)) / "model.safetensors").read_bytes() == b"weights"
-
     # History and files
 
     def test_history_is_told_in_order(
@@ -321,11 +249,12 @@ class RegistryContract:
         """One event for each change, oldest first, with what it was about."""
         registry.add_metrics("math", 1, "gsm8k", {"accuracy": wilson(0.5, 10)})
         registry.set_alias("production", "math", 1)
+        registry.set_tags("math", 1, {"team": "vision"})
         registry.add(new_model("general"), model_folder)
         registry.delete("general", 1)
         events = connect().events()
-        assert [event.kind for event in events] == ["added", "metrics", "alias", "added", "deleted"]
-        assert [event.data["name"] for event in events] == ["math", "math", "math", "general", "general"]
+        assert [event.kind for event in events] == ["added", "metrics", "alias", "tags", "added", "deleted"]
+        assert [event.data["name"] for event in events] == ["math"] * 4 + ["general"] * 2
         assert [event.time for event in events] == sorted(event.time for event in events)
 
     def test_the_folder_holds_the_files_as_they_were(

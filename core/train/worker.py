@@ -12,11 +12,12 @@ from modelwright.core.api.components import TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.api.training import Job
 from modelwright.core.chat import Renderer
-from modelwright.core.processes import Worker, work
+from modelwright.core.config.schema import RunConfig
+from modelwright.core.processes import Worker, read_run_config, work
 from modelwright.core.train.scratch import write_scratch
 
 
-def train(worker: Worker) -> dict[str, Any]:
+def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     """Build the job, let the trainer do it, and complete the model's folder with its tokenizer."""
     config, folder = worker.config, worker.folder.stage("train")
     order = files.read_json(folder / "order.json")
@@ -61,4 +62,4 @@ def train(worker: Worker) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    work("train", train)
+    work("train", train, read_run_config)

@@ -15,21 +15,28 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from attrs import frozen
 
 from modelwright.core.api.errors import RegistryError
-from modelwright.core.api.files import TEMPORARY, sync_folder, writing
-from modelwright.core.api.registry import ModelFile
+from modelwright.core.api.files import TEMPORARY, sha256_file, sync_folder, writing
+from modelwright.core.api.registry import Collected, ModelFile
 
 TREES = "trees"
+FREED = f"{TEMPORARY}freed-"
 CHUNK = 1 << 20
 # A copy in progress touches its file far more often than this, so what is older was left by a killed process.
 ABANDONED_AFTER = 24 * 3600.0
+
+
+class ContentMissingError(RegistryError):
+    """A content that a model needs is not in the store."""
 
 
 @frozen
@@ -90,12 +97,12 @@ class FileStore:
         """The folder of a model, built if it is not there as it should be.
 
         Raises:
-            RegistryError: a content is missing or has another size.
+            ContentMissingError: a content is missing or has another size.
         """
         files = tuple(files)
         for file in files:
             if not self.holds(file):
-                raise RegistryError(
+                raise ContentMissingError(
                     f"{self.content(file.sha256)} is missing or cut short, and {file.path!r} of a model needs it: "
                     f"restore it, or register the same model again"
                 )
@@ -104,6 +111,62 @@ class FileStore:
         if _links(tree) != links:
             self._build(tree, links)
         return tree
+
+    def complete(self, digest: str, files: Iterable[ModelFile]) -> bool:
+        """Whether every content of a model is there, and its tree."""
+        files = tuple(files)
+        tree = self.root / TREES / digest
+        links = {file.path: self._link(tree / file.path, file) for file in files}
+        return all(self.holds(file) for file in files) and _links(tree) == links
+
+    def problems(self, files: Iterable[ModelFile]) -> Iterator[str]:
+        """Hash every content again: a line for each file whose content is not what it was."""
+        known: dict[str, str | None] = {}
+        for file in files:
+            if file.sha256 not in known:
+                known[file.sha256] = self._problem(file)
+            if reason := known[file.sha256]:
+                yield f"{file.path}: {self.content(file.sha256)} {reason}"
+
+    def _problem(self, file: ModelFile) -> str | None:
+        path = self.content(file.sha256)
+        try:
+            size = path.stat().st_size
+            if size != file.size:
+                return f"has {size} bytes, expected {file.size}"
+            found = sha256_file(path)
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+        return None if found == file.sha256 else f"is damaged: its sha256 is {found[:12]}…"
+
+    def unneeded(self, contents: AbstractSet[str]) -> Collected:
+        """Count what `set_aside` and `empty` would free."""
+        return _count((*self._unneeded_contents(contents), *self.root.glob(f"*/{FREED}*")))
+
+    def set_aside(self, contents: AbstractSet[str], trees: AbstractSet[str]) -> None:
+        """Rename what is in neither set to a name that nobody looks for, which is quick whatever its size.
+
+        Only the holder of the database's write lock may call this: then no row that needs it is being written. Nothing
+        is created, since a disk that is full is a reason to collect.
+        """
+        unneeded_trees = (path for path in (self.root / TREES).glob("[0-9a-f]*") if path.name not in trees)
+        for path in (*unneeded_trees, *self._unneeded_contents(contents)):
+            path.rename(path.with_name(f"{FREED}{path.name}-{uuid.uuid4().hex[:8]}"))
+
+    def empty(self) -> Collected:
+        """Remove what was set aside, by this or by an earlier collection that was killed."""
+        heap = list(self.root.glob(f"*/{FREED}*"))
+        freed = _count(heap)
+        for path in heap:
+            # Another process may be removing the same.
+            with contextlib.suppress(FileNotFoundError):
+                _remove(path)
+        return freed
+
+    def _unneeded_contents(self, needed: AbstractSet[str]) -> list[Path]:
+        return [path for path in self.root.glob("[0-9a-f][0-9a-f]/[0-9a-f]*") if path.name not in needed]
 
     def _link(self, place: Path, file: ModelFile) -> str:
         return os.path.relpath(self.content(file.sha256), place.parent)
@@ -154,6 +217,18 @@ def _links(tree: Path) -> dict[str, str | None] | None:
             elif name in names:
                 found[path.relative_to(tree).as_posix()] = None
     return found
+
+
+def _count(places: Iterable[Path]) -> Collected:
+    """The contents at or below these paths; links are none."""
+    count, size = 0, 0
+    for place in places:
+        for path in (place, *place.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # another process is removing it
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    count, size = count + 1, size + status.st_size
+    return Collected(contents=count, size=size)
 
 
 def _temporary(path: Path) -> Path:

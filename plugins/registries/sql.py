@@ -1,35 +1,47 @@
 """The registry in an SQLite file, with the models' files beside it in `files/`.
 
 A model's files are in place before its row is written, and the row with all that belongs to it is one transaction: a
-kill at any moment leaves either no version or a whole one. Contents that no row needs are harmless.
+kill at any moment leaves either no version or a whole one. Contents that no row needs are harmless; `collect` frees
+them.
+
+How an `add` and a `collect` stay out of each other's way: contents go only while the database's write lock is held, and
+a row is written only after a look, under that same lock, that its contents are all there. Whoever comes second sees
+what the first did: a collection sees the row, or the `add` sees that contents are gone and copies them again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or_update
 
 from modelwright.core.api.errors import AliasConflictError, ModelNotFoundError, RegistryError
 from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import (
     Alias,
+    Collected,
     ModelFile,
     ModelVersion,
     NewModel,
     RegistryEvent,
     check_alias,
+    check_tags,
+    is_text,
     model_digest,
     scan_model,
 )
 from modelwright.plugins.registries import SqlOptions, tables
-from modelwright.plugins.registries.files import FileStore
+from modelwright.plugins.registries.files import ContentMissingError, FileStore
 from modelwright.plugins.registries.sqlite import Database, database_path
 from modelwright.plugins.registries.tables import load_alias, load_events, load_versions, models
+
+# How often contents are copied before something other than a collection must be taking them away.
+ATTEMPTS = 20
 
 
 class SqlRegistry:
@@ -46,6 +58,7 @@ class SqlRegistry:
         Raises:
             RegistryError: the folder holds what may not be registered, the model is no JSON, or nothing can be written.
         """
+        check_tags(model.tags)
         values = tables.model_values(model)
         with self._database.reading() as connection:
             known = _by_fingerprint(connection, model)
@@ -56,11 +69,18 @@ class SqlRegistry:
             digest = model_digest(files)
             if known and known.digest != digest:
                 raise RegistryError(f"{known.address} has lost files, and {folder} does not hold the same model")
+        for _ in range(ATTEMPTS):
             # Where a known model has lost files, this brings them back.
-            self._store.add(folder, files)
-            self._store.tree(digest, files)
-        with self._database.writing() as connection:
-            return _by_fingerprint(connection, model) or _insert(connection, model, values, digest, files)
+            with self._database.explained(), contextlib.suppress(ContentMissingError):
+                self._store.add(folder, files)
+                self._store.tree(digest, files)
+            with self._database.writing() as connection:
+                if self._store.complete(digest, files):
+                    return _by_fingerprint(connection, model) or _insert(connection, model, values, digest, files)
+        raise RegistryError(
+            f"{folder} cannot be registered: its files were taken out of the store {ATTEMPTS} times while they were "
+            f"being added; see what removes files below {self._store.root}"
+        )
 
     def get(self, name: str, version: int | None = None) -> ModelVersion:
         """One version, the newest by default.
@@ -78,15 +98,17 @@ class SqlRegistry:
             ModelNotFoundError: there is no such alias.
         """
         with self._database.reading() as connection:
-            found = load_alias(connection, alias)
+            found = load_alias(connection, alias) if is_text(alias) else None
         if found is None:
-            raise ModelNotFoundError(f"there is no alias '@{alias}'")
+            raise ModelNotFoundError(f"there is no alias {'@' + alias!r}")
         return found
 
     def find(self, name: str | None = None) -> Sequence[ModelVersion]:
         """Every version, of one name or of all; by name, then version."""
         with self._database.reading() as connection:
-            return load_versions(connection, *(() if name is None else (models.c.name == name,)))
+            if name is None:
+                return load_versions(connection)
+            return load_versions(connection, models.c.name == name) if is_text(name) else []
 
     def set_alias(self, alias: str, name: str, version: int, *, expected: int | None = None) -> Alias:
         """Point an alias; with `expected`, only if its generation is that (0: it does not exist yet).
@@ -137,6 +159,8 @@ class SqlRegistry:
             RegistryError: a figure is not finite.
         """
         for metric, figure in metrics.items():
+            if not (is_text(suite) and is_text(metric)):
+                raise RegistryError(f"{suite!r}.{metric!r} cannot be stored: expected names without NUL or surrogates")
             if not all(math.isfinite(value) for value in (figure.value, figure.low, figure.high)):
                 raise RegistryError(f"{suite}.{metric} cannot be stored: its figures must be finite, got {figure}")
         self._require(name, version)
@@ -152,8 +176,32 @@ class SqlRegistry:
             values = {metric: figure.value for metric, figure in metrics.items()}
             _record(connection, "metrics", name=name, version=version, suite=suite, metrics=values)
 
+    def set_tags(self, name: str, version: int, tags: Mapping[str, str | None]) -> ModelVersion:
+        """Set these tags and leave the others; None takes one away. Gives the version as it is then.
+
+        Raises:
+            ModelNotFoundError: there is no such version.
+            UsageError: a key or a value cannot be a tag's.
+        """
+        check_tags(tags)
+        self._require(name, version)
+        with self._database.writing() as connection:
+            row = _find(connection, name, version)
+            query = select(tables.tags.c.key, tables.tags.c.value).where(tables.tags.c.model_id == row.id)
+            before = {tag.key: tag.value for tag in connection.execute(query)}
+            changed = {key: value for key, value in tags.items() if before.get(key) != value}
+            for key, value in changed.items():
+                connection.execute(
+                    delete(tables.tags).where(tables.tags.c.model_id == row.id, tables.tags.c.key == key)
+                )
+                if value is not None:
+                    connection.execute(insert(tables.tags).values(model_id=row.id, key=key, value=value))
+            if changed:
+                _record(connection, "tags", name=name, version=version, tags=changed)
+            return load_versions(connection, models.c.id == row.id)[0]
+
     def delete(self, name: str, version: int) -> None:
-        """Take a version out; its number is not given again. Its files stay in the store.
+        """Take a version out; its number is not given again. Its files stay in the store until `collect`.
 
         Raises:
             ModelNotFoundError: there is no such version.
@@ -165,11 +213,47 @@ class SqlRegistry:
             query = select(tables.aliases.c.alias).where(tables.aliases.c.model_id == row.id).order_by("alias")
             pointing = [f"'@{alias}'" for alias in connection.scalars(query)]
             if pointing:
+                verb, what = ("points", "the alias") if len(pointing) == 1 else ("point", "the aliases")
                 raise RegistryError(
-                    f"{name}@{version} cannot be deleted: {' and '.join(pointing)} points to it; move the alias first"
+                    f"{name}@{version} cannot be deleted: {' and '.join(pointing)} {verb} to it; move {what} first"
                 )
             connection.execute(update(models).where(models.c.id == row.id).values(deleted=tables.now()))
             _record(connection, "deleted", name=name, version=version, digest=row.digest)
+
+    def collect(self, *, dry_run: bool = False) -> Collected:
+        """Free the contents that no version needs; with `dry_run`, only count them.
+
+        Raises:
+            RegistryError: the files serve another database too, or cannot be removed.
+        """
+        with self._database.reading() as connection:
+            there = bool(connection.scalar(select(func.count()).select_from(models)))
+        if not there:
+            return Collected(contents=0, size=0)
+        with self._database.explained():
+            self._refuse_if_shared()
+            if dry_run:
+                with self._database.reading() as connection:
+                    return self._store.unneeded(_needed(connection)[0])
+            with self._database.writing() as connection:
+                self._store.set_aside(*_needed(connection))
+            return self._store.empty()
+
+    def _refuse_if_shared(self) -> None:
+        """Another database in the same folder keeps its files in the same place, and its rows are not seen here."""
+        others = sorted(path.name for path in self._database.siblings())
+        if others:
+            raise RegistryError(
+                f"{self._store.root} cannot be cleared: it may also hold the models of {', '.join(others)} beside "
+                f"{self._database.path.name}; give each registry a folder of its own"
+            )
+
+    def verify(self, model: ModelVersion) -> Sequence[str]:
+        """Read every file of a version again: a line for each that is missing, cut short or changed."""
+        wrong = list(self._store.problems(model.files))
+        if model_digest(model.files) != model.digest:
+            wrong.append(f"its digest is {model.digest}, and its list of files has another: the database was altered")
+        return wrong
 
     def events(self) -> Sequence[RegistryEvent]:
         """The history, oldest first."""
@@ -189,6 +273,13 @@ class SqlRegistry:
         """Refuse what does not exist before a transaction that writes would create the database."""
         with self._database.reading() as connection:
             _find(connection, name, version)
+
+
+def _needed(connection: Connection) -> tuple[set[str], set[str]]:
+    """The contents and the trees that versions need."""
+    living = models.c.deleted.is_(None)
+    contents = select(tables.files.c.sha256).join_from(tables.files, models).where(living)
+    return set(connection.scalars(contents)), set(connection.scalars(select(models.c.digest).where(living)))
 
 
 def _by_fingerprint(connection: Connection, model: NewModel) -> ModelVersion | None:
@@ -225,6 +316,8 @@ class _Found(NamedTuple):
 
 def _find(connection: Connection, name: str, version: int | None) -> _Found:
     """The row of a version that is not deleted, the newest by default."""
+    if not is_text(name):
+        raise ModelNotFoundError(f"there is no model {name!r}")
     columns = (models.c.id, models.c.version, models.c.digest, models.c.deleted)
     rows = connection.execute(select(*columns).where(models.c.name == name).order_by(models.c.version.desc())).all()
     living = [row for row in rows if row.deleted is None]

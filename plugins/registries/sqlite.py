@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, insert, inspect, select
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, func, insert, inspect, select
 from sqlalchemy.exc import DBAPIError
 
 from modelwright.core.api.errors import RegistryError, UsageError
@@ -22,6 +22,9 @@ from modelwright.plugins.registries.tables import SCHEMA, metadata, schema_versi
 
 # Seconds to wait for another process's transaction.
 BUSY_TIMEOUT = 30.0
+
+# How every SQLite file begins, see https://www.sqlite.org/fileformat.html
+_MAGIC = b"SQLite format 3\0"
 
 _EXPECTED = "expected sqlite:////absolute/path/registry.db or sqlite:///relative.db"
 
@@ -84,6 +87,14 @@ class Database:
                     connection.execute(insert(schema_version).values(version=SCHEMA))
                 yield connection
 
+    def siblings(self) -> Iterator[Path]:
+        """Other SQLite files in the same folder."""
+        for path in self.path.parent.iterdir():
+            if path.is_file() and not path.samefile(self.path):
+                with path.open("rb") as file:
+                    if file.read(len(_MAGIC)) == _MAGIC:
+                        yield path
+
     def _connect(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
         # "rw" creates nothing, and opens a file for reading where it may not be written. ("ro" could not roll back what
         # a killed writer left.) Without an isolation level sqlite3 begins no transactions of its own.
@@ -107,7 +118,16 @@ class Database:
                 f"{self.path} is an SQLite database, but no registry (its tables: {', '.join(tables[:5])}): "
                 f"name another file"
             )
-        version = connection.execute(select(schema_version.c.version)).scalar_one()
+        version = connection.execute(select(func.max(schema_version.c.version))).scalar()
+        missing = sorted(metadata.tables.keys() - set(tables))
+        if not isinstance(version, int) or (version == SCHEMA and missing):
+            what = f"it has no table {missing[0]!r}" if missing else "it does not say which schema it has"
+            raise RegistryError(f"registry {self.path} is damaged: {what}; restore it from a backup")
+        if version < SCHEMA:
+            raise RegistryError(
+                f"registry {self.path} was written by an older Modelwright (its schema is {version}, this version "
+                f"knows {SCHEMA}): register its models anew in another one"
+            )
         if version > SCHEMA:
             raise RegistryError(
                 f"registry {self.path} was written by a newer Modelwright (its schema is {version}, this version knows "

@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from modelwright.core.api.errors import RegistryError
 from modelwright.core.api.records import Figure
-from modelwright.core.api.registry import Alias, ModelFile, ModelVersion, NewModel, RegistryEvent
+from modelwright.core.api.registry import Alias, ModelFile, ModelVersion, NewModel, RegistryEvent, is_text
 
 # Raise it with every change of a table, and migrate what is older.
 SCHEMA = 1
@@ -134,9 +134,12 @@ def model_values(model: NewModel) -> dict[str, Any]:
     """The columns of `models` that come from the model itself.
 
     Raises:
-        RegistryError: one of its mappings is no JSON.
+        RegistryError: one of its mappings is no JSON, or one of its texts is none.
     """
     values = {key: getattr(model, key) for key in ("name", "fingerprint", "base", "parent", "code_version")}
+    for key, value in values.items():
+        if value is not None and not is_text(value):
+            raise RegistryError(f"the model's {key} cannot be stored: expected text without NUL, got {value!r:.200}")
     for key in ("config", "data", "environment", "training"):
         values[key] = to_json(f"the model's {key}", dict(getattr(model, key)))
     return values
@@ -160,7 +163,17 @@ def load_versions(connection: Connection, *conditions: Any) -> list[ModelVersion
         "metrics": parts(metrics, metrics.c.suite, metrics.c.metric),
         "aliases": parts(aliases, aliases.c.alias),
     }
-    return [_version(row, {name: grouped.get(row.id, ()) for name, grouped in parts_of.items()}) for row in rows]
+    return [_readable(row, {name: grouped.get(row.id, ()) for name, grouped in parts_of.items()}) for row in rows]
+
+
+def _readable(row: Row[Any], parts: Mapping[str, Sequence[Row[Any]]]) -> ModelVersion:
+    try:
+        return _version(row, parts)
+    except (TypeError, ValueError) as error:
+        raise RegistryError(
+            f"the registry is damaged: its row of {row.name!r}@{row.version} cannot be read ({error}); restore it from "
+            f"a backup"
+        ) from error
 
 
 def _version(row: Row[Any], parts: Mapping[str, Sequence[Row[Any]]]) -> ModelVersion:

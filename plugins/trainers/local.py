@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from modelwright.core.api import Job, ModelwrightError, Trained, TrainSettings, UsageError
 from modelwright.plugins.trainers import LocalOptions
@@ -103,8 +105,9 @@ class SingleDevice:
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `optimizer.pt`."""
-        safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
-        torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
+        with _writing_to(folder), (folder / "optimizer.pt").open("wb") as file:
+            safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
+            torch.save(self._optimizer.state_dict(), file)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; the pickle may hold tensors and plain values only."""
@@ -115,7 +118,8 @@ class SingleDevice:
 
     def export(self, folder: Path) -> None:
         """Write config, generation config and weights in Hugging Face layout, the weights as safetensors."""
-        self.model.save_pretrained(folder)
+        with _writing_to(folder):
+            self.model.save_pretrained(folder)
 
     def facts(self) -> dict[str, Any]:
         """Device, precision, and the threads of a CPU."""
@@ -123,6 +127,25 @@ class SingleDevice:
         if self.device.type == "cuda":
             return {"device": torch.cuda.get_device_name(self.device), "precision": precision}
         return {"device": "cpu", "precision": precision, "threads": torch.get_num_threads()}
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Say that `folder` cannot be written to, where the libraries' own words are "unexpected pos 756544 vs 756432".
+
+    Raises:
+        ModelwrightError: it cannot; the disk is full, say.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch hides what the file's write raised behind an error of its own.
+        told = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(told, OSError | SafetensorError):
+            raise
+        raise ModelwrightError(
+            f"{folder.parent} cannot be written to: {told}; once it can, the same command goes on"
+        ) from error
 
 
 def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +16,7 @@ from modelwright import NewModel
 from modelwright.core.plugins import discover
 from modelwright.core.registry import open_registry
 from modelwright.core.templates import CHATML
+from modelwright.grpc_server.access import Tls
 from modelwright.grpc_server.client import Client
 from modelwright.grpc_server.server import Address, Server, ServerOptions
 from modelwright.grpc_server.table import ModelTable
@@ -86,14 +89,17 @@ class Running:
     """A server on a loop of its own, in another thread."""
 
     def __init__(self, shelf, addresses, **options):
-        self.table = ModelTable(shelf.registry, shelf.spec, max_requests=options.pop("max_requests", 256))
-        self.server = Server(self.table, ServerOptions(listen=Address(host="127.0.0.1", port=0), **options))
+        engines, most = options.pop("engines", None), options.pop("max_requests", 256)
+        self.table = ModelTable(shelf.registry, shelf.spec, max_requests=most, engines=engines)
+        options.setdefault("listen", Address(host="127.0.0.1", port=0))
+        self.server = Server(self.table, ServerOptions(**options))
         self.hurry = asyncio.Event()
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
         try:
-            self.target = str(self.run(self.server.bind()))
+            self.bound = self.run(self.server.bind())
+            self.target = str(self.bound.listen)
             self.table.load(addresses)
             self.run(self.table.warm())
             self.run(self.server.start())
@@ -114,6 +120,41 @@ class Running:
         self.loop.close()
 
 
+def make_certificate(folder, name="server", *, dates=()):
+    """A certificate for this machine that signs itself, and its key; `dates`: its first and its last."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl is not installed, which makes the certificates of these tests")
+
+    def openssl(*arguments):
+        subprocess.run([program, *arguments], cwd=folder, check=True, capture_output=True)
+
+    (folder / "ca.cnf").write_text(
+        "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nserial=serial\nnew_certs_dir=.\ndefault_md=sha256\npolicy=p\n"
+        "default_days=30\nx509_extensions=x\n[p]\ncommonName=supplied\n[x]\nsubjectAltName=DNS:localhost,IP:127.0.0.1\n"
+    )
+    (folder / "index").write_text("")
+    (folder / "serial").write_text("01")
+    key, request, certificate = f"{name}.key", f"{name}.csr", f"{name}.pem"
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", request, "-subj", "/CN=localhost")
+    between = ["-startdate", dates[0], "-enddate", dates[1]] if dates else []
+    openssl("ca", "-batch", "-notext", "-selfsign", "-config", "ca.cnf", "-in", request, "-keyfile", key,
+            "-out", certificate, *between)  # fmt: skip
+    return Tls(certificate=folder / certificate, key=folder / key)
+
+
+@pytest.fixture(scope="session")
+def certify():
+    """Makes certificates: see `make_certificate`."""
+    return make_certificate
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory):
+    """The files of TLS, for servers on this machine."""
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
 @pytest.fixture
 def serve(shelf):
     """Starts servers that end with the test: `serve("math", "@assistant", max_requests=1)`."""
@@ -131,7 +172,9 @@ def serve(shelf):
 def connect():
     """Makes clients that are closed with the test."""
     with contextlib.ExitStack() as stack:
-        yield lambda running, **options: stack.enter_context(Client(running.target, **{"timeout": 20, **options}))
+        yield lambda running, target=None, **options: stack.enter_context(
+            Client(str(target or running.target), **{"timeout": 20, **options})
+        )
 
 
 @pytest.fixture(scope="module")

@@ -64,16 +64,23 @@ def test_at_the_end_running_answers_finish_and_new_requests_are_told_to_wait(she
 
 
 def test_what_still_runs_when_the_grace_is_over_is_cancelled(shelf, serve, connect):
-    """The server does not wait for ever; the stream ends in an error, never as if it were whole."""
+    """The server does not wait for ever; streams and whole answers end in an error that says to try again."""
     shelf.add("slow", seconds_per_token=0.2)
     running = serve("slow", grace=0.2)
-    stream = connect(running).stream("x" * 100, model="slow")
-    begin = time.monotonic()
-    running.stop()
-    assert time.monotonic() - begin < 5
-    with pytest.raises(ServerError) as caught:
-        stream.generation()
-    assert caught.value.code in {"UNAVAILABLE", "CANCELLED"}
+    client = connect(running)
+    stream = client.stream("x" * 100, model="slow")
+    with ThreadPoolExecutor(1) as pool:
+        whole = pool.submit(client.generate, "x" * 100, model="slow")
+        (model,) = running.table.models()
+        wait_until(lambda: model.active == 2)
+        begin = time.monotonic()
+        running.stop()
+        assert time.monotonic() - begin < 5
+        for answer in (stream.generation, whole.result):
+            with pytest.raises(ServerError, match="ended this request early: try again") as caught:
+                answer()
+            assert (caught.value.code, caught.value.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
+            assert caught.value.retry_after == 1.0
 
 
 def test_a_second_signal_cuts_the_grace_short(shelf, serve, connect):
@@ -85,7 +92,7 @@ def test_a_second_signal_cuts_the_grace_short(shelf, serve, connect):
     running.loop.call_soon_threadsafe(running.hurry.set)
     running.stop()
     assert time.monotonic() - begin < 5
-    with pytest.raises(ServerError):
+    with pytest.raises(ServerError, match="ended this request early"):
         stream.generation()
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modelwright import NewModel
 from modelwright.grpc_server.client import ServerError
-from modelwright.v1 import common_pb2, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from modelwright.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 LIMIT = 64 * 1024
 CHAT = "/modelwright.v1.InferenceService/Chat"
@@ -244,14 +244,7 @@ def test_errors_stay_small_enough_to_be_sent_whatever_they_quote(client, address
 def test_methods_of_the_contract_that_are_to_come_say_so(client):
     """Every method of both services is there; those without an implementation are UNIMPLEMENTED."""
     inference = inference_pb2_grpc.InferenceServiceStub(client._channel)
-    models = model_pb2_grpc.ModelServiceStub(client._channel)
-    calls = [
-        lambda: inference.Score(inference_pb2.ScoreRequest(), timeout=20),
-        lambda: models.GetModel(model_pb2.GetModelRequest(), timeout=20),
-        lambda: models.LoadModel(model_pb2.LoadModelRequest(), timeout=20),
-        lambda: models.UnloadModel(model_pb2.UnloadModelRequest(), timeout=20),
-        lambda: list(models.WatchModels(model_pb2.WatchModelsRequest(), timeout=20)),
-    ]
+    calls = [lambda: inference.Score(inference_pb2.ScoreRequest(), timeout=20)]
     for call in calls:
         with pytest.raises(grpc.RpcError, match="is not in this version of Modelwright") as caught:
             call()

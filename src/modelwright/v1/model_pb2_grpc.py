@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Lists, loads and unloads models, and switches aliases. It belongs to administrators.
+    """Lists, loads and unloads models, and switches aliases. What changes the server (LoadModel, UnloadModel, SetAlias)
+    belongs to administrators: it may need a token of its own, and be taken on a port of its own only.
     """
 
     def __init__(self, channel):
@@ -68,7 +69,8 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """Lists, loads and unloads models, and switches aliases. It belongs to administrators.
+    """Lists, loads and unloads models, and switches aliases. What changes the server (LoadModel, UnloadModel, SetAlias)
+    belongs to administrators: it may need a token of its own, and be taken on a port of its own only.
     """
 
     def ListModels(self, request, context):
@@ -93,7 +95,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Stops serving a model by its name; it is freed when its last request ends.
+        """Stops serving a model by its name; it is freed when its last request ends. As long as an alias points to it, it
+        stays for the alias.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,7 +159,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Lists, loads and unloads models, and switches aliases. It belongs to administrators.
+    """Lists, loads and unloads models, and switches aliases. What changes the server (LoadModel, UnloadModel, SetAlias)
+    belongs to administrators: it may need a token of its own, and be taken on a port of its own only.
     """
 
     @staticmethod

@@ -91,7 +91,10 @@ def test_list_shows_addresses_aliases_metrics_with_intervals_and_times(filled, p
 
 def test_an_empty_registry_lists_as_empty_and_names_itself(run, home):
     """Whoever looks into the wrong folder sees which; nothing is created."""
-    assert run("list") == (0, f"No models yet in sqlite:///{home}/registry.db\n", "")
+    there_is_none = (
+        f"There is no registry yet at sqlite:///{home}/registry.db; the first model that is registered there makes it"
+    )
+    assert run("list") == (0, f"{there_is_none}\n", "")
     assert run("list", "--json") == (0, "[]\n", "")
     assert run("alias", "--json") == (0, "[]\n", "")
     assert "No aliases yet" in run("alias")[1]
@@ -173,9 +176,9 @@ def test_show_lets_no_text_command_the_terminal(registry, tmp_path, printed):
 )
 def test_sizes_are_shown_in_decimal_units(size, shown):
     """As disks and file managers count."""
-    from modelwright.core.cli.models import _size
+    from modelwright.core.cli.models.shared import size_text
 
-    assert _size(size) == shown
+    assert size_text(size) == shown
 
 
 def test_alias_moves_and_says_from_where_to_where(filled, printed):

@@ -41,6 +41,25 @@ def test_what_happened_stays_as_a_line(shown):
     )
 
 
+def test_an_evaluation_of_several_models_says_whose_figures_these_are(shown):
+    """And what could not be graded, with its reason."""
+    figures = {"exact_match": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}}
+    text = shown(
+        _event("graded", model="math@1", suite="sums", metrics=figures),
+        _event("failed", model="math@2", suite="sums", error="the prompt is too long"),
+        _event("failed", model="math@3", suite=None, error="no weights"),
+        _event("failed", suite="sums", error="no memory"),
+        _event("notice", text="something else"),
+    )
+    assert text.replace("tiny train    ", "").splitlines() == [
+        "math@1 on sums: exact_match 0.500 [0.250, 0.750]",
+        "math@2 on sums failed: the prompt is too long",
+        "math@3 failed: no weights",
+        "sums failed: no memory",
+        "something else",
+    ]
+
+
 def test_steps_are_told_now_and_then_where_nobody_watches(shown, monkeypatch):
     """A log file is not a terminal."""
     assert shown(_event("step", **STEP), _event("step", **STEP)) == ""

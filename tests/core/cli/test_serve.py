@@ -1,79 +1,19 @@
-"""`modelwright serve`, `generate` and `chat`, each in a process of its own, as a person runs them."""
+"""`modelwright serve` in a process of its own, as a person runs it."""
 
-import contextlib
-import importlib.util
-import json
 import os
-import pty
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from modelwright import Client
-from modelwright.core.cli import main
-
-HERE = Path(__file__).parent
-ENGINE = (HERE.parent.parent / "grpc_server" / "echo_engine.py").read_text().replace("echo_engine:", "echo_cli:")
-
-
-def load_shelf(folder):
-    """The server tests' registry of tiny models."""
-    spec = importlib.util.spec_from_file_location("serving", HERE.parent.parent / "grpc_server" / "conftest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Shelf(folder)
-
-
-@pytest.fixture
-def shelf(tmp_path, install_plugin, monkeypatch):
-    install_plugin("echo-cli", ENGINE)
-    shelf = load_shelf(tmp_path / "models")
-    monkeypatch.setenv("MODELWRIGHT_REGISTRY", shelf.url)
-    shelf.add("math")
-    shelf.point("assistant", "math", 1)
-    return shelf
-
-
-class Serving:
-    """A `modelwright serve` in a process of its own."""
-
-    def __init__(self, *arguments):
-        command = [sys.executable, "-m", "modelwright.core", "serve", "--engine", "echo", "--listen", "127.0.0.1:0"]
-        self.process = subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.output = ""
-        while "modelwright generate" not in self.output:
-            line = self.process.stdout.readline()
-            assert line, self.process.stderr.read()
-            self.output += line
-        self.target = re.search(r"serving on (\S+);", self.output)[1]
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        rest, errors = self.process.communicate(timeout=20)
-        return self.process.returncode, rest, errors
-
-
-@pytest.fixture
-def serve(shelf):
-    with contextlib.ExitStack() as stack:
-
-        def start(*arguments):
-            serving = Serving(*arguments)
-            stack.callback(serving.process.communicate)
-            stack.callback(serving.process.kill)
-            return serving
-
-        yield start
+from modelwright.grpc_server.client import ServerError
 
 
 def test_serve_says_what_it_serves_and_what_to_type_next(serve):
@@ -106,22 +46,6 @@ def test_a_signal_lets_running_answers_finish_and_ends_with_0(serve, shelf, numb
         assert stream.generation().text == "slow@1:still here"
     rest, errors = serving.process.communicate(timeout=20)
     assert (serving.process.returncode, rest, errors) == (0, "", "")
-
-
-@pytest.fixture
-def here(capsys):
-    """Runs a command in this process, for those that fail early; gives the exit code and the error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main(list(arguments))
-        output, error = capsys.readouterr()
-        assert output == ""
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        return caught.value.code, error
-
-    return run
 
 
 def test_a_port_in_use_is_one_clear_line(shelf, modelwright):
@@ -163,117 +87,6 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(shelf, modelwrigh
     assert result.returncode == 2
     assert "serving needs the package 'grpc_health'" in result.stderr
     assert "pip install 'modelwright[serve]'" in result.stderr
-
-
-def test_generate_prints_an_answer_piece_by_piece_whole_or_as_json(serve, modelwright):
-    """From an argument or from standard input."""
-    target = serve("math").target
-    streamed = modelwright("generate", "--server", target, "hello")
-    assert (streamed.returncode, streamed.stdout, streamed.stderr) == (0, "math@1:hello\n", "")
-    whole = modelwright("generate", "--server", target, "--model", "@assistant", "--no-stream", "-", input="line\n")
-    assert whole.stdout == "math@1:line\n"
-    answer = json.loads(modelwright("generate", "--server", target, "--max-tokens", "4", "--json", "hello").stdout)
-    assert (answer["text"], answer["finish"]) == ("math", "length")
-    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 4}
-    assert (answer["served"]["name"], answer["served"]["version"]) == ("math", 1)
-    assert len(answer["served"]["digest"]) == 64
-    stopped = modelwright("generate", "--server", target, "--stop", "@", "--stop", "x", "hello")
-    assert stopped.stdout == "math\n"
-    refused = modelwright("generate", "--server", target, "--temperature", "0.5", "hello")
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("error: sampling.temperature is beyond the engine 'echo'")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--max-tokens", str(2**31), "hi"], ["--seed", str(2**63), "hi"], [b"caf\xe9".decode("utf-8", "surrogateescape")]],
-)
-def test_what_no_message_can_hold_is_one_clear_line(here, arguments):
-    """A number with too many digits, an argument that is not UTF-8."""
-    code, error = here("generate", "--model", "math", *arguments)
-    assert code == 2
-    assert error.startswith("error: this cannot be asked: ")
-
-
-def test_among_several_models_one_must_be_chosen(serve, shelf, here):
-    """The choices are listed as they would be typed."""
-    shelf.add("general")
-    target = serve("math", "general").target
-    for command in (["generate", "hello"], ["chat", "--message", "hello"]):
-        code, error = here(*command, "--server", target)
-        assert code == 1
-        assert "name one of @assistant, general@1, math@1" in error
-
-
-@pytest.mark.parametrize("command", [["generate", "hello"], ["chat", "--message", "hello"]])
-def test_without_a_server_there_is_one_clear_line(here, command):
-    """With how to start one."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        target = f"127.0.0.1:{free.getsockname()[1]}"
-    code, error = here(*command, "--server", target)
-    assert code == 1
-    assert error.startswith(f"error: no server answers at {target}")
-    assert "modelwright serve" in error
-
-
-def test_chat_remembers_what_was_said(serve, shelf, modelwright):
-    """Each line of standard input is a turn; the model sees all of them, the system's first."""
-    shelf.add("math", context=1000, mark="math@1")
-    target = serve("math").target
-    result = modelwright("chat", "--server", target, "--system", "S", input="one\n\ntwo\n")
-    first = "math@1:system\nS\nuser\none\nassistant\n"
-    assert result.returncode == 0
-    assert result.stdout.startswith(f"{first}\n")
-    second = result.stdout.removeprefix(f"{first}\n")
-    assert second.startswith(f"math@1:system\nS\nuser\none\nassistant\n{first.strip()}\nuser\ntwo")
-    once = modelwright("chat", "--server", target, "--message", "one")
-    assert once.stdout == "math@1:user\none\nassistant\n\n"
-
-
-class Terminal:
-    """A command on a terminal, at which a person types."""
-
-    def __init__(self, *arguments):
-        self.master, slave = pty.openpty()
-        command = [sys.executable, "-m", "modelwright.core", *arguments]
-        self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, close_fds=True, start_new_session=True
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def read_until(self, text, seconds=20):
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
-            assert ready, f"{text!r} did not appear in {self.seen!r}"
-            self.seen += os.read(self.master, 4096).decode()
-        before, _, self.seen = self.seen.partition(text)
-        return before
-
-    def type(self, text):
-        os.write(self.master, text.encode())
-
-
-def test_chat_on_a_terminal_goes_on_after_a_mistake_and_a_stopped_answer(serve, shelf):
-    """A turn that is refused is taken back; Ctrl-C stops an answer and no more; Ctrl-D leaves."""
-    shelf.add("slow", seconds_per_token=0.05)
-    target = serve("slow").target
-    terminal = Terminal("chat", "--server", target, "--max-tokens", "60")
-    terminal.read_until("Talking with slow@1")
-    terminal.read_until("you> ")
-    terminal.type("x" * 120 + "\n")
-    terminal.read_until("error: ")
-    terminal.read_until("you> ")
-    terminal.type("/new\n")
-    terminal.read_until("you> ")
-    terminal.type("tell me everything\n")
-    terminal.read_until("slow@1:us")
-    os.kill(terminal.process.pid, signal.SIGINT)
-    terminal.read_until("you> ")
-    terminal.type("\x04")
-    assert terminal.process.wait(timeout=20) == 0
-    os.close(terminal.master)
 
 
 def test_help_of_the_client_commands_imports_no_grpc(modelwright):
@@ -323,3 +136,102 @@ def test_a_server_under_load_switches_and_stops_without_losing_a_request(serve, 
     assert set(answered) == set(digests)
     assert shelf.registry.resolve("assistant").version == 1
     assert serving.end()[0] == 0
+
+
+def token_file(path, token="secret", mode=0o600):
+    path.write_text(f"{token}\n")
+    path.chmod(mode)
+    return path
+
+
+def test_serve_says_where_else_it_answers_and_what_a_client_must_show(serve, tls, tmp_path):
+    """The administrators' port, the HTTP API, and commands with the flags that they need."""
+    serving = serve(
+        *("math", "--admin", "127.0.0.1:0", "--http", "127.0.0.1:0", "--tls-cert", tls.certificate),
+        *("--tls-key", tls.key, "--token-file", token_file(tmp_path / "token")),
+    )
+    admin = re.search(r"^administrators: (127\.0\.0\.1:\d+)$", serving.output, re.MULTILINE)[1]
+    assert re.search(r"^HTTP: https://127\.0\.0\.1:\d+/v1$", serving.output, re.MULTILINE)
+    assert f"chat --model @assistant --server {serving.target} --tls-ca FILE --token-file FILE" in serving.output
+    with Client(serving.target, token="secret", tls_ca=tls.certificate) as client:
+        assert client.generate("hi").text == "math@1:hi"
+        with pytest.raises(ServerError, match="administrators' port"):
+            client.set_alias("assistant", "math")
+    with Client(admin, token="secret", tls_ca=tls.certificate) as client:
+        assert client.set_alias("other", "math").address == "math@1"
+    assert serving.end() == (0, "", "")
+
+
+def test_while_it_ends_streams_finish_and_health_says_that_it_does_not_serve(serve, shelf):
+    """New requests are told when to come back; the exit code is 0."""
+    shelf.add("slow", seconds_per_token=0.1)
+    serving = serve("slow")
+    with Client(serving.target) as client:
+        health = health_pb2_grpc.HealthStub(client._channel)
+        stream = client.stream("still here", model="slow")
+        watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        serving.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(ServerError) as caught:
+            client.generate("x", model="slow")
+        assert (caught.value.code, caught.value.reason, caught.value.retry_after) == ("UNAVAILABLE", "SHUTTING_DOWN", 1)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 2
+        assert stream.generation().text == "slow@1:still here"
+    rest, errors = serving.process.communicate(timeout=20)
+    assert (serving.process.returncode, rest, errors) == (0, "", "")
+
+
+def test_models_are_loaded_by_the_engines_that_the_plugins_have(serve, shelf):
+    """A name that no plugin has is refused with those that there are."""
+    shelf.add("general")
+    with Client(serve("math").target) as client:
+        assert client.load_model("general", engine="echo").engine == "echo"
+        with pytest.raises(ServerError, match="there is no engine 'ecco', did you mean 'echo'"):
+            client.load_model("general", engine="ecco")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--http", "0.0.0.0:0"], "--http 0.0.0.0:0 can be reached from other machines, and nothing is encrypted"),
+        (["--admin", "0.0.0.0:0"], "--admin 0.0.0.0:0 can be reached from other machines, and nothing is encrypted"),
+        (["--tls-cert", "x.pem"], "--tls-cert and --tls-key belong together"),
+        (["--tls-key", "x.pem"], "--tls-cert and --tls-key belong together"),
+        (["--tls-cert", "x.pem", "--tls-key", "y.pem"], "--tls-cert x.pem cannot be read: no such file or directory"),
+        (["--token-file", "nothing"], "--token-file nothing cannot be read: no such file or directory"),
+        (["--token-file", "/"], "--token-file / cannot be read: is a directory"),
+        (["--token-file", "empty"], "--token-file empty has no token: its first line is empty"),
+        (["--admin-token-file", "spaces"], "--admin-token-file spaces has no token: expected its first line to be one"),
+        (["--token-file", "binary"], "--token-file binary has no token"),
+        (["--token-file", "long"], "--token-file long has no token"),
+    ],
+)
+def test_files_and_addresses_that_are_wrong_are_one_clear_line(shelf, here, arguments, sentence, tmp_path, monkeypatch):
+    """Before any model is loaded, and it is the command line's mistake."""
+    monkeypatch.chdir(tmp_path)
+    token_file(tmp_path / "empty", "")
+    token_file(tmp_path / "spaces", "two words")
+    token_file(tmp_path / "long", "x" * 5000)
+    (tmp_path / "binary").write_bytes(b"\x00\xff\n")
+    code, error = here("serve", "--engine", "echo", "math", "--listen", "127.0.0.1:0", *arguments)
+    assert code == 2
+    assert sentence in error
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_token_that_may_not_be_read_is_one_clear_line(shelf, here, tmp_path):
+    """As the system says it."""
+    code, error = here("serve", "math", "--token-file", token_file(tmp_path / "token", mode=0o000))
+    assert code == 2
+    assert "cannot be read: permission denied" in error
+
+
+def test_a_token_that_others_can_read_is_warned_of(serve, tmp_path):
+    """It is taken: some systems mount secrets so."""
+    serving = serve("math", "--token-file", token_file(tmp_path / "token", mode=0o644))
+    with Client(serving.target, token="secret") as client:
+        assert client.generate("hi").text == "math@1:hi"
+    code, _, errors = serving.end()
+    assert code == 0
+    assert errors == f"warning: other users of this machine can read {tmp_path}/token: chmod 600 {tmp_path}/token\n"

@@ -62,13 +62,14 @@ def plugins() -> Plugins:
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Writes a run.toml into a folder of its own, which becomes the working directory's neighbour, not the same."""
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a run.toml, or a file of another name, into a folder that is not the working directory, but beside it."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
 
-    def write(text: str) -> Path:
-        path = tmp_path / "run.toml"
+    def write(text: str, name: str = "run.toml") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text), encoding="utf-8")
         return path
 
@@ -79,8 +80,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
 def read(write, plugins) -> Callable[..., Runs]:
     """Reads a text as a run.toml, with the components made by hand."""
 
-    def read(text: str, *overrides: str, **options) -> Runs:
-        return read_run(write(text), overrides=overrides, plugins=options.pop("plugins", plugins), **options)
+    def read(text: str, *overrides: str, name: str = "run.toml", **options) -> Runs:
+        return read_run(write(text, name), overrides=overrides, plugins=options.pop("plugins", plugins), **options)
 
     return read
 

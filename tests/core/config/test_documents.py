@@ -68,13 +68,6 @@ def test_a_file_that_may_not_be_read(tmp_path, plugins):
     assert refusal(path, plugins) == "run.toml: cannot be read: Permission denied"
 
 
-def test_yaml_is_not_there_yet(tmp_path, plugins):
-    """It is refused by its name, whether it is there or not."""
-    assert refusal(tmp_path / "run.yaml", plugins) == (
-        "run.yaml: YAML is not supported by this version: write the same keys as TOML"
-    )
-
-
 def test_the_file_is_named_as_the_caller_named_it(write, plugins, monkeypatch, tmp_path):
     """A relative path stays one in messages."""
     write('name = "x"\n[model.scratch]\n[train]\nmax_steps = 0\n')

@@ -121,7 +121,7 @@ def test_a_wrong_value_is_said_in_english(mistakes, minimal, line, message):
         ('[plugins.prefer]\n"metrics.x" = "y"', "must be KIND.NAME, KIND being format, trainer, metric, registry or"),
         ('[plugins.prefer]\n"metrics.x" = "y"', 'engine, did you mean "metric.x"?'),
         ("[[evaluate]]", "run.toml:9 [evaluate.0] name: this key is required"),
-        ('extends = "base.toml"', "run.toml:9 [train] extends: unknown key"),
+        ('extends = "base.toml"', "run.toml:9 [train] extends: unknown key, it belongs in the file's top"),
     ],
 )  # fmt: skip
 def test_tables_beside_train(mistakes, minimal, text, line):
@@ -209,15 +209,6 @@ def test_an_unknown_variant_gets_the_names_there_are(mistakes, minimal):
     assert mistakes(minimal, variants=["math"]) == [
         '--variant math: there is no variant "math": run.toml has no [variants]'
     ]
-
-
-def test_extends_is_not_there_yet(mistakes, minimal):
-    """It is refused where it stands, and on the command line."""
-    text = "extends is not supported by this version"
-    assert mistakes('extends = "base.toml"\n' + minimal) == [
-        f"run.toml:1 extends: {text}: put those keys into this file"
-    ]
-    assert mistakes(minimal, "extends='base.toml'") == [f"--set extends: {text}"]
 
 
 @pytest.mark.parametrize(

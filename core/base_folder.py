@@ -1,0 +1,186 @@
+"""A base model's folder, looked at before any work begins: without torch, and without reading the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+# Formats that run code when they are read, or that this program does not read at all.
+OTHER_WEIGHTS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
+# What safetensors itself takes for the longest header, in bytes.
+_LONGEST_HEADER = 100_000_000
+
+
+def check_base_folder(folder: Path, source: str) -> None:
+    """Check that a folder holds a model in Hugging Face layout: config, tokenizer and whole safetensors that agree.
+
+    Args:
+        folder: the folder.
+        source: what `[model] base` says, for messages.
+
+    Raises:
+        UsageError: it does not; with a line for each thing that is wrong.
+    """
+    try:
+        there, is_folder = folder.exists(), folder.is_dir()
+    except OSError as error:
+        raise UsageError(f"[model] base {source}: cannot be read: {error.strerror}") from error
+    if not there:
+        raise UsageError(f"[model] base {source}: there is no such folder")
+    if not is_folder:
+        raise UsageError(f"[model] base {source}: this is a file: name the folder with its config.json")
+    problems = list(folder_problems(folder))
+    errors: list[ModelwrightError] = [UsageError(f"[model] base {source}: {problem}") for problem in problems]
+    if errors:
+        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
+
+
+def folder_problems(folder: Path) -> Iterator[str]:
+    """What is wrong with a folder as a model in Hugging Face layout, in lines without the folder's name."""
+    found: dict[str, Any] = {}
+    for name, look in (("config", _config), ("tokenizer", _tokenizer), ("weights", _weights)):
+        try:
+            found[name] = look(folder)
+        except _WrongError as error:
+            yield str(error)
+        except OSError as error:
+            yield f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
+    if "config" in found and "tokenizer" in found:
+        yield from _too_large(found["tokenizer"], found["config"])
+
+
+class _WrongError(Exception):
+    """Something in the folder is not as it must be."""
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _WrongError(f"{path.name} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise _WrongError(f"{path.name} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise _WrongError("there is no config.json: expected a model folder in Hugging Face layout")
+    config = _object(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise _WrongError('config.json names no architecture: expected a key "model_type", such as "llama"')
+    return config
+
+
+# Tokenizers
+
+
+def _tokenizer(folder: Path) -> dict[int, str]:
+    """The texts of the tokens that a training text or the template can give, by their ids."""
+    if not (folder / "tokenizer.json").is_file():
+        raise _WrongError(
+            "there is no tokenizer.json: save the fast tokenizer there, with "
+            "transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+        )
+    tree = _object(folder / "tokenizer.json")
+    model = tree.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # Unigram: [text, score] in the order of ids
+        tokens = {number: str(entry[0]) for number, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
+    elif isinstance(vocabulary, dict):
+        tokens = {number: text for text, number in vocabulary.items() if isinstance(number, int)}
+    else:
+        raise _WrongError("tokenizer.json is no tokenizer: it has no model.vocab")
+    settings = _settings(folder)
+    added = tree.get("added_tokens")
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and isinstance(token.get("id"), int) and _used(token, settings):
+            tokens[token["id"]] = str(token.get("content"))
+    return tokens
+
+
+def _settings(folder: Path) -> str:
+    """The texts in which a special token can be named."""
+    names = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+    files = (folder / name for name in names)
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
+    try:
+        config = json.loads(texts[0]) if texts else {}
+    except ValueError:
+        return "\n".join(texts)
+    if isinstance(config, dict):
+        # It lists every added token; that alone gives none of them a use.
+        texts[0:1] = [str(value) for key, value in config.items() if key != "added_tokens_decoder"]
+    return "\n".join(texts)
+
+
+def _used(token: Mapping[str, Any], settings: str) -> bool:
+    """Whether a token can come up: a special one only where it is named, as Gemma's text models have one for images."""
+    return not token.get("special") or str(token.get("content")) in settings
+
+
+def _too_large(tokens: Mapping[int, str], config: Mapping[str, Any]) -> Iterator[str]:
+    text = config.get("text_config")
+    rows = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    largest = max(tokens, default=-1)
+    if isinstance(rows, int) and largest >= rows:
+        yield (
+            f"its tokenizer has {largest + 1} tokens and its embedding {rows} (vocab_size in config.json): the "
+            f"tokenizer is another model's, or {tokens[largest]!r} was added without resizing the embedding"
+        )
+
+
+# Weights
+
+
+def _weights(folder: Path) -> None:
+    for name in _weight_files(folder):
+        if not (folder / name).is_file():
+            raise _WrongError(f"{name} is missing, which {INDEX} names")
+        _whole(folder / name)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if (folder / INDEX).is_file():
+        names = _object(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise _WrongError(f"{INDEX} names no files: expected a table weight_map")
+        return sorted(set(names.values()))
+    others = sorted({path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern)})
+    if others:
+        raise _WrongError(
+            f"its weights are in {', '.join(others)}, and only safetensors are read (a pickle can run any code): "
+            "save the model with save_pretrained() of a recent transformers"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise _WrongError("this is an adapter: merge it into its base model, and save that")
+    raise _WrongError(f"there are no weights: expected {WEIGHTS} (a model from nothing is [model.scratch])")
+
+
+def _whole(path: Path) -> None:
+    """Whether a safetensors file is as long as its header says.
+
+    The format: eight bytes with the header's length, little-endian; the header, JSON; then the tensors' bytes, which
+    `data_offsets` count from the header's end (its documentation, section Format).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise _WrongError(f"{path.name} is no safetensors file, or is cut short ({size} bytes): copy it again")
+        try:
+            header = json.loads(file.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            raise _WrongError(f"{path.name} is no safetensors file: its header cannot be read") from None
+    if size < whole:
+        raise _WrongError(f"{path.name} is cut short: it has {size} of {whole} bytes; copy it again")

@@ -1,0 +1,109 @@
+"""What the commands about models share: opening the registry, and how values look to people."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+from attrs import asdict
+
+from modelwright.core import home
+from modelwright.core.api.components import Registry
+from modelwright.core.api.errors import ModelNotFoundError
+from modelwright.core.api.records import Figure
+from modelwright.core.api.registry import ModelVersion
+from modelwright.core.cli.common import figure_text
+from modelwright.core.plugins import Plugins, discover
+from modelwright.core.registry import open_registry, resolve
+
+
+def opened(url: str | None, plugins: Plugins | None = None) -> tuple[Registry, str]:
+    """The registry that is meant, and its URL."""
+    url = home.registry_url(url)
+    return open_registry(url, plugins or discover()), url
+
+
+@contextlib.contextmanager
+def naming(url: str) -> Iterator[None]:
+    """Add to "not found" in which registry: the wrong one is the likeliest reason."""
+    try:
+        yield
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error} in {url}") from error
+
+
+def found(registry: Registry, url: str, addresses: tuple[str, ...]) -> list[ModelVersion]:
+    """The models at these addresses, in their order; one that is named twice is there once.
+
+    Raises:
+        UsageError: a text is no address.
+        ModelNotFoundError: nothing is at one of them.
+    """
+    with naming(url):
+        versions = [resolve(registry, address) for address in addresses]
+    return list({version.address: version for version in versions}.values())
+
+
+def summary(version: ModelVersion) -> dict[str, Any]:
+    """What `models list --json` gives for a model."""
+    return {
+        "name": version.name,
+        "version": version.version,
+        "digest": version.digest,
+        "aliases": list(version.aliases),
+        "tags": dict(version.model.tags),
+        "metrics": {
+            suite: {metric: asdict(value) for metric, value in figures.items()}
+            for suite, figures in version.metrics.items()
+        },
+    }
+
+
+def print_pairs(pairs: Mapping[str, str]) -> None:
+    """Keys and values under one another."""
+    width = max(map(len, pairs), default=0)
+    for key, value in pairs.items():
+        click.echo(f"  {key:<{width}}   {value}")
+
+
+def metric_pairs(version: ModelVersion) -> dict[str, str]:
+    """`suite.metric` and its figure, for people."""
+    return {
+        f"{suite}.{metric}": f"{figure(value)}   n = {value.n}"
+        for suite, figures in version.metrics.items()
+        for metric, value in figures.items()
+    }
+
+
+def text(value: Any) -> str:
+    """A string as it is, unless it would break the line or command the terminal; anything else as JSON."""
+    if isinstance(value, str) and value and value.isprintable():
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def figure(value: Figure | None) -> str:
+    """A figure with its interval; a dash where there is none."""
+    return "–" if value is None else figure_text(value.value, value.low, value.high)
+
+
+def size_text(size: int) -> str:
+    """Bytes in decimal units, as disks and file managers count."""
+    if size < 1000:
+        return f"{size:.0f} B"
+    power = min(int(math.log10(size)) // 3, 4)
+    return f"{size / 1000**power:.1f} {' kMGT'[power]}B"
+
+
+def short(digest: str) -> str:
+    """The beginning of a sha256, enough to tell two apart."""
+    return f"sha256 {digest[:12]}…"
+
+
+def alias_text(alias: str) -> str:
+    """`@ALIAS`, coloured on a terminal."""
+    return click.style(f"@{alias}", fg="cyan")

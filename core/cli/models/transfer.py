@@ -1,0 +1,114 @@
+"""`modelwright models export` and `modelwright models import`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
+from modelwright.core.api.registry import check_alias
+from modelwright.core.base_folder import folder_problems
+from modelwright.core.cli.common import json_option, print_json, registry_option
+from modelwright.core.cli.models.alias import move_alias
+from modelwright.core.cli.models.shared import naming, opened, summary
+from modelwright.core.model_folder import CONTEXT_KEYS, context_length
+from modelwright.core.registry import resolve
+from modelwright.core.registry.export import export_model
+from modelwright.core.registry.importing import import_model
+
+
+@click.command("export")
+@click.argument("address")
+@click.argument("destination", type=click.Path(path_type=Path))
+@registry_option
+@json_option
+def export(address: str, destination: Path, registry: str | None, as_json: bool) -> None:
+    """Write the model at ADDRESS to a new folder, or to a .tar or .tar.gz file, for others to use.
+
+    The folder is one that transformers loads, with the registry's record of the model and its card beside.
+    """
+    models, url = opened(registry)
+    with naming(url):
+        version = resolve(models, address)
+    with _progress("exporting", sum(file.size for file in version.files)) as advance:
+        export_model(models, version, destination, advance)
+    if as_json:
+        print_json({**summary(version), "destination": str(destination.absolute())})
+    else:
+        click.echo(f"exported {version.address} to {destination}")
+
+
+@click.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--name", metavar="NAME", help="The model's name; default: the one in its record.")
+@click.option("--alias", metavar="ALIAS", help="Point this alias to it.")
+@registry_option
+@json_option
+def import_(source: Path, name: str | None, alias: str | None, registry: str | None, as_json: bool) -> None:
+    """Register a model from SOURCE: an exported folder or archive, or any folder in Hugging Face layout with --name.
+
+    The same model again gives the version that is there. Weights must be safetensors.
+    """
+    if alias is not None:
+        alias = check_alias(alias.removeprefix("@"))
+    models, url = opened(registry)
+    done = import_model(models, source, name=name, check=_check)
+    version = done.version
+    for each in done.left_out:
+        click.echo(f"not imported: {each!r}" if not each.isprintable() else f"not imported: {each}", err=True)
+    if not as_json:
+        word = "imported" if done.added else "there already:"
+        click.echo(f"{word} {click.style(version.address, bold=True)} (digest {version.digest}) in {url}")
+    if alias is not None:
+        move_alias(models, alias, version, as_json=False, quiet=as_json)
+        version = models.get(version.name, version.version)
+    if as_json:
+        print_json({**summary(version), "added": done.added, "left_out": list(done.left_out)})
+
+
+def _check(folder: Path, source: Path) -> None:
+    """Refuse a folder from anywhere that could not be loaded, evaluated or served.
+
+    Raises:
+        UsageError: what is wrong with it, a line for each thing.
+    """
+    problems = list(folder_problems(folder))
+    if not problems and context_length(folder) is None:
+        problems.append(f"its config.json does not say how long its context is (expected {' or '.join(CONTEXT_KEYS)})")
+    if not problems:
+        problems += _renderer_problems(folder, source)
+    errors: list[ModelwrightError] = [UsageError(f"{source} cannot be imported: {problem}") for problem in problems]
+    if errors:
+        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
+
+
+def _renderer_problems(folder: Path, source: Path) -> list[str]:
+    from modelwright.core.api.errors import MissingDependencyError
+    from modelwright.core.chat import checked_renderer
+
+    try:
+        checked_renderer(folder)
+    except MissingDependencyError:
+        raise
+    except ModelwrightError as error:
+        return [str(error).replace(str(folder), str(source))]
+    return []
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda size: progress.advance(task, size)

@@ -1,0 +1,192 @@
+"""In what registered models differ: configuration, data, lineage, packages, training, files and metrics.
+
+The first model is what the others are compared with. The models of a registry keep their figures, not each example's
+score, so a difference of figures is that of independent samples. Where both answered the same examples it is more
+careful than need be; `modelwright evaluate --model A --model B` compares example by example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from attrs import frozen
+
+from modelwright.core.api.records import Figure
+from modelwright.core.api.registry import ModelVersion
+from modelwright.core.registry.environment import PACKAGE, TELLING
+from modelwright.core.registry.flat import flat
+
+Verdict = Literal["better", "worse", "higher", "lower", "not decided"]
+Row = Mapping[str, Sequence[Any]]
+
+
+@frozen(kw_only=True)
+class Difference:
+    """How much more a model has than the first one, with its 95 % interval.
+
+    Attributes:
+        value: the model's figure less the first one's.
+        low: the lower end of the interval.
+        high: the upper end.
+        verdict: "better" or "worse" if the interval does not hold 0, "higher" or "lower" where the metric's direction
+            is not known, else "not decided".
+    """
+
+    value: float
+    low: float
+    high: float
+    verdict: Verdict
+
+
+@frozen(kw_only=True)
+class MetricComparison:
+    """One metric of one suite, for each model; None where a model was not measured.
+
+    Attributes:
+        suite: the test set.
+        metric: the metric.
+        higher_is_better: its direction; None where its plugin is not installed.
+        figures: for each model.
+        differences: for each model but the first.
+    """
+
+    suite: str
+    metric: str
+    higher_is_better: bool | None
+    figures: tuple[Figure | None, ...]
+    differences: tuple[Difference | None, ...]
+
+
+@frozen(kw_only=True)
+class Comparison:
+    """What differs between models; each table maps a key to a value for each model, None where there is none.
+
+    Attributes:
+        models: their addresses.
+        same_files: whether all are made of the same files.
+        metrics: all that any of them was measured by.
+        config: the keys that differ, dotted.
+        data: the paths of which the digests differ.
+        same_data: how many paths have one digest for all.
+        lineage: base, parent and name of the model, where they differ.
+        environment: Modelwright, Python, the platform and the packages that decide how a model behaves.
+        training: figures that differ.
+        files: the digests of the files that differ.
+        same_files_count: how many files are the same.
+        tags: those that differ.
+    """
+
+    models: tuple[str, ...]
+    same_files: bool
+    metrics: tuple[MetricComparison, ...]
+    config: Row
+    data: Row
+    same_data: int
+    lineage: Row
+    environment: Row
+    training: Row
+    files: Row
+    same_files_count: int
+    tags: Row
+
+
+def compare(versions: Sequence[ModelVersion], direction: Callable[[str], bool | None]) -> Comparison:
+    """Compare models with the first of them.
+
+    Args:
+        versions: two or more.
+        direction: whether more is better by a metric's name; None where nobody knows.
+    """
+    models = [version.model for version in versions]
+    data = [dict(model.data) for model in models]
+    files = [{file.path: file.sha256 for file in version.files} for version in versions]
+    return Comparison(
+        models=tuple(version.address for version in versions),
+        same_files=len({version.digest for version in versions}) == 1,
+        metrics=_metrics(versions, direction),
+        config=differing([flat(model.config) for model in models]),
+        data=differing(data),
+        same_data=_same(data),
+        lineage=differing([{"name": model.name, "base": model.base, "parent": model.parent} for model in models]),
+        environment=differing([_environment(version) for version in versions]),
+        training=differing([flat(model.training) for model in models]),
+        files=differing(files),
+        same_files_count=_same(files),
+        tags=differing([dict(model.tags) for model in models]),
+    )
+
+
+def differing(tables: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """The keys that have not the same value in every table, in the order in which they come up first."""
+    keys = dict.fromkeys(key for table in tables for key in table)
+    rows = {key: tuple(table.get(key) for table in tables) for key in keys}
+    return {key: row for key, row in rows.items() if any(_unlike(value, row[0]) for value in row[1:])}
+
+
+def _unlike(one: Any, other: Any) -> bool:
+    # For Python True is 1; in a configuration it is something else.
+    return bool(one != other) or isinstance(one, bool) != isinstance(other, bool)
+
+
+def _same(tables: Sequence[Mapping[str, Any]]) -> int:
+    return len(set().union(*tables)) - len(differing(tables))
+
+
+def _environment(version: ModelVersion) -> dict[str, str]:
+    recorded = version.model.environment
+    pairs = {"modelwright": version.model.code_version} | {
+        key: recorded[key] for key in ("python", "platform") if key in recorded
+    }
+    return pairs | {name: recorded[PACKAGE + name] for name in TELLING if PACKAGE + name in recorded}
+
+
+def _metrics(versions: Sequence[ModelVersion], direction: Callable[[str], bool | None]) -> tuple[MetricComparison, ...]:
+    measured = dict.fromkeys(
+        (suite, metric) for version in versions for suite, figures in version.metrics.items() for metric in figures
+    )
+    compared = []
+    for suite, metric in measured:
+        higher = direction(metric)
+        figures = tuple(version.metrics.get(suite, {}).get(metric) for version in versions)
+        first = figures[0]
+        differences = tuple(
+            None if first is None or other is None else difference(first, other, higher_is_better=higher)
+            for other in figures[1:]
+        )
+        compared.append(
+            MetricComparison(
+                suite=suite, metric=metric, higher_is_better=higher, figures=figures, differences=differences
+            )
+        )
+    return tuple(compared)
+
+
+def difference(first: Figure, other: Figure, *, higher_is_better: bool | None) -> Difference:
+    """How much more `other` has than `first`, as independent samples, from their 95 % intervals.
+
+    With the figures p1 of `first` and p2 of `other`, and their intervals [l1, u1] and [l2, u2]:
+
+        low  = p2 - p1 - sqrt((p2 - l2)^2 + (u1 - p1)^2)
+        high = p2 - p1 + sqrt((u2 - p2)^2 + (p1 - l1)^2)
+
+    Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
+    eleven methods", Statistics in Medicine 17 (1998), 873-890, method 10, for Wilson's intervals; G. Y. Zou and
+    A. Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008), 1693-1702,
+    for figures that are no proportions.
+    """
+    value = other.value - first.value
+    low = value - math.hypot(other.value - other.low, first.high - first.value)
+    high = value + math.hypot(other.high - other.value, first.value - first.low)
+    # An interval around no examples says nothing.
+    sign = (low > 0) - (high < 0) if first.n and other.n else 0
+    return Difference(value=value, low=low, high=high, verdict=_verdict(sign, higher_is_better))
+
+
+def _verdict(sign: int, higher_is_better: bool | None) -> Verdict:
+    if not sign:
+        return "not decided"
+    if higher_is_better is None:
+        return "higher" if sign > 0 else "lower"
+    return "better" if (sign > 0) == higher_is_better else "worse"

@@ -1,0 +1,212 @@
+"""A model from outside into the registry: an exported folder or archive, or any folder in Hugging Face layout.
+
+The files are gathered in a folder of the home's cache first, by hard links where the file system allows it, so that
+what is registered is what was checked, and nothing else of the source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from modelwright.core import home
+from modelwright.core.api.components import Registry
+from modelwright.core.api.errors import RegistryError, UsageError
+from modelwright.core.api.files import TEMPORARY
+from modelwright.core.api.records import digest_json
+from modelwright.core.api.registry import PICKLED, ModelVersion, NewModel, model_digest, scan_model
+from modelwright.core.registry.archive import find_record, unpack
+from modelwright.core.registry.export import README
+from modelwright.core.registry.record import LONGEST, RECORD, read_record
+
+_PREFIX = f"{TEMPORARY}import-"
+# What an import gathers is used at once, so what is older was left by a killed one.
+_ABANDONED_AFTER = 24 * 3600.0
+
+
+@frozen(kw_only=True)
+class Imported:
+    """What an import came to.
+
+    Attributes:
+        version: the model as the registry has it now.
+        added: whether it was new there.
+        left_out: what of the source is not part of the model, with the reason.
+    """
+
+    version: ModelVersion
+    added: bool
+    left_out: tuple[str, ...]
+
+
+def import_model(
+    registry: Registry, source: Path, *, name: str | None, check: Callable[[Path, Path], None]
+) -> Imported:
+    """Register the model at `source`; the same one again gives the version that is there.
+
+    Args:
+        registry: where to.
+        source: an exported folder or archive, or a folder in Hugging Face layout.
+        name: the model's name; None for the one in its record.
+        check: refuses a folder without a record that could not be served; it gets the folder with the gathered files
+            and the source, for messages.
+
+    Raises:
+        UsageError: the source is nothing that can be imported, or needs a name.
+        RegistryError: it is damaged, refused, or there is another model with its fingerprint.
+    """
+    source = source.absolute()
+    try:
+        if not source.exists():
+            raise UsageError(f"{source}: there is no such file or folder")
+        with _gathering() as folder:
+            record, left_out = _gather(source, folder)
+            if record is None:
+                check(folder, source)
+            model = _new_model(record, folder, source, name)
+            return _register(registry, model, record, folder, left_out)
+    except OSError as error:
+        raise RegistryError(f"{source} cannot be imported: {error.strerror or error}: {error.filename}") from error
+
+
+@contextlib.contextmanager
+def _gathering() -> Iterator[Path]:
+    cache = home.home() / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    for left in cache.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it as well
+            if left.stat().st_mtime < time.time() - _ABANDONED_AFTER:
+                shutil.rmtree(left)
+    folder = cache / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _gather(source: Path, folder: Path) -> tuple[ModelVersion | None, tuple[str, ...]]:
+    """Put the model's files into `folder`; give its record, where it has one, and what was left out."""
+    if not source.is_dir():
+        record, top = find_record(source)
+        own = {f"{top}/{name}" if top else name for name in (RECORD, README)}
+        return record, tuple(sorted(set(unpack(source, top, record, folder)) - own))
+    files, left_out = _files(source)
+    if RECORD not in files:
+        _link(files, folder)
+        return None, tuple(left_out)
+    if files[RECORD].stat().st_size > LONGEST:
+        raise RegistryError(f"{source / RECORD} is larger than any record")
+    record = read_record(files[RECORD].read_bytes(), str(source / RECORD))
+    wanted = {file.path: file for file in record.files}
+    missing = sorted(wanted.keys() - files.keys())
+    if missing:
+        raise RegistryError(f"{source} is not whole: its record names {missing[0]!r}, which is not there")
+    _link({path: files[path] for path in wanted}, folder)
+    for found in scan_model(folder):
+        if found != wanted[found.path]:
+            raise RegistryError(
+                f"{source / found.path} is not what its record says ({found.size} bytes, sha256 {found.sha256[:12]}…; "
+                f"expected {wanted[found.path].size} bytes, {wanted[found.path].sha256[:12]}…): export it again"
+            )
+    return record, (*left_out, *sorted(files.keys() - wanted.keys() - {RECORD, README}))
+
+
+def _files(source: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files of a folder by relative path, links of the hub's cache followed; and what is left out."""
+    files: dict[str, Path] = {}
+    left_out: list[str] = []
+    for parent, folders, names in os.walk(source, onerror=_raise):
+        for name in sorted((*names, *folders)):
+            path = Path(parent, name)
+            relative = path.relative_to(source).as_posix()
+            if name.startswith("."):
+                left_out.append(f"{relative} (hidden)")
+            elif name in folders and not path.is_symlink():
+                continue
+            elif path.suffix.lower() in PICKLED:
+                left_out.append(f"{relative} (pickled: reading it could run any code)")
+            else:
+                files[relative] = _real(path, source)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return files, left_out
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _real(path: Path, source: Path) -> Path:
+    """The file itself; a link may lead within the folder, or to the contents of the hub's cache beside it."""
+    if not path.is_symlink():
+        return path
+    real = path.resolve()
+    # A snapshot in the hub's cache is models--ORG--NAME/snapshots/COMMIT, its contents are models--ORG--NAME/blobs.
+    allowed = (source.resolve(), source.resolve().parent.parent / "blobs")
+    if not real.is_file() or not any(real.is_relative_to(place) for place in allowed):
+        raise RegistryError(f"{path} is refused: it is a link that leads out of the folder; put the file itself there")
+    return real
+
+
+def _link(files: Mapping[str, Path], folder: Path) -> None:
+    for relative, path in files.items():
+        place = folder / relative
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            raise RegistryError(f"{path} is refused: it is no regular file")
+        try:
+            os.link(path, place)
+        except OSError:
+            # Another file system, or somebody else's file.
+            shutil.copyfile(path, place)
+
+
+def _new_model(record: ModelVersion | None, folder: Path, source: Path, name: str | None) -> NewModel:
+    try:
+        if record is not None:
+            return evolve(record.model, name=name or record.name)
+        if name is None:
+            raise UsageError(f"{source} has no {RECORD}: give the model a name with --name")
+        fingerprint = digest_json({"imported": model_digest(scan_model(folder))})
+        return NewModel(name=name, fingerprint=fingerprint, base="imported")
+    except ValueError as error:
+        raise UsageError(
+            f"{name!r:.200} cannot be a model's name: expected a lower-case letter, then any of a-z 0-9 . _ -, at most "
+            f"128 together"
+        ) from error
+
+
+def _register(
+    registry: Registry, model: NewModel, record: ModelVersion | None, folder: Path, left_out: tuple[str, ...]
+) -> Imported:
+    digest = model_digest(scan_model(folder))
+    before = [version for version in registry.find(model.name) if version.model.fingerprint == model.fingerprint]
+    for version in before:
+        if version.digest != digest:
+            raise RegistryError(
+                f"{version.address} has the same fingerprint and other files: import it under another name (--name)"
+            )
+    version = registry.add(model, folder)
+    if record is not None:
+        _complete(registry, version, record)
+    version = registry.get(version.name, version.version)
+    return Imported(version=version, added=not before, left_out=left_out)
+
+
+def _complete(registry: Registry, version: ModelVersion, record: ModelVersion) -> None:
+    """Bring along the tags and figures that the registry does not have; what it knows itself stays."""
+    missing_tags = {key: value for key, value in record.model.tags.items() if key not in version.model.tags}
+    if missing_tags:
+        registry.set_tags(version.name, version.version, missing_tags)
+    for suite, figures in record.metrics.items():
+        known = version.metrics.get(suite, {})
+        missing = {metric: figure for metric, figure in figures.items() if metric not in known}
+        if missing:
+            registry.add_metrics(version.name, version.version, suite, missing)

@@ -1,0 +1,170 @@
+"""`modelwright-model.json`: all that a registry knows of a model, beside its files when it leaves.
+
+A record may come from anybody, so reading one believes nothing: every field has its type, every path stays inside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+from attrs import asdict
+
+from modelwright.core.api.errors import ModelwrightError, RegistryError
+from modelwright.core.api.records import Figure
+from modelwright.core.api.registry import ModelFile, ModelVersion, NewModel, check_tags, is_text, model_digest
+
+RECORD = "modelwright-model.json"
+# Raised when the meaning of a field changes; new fields do not raise it, and older readers pass over them.
+FORMAT = 1
+# A record lists files and figures, never their contents.
+LONGEST = 64 << 20
+
+_TEXTS = ("name", "digest", "created", "fingerprint", "base", "code_version")
+_TEXT_TABLES = ("data", "environment", "tags")
+_TABLES = ("config", "training", "metrics")
+
+
+def to_record(version: ModelVersion) -> dict[str, Any]:
+    """A version as JSON; its aliases belong to its registry and stay there."""
+    model = version.model
+    return {
+        "record": FORMAT,
+        "name": version.name,
+        "version": version.version,
+        "digest": version.digest,
+        "created": version.created.isoformat(),
+        "fingerprint": model.fingerprint,
+        "base": model.base,
+        "parent": model.parent,
+        "code_version": model.code_version,
+        "tags": dict(model.tags),
+        "metrics": {
+            suite: {metric: asdict(figure) for metric, figure in figures.items()}
+            for suite, figures in version.metrics.items()
+        },
+        "training": dict(model.training),
+        "data": dict(model.data),
+        "files": [asdict(file) for file in version.files],
+        "environment": dict(model.environment),
+        "config": dict(model.config),
+    }
+
+
+def read_record(content: bytes, where: str) -> ModelVersion:
+    """Read a record; the other way round than `to_record`.
+
+    Args:
+        content: the bytes of the file.
+        where: the file's name, for messages.
+
+    Raises:
+        RegistryError: it is no record, of a newer format, or not to be trusted; the message says why.
+    """
+    try:
+        values = json.loads(content, parse_constant=_refuse_constant)
+        return _version(values)
+    except (ValueError, RecursionError, OverflowError, ModelwrightError) as error:
+        reason = " ".join(str(error).split())
+        raise RegistryError(f"{where} is no record of a model: {reason:.300}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _expect(true: bool, what: str) -> None:
+    if not true:
+        raise ValueError(f"expected {what}")
+
+
+def _version(values: Any) -> ModelVersion:
+    _expect(isinstance(values, dict), "a JSON object")
+    number = values.get("record")
+    _expect(isinstance(number, int) and not isinstance(number, bool), 'a number as "record"')
+    if number > FORMAT:
+        raise ValueError(f"it was written by a newer Modelwright (format {number}, this version knows {FORMAT})")
+    for key in _TEXTS:
+        _expect(isinstance(values.get(key), str) and is_text(values[key]), f'text as "{key}"')
+    for key in (*_TABLES, *_TEXT_TABLES):
+        _expect(isinstance(values.get(key), dict), f'a table as "{key}"')
+    for key in _TEXT_TABLES:
+        _expect(all(isinstance(value, str) for value in values[key].values()), f'only texts in "{key}"')
+    parent, version = values.get("parent"), values.get("version")
+    _expect(parent is None or (isinstance(parent, str) and is_text(parent)), 'text or null as "parent"')
+    _expect(isinstance(version, int) and not isinstance(version, bool) and version > 0, 'a version as "version"')
+    check_tags(values["tags"])
+    created = datetime.fromisoformat(values["created"])
+    _expect(created.tzinfo is not None, 'a time with its zone as "created"')
+    files = _files(values.get("files"))
+    _expect(model_digest(files) == values["digest"], 'the digest of the files as "digest"')
+    keys = ("name", "fingerprint", "base", "parent", "config", "data", "environment", "code_version", "training")
+    return ModelVersion(
+        name=values["name"],
+        version=version,
+        digest=values["digest"],
+        created=created.astimezone(UTC),
+        model=NewModel(tags=values["tags"], **{key: values.get(key) for key in keys}),
+        files=files,
+        metrics=_metrics(values["metrics"]),
+    )
+
+
+def _metrics(table: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
+    metrics: dict[str, dict[str, Figure]] = {}
+    for suite, figures in table.items():
+        _expect(isinstance(figures, dict), f"a table as metrics.{suite}")
+        metrics[suite] = {metric: _figure(f"{suite}.{metric}", value) for metric, value in figures.items()}
+    return metrics
+
+
+def _figure(name: str, value: Any) -> Figure:
+    _expect(is_text(name), "names of metrics that are text")
+    _expect(isinstance(value, dict) and value.keys() == {"value", "low", "high", "n"}, f"a figure as metrics.{name}")
+    numbers = [value[key] for key in ("value", "low", "high")]
+    _expect(all(_is_number(number) for number in numbers), f"finite numbers in metrics.{name}")
+    n = value["n"]
+    _expect(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 63, f"a count as metrics.{name}.n")
+    return Figure(value=float(numbers[0]), low=float(numbers[1]), high=float(numbers[2]), n=n)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _files(rows: Any) -> tuple[ModelFile, ...]:
+    _expect(isinstance(rows, list) and bool(rows), 'a list of files as "files"')
+    files: dict[str, ModelFile] = {}
+    for row in rows:
+        _expect(
+            isinstance(row, dict) and row.keys() == {"path", "sha256", "size"}, "path, sha256 and size of each file"
+        )
+        path, digest, size = row["path"], row["sha256"], row["size"]
+        _expect(isinstance(path, str) and is_inside(path), f"a path inside the model, not {path!r:.100}")
+        _expect(path not in files, f"each file once, not {path!r:.100} again")
+        _expect(isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef"), "a sha256")
+        _expect(
+            isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 62, f"a size of {path!r:.100}"
+        )
+        files[path] = ModelFile(path=path, sha256=digest, size=size)
+    for path in files:
+        above = {parent.as_posix() for parent in PurePosixPath(path).parents} & files.keys()
+        _expect(not above, f"folders that are no files, not {path!r:.100}")
+    return tuple(files[path] for path in sorted(files))
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path is relative, in its plain form, and leads nowhere else."""
+    plain = PurePosixPath(path)
+    return (
+        bool(plain.parts)
+        and not plain.is_absolute()
+        and ".." not in plain.parts
+        and plain.as_posix() == path
+        and is_text(path)
+        and all(len(part.encode()) <= 255 for part in plain.parts)
+    )

@@ -1,0 +1,102 @@
+"""What happens to a server's models and routes, told to everyone who watches, in order and in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+
+import grpc
+from attrs import field, frozen
+
+from modelwright.grpc_server.errors import RequestError, shutting_down
+from modelwright.v1 import model_pb2
+
+Change = model_pb2.Model | model_pb2.ModelGone | model_pb2.Route
+
+# A watcher that lags behind by more is given a new snapshot instead.
+MOST_WAITING = 256
+# Each holds a stream open.
+MOST_WATCHERS = 1000
+# How long a watcher that found no place is told to wait, in seconds.
+RETRY_SECONDS = 10.0
+
+
+class Snapshot:
+    """Everything, as it stands when this is read: what a watcher is told first, and when it has missed changes."""
+
+
+@frozen(eq=False)
+class _Watcher:
+    """What one watcher has still to be told."""
+
+    waiting: deque[Change | Snapshot] = field(factory=lambda: deque([Snapshot()]))
+    news: asyncio.Event = field(factory=asyncio.Event)
+
+    def tell(self, change: Change | Snapshot) -> None:
+        if len(self.waiting) >= MOST_WAITING:
+            self.waiting.clear()
+            change = Snapshot()
+        # A snapshot is taken when it is told: it has all that happened until then.
+        if not (self.waiting and isinstance(self.waiting[-1], Snapshot)):
+            self.waiting.append(change)
+        self.news.set()
+
+
+class Changes:
+    """Tells changes to watchers. Everything runs on the event loop."""
+
+    def __init__(self) -> None:
+        self._watchers: set[_Watcher] = set()
+        self._over = False
+
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return len(self._watchers)
+
+    def tell(self, change: Change) -> None:
+        """Tell everyone; a change is told as it stands now, however late it is read."""
+        for watcher in self._watchers:
+            watcher.tell(change)
+
+    def close(self) -> None:
+        """Let every watcher end, after what it has still to be told."""
+        self._over = True
+        for watcher in self._watchers:
+            watcher.news.set()
+
+    async def watch(self) -> AsyncGenerator[Change | Snapshot, None]:
+        """A `Snapshot`, then each change in order; where too many wait to be read, a `Snapshot` in their place.
+
+        Raises:
+            RequestError: too many watch already (RESOURCE_EXHAUSTED), or the server is going down (UNAVAILABLE).
+        """
+        with self._watching() as watcher:
+            while True:
+                while watcher.waiting:
+                    yield watcher.waiting.popleft()
+                if self._over:
+                    raise shutting_down()
+                watcher.news.clear()
+                await watcher.news.wait()
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[_Watcher]:
+        if self._over:
+            raise shutting_down()
+        if len(self._watchers) >= MOST_WATCHERS:
+            raise RequestError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "TOO_MANY_REQUESTS",
+                f"{MOST_WATCHERS} watch this server already, as many as it lets: try again later",
+                metadata={"limit": MOST_WATCHERS},
+                retry_after=RETRY_SECONDS,
+            )
+        watcher = _Watcher()
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.discard(watcher)

@@ -1,0 +1,94 @@
+"""What the clients raise when a request gets an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ServerError(Exception):
+    """A request that got an error; `__cause__` is the `grpc.RpcError`.
+
+    Attributes:
+        code: the name of the gRPC status code, such as "NOT_FOUND".
+        message: one clear line.
+        reason: which of the proto's ErrorReason it is, such as "MODEL_NOT_FOUND". None if the error is not the
+            server's, or the package googleapis-common-protos is not installed.
+        metadata: the facts of the error, such as {"field": "prompt"}; empty where `reason` is None.
+        retry_after: seconds after which trying again may help, where the server says so.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+
+
+def server_error(error: Any, target: str, *, answering: bool = False) -> ServerError:
+    """The error that stands for a `grpc.RpcError`.
+
+    Args:
+        error: what gRPC raised.
+        target: the server's address.
+        answering: whether a part of the answer had come.
+    """
+    code = error.code().name
+    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+    if details is None:
+        return ServerError(code, _without_status(code, error.details() or code, target, answering=answering))
+    reason, metadata, retry_after = _details(details)
+    return ServerError(code, error.details() or code, reason=reason, metadata=metadata, retry_after=retry_after)
+
+
+def ended_without_end(target: str) -> ServerError:
+    """A stream that ended without its last event."""
+    return ServerError("INTERNAL", f"the server at {target} ended a stream without its last event")
+
+
+def _without_status(code: str, details: str, target: str, *, answering: bool) -> str:
+    """What gRPC itself found, in words that say what to do."""
+    if code == "UNAVAILABLE" and answering:
+        return f"the server at {target} ended the answer before its end ({details})"
+    if code == "UNAVAILABLE" and _is_tls(details):
+        return (
+            f"no encrypted connection to {target} ({details}): is it a port with TLS, and who signed its certificate?"
+        )
+    if code == "UNAVAILABLE" and "socket closed" in details.lower():
+        return f"whatever listens at {target} hangs up ({details}): does it want TLS?"
+    if code == "UNAVAILABLE":
+        return f"no server answers at {target} ({details})"
+    if code == "DEADLINE_EXCEEDED":
+        return f"the server at {target} did not answer in time: allow more with timeout"
+    if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
+        return f"the message is larger than the server at {target} takes: send less ({details})"
+    return details
+
+
+def _is_tls(details: str) -> bool:
+    return "handshake" in details.lower() or "certificate" in details.lower()
+
+
+def _details(data: bytes) -> tuple[str | None, dict[str, str], float | None]:
+    try:
+        from google.rpc import error_details_pb2, status_pb2
+    except ImportError:
+        # The classes of google.rpc come with the extra `serve`; without them code and message say what there is.
+        return None, {}, None
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    retry_after = None
+    for detail in status_pb2.Status.FromString(data).details:
+        detail.Unpack(info)
+        if detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    return info.reason or None, dict(info.metadata), retry_after

@@ -1,0 +1,182 @@
+"""What is at which path, who may come there, and what an error becomes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from modelwright.grpc_server.access import Access
+from modelwright.grpc_server.errors import shutting_down
+from modelwright.grpc_server.gateway import admin, models
+from modelwright.grpc_server.gateway.answering import admit
+from modelwright.grpc_server.gateway.asked import Asked
+from modelwright.grpc_server.gateway.body import Parting, read_object
+from modelwright.grpc_server.gateway.chat import read_chat
+from modelwright.grpc_server.gateway.completions import read_completion
+from modelwright.grpc_server.gateway.errors import HttpError, bad, error_response, http_error
+from modelwright.grpc_server.gateway.exchange import ClientGoneError, EventStream, Life, attend
+from modelwright.grpc_server.table import ModelTable
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+Reader = Callable[[dict[str, Any]], Asked]
+Scopes = Literal["open", "use", "admin"]
+
+# What a browser shows at /, and an error lists.
+PATHS = {
+    "GET /v1/models": "what can be asked",
+    "GET /v1/models/{model}": "one of it",
+    "POST /v1/chat/completions": "answers a conversation",
+    "POST /v1/completions": "continues a text",
+    "GET /health": "whether the server takes requests",
+    "GET /admin/aliases": "where the aliases lead",
+    "GET /admin/aliases/{alias}": "where one leads",
+    "PUT /admin/aliases/{alias}": 'switches it: {"target": ADDRESS, "persist": false}',
+}
+
+
+class Gateway:
+    """The ASGI application.
+
+    Args:
+        table: what is served.
+        access: who may call.
+        life: the server's.
+        limit: the most bytes of a request's body.
+    """
+
+    def __init__(self, table: ModelTable, access: Access, life: Life, *, limit: int) -> None:
+        self._table = table
+        self._access = access
+        self._life = life
+        self._limit = limit
+        self._app = Starlette(
+            routes=[
+                self._route("/", "open", get=self._home),
+                self._route("/health", "open", get=self._health),
+                self._route("/v1/models", "use", get=self._models),
+                self._route("/v1/models/{model:path}", "use", get=self._model),
+                self._route("/v1/chat/completions", "use", post=self._answerer(read_chat)),
+                self._route("/v1/completions", "use", post=self._answerer(read_completion)),
+                self._route("/admin/aliases", "admin", get=self._aliases),
+                self._route("/admin/aliases/{alias:path}", "admin", get=self._alias, put=self._set_alias),
+            ],
+            exception_handlers={HTTPException: _no_route},
+        )
+        self._app.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        with self._life.counted():
+            await self._app(scope, receive, send)
+
+    def _route(self, path: str, scope: Scopes, **endpoints: Endpoint) -> Route:
+        methods = {method.upper(): endpoint for method, endpoint in endpoints.items()}
+
+        async def call(request: Request) -> Response:
+            # HEAD is GET whose answer has no body; uvicorn leaves it out.
+            endpoint = methods.get(request.method) or methods["GET"]
+            try:
+                self._check(request, scope)
+                return await endpoint(request)
+            except (ClientGoneError, ClientDisconnect):
+                return Response(status_code=499)  # nobody reads it
+            except Exception as error:  # noqa: BLE001 - every failure has a status
+                told = http_error(error)
+            # A body that was not asked for would be taken for the connection's next request.
+            return Parting(told) if "Connection" in told.headers else error_response(told)
+
+        return Route(path, call, methods=list(methods))
+
+    def _check(self, request: Request, scope: Scopes) -> None:
+        headers = request.headers
+        if "content-length" in headers and "transfer-encoding" in headers:
+            message = "the headers Content-Length and Transfer-Encoding are both set: send one"
+            raise HttpError(400, "malformed_message", message, headers={"Connection": "close"})
+        if scope == "open":
+            return
+        authorization = headers.get("authorization")
+        self._access.check(authorization, scope)
+        if scope == "admin" and self._access.admin_token is None and self._access.token is None:
+            admin.check_open_door(headers.get("host"))
+        if self._draining:
+            raise shutting_down()
+        if request.url.query:
+            raise bad("unknown_field", "the address has a query (?…), and this server takes none: leave it out")
+
+    @property
+    def _draining(self) -> bool:
+        return self._life.draining or self._table.closing
+
+    # Asking models
+
+    def _answerer(self, read: Reader) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            asked = read(await self._body(request))
+            async with contextlib.AsyncExitStack() as held:
+                try:
+                    admitted = held.enter_async_context(admit(self._table, asked))
+                    answering = await attend(request.receive, self._life, admitted)
+                    if not asked.stream:
+                        return JSONResponse(await attend(request.receive, self._life, answering.whole()))
+                except ClientGoneError:
+                    raise
+                except Exception as error:
+                    raise http_error(error, asked.names) from error
+                return EventStream(answering.events(), held.pop_all(), self._life, asked.names)
+
+        return answer
+
+    async def _body(self, request: Request) -> dict[str, Any]:
+        return await self._life.until_cut(read_object(request, self._limit))
+
+    async def _models(self, _request: Request) -> Response:
+        return JSONResponse(models.list_models(self._table))
+
+    async def _model(self, request: Request) -> Response:
+        return JSONResponse(models.get_model(self._table, request.path_params["model"]))
+
+    # The server itself
+
+    async def _home(self, _request: Request) -> Response:
+        width = max(map(len, PATHS))
+        lines = [f"  {path:{width}}  {what}" for path, what in PATHS.items()]
+        return PlainTextResponse("\n".join(["Modelwright, in OpenAI's shapes:", "", *lines, ""]))
+
+    async def _health(self, _request: Request) -> Response:
+        if self._draining:
+            return JSONResponse({"status": "draining"}, status_code=503, headers={"Retry-After": "1"})
+        return JSONResponse({"status": "serving"})
+
+    async def _aliases(self, _request: Request) -> Response:
+        return JSONResponse(admin.list_aliases(self._table))
+
+    async def _alias(self, request: Request) -> Response:
+        route = admin.get_alias(self._table, request.path_params["alias"])
+        return JSONResponse(admin.described(route), headers={"ETag": admin.quoted_etag(route)})
+
+    async def _set_alias(self, request: Request) -> Response:
+        body = await self._body(request)
+        alias = request.path_params["alias"]
+        switch = admin.set_alias(self._table, alias, body, request.headers)
+        # The switch goes on if the client leaves: the table finishes what was begun.
+        route, answer = await attend(request.receive, self._life, switch)
+        return JSONResponse(answer, headers={"ETag": admin.quoted_etag(route)})
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses: a path or a method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        message = f"{request.method} is not allowed at {request.url.path[:200]}: expected {allowed}"
+        return error_response(HttpError(405, "method_not_allowed", message, headers={"Allow": allowed}))
+    message = f"nothing is at {request.url.path[:200]}; what is there: {', '.join(PATHS)}"
+    return error_response(HttpError(404, "not_found", message))

@@ -1,0 +1,128 @@
+"""From what went wrong to HTTP: the status, OpenAI's error object, and the headers that say when to try again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from starlette.responses import JSONResponse
+
+from modelwright.grpc_server.errors import MESSAGE_BYTES, RequestError, request_error, shorten
+
+_Status = grpc.StatusCode
+
+# Status, and OpenAI's `type`.
+_STATUS: dict[grpc.StatusCode, tuple[int, str]] = {
+    _Status.INVALID_ARGUMENT: (400, "invalid_request_error"),
+    _Status.UNAUTHENTICATED: (401, "authentication_error"),
+    _Status.PERMISSION_DENIED: (403, "permission_error"),
+    _Status.NOT_FOUND: (404, "invalid_request_error"),
+    _Status.ALREADY_EXISTS: (409, "invalid_request_error"),
+    _Status.FAILED_PRECONDITION: (409, "conflict_error"),
+    _Status.ABORTED: (412, "conflict_error"),
+    _Status.RESOURCE_EXHAUSTED: (429, "rate_limit_error"),
+    _Status.UNIMPLEMENTED: (501, "server_error"),
+    _Status.UNAVAILABLE: (503, "server_error"),
+}
+_INTERNAL = (500, "server_error")
+
+# Reasons for which OpenAI has a word of its own; the others are theirs in small letters.
+_CODES = {
+    "CONTEXT_EXCEEDED": "context_length_exceeded",
+    "MODEL_NOT_FOUND": "model_not_found",
+    "UNAUTHENTICATED": "invalid_api_key",
+}
+
+
+class HttpError(Exception):
+    """A request that is refused for what only HTTP knows: its path, its method, its headers, its body.
+
+    Attributes:
+        status: the HTTP status.
+        code: a word for programs.
+        param: the field that is wrong, where it is one.
+        headers: what the answer carries beside.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+def bad(code: str, message: str, *, param: str | None = None) -> HttpError:
+    """A body that is wrong: 400."""
+    return HttpError(400, code, message, param=param)
+
+
+def wrong(param: str, message: str) -> HttpError:
+    """A field whose value cannot be; the message goes on from the field's name."""
+    return bad("invalid_field", f"{param} {message}", param=param)
+
+
+def unsupported(param: str, message: str) -> HttpError:
+    """A field that asks for what this server cannot do; the message goes on from the field's name."""
+    return bad("unsupported", f"{param} {message}", param=param)
+
+
+def http_error(error: Exception, names: Mapping[str, str] | None = None) -> HttpError:
+    """What stands for any exception; what nobody foresaw goes to the log, and is not told to the client.
+
+    Args:
+        error: what was raised.
+        names: what the request called the fields that the protocol names otherwise.
+    """
+    if isinstance(error, HttpError):
+        return error
+    told = request_error(error)
+    param, message = told.metadata.get("field"), told.message
+    if message.startswith("sampling."):
+        # In this API the fields of the protocol's Sampling stand beside the others.
+        field = message.removeprefix("sampling.").partition(" ")[0]
+        name = (names or {}).get(field, field)
+        message, param = name + message.removeprefix(f"sampling.{field}"), name
+    if told.reason == "MODEL_NOT_FOUND":
+        param = "model"
+    status, _ = _STATUS.get(told.code, _INTERNAL)
+    return HttpError(
+        413 if told.reason == "MESSAGE_TOO_LARGE" else status,
+        _CODES.get(told.reason, told.reason.lower()),
+        message,
+        param=None if param is None else str(param),
+        headers=_headers(told),
+    )
+
+
+def _headers(told: RequestError) -> dict[str, str]:
+    headers = {}
+    if told.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(told.retry_after)))
+    if told.code is _Status.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+def error_object(error: HttpError) -> dict[str, Any]:
+    """OpenAI's error object."""
+    # A message may quote what the request said, which may be long.
+    message = shorten(str(error), MESSAGE_BYTES)
+    kinds = {status: kind for status, kind in [*_STATUS.values(), _INTERNAL]}  # noqa: C416 - the last of a status wins
+    kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: HttpError) -> JSONResponse:
+    """The whole answer to a request that is refused."""
+    return JSONResponse(error_object(error), status_code=error.status, headers=error.headers)

@@ -1,0 +1,166 @@
+"""A request's life beside others: a client that leaves, a server that ends, and answers that come piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from modelwright.grpc_server.errors import shutting_down
+from modelwright.grpc_server.gateway.errors import error_object, http_error
+
+Result = TypeVar("Result")
+
+# How long a stream that is cut has to say so to a client that does not read, in seconds.
+_PARTING = 1.0
+
+
+# How long a client may take to read what it is sent before its place goes to another, in seconds.
+READING_PATIENCE = 60.0
+
+
+class ClientGoneError(Exception):
+    """The client left, or stopped reading, before it had its answer: there is nobody to tell."""
+
+
+class Life:
+    """How far the server's life has come: it serves, it drains, it cuts what still runs.
+
+    Attributes:
+        draining: whether new requests are refused.
+        cut: set when the requests that still run must end.
+        idle: set while no request runs.
+    """
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.cut = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._running = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a request while it runs."""
+        self._running += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self.idle.set()
+
+    async def ended(self, seconds: float) -> bool:
+        """Wait until no request runs, at most so long; gives whether none does."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.idle.wait()
+        return self.idle.is_set()
+
+    async def until_cut(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Do work until the server cuts what runs.
+
+        Raises:
+            RequestError: it did (UNAVAILABLE); the work was cancelled.
+        """
+        return await _first(work, {asyncio.ensure_future(self.cut.wait()): shutting_down()})
+
+
+async def attend(receive: Receive, life: Life, work: Coroutine[Any, Any, Result]) -> Result:
+    """Do the work of a request whose body has been read, for as long as somebody waits for it.
+
+    Raises:
+        ClientGoneError: the client left; the work was cancelled.
+        RequestError: the server ended first (UNAVAILABLE); the work was cancelled.
+    """
+    left, cut = asyncio.ensure_future(_left(receive)), asyncio.ensure_future(life.cut.wait())
+    return await _first(work, {left: ClientGoneError(), cut: shutting_down()})
+
+
+async def _first(work: Coroutine[Any, Any, Result], ends: Mapping[asyncio.Future[Any], Exception]) -> Result:
+    """The work's result, or the error of the first of `ends` that came before it."""
+    doing = asyncio.ensure_future(work)
+    tasks: list[asyncio.Future[Any]] = [doing, *ends]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        raise next(error for end, error in ends.items() if end.done())
+    finally:
+        for task in tasks:
+            task.cancel()
+        # The engine has been told before anything else happens.
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """An answer of server-sent events, `[DONE]` the last; an error ends it with an event of its own.
+
+    Args:
+        events: what is sent, JSON objects.
+        held: what is let go when the stream has ended, however it did.
+        life: the server's.
+        names: what the request calls fields; for an error.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[dict[str, Any], None],
+        held: contextlib.AsyncExitStack,
+        life: Life,
+        names: Mapping[str, str],
+    ) -> None:
+        # A proxy that gathers a stream before it passes it on would make it none.
+        super().__init__(
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, media_type="text/event-stream"
+        )
+        # What comes is not known beforehand.
+        del self.headers["content-length"]
+        self._events = events
+        self._held = held
+        self._life = life
+        self._names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the interface's
+        """Answer."""
+        async with self._held:
+            try:
+                await attend(receive, self._life, self._send_all(send))
+            except ClientGoneError:
+                return
+            except Exception as error:  # noqa: BLE001 - half a stream never ends as if it were whole
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PARTING):
+                        await send(_body(error_object(http_error(error, self._names)), last=True))
+
+    async def _send_all(self, send: Send) -> None:
+        async with contextlib.aclosing(self._events) as events:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for event in events:
+                await _send_patiently(send, _body(event))
+        await _send_patiently(send, _body("[DONE]", last=True))
+
+
+async def _send_patiently(send: Send, message: dict[str, Any]) -> None:
+    try:
+        async with asyncio.timeout(READING_PATIENCE):
+            await send(message)
+    except TimeoutError as error:
+        raise ClientGoneError from error
+
+
+def _body(event: dict[str, Any] | str, *, last: bool = False) -> dict[str, Any]:
+    # In ASCII: there are readers that take other line ends of Unicode for the event's.
+    text = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"))
+    return {"type": "http.response.body", "body": f"data: {text}\n\n".encode("ascii"), "more_body": not last}

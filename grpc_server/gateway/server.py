@@ -1,0 +1,154 @@
+"""The HTTP server: uvicorn, driven within the event loop that serves gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from attrs import evolve
+
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.grpc_server.access import Access, Tls
+from modelwright.grpc_server.gateway.app import Gateway
+from modelwright.grpc_server.gateway.exchange import Life
+from modelwright.grpc_server.listening import Address
+from modelwright.grpc_server.table import ModelTable
+from modelwright.grpc_server.tls import check_tls
+
+# How long requests that were cut have to say so, and connections to close, in seconds.
+_PARTING = 2.0
+# Connections that wait to be accepted.
+_BACKLOG = 2048
+
+
+class HttpServer:
+    """The REST API for the models of a table.
+
+    `bind`, `start` and `stop` are called in this order, on one event loop; `drain` may come before `stop`.
+
+    Args:
+        table: what is served.
+        listen: where.
+        access: who may call.
+        tls: the files of TLS; None: nothing is encrypted.
+        limit: the most bytes of a request's body.
+    """
+
+    def __init__(self, table: ModelTable, listen: Address, access: Access, tls: Tls | None, limit: int) -> None:
+        self._listen = listen
+        self._tls = tls
+        self._life = Life()
+        gateway = Gateway(table, access, self._life, limit=limit)
+        files: dict[str, Any] = {} if tls is None else {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+        self._config = uvicorn.Config(
+            gateway,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            # Nothing but what broke: who asks what is nobody's business, and rubbish on the port no news.
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            headers=[("server", "modelwright")],
+            backlog=_BACKLOG,
+            **files,
+        )
+        self._socket: socket.socket | None = None
+        self._server: _Uvicorn | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def bind(self) -> Address:
+        """Take the port, and read the files of TLS; gives the address with the port chosen.
+
+        Raises:
+            UsageError: the files of TLS are wrong.
+            ModelwrightError: the address cannot be taken.
+        """
+        if self._tls is not None:
+            check_tls(self._tls)
+        self._config.load()
+        self._socket = bind_socket(self._listen)
+        return evolve(self._listen, port=self._socket.getsockname()[1])
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        assert self._socket is not None, "bind() comes first"
+        self._server = _Uvicorn(self._config)
+        self._serving = asyncio.ensure_future(self._server.serve([self._socket]))
+        while not self._server.started:
+            if self._serving.done():
+                await self._serving
+            await asyncio.sleep(0.001)
+
+    def drain(self) -> None:
+        """Refuse new requests, and say at /health that they are refused; what runs goes on."""
+        self._life.draining = True
+
+    async def stop(self, grace: float) -> None:
+        """Drain; cut what still runs after `grace` seconds, or when this is cancelled; close every connection."""
+        self.drain()
+        try:
+            await self._life.ended(grace)
+        finally:
+            self._life.cut.set()
+            await self._life.ended(_PARTING)
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._server is None or self._serving is None:
+            if self._socket is not None:
+                self._socket.close()
+            return
+        self._server.should_exit = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._serving), _PARTING)
+        self._server.force_exit = True
+        for connection in list(self._server.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await self._serving
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn, whose signals are the business of the program that it runs in."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def bind_socket(listen: Address, option: str = "--http") -> socket.socket:
+    """A socket that listens, so that no other program can take the port.
+
+    Args:
+        listen: where; port 0 takes a free one.
+        option: of the command line, for the error.
+
+    Raises:
+        ModelwrightError: the address cannot be taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind, protocol)
+        try:
+            # Connections of a server that has just ended do not hold the port.
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+            taken.listen(_BACKLOG)
+            taken.setblocking(False)  # noqa: FBT003 - it takes no name
+        except OSError:
+            taken.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise ModelwrightError(
+            f"cannot listen on {listen}: {reason}: stop what listens there, or choose another with {option}"
+        ) from error
+    return taken

@@ -1,0 +1,72 @@
+"""Where a server listens."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+
+from attrs import frozen
+
+from modelwright.core.api.errors import ModelwrightError, UsageError
+
+_LISTEN = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s/\0]+):(?P<port>[0-9]{1,5})")
+
+
+@frozen(kw_only=True)
+class Address:
+    """A host and a port to listen on; port 0 lets the system choose. `str()` gives `HOST:PORT`."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `HOST:PORT` (`[::1]:50051` for IPv6).
+
+        Raises:
+            UsageError: it is neither.
+        """
+        match = _LISTEN.fullmatch(text)
+        if match is None or int(match["port"]) > 65535:
+            raise UsageError(
+                f"{text!r} is nowhere to listen: expected HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051"
+            )
+        return cls(host=match["host"].strip("[]"), port=int(match["port"]))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs on this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def check_free(listen: Address, flag: str) -> None:
+    """Bind for a moment: gRPC itself does not say why it could not.
+
+    Args:
+        listen: where.
+        flag: the option that says so.
+
+    Raises:
+        ModelwrightError: somebody listens there, or nobody can.
+    """
+    if listen.port == 0:
+        return
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise ModelwrightError(
+            f"cannot listen on {listen}: {reason}: stop what listens there, or choose another with {flag}"
+        ) from error

@@ -1,0 +1,284 @@
+"""YAML files: the same keys, the same errors and lines, and nothing that only YAML could do to a reader."""
+
+from __future__ import annotations
+
+import json
+import string
+
+import pytest
+import tomli_w
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modelwright.core.config import ConfigError, read_run, to_plain
+from modelwright.core.config.yaml_values import lines, parse
+
+RUN = """\
+name: tiny
+model:
+  scratch: {hidden_size: 32}
+data:
+  format: qa
+  sources:
+    - path: train.jsonl
+    - path: more.jsonl
+      limit: 3
+train:
+  max_steps: 10
+  learning_rate: 2e-5
+registry:
+  tags: {answer: no, since: 2020-01-01}
+"""
+
+
+@pytest.fixture
+def yaml(read_one):
+    return lambda text, *overrides: read_one(text, *overrides, name="run.yaml")
+
+
+@pytest.fixture
+def wrong(mistakes):
+    return lambda text, *overrides: mistakes(text, *overrides, name="run.yaml")
+
+
+def test_a_yaml_file_is_a_toml_file_in_other_words(yaml, read_one):
+    """`no` is a string, `2e-5` a number, a date a string; `--set` stays TOML."""
+    config = yaml(RUN, "seed=3", "data.sources.0.path='x.jsonl'")
+    assert config.train.learning_rate == 2e-5
+    assert config.registry.tags == {"answer": "no", "since": "2020-01-01"}
+    toml = tomli_w.dumps(parse(RUN))
+    assert config == read_one(toml, "seed=3", "data.sources.0.path='x.jsonl'")
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.yml", "RUN.YAML"])
+def test_the_suffix_says_so(read, name):
+    """Any other is TOML."""
+    assert read(RUN, name=name).configs[0].name == "tiny"
+
+
+def test_ten_mistakes_get_the_lines_that_toml_gets(wrong):
+    """File, line, table, key, and what is meant."""
+    text = """\
+name: Tiny Model
+seed: 1.5
+model:
+  scratch: {hidden_size: 30}
+data:
+  format: qua
+  sources:
+  - limit: 0
+    path: train.jsonl
+  quality:
+    deduplicate: exakt
+train:
+  max_steps: 10
+  lerning_rate: 1e-3
+  compile: yes
+  max_length: 128
+evaluate:
+- name: test
+  path: test.jsonl
+  metrics:
+  - exact_mtch
+"""
+    unknown = "there is no metric 'exact_mtch', did you mean 'exact_match'?"
+    assert wrong(text, "train.compile=3") == [
+        'run.yaml:1 name: must be a lower-case letter, then any of a-z 0-9 . _ -, not "Tiny Model"',
+        "run.yaml:2 seed: must be an integer, not 1.5",
+        "run.yaml:4 [model.scratch] heads: hidden_size 30 must be a multiple of twice the heads (8)",
+        "run.yaml:6 [data] format: there is no format 'qua', did you mean 'qa'? (there are: bare, qa, table)",
+        "run.yaml:8 [data.sources.0] limit: must be > 0, not 0",
+        'run.yaml:11 [data.quality] deduplicate: must be "exact", "near" or false, not "exakt", did you mean "exact"?',
+        "run.yaml:14 [train] lerning_rate: unknown key, did you mean learning_rate?",
+        "run.yaml:16 [train] max_length: unknown key, it belongs in [data.tokens]",
+        f"run.yaml:21 [evaluate.0] metrics.0: {unknown} (there are: exact_match, math_accuracy)",
+        "--set train.compile: must be true or false, not 3",
+    ]
+
+
+def test_keys_and_entries_have_the_line_where_they_stand():
+    """In block and in flow style, over comments and blank lines, and whatever ends the lines."""
+    text = """\
+a: 1
+
+# comment
+b:
+  c: {d: 1,
+    e: [1,
+  2]}
+  f:
+  - 1
+  -
+    g: 2
+  - - 3
+"h i": |
+  x
+
+  y
+j: 4
+"""
+    expected = {
+        ("a",): 1, ("b",): 4, ("b", "c"): 5, ("b", "c", "d"): 5, ("b", "c", "e"): 6, ("b", "c", "e", 1): 7,
+        ("b", "f"): 8, ("b", "f", 0): 9, ("b", "f", 1): 11, ("b", "f", 1, "g"): 11, ("b", "f", 2, 0): 12, ("h i",): 13,
+        ("j",): 17,
+    }  # fmt: skip
+    for ends in ("\n", "\r\n"):
+        found = lines(text.replace("\n", ends))
+        assert {path: found.get(path) for path in expected} == expected
+    # Characters that YAML 1.1 took for line ends are none to an editor.
+    assert lines("a: x\x85y\u2028z\nb: 1\n")["b",] == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("no", "no"), ("Yes", "Yes"), ("on", "on"), ("true", True), ("FALSE", False), ("~", None), ("null", None),
+        ("", None), ("12", 12), ("012", 12), ("0o14", 12), ("0x1F", 31), ("+1", 1), ("1_000", "1_000"),
+        ("12:30", "12:30"), ("1.", 1.0), (".5", 0.5), ("1e3", 1000.0), ("2e-5", 2e-5), ("1.5E+2", 150.0),
+        (".inf", float("inf")),
+        ("-.INF", -float("inf")),
+        ("0b11", "0b11"), ("'12'", "12"), ('"true"', "true"), ("!!str 12", "12"), ("2020-01-01", "2020-01-01"),
+        ("2020-01-01T10:00:00Z", "2020-01-01T10:00:00Z"), ('"\\u00e9"', "é"), (">-\n  a\n  b", "a b"), ("=", "="),
+    ],
+)  # fmt: skip
+def test_a_plain_word_means_what_yaml_1_2_says(written, value):
+    """The core schema, without the surprises of 1.1, whatever a directive asks for."""
+    for head in ("", "%YAML 1.1\n---\n"):
+        found = parse(f"{head}key: {written}\n")["key"]
+        assert (found, type(found)) == (value, type(value))
+
+
+def test_null_takes_a_key_back(write, yaml, wrong):
+    """Where the key has no value by default; anywhere else it is a value of the wrong kind."""
+    write(RUN, "base.yaml")
+    config = yaml("extends: base.yaml\ntrain: {max_steps: null, epochs: 1}\n")
+    assert (config.train.max_steps, config.train.epochs) == (None, 1)
+    assert wrong(RUN + "seed: ~\n") == ["run.yaml:15 seed: must be an integer, not null"]
+    assert wrong(RUN + "evaluate:\n") == ["run.yaml:15 evaluate: must be an array, not null"]
+
+
+def test_anchors_and_merge_keys_work(yaml, wrong):
+    """An error in a shared value names the line where the value is written."""
+    shared = "x: &suite {format: qa, metrics: [exact_match], limit: %s}\n"
+    suites = (
+        "evaluate:\n- {<<: *suite, name: a, path: a.jsonl}\n- <<: [*suite]\n  name: b\n  path: b.jsonl\n  limit: 9\n"
+    )
+    anchored = RUN.replace("{answer: no, since: 2020-01-01}", "&t {answer: no}")
+    config = yaml(anchored + "cluster: {sbatch: *t}\n")
+    assert config.cluster.sbatch == {"answer": "no"}
+    inline = suites.replace("- {<<: *suite, ", "- &suite {format: qa, metrics: [exact_match], limit: 5, ")
+    assert [(suite.name, suite.limit) for suite in yaml(RUN + inline).evaluate] == [("a", 5), ("b", 9)]
+    assert "run.yaml:15 x: unknown key" in wrong(RUN + shared % 0 + suites)[0]
+    assert "run.yaml:15 [evaluate.0] limit: must be > 0, not 0" in wrong(RUN + shared % 0 + suites)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: 1\na: 2\n", "2:1: not valid YAML: this key was given before"),
+        ("a: {b: 1, b: 2}\n", "1:11: not valid YAML: this key was given before"),
+        ('a: 1\n"a": 2\n', "2:1: not valid YAML: this key was given before"),
+        ("a:\n\t- b\n", "2:1: not valid YAML: while scanning for the next token found character '\\t' that cannot"),
+        ("a: b: c\n", "1:5: not valid YAML: mapping values are not allowed here"),
+        ("a: [1, 2\n", "2:1: not valid YAML: while parsing a flow sequence expected ',' or ']', but got '<str"),
+        ('a: "x\n', "2:1: not valid YAML: while scanning a quoted scalar found unexpected end of stream"),
+        ("name: tiny\n---\nname: other\n", "2:1: not valid YAML: a second document begins here (---): write one only"),
+        ("a: 1\n...\nb: 1\n", "3:1: not valid YAML: a second document begins here (---): write one only"),
+        ("a: !!python/object/apply:os.system [ls]\n", "1:4: not valid YAML: the tag !!python/object/apply:os.system i"),
+        ("a: !!int 3\n", "1:4: not valid YAML: the tag !!int is not read: write the plain value"),
+        ("a: !mine {}\n", "1:4: not valid YAML: the tag !mine is not read: write the plain value"),
+        ("1: x\n", "1:1: not valid YAML: a key must be a string, not 1: write it in quotes"),
+        ("true: x\n", "1:1: not valid YAML: a key must be a string, not true: write it in quotes"),
+        ("~: x\n", "1:1: not valid YAML: a key must be a string, not null: write it in quotes"),
+        ("? [a, b]\n: x\n", "1:3: not valid YAML: a key must be a string"),
+        ("- a\n- b\n", "1: the file must be a table of keys (key: value), not an array"),
+        ("just words\n", '1: the file must be a table of keys (key: value), not "just words"'),
+        ("", "1: the file is empty: it needs name, [model], [data] and [train]"),
+        ("# nothing\n---\n", "1: the file is empty: it needs name, [model], [data] and [train]"),
+        ("a: *b\n", "1:4: not valid YAML: there is no anchor &b before this alias"),
+        ("a: &b [*b]\n", "1:8: not valid YAML: the alias *b stands in what it names"),
+        ("<<: 3\n", "1: not valid YAML: << must name tables"),
+        ('a: "\\ud800"\n', "1:4: not valid YAML: an escape such as \\ud800 is half a character"),
+        ("a: x\0y\n", "1: not valid YAML: the character U+0000 is not allowed"),
+        ("\n\na: \x1b\n", "3: not valid YAML: the character U+001B is not allowed"),
+        ("a: " + "9" * 5000, "1:4: not valid YAML: Exceeds the limit (4300 digits) for integer string conversion"),
+        ("a: " + "[" * 9999, "1:67: not valid YAML: tables and arrays are nested more than 64 deep"),
+        ("%YAML 9.9\n---\na: 1\n", "1:1: not valid YAML: found incompatible YAML document"),
+    ],
+)  # fmt: skip
+def test_what_is_no_configuration_gets_one_line(wrong, text, line):
+    """With line and column where there are any."""
+    (found,) = wrong(text)
+    assert found.startswith(f"run.yaml:{line}")
+    assert found.isprintable()
+
+
+def test_a_tab_gets_advice(wrong):
+    """It looks like spaces."""
+    assert wrong("a:\n\t- b\n")[0].endswith("(indent with spaces)")
+
+
+def test_numbers_that_are_none_are_refused_at_their_keys(wrong):
+    """As in TOML."""
+    text = RUN.replace("2e-5", ".nan").replace("10", "99999999999999999999")
+    assert wrong(text) == [
+        "run.yaml:11 [train] max_steps: must be an integer of 64 bits, not 99999999999999999999",
+        "run.yaml:12 [train] learning_rate: must be a finite number, not nan",
+    ]
+
+
+def test_aliases_cannot_blow_up(wrong):
+    """Ten names for ten names for ten…: refused where it becomes too many, at once."""
+    text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    for number in range(1, 40):
+        text += f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]\n"
+    (found,) = wrong(text)
+    assert "not valid YAML: aliases make more than 100000 values of this" in found
+    deep = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 80))
+    assert "tables and arrays are nested more than 64 deep" in wrong(deep)[0]
+
+
+keys = st.text(string.ascii_letters + string.digits + "_-. \"'\\é#=[]{}:,&*!|>%@\n", max_size=6)
+numbers = st.integers(-99, 99) | st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.one_of(numbers, st.booleans(), st.text(max_size=8), st.none())
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=12
+)
+
+
+def paths_of(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from paths_of(item, (*path, key))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(keys, values, min_size=1, max_size=4), st.sampled_from([None, 1]))
+def test_any_json_is_yaml_and_every_path_of_it_has_a_line(document, indent):
+    """YAML 1.2 holds all of JSON: the values are JSON's own, and each key stands on its line."""
+    text = json.dumps(document, indent=indent)
+    assert parse(text) == json.loads(text)
+    found, text_lines = lines(text), text.split("\n")
+    for path in paths_of(document):
+        assert path in found, (path, text)
+        if path and isinstance(path[-1], str):
+            assert json.dumps(path[-1]) in text_lines[found[path] - 1]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.sampled_from("ab -:,[]{}#&*!|>'\"%@`?\\\n\r\t10.~<é\0\ufeff\x85"), max_size=60))
+def test_any_text_is_read_or_refused(tmp_path, plugins, text):
+    """Nothing but a ConfigError, whose lines are those of the file."""
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8", newline="")
+    with pytest.raises(ConfigError) as caught:
+        read_run(path, plugins=plugins)
+    for problem in caught.value.problems:
+        assert str(problem).isprintable()
+        assert problem.line is None or 1 <= problem.line <= text.count("\n") + 1
+
+
+def test_what_it_comes_to_is_what_toml_comes_to(yaml, read_one):
+    """Nothing of the syntax is left in the configuration."""
+    assert to_plain(yaml(RUN)) == to_plain(read_one(tomli_w.dumps(parse(RUN))))

@@ -1,0 +1,511 @@
+"""Bad input at the HTTP port: each case has its status and its line, and the server goes on answering."""
+
+import http.client
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+GATEWAY = Path(__file__).parent.parent / "grpc_server" / "gateway"
+
+
+def import_web():
+    """The helpers of the gateway's own tests."""
+    if "modelwright_tests_web" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("modelwright_tests_web", GATEWAY / "web.py")
+        module = sys.modules["modelwright_tests_web"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["modelwright_tests_web"]
+
+
+helpers = import_web()
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    """A server that takes 64 KiB: `math@1`, also `@assistant`, and `slow@1`."""
+    shelf = helpers.Shelf(tmp_path_factory.mktemp("models"))
+    shelf.add("math", context=2048)
+    shelf.add("slow", context=2048, seconds_per_token=0.02)
+    shelf.point("assistant", "math", 1)
+    web = helpers.Web(shelf, "math", "slow")
+    yield web
+    web.stop()
+
+
+@pytest.fixture(autouse=True)
+def still_answers(web):
+    """After every case the server serves as before, and holds nothing of what was refused."""
+    yield
+    assert web.ask("POST", TEXT, {"model": "math", "prompt": "x"})[2]["choices"][0]["text"] == "math@1:x"
+    helpers.wait_until(lambda: web.active == 0)
+
+
+def refused(answer):
+    """What an error says, having the shape that every error has."""
+    status, _, body = answer
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert "\n" not in body["error"]["message"]
+    return status, body["error"]["message"]
+
+
+# The bytes of a body
+
+NO_JSON = [
+    (b"", "the body is not JSON: Expecting value (line 1, column 1)"),
+    (b"hello", "the body is not JSON: Expecting value (line 1, column 1)"),
+    (b'{"model": "math",}', "the body is not JSON: "),
+    (b'{"model": "math"}\n\n  {}', "the body is not JSON: Extra data (line 3, column 3)"),
+    (b'{"model": "math"', "the body is not JSON: Expecting ',' delimiter (line 1, column 17)"),
+    (b'{"model": "ma', "the body is not JSON: Unterminated string starting at (line 1, column 11)"),
+    (b'{"model": "a\x00b"}', "the body is not JSON: Invalid control character at (line 1, column 13)"),
+    (b'{"model": "\\x"}', "the body is not JSON: Invalid \\escape (line 1, column 12)"),
+    (
+        b"{'model': 'math'}",
+        "the body is not JSON: Expecting property name enclosed in double quotes",
+    ),
+    (b'{"model": "\xff"}', "the body is not UTF-8: byte 12 is 0xff"),
+    ('{"model": "math"}'.encode("utf-16"), "the body is not UTF-8: byte 1 is 0xff"),
+    ('{"model": "math"}'.encode("utf-16-le"), "the body is not JSON"),
+    (b'\xef\xbb\xbf{"model": "math"}', "the body begins with a byte order mark: leave it out"),
+    (b"[]", "the body is an array: expected an object"),
+    (b"null", "the body is null: expected an object"),
+    (b"3", "the body is a number: expected an object"),
+    (b'{"n": 1, "model": "math", "n": 2}', 'the body has "n" twice in one object: say it once'),
+    (b'{"metadata": {"a": 1, "a": 1}}', 'the body has "a" twice in one object: say it once'),
+    (b'{"model": "math",\n "temperature": NaN}', "the body is not JSON: NaN is no number of it (line 2, column 17)"),
+    (b'{"temperature": -Infinity}', "the body is not JSON: -Infinity is no number of it (line 1, column 17)"),
+    (b'{"seed": ' + b"1" * 5000 + b"}", "the body has a number that is too long"),
+    (b"[" * 65, "the body nests more than 64 levels deep (line 1, column 65)"),
+    (b'{"a":' * 3000, "the body nests more than 64 levels deep (line 1, column 321)"),
+    (
+        b'{"messages": [{"content": "x\\ud800"}]}',
+        "messages[0].content has half a surrogate pair (\\ud800) at",
+    ),
+    (b'{"\\udfff": 1}', "a name in the body has half a surrogate pair (\\udfff) at character 1"),
+]
+
+
+@pytest.mark.parametrize(("body", "line"), NO_JSON)
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_body_that_is_no_json_is_400_and_says_where(web, path, body, line):
+    """What is wrong with it, and the place."""
+    status, message = refused(web.ask("POST", path, body))
+    assert (status, line in message) == (400, True), message
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "line"),
+    [
+        ({"content_type": None}, 415, "the header Content-Type is missing: expected application/json"),
+        ({"content_type": "text/plain"}, 415, "the header Content-Type is 'text/plain': expected application/json"),
+        ({"content_type": "application/x-www-form-urlencoded"}, 415, "expected application/json"),
+        ({"content_type": "application/json; charset=latin-1"}, 415, "charset=latin-1: JSON is sent in UTF-8"),
+        ({"content_encoding": "gzip"}, 415, "the header Content-Encoding is 'gzip': send the body as it is"),
+        ({"content_type": "Application/JSON; charset=UTF-8"}, 200, None),
+        ({"content_type": 'application/json;charset="utf-8"'}, 200, None),
+    ],
+)
+def test_headers_that_say_it_is_something_else_are_415(web, headers, status, line):
+    """So no web page can send a request without asking first, either."""
+    answer = web.ask("POST", TEXT, {"model": "math", "prompt": "x"}, **headers)
+    assert answer[0] == status
+    assert line is None or line in refused(answer)[1]
+
+
+def test_a_body_that_is_too_large_is_413_before_it_is_read(web):
+    """By its header, though 10 GB of it never come; and where no header tells, as soon as it is."""
+    line = "and this server takes 65536: send less"
+    head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+    with web.raw(head + b"Content-Length: 10000000000\r\nExpect: 100-continue\r\n\r\n", wait=False) as sock:
+        said = sock.recv(65536)
+    assert said.startswith(b"HTTP/1.1 413")
+    assert line in said.decode()
+    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+    said = web.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 3 + b"0\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 413")
+    assert "the body has more bytes" in said.decode()
+    status, message = refused(web.ask("POST", TEXT, b" " * 65537))
+    assert (status, message) == (413, f"the body has 65537 bytes, {line}")
+    assert web.ask("POST", TEXT, b" " * 65536)[0] == 400
+
+
+# What a body says
+
+ONE = [{"role": "user", "content": "x"}]
+FIELDS = [
+    (CHAT, {"model": None}, 400, "model is empty: name what to ask (it serves: @assistant, math@1, slow@1)"),
+    (CHAT, {"model": 3}, 400, "model is a number: expected a text"),
+    (CHAT, {"model": "../etc/passwd"}, 400, "model is wrong: '../etc/passwd' is no model address"),
+    (CHAT, {"model": "math@0"}, 400, "model is wrong: 'math@0' is no model address: '0' is no version"),
+    (CHAT, {"model": "@7"}, 400, "an alias may not be all digits"),
+    (CHAT, {"model": "a" * 300}, 400, "no model can have that name"),
+    (CHAT, {"model": "A" * 60_000}, 400, "model is wrong: 'AAA"),
+    (CHAT, {"model": "gpt-9"}, 404, "it serves: @assistant, math@1"),
+    (CHAT, {"model": "math@2"}, 404, "this server does not serve the model 'math@2'"),
+    (CHAT, {"messages": None}, 400, 'messages is missing: expected [{"role": "user", "content": "…"}]'),
+    (CHAT, {"messages": []}, 400, "messages is empty: expected at least one turn"),
+    (CHAT, {"messages": "hi"}, 400, "messages is a text: expected an array"),
+    (CHAT, {"messages": ["hi"]}, 400, "messages[0] is a text: expected an object"),
+    (CHAT, {"messages": [{"content": "x"}]}, 400, "messages[0].role is missing: expected system, developer, user"),
+    (CHAT, {"messages": [{"role": "boss", "content": "x"}]}, 400, "messages[0].role is 'boss': expected system"),
+    (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role is tool, and tools are not"),
+    (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content is missing: expected a text"),
+    (CHAT, {"messages": [{"role": "user", "content": ""}]}, 400, "messages[0].content is empty"),
+    (CHAT, {"messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content is a number: expected a text"),
+    (CHAT, {"messages": [*ONE, {"role": "assistant", "content": "x"}]}, 400, "messages[1].role is assistant, and"),
+    (CHAT, {"messages": [{**ONE[0], "name": "ann"}]}, 400, "messages[0].name is not supported by this version"),
+    (CHAT, {"messages": [{**ONE[0], "contnet": "x"}]}, 400, "messages[0].contnet is no field that this server knows"),
+    (CHAT, {"messages": [{**ONE[0], "reasoning_content": "x"}]}, 400, "messages[0].reasoning_content is no field"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        400,
+        "messages[0].content[0].type is 'image_url': this server reads text only; leave the part out",
+    ),
+    (CHAT, {"messages": [{"role": "user", "content": [{"text": "x"}]}]}, 400, "messages[0].content[0].type is missing"),
+    (CHAT, {"messages": [{"role": "user", "content": ["x"]}]}, 400, "messages[0].content[0] is a text: expected an o"),
+    (CHAT, {"max_tokens": 0}, 400, "max_tokens is 0: expected 1 or more"),
+    (CHAT, {"max_completion_tokens": 0}, 400, "max_completion_tokens is 0: expected 1 or more"),
+    (CHAT, {"max_tokens": 5, "max_completion_tokens": 5}, 400, "and max_tokens are both set"),
+    (CHAT, {"max_tokens": 2.5}, 400, "max_tokens is a number: expected a whole number"),
+    (CHAT, {"max_tokens": True}, 400, "max_tokens is true: expected a whole number"),
+    (CHAT, {"max_tokens": 2**31}, 400, "max_tokens is 2147483648: expected a whole number of at most 2147483647"),
+    (CHAT, {"temperature": "hot"}, 400, "temperature is a text: expected a number"),
+    (CHAT, {"temperature": 10**400}, 400, "temperature is too large for a number"),
+    (CHAT, {"top_p": 0}, 400, "top_p is 0.0: expected more than 0 and at most 1"),
+    (CHAT, {"seed": 2**63}, 400, "seed is 9223372036854775808: expected a whole number of at most"),
+    (CHAT, {"seed": -1}, 400, "seed is -1: expected 0 or more"),
+    (CHAT, {"stop": [""]}, 400, "stop[0] is empty: every text ends with it"),
+    (CHAT, {"stop": [3]}, 400, "stop[0] is a number: expected a text"),
+    (CHAT, {"stop": ["x"] * 33}, 400, "stop has 33 texts: expected 32 at most"),
+    (CHAT, {"stop": {"a": 1}}, 400, "stop is an object: expected a text or an array of texts"),
+    (CHAT, {"n": 0}, 400, "n is 0: expected 1 or more"),
+    (CHAT, {"n": 1000}, 400, "n is 1000: this server gives 16 answers to a request at most"),
+    (CHAT, {"stream": "yes"}, 400, "stream is a text: expected true or false"),
+    (CHAT, {"stream_options": {"include_usage": True}}, 400, 'stream_options is set without "stream": true'),
+    (CHAT, {"stream": True, "stream_options": {"usage": 1}}, 400, "stream_options.usage is no field that this server"),
+    (CHAT, {"tools": [{"type": "function"}]}, 400, "tools is not supported by this server: tools are not supported"),
+    (CHAT, {"tool_choice": "required"}, 400, "tool_choice is not supported by this server"),
+    (CHAT, {"response_format": {"type": "json_object"}}, 400, "response_format is not supported by this server: leave"),
+    (
+        CHAT,
+        {"frequency_penalty": 0.5},
+        400,
+        "frequency_penalty is not supported by this server: leave it out",
+    ),
+    (CHAT, {"frequency_penalty": False}, 400, "frequency_penalty is not supported by this server"),
+    (CHAT, {"logit_bias": {"5": 1}}, 400, "logit_bias is not supported by this server: leave it out"),
+    (CHAT, {"store": True}, 400, "store is not supported by this server: this server keeps no answers"),
+    (CHAT, {"logprobs": True, "top_logprobs": 5}, 400, "top_logprobs is not supported by this server: only"),
+    (CHAT, {"reasoning_effort": "high"}, 400, "reasoning_effort is not supported by this server"),
+    (CHAT, {"temprature": 0}, 400, "temprature is no field that this server knows: did you mean temperature?"),
+    (CHAT, {"x" * 60_000: 0}, 400, "is no field that this server knows: leave it out"),
+    (TEXT, {"prompt": None}, 400, "prompt is missing: expected a text, or an array of texts"),
+    (TEXT, {"prompt": ""}, 400, "prompt is empty"),
+    (TEXT, {"prompt": []}, 400, "prompt is empty"),
+    (TEXT, {"prompt": [1, 2, 3]}, 400, "prompt is an array of token ids: this server takes texts only"),
+    (TEXT, {"prompt": [[1, 2], [3]]}, 400, "prompt is an array of token ids: this server takes texts only"),
+    (TEXT, {"prompt": ["x", None]}, 400, "prompt[1] is null: expected a text"),
+    (TEXT, {"prompt": ["x"] * 17}, 400, "prompt has 17 texts: this server takes 16 at once"),
+    (TEXT, {"prompt": ["x", "y"], "n": 9}, 400, "n asks for 18 answers to 2 prompts"),
+    (TEXT, {"prompt": "x" * 3000}, 400, "the prompt has 3000 tokens, and the context of math@1 holds 2048"),
+    (TEXT, {"echo": True}, 400, "echo is not supported by this server: put the prompt before the answer yourself"),
+    (TEXT, {"suffix": "x"}, 400, "suffix is not supported by this server: leave it out"),
+    (TEXT, {"best_of": 3}, 400, "best_of is not supported by this server: leave it out, or ask for n answers"),
+    (TEXT, {"logprobs": 3}, 400, "logprobs is 3: only the log-probability of the token that was chosen can be had"),
+    (TEXT, {"messages": ONE}, 400, "messages is no field that this server knows"),
+]
+
+
+@pytest.mark.parametrize(("path", "changes", "status", "line"), FIELDS)
+def test_a_field_that_cannot_be_is_refused_by_name(web, path, changes, status, line):
+    """Nothing is silently ignored."""
+    body = {"model": "math", "messages": ONE} if path == CHAT else {"model": "math", "prompt": "x"}
+    answer = web.ask("POST", path, {**body, **changes})
+    got, message = refused(answer)
+    assert (got, line in message) == (status, True), message
+    assert len(message) < 1000
+
+
+# Paths, methods, headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "line"),
+    [
+        ("GET", "/v2/models", 404, "nothing is at /v2/models; what is there: GET /v1/models"),
+        ("GET", "/v1/models/", 404, "model is empty"),
+        ("GET", "/v1/models/a%2Fb", 404, "'a/b' is no model address"),
+        ("GET", "/v1/models/..%2f..%2fetc%2fpasswd", 404, "is no model address"),
+        ("GET", "/v1/models/../../etc/passwd", 404, "is no model address"),
+        ("GET", "/v1/models/" + "a" * 300, 404, "no model can have that name"),
+        ("GET", "/v1/models/%00", 404, "is no model address"),
+        ("GET", "/v1/models/%ff", 404, "is no model address"),
+        ("GET", "/v1/models/math%402", 404, "this server does not serve the model 'math@2'"),
+        ("GET", "/v1/models?limit=3", 400, "the address has a query (?…), and this server takes none"),
+        ("GET", "/" + "a" * 3000, 404, "nothing is at /aaa"),
+        ("GET", CHAT, 405, f"GET is not allowed at {CHAT}: expected POST"),
+        ("DELETE", "/v1/models/math", 405, "DELETE is not allowed at /v1/models/math: expected GET, HEAD"),
+        ("POST", "/admin/aliases/assistant", 405, "expected GET, HEAD, PUT"),
+        ("OPTIONS", CHAT, 405, "expected POST"),
+    ],
+)
+def test_a_path_or_method_that_is_not_there_is_told_what_is(web, method, path, status, line):
+    """404 lists the paths, 405 the methods."""
+    answer = web.ask(method, path)
+    got, message = refused(answer)
+    assert (got, line in message) == (status, True), message
+    if status == 405:
+        assert message.endswith(answer[1]["allow"])
+
+
+def test_a_name_that_is_percent_encoded_is_found(web):
+    """As clients write it in a path."""
+    assert web.ask("GET", "/v1/models/math%401")[2]["id"] == "math@1"
+    assert web.ask("GET", "/v1/models/%40assistant")[2]["id"] == "@assistant"
+
+
+SMUGGLED = b"GET /admin/aliases HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [b"Content-Length: 2", b"Content-Length: 40"],
+        [b"Content-Length: 2, 40"],
+        [b"Content-Length: +2"],
+        [b"Content-Length: -1"],
+        [b"Content-Length: 2", b"Transfer-Encoding: chunked"],
+        [b"Transfer-Encoding: chunked, identity"],
+        [b"Transfer-Encoding: xchunked"],
+        [b"Content-Length : 2"],
+        [b"Content-Length: 2", b" Folded: 40"],
+        [b"Bad Name: x"],
+        [b"X: a\x00b"],
+    ],
+)
+def test_a_message_that_two_readers_could_end_in_two_places_is_refused(web, headers):
+    """And the connection is closed, so that nothing behind it is taken for a request."""
+    head = [b"POST /v1/completions HTTP/1.1", b"Host: x", b"Content-Type: application/json", *headers]
+    said = web.raw(b"\r\n".join(head) + b"\r\n\r\n{}\r\n0\r\n\r\n" + SMUGGLED)
+    assert re.match(rb"HTTP/1\.1 (400|431|501) ", said), said[:200]
+    assert said.count(b"HTTP/1.1 ") == 1, said
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x00" * 100,
+        b"\x16\x03\x01\x02\x00\x01",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/x\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_and_the_connection_closed(web, garbage):
+    """A TLS handshake, gRPC, rubbish."""
+    sock = web.raw(garbage, wait=False)
+    with sock:
+        sock.shutdown(socket.SHUT_WR)
+        said = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert said == b"" or said.startswith(b"HTTP/1.1 4")
+
+
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FUZZ
+@given(body=st.binary(max_size=300), path=st.sampled_from([CHAT, TEXT]))
+def test_any_bytes_as_a_body_get_an_error_in_the_usual_shape(web, body, path):
+    """Never a 500."""
+    assert refused(web.ask("POST", path, body))[0] == 400
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KNOWN = [
+    "messages",
+    "prompt",
+    "n",
+    "seed",
+    "stop",
+    "stream",
+    "stream_options",
+    "top_p",
+    "logprobs",
+    "metadata",
+    "tools",
+]
+
+
+@FUZZ
+@given(
+    fields=st.dictionaries(st.sampled_from(KNOWN) | st.text(max_size=8), JSON, max_size=4),
+    path=st.sampled_from([CHAT, TEXT]),
+)
+def test_any_json_as_a_body_gets_an_answer_or_an_error_in_the_usual_shape(web, fields, path):
+    """Never a 500."""
+    answer = web.ask("POST", path, json.dumps({"model": "math", "max_tokens": 2, **fields}).encode())
+    assert answer[0] == 200 or refused(answer)[0] in {400, 404}
+
+
+@FUZZ
+@given(data=st.binary(min_size=1, max_size=200))
+def test_any_bytes_at_the_port_leave_the_server_as_it_was(web, data):
+    """Whatever stands before, in and after the headers."""
+    for sent in (data, b"POST /v1/completions HTTP/1.1\r\n" + data + b"\r\n\r\n"):
+        with web.raw(sent, wait=False) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            said = sock.recv(65536)
+            assert said == b"" or re.match(rb"HTTP/1\.1 [1-4]\d\d ", said), said
+
+
+# Connections
+
+
+def test_a_client_that_disconnects_in_mid_stream_frees_its_slot_within_a_second(web):
+    """Its request is cancelled in the engine."""
+    body = {"model": "slow", "prompt": "x" * 500, "stream": True}
+    socks = [web.raw(web.post_bytes(TEXT, body), wait=False) for _ in range(5)]
+    for sock in socks:
+        assert sock.recv(64).startswith(b"HTTP/1.1 200")
+    assert web.active == 5
+    for sock in socks:
+        sock.close()
+    helpers.wait_until(lambda: web.active == 0, seconds=1)
+
+
+def test_the_next_request_of_a_connection_is_answered_after_a_refusal(web):
+    """An error ends a request, not the connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=10)
+    for body, status in [
+        (b"no json", 400),
+        (b'{"model": "nobody", "prompt": "x"}', 404),
+        (b'{"model": "math", "prompt": "x"}', 200),
+    ] * 2:
+        connection.request("POST", TEXT, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert (response.status, bool(response.read())) == (status, True)
+    connection.close()
+
+
+# The program itself
+
+
+class Program:
+    """`modelwright serve --http` in a process of its own, with the echo engine as an installed plugin."""
+
+    def __init__(self, folder, *arguments):
+        command = [sys.executable, "-m", "modelwright.core", "serve", *arguments, "--engine", "echo"]
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
+        )
+        self.lines = []
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if (found := re.search(r"HTTP: https?://127\.0\.0\.1:(\d+)/v1", line)) is not None:
+                self.port = int(found[1])
+            if line.startswith("serving on"):
+                break
+
+    ask = helpers.Web.ask
+    raw = helpers.Web.raw
+    post_bytes = helpers.Web.post_bytes
+
+
+@pytest.fixture
+def program(tmp_path, install_plugin):
+    """Starts servers of `slow@1` that end with the test."""
+    install_plugin("echo-engine", (GATEWAY.parent / "echo_engine.py").read_text(), entry="echo")
+    shelf = helpers.Shelf(tmp_path / "models")
+    shelf.add("slow", seconds_per_token=0.02, context=2048)
+    programs = []
+
+    def start(*arguments):
+        programs.append(Program(tmp_path, "slow", "--registry", shelf.url, "--listen", "127.0.0.1:0", *arguments))
+        return programs[-1]
+
+    yield start
+    for started in programs:
+        started.process.kill()
+        started.process.wait()
+        started.process.stdout.close()
+
+
+def test_a_signal_lets_running_streams_finish(program):
+    """SIGTERM: health says 503 meanwhile, new requests are refused, the stream ends whole, the exit code is 0."""
+    server = program("--http", "127.0.0.1:0")
+    said = []
+    body = {"model": "slow", "prompt": "x" * 100, "stream": True}
+    data = server.post_bytes(TEXT, body, "Connection: close")
+    with server.raw(data, wait=False) as sock:
+        said.append(sock.recv(100))
+        server.process.send_signal(signal.SIGTERM)
+        helpers.wait_until(lambda: server.ask("GET", "/health")[0] == 503)
+        status, headers, answer = server.ask("POST", TEXT, {"model": "slow", "prompt": "x"})
+        assert (status, headers["retry-after"], answer["error"]["code"]) == (503, "1", "shutting_down")
+        said += iter(lambda: sock.recv(65536), b"")
+    whole = b"".join(said).decode()
+    pieces = [json.loads(line[6:]) for line in whole.splitlines() if line.startswith("data: {")]
+    assert "".join(piece["choices"][0]["text"] for piece in pieces) == "slow@1:" + "x" * 100
+    assert "data: [DONE]" in whole
+    assert server.process.wait(10) == 0
+
+
+def test_a_port_in_use_is_one_line_before_anything_is_loaded(program, modelwright):
+    """Exit code 1, and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = program("--http", f"127.0.0.1:{taken.getsockname()[1]}")
+        assert server.process.wait(30) == 1
+    (line,) = server.lines
+    assert re.fullmatch(
+        r"error: cannot listen on 127\.0\.0\.1:\d+: address already in use: stop what listens there, "
+        r"or choose another with --http\n",
+        line,
+    )
+
+
+@pytest.mark.parametrize("where", ["nowhere", "127.0.0.1:99999", ":80", "0.0.0.0:0"])
+def test_an_address_that_cannot_be_is_a_usage_error(program, where):
+    """Exit code 2, one line."""
+    server = program("--http", where)
+    assert server.process.wait(30) == 2
+    assert len(server.lines) == 1
+    assert server.lines[0].startswith("error: ")
+
+
+def test_wrong_tokens_are_refused_by_the_program(program, tmp_path):
+    """The files' tokens, and no others; none of them is ever told."""
+    (tmp_path / "user").write_text("user-token-0123456789\n")
+    (tmp_path / "admin").write_text("admin-token-0123456789\n")
+    server = program(
+        "--http", "127.0.0.1:0", "--token-file", tmp_path / "user", "--admin-token-file", tmp_path / "admin"
+    )
+    for token, use, admin in [
+        (None, 401, 401),
+        ("user-token-012345678", 401, 401),
+        ("user-token-0123456789", 200, 403),
+        ("admin-token-0123456789", 200, 200),
+    ]:
+        authorization = None if token is None else f"Bearer {token}"
+        answers = [server.ask("GET", path, authorization=authorization) for path in ("/v1/models", "/admin/aliases")]
+        assert [answer[0] for answer in answers] == [use, admin]
+        assert "0123456789" not in str(answers)
+    assert server.ask("GET", "/health")[0] == 200

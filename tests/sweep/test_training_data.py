@@ -1,0 +1,206 @@
+"""The sweep of the rest of the chain: little data, and folders and disks that are not as they should be.
+
+Each case is one line and an exit code, and the same command succeeds once what was in the way is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RUN = """
+name = "sweep"
+seed = 1
+[model.scratch]
+hidden_size = 16
+layers = 1
+heads = 2
+vocab_size = 300
+[data]
+format = "general"
+[[data.sources]]
+path = "rows.jsonl"
+[data.tokens]
+max_length = 64
+[train]
+max_steps = 2
+batch_size = 8
+"""
+ROWS = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(3)]
+
+
+@pytest.fixture
+def run_file(tmp_path, rows_file):
+    """Writes a run.toml and its rows."""
+
+    def write(rows=ROWS, more=""):
+        rows_file(tmp_path / "rows.jsonl", rows)
+        (tmp_path / "run.toml").write_text(RUN + more)
+        return tmp_path / "run.toml"
+
+    return write
+
+
+def _refused(done, code=1):
+    """The one line of an error."""
+    assert done.returncode == code, done.stderr
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("sweep ")]
+    assert len(errors) == 1, done.stderr
+    return errors[0]
+
+
+def _report(home, stage="prepare"):
+    return json.loads((home / "runs" / "sweep" / "done" / f"{stage}.json").read_text())["outputs"]
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, *options: str):
+    """A small file system in memory; only root may mount one."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
+    try:
+        mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("only root may mount a small file system to fill")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# Little data
+
+
+def test_one_row_is_enough_to_train_register_and_evaluate(run_file, modelwright, home):
+    """A batch takes it as often as it needs."""
+    suite = (
+        '[[evaluate]]\nname = "one"\npath = "rows.jsonl"\nmetrics = ["exact_match"]\ngeneration = { max_tokens = 4 }\n'
+    )
+    done = modelwright("run", run_file(ROWS[:1], suite))
+    assert done.returncode == 0, done.stderr
+    assert _report(home)["rows"] == 1
+    assert _report(home, "train")["training"]["steps"] == 2
+    assert _report(home, "evaluate")["metrics"]["one"]["exact_match"]["n"] == 1
+
+
+def test_fewer_rows_than_a_batch_are_one_step(run_file, modelwright, home):
+    """Not none: two epochs of three rows, and a batch of eight."""
+    path = run_file()
+    path.write_text(path.read_text().replace("max_steps = 2", "epochs = 2"))
+    assert modelwright("prepare", path).returncode == 0
+    done = modelwright("train", path)
+    assert done.returncode == 0, done.stderr
+    assert _report(home, "train")["training"]["steps"] == 1
+
+
+def test_rows_that_are_all_too_long_stop_before_training_and_a_longer_limit_goes_on(run_file, modelwright, home):
+    """With what to change."""
+    path = run_file()
+    refused = _refused(modelwright("run", path, "--set", "data.tokens.max_length=4"))
+    assert refused.startswith(
+        "error: nothing is left to train on: 3 examples are longer than [data.tokens] max_length 4"
+    )
+    assert modelwright("run", path).returncode == 0
+
+
+# Places that are not what they should be
+
+
+def test_a_file_in_the_way_of_the_home_or_the_run_is_named(run_file, modelwright, home):
+    """Nothing of it is touched."""
+    path = run_file()
+    home.write_text("mine")
+    assert str(home) in _refused(modelwright("prepare", path))
+    assert home.read_text() == "mine"
+    home.unlink()
+    (home / "runs").mkdir(parents=True)
+    (home / "runs" / "sweep").write_text("mine")
+    assert str(home / "runs" / "sweep") in _refused(modelwright("prepare", path))
+    assert (home / "runs" / "sweep").read_text() == "mine"
+    (home / "runs" / "sweep").unlink()
+    assert modelwright("prepare", path).returncode == 0
+
+
+def test_a_run_file_that_is_gone_is_named_and_its_run_goes_on_once_it_is_back(run_file, modelwright, home):
+    """The run's folder does not depend on where the file is."""
+    path = run_file()
+    assert modelwright("prepare", path).returncode == 0
+    text = path.read_text()
+    path.unlink()
+    assert str(path) in _refused(modelwright("train", path), code=2)
+    path.mkdir()
+    assert str(path) in _refused(modelwright("train", path), code=2)
+    path.rmdir()
+    path.write_text(text)
+    done = modelwright("train", path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_runs_at_once_in_one_folder_are_one_and_a_line(run_file, modelwright, home, tmp_path):
+    """The second says who is there; the first is not disturbed."""
+    path = run_file()
+    command = [sys.executable, "-m", "modelwright.core", "run", str(path), "--set", "train.max_steps=100000"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
+        give_up = time.monotonic() + 60
+        while not (home / "runs" / "sweep" / "done" / "prepare.json").exists():
+            assert first.poll() is None
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        refused = _refused(modelwright("run", path))
+        assert f"{home}/runs/sweep is in use by process {first.pid} on " in refused
+        first.terminate()
+        first.communicate(timeout=60)
+    assert first.returncode == 75
+
+
+def test_a_read_only_home_is_one_line(run_file, modelwright, tmp_path, monkeypatch):
+    """And once it may be written, the command does its work."""
+    path = run_file()
+    with _mounted(tmp_path / "disk", "-o", "ro") as disk:
+        monkeypatch.setenv("MODELWRIGHT_HOME", str(disk / "home"))
+        assert "Read-only file system" in _refused(modelwright("prepare", path))
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        assert modelwright("prepare", path).returncode == 0
+
+
+# Disks that are full
+
+
+def test_a_disk_that_is_full_while_preparing_is_one_line(run_file, modelwright, tmp_path, monkeypatch):
+    """Nothing half done stays; with room, the same command succeeds."""
+    path = run_file([{"prompt": f"say {n} " + "x" * 300, "completion": str(n)} for n in range(4000)])
+    more = ("--set", "data.tokens.max_length=2000", "--set", 'model.scratch.tokenizer="bpe"')
+    with _mounted(tmp_path / "disk", "-o", "size=1m") as disk:
+        monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
+        refused = _refused(modelwright("prepare", path, *more))
+        assert "No space left on device" in refused
+        folder = disk / "runs" / "sweep"
+        assert not (folder / "prepare").exists()
+        assert not list(folder.glob(".tmp-*"))
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        done = modelwright("prepare", path, *more)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("size", [700, 2600])
+def test_a_disk_that_is_full_while_training_is_one_line(run_file, modelwright, tmp_path, monkeypatch, size):
+    """At whatever file it is met; with room, the same command goes on and registers the model."""
+    path = run_file()
+    more = ("--set", "model.scratch.hidden_size=96", "--set", "train.checkpoint_every=1")
+    with _mounted(tmp_path / "disk", "-o", f"size={size}k") as disk:
+        monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
+        refused = _refused(modelwright("run", path, *more))
+        assert "No space left on device" in refused
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+        done = modelwright("run", path, *more)
+        assert done.returncode == 0, done.stderr
+        assert "sweep@1" in done.stdout
