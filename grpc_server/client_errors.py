@@ -56,27 +56,26 @@ def ended_without_end(target: str) -> ServerError:
     return ServerError("INTERNAL", f"the server at {target} ended a stream without its last event")
 
 
+# What gRPC itself finds: its code, a word of its details, and what is said of it. The first that fits.
+_WORDS = (
+    (
+        "UNAVAILABLE",
+        "handshake",
+        "no encrypted connection to {}: is it a port with TLS, and who signed its certificate?",
+    ),
+    ("UNAVAILABLE", "socket closed", "whatever listens at {} hangs up: does it want TLS?"),
+    ("UNAVAILABLE", "", "no server answers at {}"),
+    ("DEADLINE_EXCEEDED", "", "the server at {} did not answer in time: allow more with timeout"),
+    ("RESOURCE_EXHAUSTED", "larger than max", "the message is larger than the server at {} takes: send less"),
+)
+
+
 def _without_status(code: str, details: str, target: str, *, answering: bool) -> str:
-    """What gRPC itself found, in words that say what to do."""
     if code == "UNAVAILABLE" and answering:
         return f"the server at {target} ended the answer before its end ({details})"
-    if code == "UNAVAILABLE" and _is_tls(details):
-        return (
-            f"no encrypted connection to {target} ({details}): is it a port with TLS, and who signed its certificate?"
-        )
-    if code == "UNAVAILABLE" and "socket closed" in details.lower():
-        return f"whatever listens at {target} hangs up ({details}): does it want TLS?"
-    if code == "UNAVAILABLE":
-        return f"no server answers at {target} ({details})"
-    if code == "DEADLINE_EXCEEDED":
-        return f"the server at {target} did not answer in time: allow more with timeout"
-    if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
-        return f"the message is larger than the server at {target} takes: send less ({details})"
-    return details
-
-
-def _is_tls(details: str) -> bool:
-    return "handshake" in details.lower() or "certificate" in details.lower()
+    fitting = (words for kind, part, words in _WORDS if kind == code and part in details.lower())
+    words = next(fitting, None)
+    return details if words is None else f"{words.format(target)} ({details})"
 
 
 def _details(data: bytes) -> tuple[str | None, dict[str, str], float | None]:

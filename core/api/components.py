@@ -230,7 +230,11 @@ class FormatSpec(ComponentSpec):
 
 @frozen(kw_only=True)
 class TrainerSpec(ComponentSpec):
-    """A trainer; its factory makes a `Trainer`. `launcher` is the program that starts its processes."""
+    """A trainer; its factory makes a `Trainer`.
+
+    Attributes:
+        launcher: the program that starts its processes, "python" or "deepspeed".
+    """
 
     kind: ClassVar[str] = "trainer"
     launcher: Literal["python", "deepspeed"] = field(
@@ -240,7 +244,12 @@ class TrainerSpec(ComponentSpec):
 
 @frozen(kw_only=True)
 class MetricSpec(ComponentSpec):
-    """A metric; its factory makes a `Metric`. `higher_is_better` is its direction, `inputs` what it grades."""
+    """A metric; its factory makes a `Metric`.
+
+    Attributes:
+        higher_is_better: its direction.
+        inputs: what it grades: "text" or "logprobs".
+    """
 
     kind: ClassVar[str] = "metric"
     higher_is_better: bool = True

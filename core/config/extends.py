@@ -80,8 +80,10 @@ class _Chain:
             self._wrong(document, key, f"{shown(written)} extends this very file, directly or by others")
         elif len(above) >= LONGEST:
             self._wrong(document, key, f"more than {LONGEST} files extend one another")
-        elif not os.path.lexists(path):
+        elif not os.path.exists(path):  # noqa: PTH110 - a name that is too long is no file
             self._wrong(document, key, f"there is no such file: {printable(str(path))}")
+        elif path.is_dir():
+            self._wrong(document, key, f"{printable(str(path))} is a folder: name a file")
         elif real not in self.seen:
             self.seen.add(real)
             self._read_base(path, _name(document, written, path), [*above, real])

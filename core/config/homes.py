@@ -14,7 +14,7 @@ from modelwright.core.config.schema import RunConfig
 
 _TOP = "the file's top"
 # The class of the file that is being read. Classes are structured far below whoever knows what they are part of.
-_root: ContextVar[type[object]] = ContextVar("root", default=RunConfig)
+_root: ContextVar[Any] = ContextVar("root", default=RunConfig)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from modelwright.core.config.documents import Document
 from modelwright.core.config.errors import ConfigError, Invalid, Problem
 from modelwright.core.config.extends import Layer, read_chain
 from modelwright.core.config.kinds import EVAL, RUN, Kind
-from modelwright.core.config.layers import Layers, Override, parse_override, put_all
-from modelwright.core.config.schema import VARIANT_NAME, EvalConfig, PluginsConfig, RunConfig
+from modelwright.core.config.layers import Layers, Origin, Override, located, parse_override, put_all
+from modelwright.core.config.schema import LONGEST_NAME, VARIANT_NAME, EvalConfig, PluginsConfig, RunConfig
 from modelwright.core.config.variants import VARIANTS, no_variants, settle_variants, unknown_variant
 from modelwright.core.config.words import dotted
 from modelwright.core.plugins import Plugins, discover
@@ -193,7 +193,16 @@ class _Reading(Generic[Root]):
             return None
         if variant is None or not VARIANT_NAME.fullmatch(variant) or not isinstance(config, RunConfig):
             return config
-        return evolve(config, name=f"{config.name}-{variant}")
+        name = f"{config.name}-{variant}"
+        if len(name) > LONGEST_NAME:
+            message = f"the model's name would be {name[:40]}…, of {len(name)} characters: at most {LONGEST_NAME}"
+            self._add(located(self._variants_origin(variant), (), message))
+            return None
+        return evolve(config, name=name)
+
+    def _variants_origin(self, variant: str) -> Origin:
+        file = next(file for file in reversed(self.files) if variant in file.values.get(VARIANTS, {}))
+        return Origin(document=file.document, path=(VARIANTS, variant))
 
 
 def to_plain(config: RunConfig | EvalConfig) -> dict[str, Any]:

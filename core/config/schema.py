@@ -26,7 +26,9 @@ ModelSource = NewType("ModelSource", str)
 ChatTemplate = NewType("ChatTemplate", str)
 RegistryUrl = NewType("RegistryUrl", str)
 
-SUITE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+# Names become folders' names: as long as a model's at most.
+LONGEST_NAME = 128
+SUITE_NAME = re.compile(rf"[a-z][a-z0-9_-]{{0,{LONGEST_NAME - 1}}}")
 VARIANT_NAME = SUITE_NAME
 
 _positive = validators.gt(0)
@@ -38,6 +40,8 @@ def _named(pattern: re.Pattern[str], words: str) -> Any:
     """A validator for names; `words` says what the pattern means."""
 
     def check(_instance: Any, _attribute: Any, value: str) -> None:
+        if len(value) > LONGEST_NAME:
+            raise ValueError(f"must have {LONGEST_NAME} or fewer characters, not {len(value)}")
         if not pattern.fullmatch(value):
             raise ValueError(f"must be {words}, not {shown(value)}")
 
@@ -123,7 +127,15 @@ class ModelConfig:
 
 @frozen(kw_only=True)
 class AdapterConfig:
-    """`[adapter]`: train an adapter instead of the whole model."""
+    """`[adapter]`: train an adapter instead of the whole model.
+
+    Attributes:
+        kind: LoRA, or LoRA whose scale is alpha over the square root of the rank.
+        rank: of the low-rank matrices.
+        alpha: the scale is alpha over rank.
+        dropout: before the adapter.
+        targets: the names of the layers, or "all-linear".
+    """
 
     kind: Literal["lora", "rslora"] = "lora"
     rank: int = field(default=16, validator=_positive)
@@ -137,7 +149,7 @@ class SourceConfig:
     """One of `[[data.sources]]`.
 
     Attributes:
-        path: a .jsonl or .json file (or .gz of one), a glob, a folder of such files, or `builtin:NAME/SPLIT`.
+        path: a file (.jsonl, .json, .csv, .gz or .zst of one, .parquet), a glob, a folder, or `builtin:NAME/SPLIT`.
         limit: the most rows to take.
         fraction: the share of its rows to take, drawn by the run's seed.
         weight: how often each example counts.
@@ -151,7 +163,13 @@ class SourceConfig:
 
 @frozen(kw_only=True)
 class QualityConfig:
-    """`[data.quality]`: what is removed before training."""
+    """`[data.quality]`: what is removed before training.
+
+    Attributes:
+        deduplicate: examples with the same content, or false.
+        decontaminate: examples that occur in the run's test sets.
+        verify_answers: examples whose solution does not lead to their answer.
+    """
 
     deduplicate: Literal["exact", "near", False] = field(
         default="exact", validator=_not_yet(lambda way: way == "near", 'use "exact" or false')
@@ -181,7 +199,11 @@ class TokensConfig:
 
 @frozen(kw_only=True)
 class HoldoutConfig:
-    """`[data.holdout]`: the share of examples that is held out of training for the loss curve."""
+    """`[data.holdout]`: examples that are held out of training for the loss curve.
+
+    Attributes:
+        fraction: their share.
+    """
 
     fraction: float = field(default=0.0, validator=validators.and_(validators.ge(0.0), validators.lt(1.0)))
 
@@ -208,7 +230,15 @@ class DataConfig:
 
 @frozen(kw_only=True)
 class GenerationConfig:
-    """`[evaluate.generation]`: how answers are sampled."""
+    """`[evaluate.generation]`: how answers are sampled.
+
+    Attributes:
+        max_tokens: the most tokens of an answer, its thinking included.
+        temperature: 0 takes the likeliest token.
+        top_p: sample from the smallest set of tokens whose probabilities reach this sum.
+        top_k: sample from this many likeliest tokens; 0 is no limit.
+        stop: texts that end an answer; they are not part of it.
+    """
 
     max_tokens: int = field(default=256, validator=_positive)
     temperature: float = field(default=0.0, validator=validators.ge(0.0))
@@ -250,7 +280,12 @@ class SuiteConfig:
 
 @frozen(kw_only=True)
 class PromoteConfig:
-    """`[registry] promote`: the alias that moves to the new version if the condition (TOML key `if`) holds."""
+    """`[registry] promote`: the alias that moves to the new version if the condition (TOML key `if`) holds.
+
+    Attributes:
+        alias: its name, without the "@".
+        condition: `SUITE.METRIC >= NUMBER` (or `>`, `<`, `<=`, `==`), several joined by `and`; default: it always moves.
+    """
 
     alias: str = field(
         validator=_named(ALIAS_NAME, "a lower-case letter or digit, then any of a-z 0-9 . _ -, not all of them digits")
@@ -276,7 +311,12 @@ class RegistryConfig:
 
 @frozen(kw_only=True)
 class PluginsConfig:
-    """`[plugins]`: which to skip, and whom to prefer where two share a name (`"metric.exact_match" = "package"`)."""
+    """`[plugins]`: which to skip, and whom to prefer where two share a name.
+
+    Attributes:
+        disable: names of plugins that are not even imported.
+        prefer: by `"KIND.NAME"`, such as `"metric.exact_match"`, the package whose component is meant.
+    """
 
     disable: tuple[str, ...] = ()
     prefer: Mapping[str, str] = field(factory=dict)
@@ -294,7 +334,18 @@ class PluginsConfig:
 
 @frozen(kw_only=True)
 class ClusterConfig:
-    """`[cluster]`: Slurm settings; only `submit` reads them."""
+    """`[cluster]`: Slurm settings, for a later version; nothing reads them yet.
+
+    Attributes:
+        nodes: how many.
+        processes_per_node: how many processes on each.
+        gpus_per_node: how many GPUs of each.
+        partition: where to queue.
+        account: who is charged.
+        time: the limit, `HH:MM:SS`.
+        setup: lines of shell before the run.
+        sbatch: more options of sbatch, by name.
+    """
 
     nodes: int = field(default=1, validator=_positive)
     processes_per_node: int | None = field(default=None, validator=validators.optional(_positive))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from modelwright.core.config.extends import Layer
 
 VARIANTS = "variants"
+_NAME = "a lower-case letter, then any of a-z 0-9 _ -"
 # What belongs to the file as a whole, with the reason why a variant cannot have it.
 _NOT_IN_A_VARIANT = {
     "name": "a variant's name is made of the file's: NAME-VARIANT",
@@ -37,7 +38,7 @@ def settle_variants(file: Layer) -> tuple[list[str], list[Problem]]:
     for name, table in variants.items():
         if not VARIANT_NAME.fullmatch(name):
             # It is read all the same: it may hold other mistakes.
-            wrong((name,), "a variant's name must be a lower-case letter, then any of a-z 0-9 _ -")
+            wrong((name,), f"a variant's name must be {_NAME}")
         if not isinstance(table, dict):
             wrong((name,), f"must be a table of what differs in this variant, not {shown(table)}")
             continue

@@ -1,1 +1,1 @@
-"""Generate, grade, report."""
+"""Generate, grade, compare, report."""

@@ -155,18 +155,18 @@ def _check_output(output: Path) -> None:
         there = next(folder for folder in (output, *output.parents) if os.path.lexists(folder))
         if not there.is_dir():
             what = "is a file" if there == output else f"cannot be made: {there} is not a folder"
-            raise UsageError(f"--output {output} {what}; give a folder, new or empty")
+            raise UsageError(f"output {output} {what}; give a folder, new or empty")
         if there == output and not (output / WORK).is_dir():
             held = sorted(path.name for path in output.iterdir())
             if held:
                 raise UsageError(
-                    f"--output {output} holds other files ({held[0]}): give a folder that is new, empty, or an earlier "
+                    f"output {output} holds other files ({held[0]}): give a folder that is new, empty, or an earlier "
                     "evaluation's"
                 )
     except OSError as error:
-        raise UsageError(f"--output {output} cannot be read: {error.strerror}") from error
+        raise UsageError(f"output {output} cannot be read: {error.strerror}") from error
     if not os.access(there, os.W_OK):
-        raise UsageError(f"--output {output} cannot be written: {there} is read-only for this user")
+        raise UsageError(f"output {output} cannot be written: {there} is read-only for this user")
 
 
 def plan(evaluation: Evaluation, *, fresh: bool = False) -> list[PlannedPair]:
@@ -200,6 +200,8 @@ def _order(evaluation: Evaluation, chosen: Sequence[Chosen]) -> tuple[Order, lis
 def execute(evaluation: Evaluation, *, fresh: bool = False) -> dict[str, Any]:
     """Grade every model on every suite, record the figures, write the results; what is done already is kept.
 
+    The registry and the three files hear of it at the end, when all is graded that can be.
+
     Args:
         evaluation: from `open_evaluation`, checked.
         fresh: forget what an earlier evaluation left in the folder.
@@ -215,7 +217,7 @@ def execute(evaluation: Evaluation, *, fresh: bool = False) -> dict[str, Any]:
     try:
         evaluation.folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--output {evaluation.output} cannot be written: {error.strerror}") from error
+        raise UsageError(f"output {evaluation.output} cannot be written: {error.strerror}") from error
     with evaluation.folder.locked() as lock:
         evaluation.workers_lock = lock
         evaluation.folder.clear_stop()

@@ -164,7 +164,7 @@ def _files(version: ModelVersion) -> Iterable[tuple[str, str, str]]:
 
 
 def _use(version: ModelVersion) -> str:
-    serve = f"modelwright models import FOLDER\nmodelwright serve {version.name}\nmodelwright chat {version.name}"
+    serve = f"modelwright models import FOLDER\nmodelwright serve {version.name}\nmodelwright chat"
     load = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'

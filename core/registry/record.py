@@ -123,7 +123,7 @@ def _metrics(table: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
 
 
 def _figure(name: str, value: Any) -> Figure:
-    _expect(is_text(name), "names of metrics that are text")
+    _expect(name.isprintable(), "names of metrics that can be printed")
     _expect(isinstance(value, dict) and value.keys() == {"value", "low", "high", "n"}, f"a figure as metrics.{name}")
     numbers = [value[key] for key in ("value", "low", "high")]
     _expect(all(_is_number(number) for number in numbers), f"finite numbers in metrics.{name}")

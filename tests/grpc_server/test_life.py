@@ -2,6 +2,8 @@
 
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -61,6 +63,28 @@ def test_at_the_end_running_answers_finish_and_new_requests_are_told_to_wait(she
         stopped.result(timeout=10)
     assert time.monotonic() - begin < 10, "a watcher of the health held up the end"
     assert journal[-2:] == [("finish", "slow@1", "stop"), ("close", "slow@1", 0)]
+
+
+def test_grpc_and_http_end_together(shelf, serve, connect):
+    """While a stream of one finishes, both refuse what is new, and both say so to whoever asks how they are."""
+    shelf.add("slow", seconds_per_token=0.05)
+    running = serve("slow", http=Address(host="127.0.0.1", port=0))
+    client = connect(running)
+    url = f"http://{running.bound.http}/health"
+    assert urllib.request.urlopen(url, timeout=10).status == 200
+    stream = client.stream("one two three", model="slow")
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(running.stop)
+        wait_until(lambda: running.table.closing)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(url, timeout=10)
+        assert caught.value.code == 503
+        health = health_pb2_grpc.HealthStub(client._channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == NOT_SERVING
+        assert stream.generation().text == "slow@1:one two three"
+        stopped.result(timeout=10)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=10)
 
 
 def test_what_still_runs_when_the_grace_is_over_is_cancelled(shelf, serve, connect):

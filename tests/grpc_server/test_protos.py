@@ -139,7 +139,7 @@ def test_the_generated_code_holds_what_the_protos_say():
 def test_the_client_needs_no_more_than_grpc_and_protobuf():
     """A service that only asks installs and imports nothing of what runs models."""
     program = (
-        "import sys; from modelwright import Client; Client('127.0.0.1:1').close()\n"
+        "import sys; from modelwright import AsyncClient, Client; AsyncClient(); Client('127.0.0.1:1').close()\n"
         "heavy = [name for name in sys.modules if name.split('.')[0] in "
         "{'torch', 'transformers', 'attrs', 'attr', 'pluggy', 'sqlalchemy', 'google.rpc'} "
         "or name.startswith('modelwright.core')]\n"

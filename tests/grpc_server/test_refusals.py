@@ -9,7 +9,7 @@ from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelwright import NewModel
+from modelwright import NewModel, UsageError
 from modelwright.grpc_server.client import ServerError
 from modelwright.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
@@ -263,3 +263,26 @@ def test_an_engine_that_breaks_is_an_internal_error_that_tells_no_secrets(shelf,
     assert "it does not speak" in caplog.text
     running.table.models()[0].engine.mute = False
     assert client.generate("hi", model="math").text == "math@1:hi"
+
+
+def test_what_the_engine_refuses_is_an_invalid_argument_of_the_whole_request(shelf, serve, connect, monkeypatch):
+    """Its sentence reaches the caller; what is wrong in one field was found before."""
+    shelf.add("math")
+    running = serve("math")
+
+    def refuse(_request):
+        raise UsageError("token 999 is not in the vocabulary")
+
+    monkeypatch.setattr(running.table.models()[0].engine, "submit", refuse)
+    error = refusal(connect(running))
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert (error.message, error.metadata) == ("token 999 is not in the vocabulary", {"field": "request"})
+
+
+@pytest.mark.parametrize("method", [GENERATE, STREAM])
+def test_a_call_without_a_message_is_an_invalid_argument(client, method):
+    """Python's gRPC would leave it without an answer for ever."""
+    call = client._channel.stream_stream(method)(iter(()), timeout=10)
+    with pytest.raises(grpc.RpcError, match="the call has no message, or not a whole one") as caught:
+        list(call)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -200,6 +200,7 @@ def test_a_persistent_switch_gives_way_to_whoever_moves_the_registrys_alias_mean
     with pytest.raises(ServerError, match="has moved meanwhile") as caught:
         client.set_alias("assistant", "b", persist=True)
     assert (caught.value.code, caught.value.reason) == ("ABORTED", "ALIAS_CONFLICT")
+    assert caught.value.metadata == {"alias": "assistant", "etag": client.aliases()[0].etag}
     assert client.generate("x", model="@assistant").served.name == "a"
     assert [model.address for model in client.models()] == ["a@1"]
     assert shelf.registry.resolve("assistant").name == "c"

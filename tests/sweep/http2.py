@@ -56,3 +56,7 @@ def talk(address, *parts, seconds=5.0, until=b"grpc-status"):
         except (TimeoutError, ConnectionError):
             pass
     return answer
+
+
+# What a client begins with.
+HELLO = PREFACE + frame(SETTINGS)

@@ -264,7 +264,7 @@ def test_a_file_that_may_not_be_read(name, base, lines):
         ("nowhere@1", "error: there is no model 'nowhere@1': the registry is empty"),
         ("@nobody", "error: there is no model '@nobody': the registry is empty"),
         ("Nowhere", "error: 'Nowhere' is no model address: no model can have that name; expected NAME"),
-        ("n" * 300, f"error: there is no model '{'n' * 300}': the registry is empty"),
+        ("n" * 300, f"error: '{'n' * 300}' is no model address: no model can have that name; expected NAME"),
         ("a/b/c", "'a/b/c': expected a folder (with ./ or / in front), a model of the registry"),
         ("a//b", "'a//b': expected a folder (with ./ or / in front), a model of the registry"),
         ("a b/c", "'a b/c': expected a folder (with ./ or / in front), a model of the registry"),

@@ -189,7 +189,9 @@ LOWER = "must be a lower-case letter, then any of a-z 0-9 . _ -, not"
         ("name='a b'", f'--set name: {LOWER} "a b"'),
         ("name='é'", f'--set name: {LOWER} "é"'),
         ('name="a\\nb"', f'--set name: {LOWER} "a\\u000ab"'),
-        (f"name='{'N' * 300}'", f'--set name: {LOWER} "{"N" * 59}…"'),
+        (f"name='{'n' * 300}'", "--set name: must have 128 or fewer characters, not 300"),
+        (f"evaluate=[{{name='{'n' * 129}', path='x', metrics=['exact_match']}}]", "must have 128 or fewer characters"),
+        (f"registry.promote.alias='{'n' * 129}'", "registry.promote.alias: must have 128 or fewer characters, not 129"),
         ("data.format='a/b'", "--set data.format: there is no format 'a/b'"),
         ("data.format='.'", "--set data.format: there is no format '.'"),
         (f"data.format='{'m' * 300}'", "--set data.format: there is no format 'mmm"),
@@ -258,6 +260,17 @@ def test_variants_that_are_not_there(name, line, tmp_path, installed):
     path = tmp_path / "run.toml"
     path.write_text(RUN)
     assert line in lines_of(path, installed, variants=[name])[0]
+
+
+def test_a_variant_whose_model_would_have_too_long_a_name(tmp_path, installed):
+    """Both names may be right, and together too long for a folder."""
+    path = tmp_path / "run.toml"
+    path.write_text(f"{RUN.replace('tiny', 'n' * 100)}[variants.{'v' * 27}]\n[variants.{'w' * 28}]\n")
+    message = f"the model's name would be {'n' * 40}…, of 129 characters: at most 128"
+    assert lines_of(path, installed) == [f"run.toml:10 [variants] {'w' * 28}: {message}"]
+    assert len(read_run(path, plugins=installed, variants=["v" * 27]).configs[0].name) == 128
+    path.write_text(f"{RUN}[variants.{'v' * 300}]\n")
+    assert "a variant's name must be a lower-case letter" in lines_of(path, installed)[0]
 
 
 # Anything

@@ -124,7 +124,7 @@ def test_a_read_only_output_is_refused(place, capsys):
     (place / "nothing").chmod(0o555)
     code, said = _said(capsys, ["--all", "--data", "good.jsonl", "--format", "math", "--output", "nothing/out"])
     assert code == 2
-    assert said == f"error: --output {place}/nothing/out cannot be written: {place}/nothing is read-only for this user"
+    assert said == f"error: output {place}/nothing/out cannot be written: {place}/nothing is read-only for this user"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,6 @@
-"""Bad input at the gRPC port, and what happens at its edges: each is told, nothing is lost, the server goes on."""
+"""Bad input at the gRPC port: what cannot be is told, whatever the method, and the server goes on."""
 
-import contextlib
 import importlib.util
-import os
-import signal
-import socket
-import ssl
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import grpc
@@ -18,59 +10,25 @@ from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelwright import ModelwrightError, UsageError
 from modelwright.grpc_server.client import Client, ServerError
-from modelwright.grpc_server.listening import Address
 from modelwright.v1 import common_pb2, inference_pb2, model_pb2
 
 
-def load(name, path):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
+def load(name):
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"modelwright_tests_sweep_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-serving = load("serving", "../grpc_server/conftest.py")
-http2 = load("http2", "http2.py")
-shelf, serve, connect, tls, journal = serving.shelf, serving.serve, serving.connect, serving.tls, serving.journal
-HERE = Address(host="127.0.0.1", port=0)
-LIMIT = 64 * 1024
+helpers = load("grpc_serving")
+running, client = helpers.running, helpers.client
 SERVICES = [
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
     model_pb2.DESCRIPTOR.services_by_name["ModelService"],
 ]
 METHODS = [method for service in SERVICES for method in service.methods if method.name != "Score"]
-GENERATE = "/modelwright.v1.InferenceService/Generate"
-
-
-def wait_until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    """A server for the whole module: `math@1`, `slow@1`, and messages of at most 64 KiB."""
-    shelf = serving.Shelf(tmp_path_factory.mktemp("models"))
-    shelf.add("math")
-    shelf.add("slow", seconds_per_token=0.02)
-    running = serving.Running(shelf, ["math", "slow"], max_message_bytes=LIMIT)
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def client(running):
-    """After every case the server serves as before, and holds nothing of what was refused."""
-    with Client(running.target, timeout=20) as client:
-        yield client
-        assert client.generate("hi", model="math").text == "math@1:hi"
-        wait_until(lambda: not any(model.active_requests for model in client.models()), 1)
-        assert [model.address for model in client.models()] == ["math@1", "slow@1"]
-        assert running.table.changes.watchers == 0
 
 
 # What the caller says
@@ -293,256 +251,7 @@ def test_methods_that_are_not_there_are_unimplemented(client, path):
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-# Bytes that are no gRPC, no HTTP/2, or nearly
-
-HELLO = http2.PREFACE + http2.frame(http2.SETTINGS)
-WISH = inference_pb2.GenerateRequest(model="math", prompt="hi").SerializeToString()
-STREAM = {"stream": 1, "flags": http2.END_STREAM}
-
-RAW = {
-    "nothing": [b""],
-    "a byte": [b"\0"],
-    "http/1": [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"],
-    "a TLS hello": [bytes.fromhex("16030100c8010000c40303") + os.urandom(196)],
-    "noise": [os.urandom(4096)],
-    "half a preface": [http2.PREFACE[:10]],
-    "a preface and noise": [http2.PREFACE, os.urandom(4096)],
-    "a preface twice": [http2.PREFACE * 2],
-    "settings and noise": [HELLO, os.urandom(4096)],
-    "a frame longer than it says": [HELLO, http2.frame(http2.PING, b"x" * 100, length=8)],
-    "a frame shorter than it says": [HELLO, http2.frame(http2.DATA, b"x", stream=1, length=2**24 - 1)],
-    "a frame of no kind": [HELLO, http2.frame(200, b"x" * 50, stream=3)],
-    "data on no stream": [HELLO, http2.frame(http2.DATA, b"x", stream=7)],
-    "headers that are none": [HELLO, http2.frame(http2.HEADERS, b"\xff" * 40, flags=http2.END_HEADERS, stream=1)],
-    "headers without an end": [HELLO, http2.headers(GENERATE, flags=0), http2.frame(http2.CONTINUATION, b"", stream=1)],
-    "a flood of settings": [HELLO, http2.frame(http2.SETTINGS) * 2000],
-    "a flood of pings": [HELLO, http2.frame(http2.PING, b"12345678") * 2000],
-    "an even stream": [HELLO, http2.headers(GENERATE, stream=2)],
-    "goodbye at once": [HELLO, http2.frame(http2.GOAWAY, b"\0" * 8)],
-}
-
-
-@pytest.mark.parametrize("parts", RAW.values(), ids=RAW)
-def test_bytes_that_are_no_http2_bring_nothing_down(client, running, parts):
-    """The connection is closed or left alone; others go on."""
-    http2.talk(running.target, *parts, until=None)
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(parts=st.lists(st.binary(max_size=400), max_size=3), begin=st.sampled_from([b"", http2.PREFACE, HELLO]))
-def test_random_bytes_bring_nothing_down(client, running, parts, begin):
-    """On a connection of their own, from the first byte on or after a good beginning."""
-    _send(running.target, (begin, *parts))
-
-
-FRAMED = {
-    "a good one": [http2.frame(http2.DATA, http2.message(WISH), **STREAM)],
-    "compressed, it says": [http2.frame(http2.DATA, http2.message(WISH, flag=1), **STREAM)],
-    "a flag of no meaning": [http2.frame(http2.DATA, http2.message(WISH, flag=7), **STREAM)],
-    "shorter than it says": [http2.frame(http2.DATA, http2.message(WISH, length=len(WISH) + 5), **STREAM)],
-    "4 GB, it says": [http2.frame(http2.DATA, http2.message(WISH, length=2**32 - 1), **STREAM)],
-    "half a length": [http2.frame(http2.DATA, b"\0\0", **STREAM)],
-    "no message": [http2.frame(http2.DATA, b"", **STREAM)],
-    "two messages": [http2.frame(http2.DATA, http2.message(WISH) * 2, **STREAM)],
-    "noise": [http2.frame(http2.DATA, http2.message(os.urandom(200)), **STREAM)],
-}
-
-
-@pytest.mark.parametrize("parts", FRAMED.values(), ids=FRAMED)
-def test_messages_that_are_framed_wrongly_get_a_status(client, running, parts):
-    """Whatever gRPC itself finds is told, and the stream ends."""
-    answer = http2.talk(running.target, HELLO, http2.headers(GENERATE), *parts)
-    assert b"grpc-status" in answer or b"\0\0\x04\x03" in answer, answer
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"grpc_encoding": "gzip"},
-        {"grpc_encoding": "nope"},
-        {"grpc_timeout": "99999999999H"},
-        {"grpc_timeout": "-1S"},
-        {"content_type": "text/html"},
-        {"authorization": "Bearer \x01"},
-        {"grpc_status_details_bin": "!!!"},
-    ],
-)
-def test_odd_headers_bring_nothing_down(client, running, fields):
-    """They get a status, or the connection's end."""
-    body = http2.frame(http2.DATA, http2.message(WISH), **STREAM)
-    http2.talk(running.target, HELLO, http2.headers(GENERATE, **fields), body, until=None)
-
-
-def test_a_message_that_says_gzip_and_is_none_gets_a_status(client, running):
-    """And one that is, is read."""
-    import gzip
-
-    for data in (b"no gzip at all", gzip.compress(WISH)):
-        body = http2.frame(http2.DATA, http2.message(data, flag=1), **STREAM)
-        answer = http2.talk(running.target, HELLO, http2.headers(GENERATE, grpc_encoding="gzip"), body)
-        assert b"grpc-status" in answer
-
-
-def test_a_compressed_message_that_grows_beyond_the_limit_is_refused(client):
-    """What counts is how long it is in the end."""
-    with Client(client.target, timeout=20) as other, pytest.raises(grpc.RpcError) as caught:
-        other._channel.unary_unary(GENERATE)(b"\0" * (300 * 1024 * 1024), timeout=60, compression=grpc.Compression.Gzip)
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-def test_too_much_is_told_in_words_of_the_client(client):
-    """Also where gRPC refuses before the server sees anything."""
-    for size in (LIMIT + 10, LIMIT * 100):
-        with pytest.raises(ServerError, match=r"takes.*: send less") as caught:
-            client.generate("x" * size, model="math")
-        assert caught.value.code == "RESOURCE_EXHAUSTED"
-
-
-# Clients that leave
-
-LEAVER = """
-import sys
-from modelwright import Client
-stream = Client(sys.argv[1]).stream("x" * 100, model="slow")
-next(stream)
-print("running", flush=True)
-import time; time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_client_that_dies_in_mid_stream_frees_its_slot_within_a_second(client, running, number):
-    """Whoever asks next has room."""
-    with subprocess.Popen([sys.executable, "-c", LEAVER, running.target], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "running\n"
-        assert client.get_model("slow").active_requests == 1
-        process.send_signal(number)
-        wait_until(lambda: client.get_model("slow").active_requests == 0, 1)
-
-
-@pytest.mark.parametrize("way", ["close", "channel", "deadline", "forget"])
-def test_a_client_that_leaves_in_mid_stream_frees_its_slot_within_a_second(client, running, way):
-    """By closing the stream or the connection, by its deadline, by losing interest."""
-    other = Client(running.target, timeout=0.3 if way == "deadline" else 20)
-    stream = other.stream("x" * 100, model="slow")
-    next(stream)
-    if way == "close":
-        stream.close()
-    elif way == "channel":
-        other.close()
-    elif way == "deadline":
-        with pytest.raises(ServerError, match="did not answer in time"):
-            stream.generation()
-    else:
-        del stream
-        other.close()
-    wait_until(lambda: client.get_model("slow").active_requests == 0, 1)
-    other.close()
-
-
-def test_a_connection_that_breaks_in_mid_stream_frees_its_slot(client, running):
-    """Without a word, as when a cable is pulled after the last packet."""
-    wish = inference_pb2.GenerateStreamRequest(model="slow", prompt="x" * 100).SerializeToString()
-    path = "/modelwright.v1.InferenceService/GenerateStream"
-    body = http2.frame(http2.DATA, http2.message(wish), **STREAM)
-    answer = http2.talk(running.target, HELLO, http2.headers(path), body, until=b"slow")
-    assert b"slow" in answer
-    wait_until(lambda: client.get_model("slow").active_requests == 0, 1)
-
-
-def test_a_client_that_does_not_read_does_not_hold_up_others(shelf, serve, connect):
-    """Its stream waits; the server answers, and ends in time."""
-    shelf.add("wordy", context=100_000, mark="w" * 200)
-    running = serve("wordy", grace=0.5)
-    client = connect(running)
-    streams = [client.stream("x" * 40_000, model="wordy", max_tokens=40_000) for _ in range(2)]
-    assert client.generate("hi", model="wordy", max_tokens=3).text == "www"
-    for stream in streams:
-        stream.close()
-    wait_until(lambda: running.table.models()[0].active == 0)
-
-
-# Ports
-
-
-@pytest.mark.parametrize("flag", ["listen", "http", "admin"])
-def test_a_port_in_use_is_one_clear_line_that_names_the_flag(shelf, serve, flag):
-    """Before models are loaded; and what had been taken is given back."""
-    shelf.add("math")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        sentence = f"cannot listen on 127.0.0.1:{port}: address already in use: .* choose another with --{flag}"
-        with pytest.raises(ModelwrightError, match=sentence):
-            serve("math", **{flag: Address(host="127.0.0.1", port=port)})
-
-
-NOWHERE = [
-    *("", " ", ":", "127.0.0.1", "127.0.0.1:", ":50051", "127.0.0.1:x", "127.0.0.1:-1", "127.0.0.1:65536"),
-    *("127.0.0.1:1:2", "::1:5", "[::1]", "[zz]:5", "a b:5", "http://127.0.0.1:5", "127.0.0.1:5/x", "127.0.0.1:٣"),
-    *("host\0:5", "127.0.0.1:5\n"),
-]
-
-
-@pytest.mark.parametrize("listen", NOWHERE)
-def test_what_is_nowhere_to_listen_is_one_clear_line(listen):
-    """With what is expected."""
-    with pytest.raises(UsageError, match="is nowhere to listen: expected HOST:PORT"):
-        Address.parse(listen)
-
-
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 300, "256.1.1.1", "192.0.2.1"])
-def test_a_host_that_is_not_here_is_one_clear_line(shelf, serve, host):
-    """As the system says it."""
-    shelf.add("math")
-    with pytest.raises(ModelwrightError, match="cannot listen on "):
-        serve("math", listen=Address(host=host, port=50999), insecure=True)
-
-
-def test_two_servers_over_one_registry_have_routes_of_their_own(shelf, serve, connect):
-    """A switch of one is none of the other; a persisted one moves the registry once, and the other is told."""
-    shelf.add("a")
-    shelf.add("b")
-    shelf.point("assistant", "a", 1)
-    one, two = (connect(serve("a", "b")) for _ in range(2))
-    one.set_alias("assistant", "b")
-    assert one.generate("x", model="@assistant").text == "b@1:x"
-    assert two.generate("x", model="@assistant").text == "a@1:x"
-    one.set_alias("assistant", "a", persist=True)
-    two.set_alias("assistant", "b", persist=True)
-    assert shelf.registry.resolve("assistant").name == "b"
-    assert one.generate("x", model="@assistant").text == "a@1:x"
-
-
-# TLS and tokens
-
-
-def test_noise_at_an_encrypted_port_brings_nothing_down(shelf, serve, connect, tls):
-    """Bytes before the handshake, and after it."""
-    shelf.add("math")
-    running = serve("math", tls=tls)
-    for parts in RAW.values():
-        _send(running.target, parts)
-    context = ssl.create_default_context(cafile=tls.certificate)
-    context.set_alpn_protocols(["h2"])
-    port = int(running.target.rpartition(":")[2])
-    for parts in RAW.values():
-        with (
-            socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
-            context.wrap_socket(plain, server_hostname="localhost") as connection,
-            contextlib.suppress(OSError),
-        ):
-            for part in parts:
-                connection.sendall(part)
-    assert connect(running, tls_ca=tls.certificate).generate("hi").text == "math@1:hi"
-
-
-def _send(target, parts):
-    with (
-        socket.create_connection(("127.0.0.1", int(target.rpartition(":")[2])), timeout=5) as connection,
-        contextlib.suppress(OSError),
-    ):
-        for part in parts:
-            connection.sendall(part)
+# Tokens
 
 
 @FUZZ
@@ -557,9 +266,9 @@ def test_no_guess_opens_a_server_with_a_token(guarded, value):
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    shelf = serving.Shelf(tmp_path_factory.mktemp("guarded"))
+    shelf = helpers.serving.Shelf(tmp_path_factory.mktemp("guarded"))
     shelf.add("math")
-    running = serving.Running(shelf, ["math"], token="an-unguessable-token")
+    running = helpers.serving.Running(shelf, ["math"], token="an-unguessable-token")
     with Client(running.target, timeout=20) as client:
         yield client
     running.stop()

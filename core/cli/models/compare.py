@@ -88,7 +88,7 @@ def _print_metrics(comparison: Comparison) -> None:
 def _metric_row(metric: MetricComparison) -> list[str]:
     arrow = {True: "", False: " (less is better)", None: " (direction unknown)"}[metric.higher_is_better]
     return [
-        f"{metric.suite}.{metric.metric}{arrow}",
+        f"{text(metric.suite)}.{text(metric.metric)}{arrow}",
         *map(figure, metric.figures),
         *map(_difference, metric.differences),
     ]
@@ -105,5 +105,7 @@ def _print_rows(
     title: str, models: Sequence[str], rows: Mapping[str, Sequence[Any]], shown: Callable[[Any], str]
 ) -> None:
     if rows:
-        cells = [[key, *("–" if value is None else shown(value) for value in values)] for key, values in rows.items()]
+        cells = [
+            [text(key), *("–" if value is None else shown(value) for value in values)] for key, values in rows.items()
+        ]
         print_table(["", *models], cells, title=title)

@@ -8,7 +8,7 @@ import click
 
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.cli.common import json_option, print_json, print_table, registry_option
-from modelwright.core.cli.models.shared import alias_text, figure, metric_pairs, opened, print_pairs, summary
+from modelwright.core.cli.models.shared import alias_text, figure, metric_pairs, opened, print_pairs, summary, text
 
 
 @click.command("list")
@@ -36,7 +36,7 @@ def _print_list(versions: Sequence[ModelVersion]) -> None:
     measured = sorted(
         {(suite, metric) for version in versions for suite, figures in version.metrics.items() for metric in figures}
     )
-    columns = ["model", "aliases", *(f"{suite}\n{metric}" for suite, metric in measured), "created (UTC)"]
+    columns = ["model", "aliases", *(f"{text(suite)}\n{text(metric)}" for suite, metric in measured), "created (UTC)"]
     rows = [
         [
             version.address,

@@ -65,8 +65,9 @@ def summary(version: ModelVersion) -> dict[str, Any]:
 
 def print_pairs(pairs: Mapping[str, str]) -> None:
     """Keys and values under one another."""
-    width = max(map(len, pairs), default=0)
-    for key, value in pairs.items():
+    shown = {text(key): value for key, value in pairs.items()}
+    width = max(map(len, shown), default=0)
+    for key, value in shown.items():
         click.echo(f"  {key:<{width}}   {value}")
 
 
@@ -83,7 +84,10 @@ def text(value: Any) -> str:
     """A string as it is, unless it would break the line or command the terminal; anything else as JSON."""
     if isinstance(value, str) and value and value.isprintable():
         return value
-    return json.dumps(value, ensure_ascii=False)
+    # JSON escapes the first 32 control characters only.
+    return "".join(
+        each if each.isprintable() else json.dumps(each)[1:-1] for each in json.dumps(value, ensure_ascii=False)
+    )
 
 
 def figure(value: Figure | None) -> str:
@@ -101,7 +105,7 @@ def size_text(size: int) -> str:
 
 def short(digest: str) -> str:
     """The beginning of a sha256, enough to tell two apart."""
-    return f"sha256 {digest[:12]}…"
+    return f"sha256 {text(digest[:12])}…"
 
 
 def alias_text(alias: str) -> str:

@@ -74,7 +74,7 @@ def _print_version(version: ModelVersion) -> None:
         "made by": f"modelwright {model.code_version}" if model.code_version else None,
         "tags": tags,
     }
-    print_pairs({key: value for key, value in facts.items() if value})
+    print_pairs({key: text(value) for key, value in facts.items() if value})
     sections = {
         "metrics": metric_pairs(version),
         "training": _shown(model.training),
@@ -94,6 +94,7 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     pairs = {key: value for key, value in environment.items() if not key.startswith(PACKAGE)}
     pairs |= {name: packages[name] for name in TELLING if name in packages}
     others = len(packages.keys() - set(TELLING))
+    pairs = {key: text(value) for key, value in pairs.items()}
     return pairs | ({f"{others} more packages": "--json shows them"} if others else {})
 
 

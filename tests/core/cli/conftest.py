@@ -89,3 +89,15 @@ def here(capsys):
         return caught.value.code, error
 
     return run
+
+
+@pytest.fixture
+def models(capsys):
+    """Runs `modelwright models …` here: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main(["models", *map(str, arguments)])
+        return (end.value.code, *capsys.readouterr())
+
+    return run

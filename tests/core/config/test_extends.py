@@ -170,7 +170,7 @@ def test_variants_of_a_base_are_told_there(wrong):
         ('"circle.toml"', 'circle.toml:1 extends: "run.toml" extends this very file, directly or by others'),
         ('"broken.toml"', "broken.toml:1:8: not valid TOML: Invalid value"),
         ('"empty.yaml"', "empty.yaml:1: the file is empty: remove it from extends"),
-        ('"elsewhere"', "elsewhere: this is a folder: name the TOML file"),
+        ('"elsewhere"', "run.toml:2 extends: {folder}/elsewhere is a folder: name a file"),
         ('"long/0.toml"', "long/14.toml:1 extends: more than 16 files extend one another"),
     ],
 )
