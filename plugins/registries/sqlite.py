@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ class Database:
             RegistryError: the database cannot be read.
         """
         with self.explained():
-            if self.path.exists():
+            if self._exists():
                 with self._reader.begin() as connection:
                     if self._has_schema(connection):
                         yield connection
@@ -86,6 +87,15 @@ class Database:
                     metadata.create_all(connection, checkfirst=False)
                     connection.execute(insert(schema_version).values(version=SCHEMA))
                 yield connection
+
+    def _exists(self) -> bool:
+        try:
+            mode = self.path.stat().st_mode
+        except FileNotFoundError:
+            return False
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise RegistryError(f"registry {self.path} is no regular file: name another one")
+        return True
 
     def siblings(self) -> Iterator[Path]:
         """Other SQLite files in the same folder."""
