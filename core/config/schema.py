@@ -284,7 +284,8 @@ class PromoteConfig:
 
     Attributes:
         alias: its name, without the "@".
-        condition: `SUITE.METRIC >= NUMBER` (or `>`, `<`, `<=`, `==`), several joined by `and`; default: it always moves.
+        condition: `SUITE.METRIC >= NUMBER` (or `>`, `<`, `<=`, `==`), several joined by `and`; default: it always
+            moves.
     """
 
     alias: str = field(
