@@ -172,7 +172,7 @@ for arguments in json.loads(sys.argv[1]):
         assert line.startswith(f"error: {message}")
     assert (path.read_bytes() if path.is_file() else None) == before
     with pytest.raises(ModelwrightError) as caught:
-        opened(home).add(new_model(fingerprint="next"), write_model(tmp_path / "next", b"next"))
+        opened(home).add(new_model(), write_model(tmp_path / "again"))
     assert "\n" not in str(caught.value)
     assert (path.read_bytes() if path.is_file() else None) == before
 

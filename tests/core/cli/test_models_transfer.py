@@ -195,6 +195,25 @@ def test_a_damaged_model_is_not_exported(registered, models, home, tmp_path, nam
     assert leftovers(tmp_path) == []
 
 
+# Cards
+
+
+def test_a_card_is_written_to_standard_output_or_a_file(registered, models, tmp_path):
+    """The same text; a pipe gets nothing else."""
+    code, out, err = models("card", "@production")
+    assert (code, err) == (0, "")
+    assert out.startswith('---\nlibrary_name: "transformers"\n')
+    assert "# `math@1`" in out
+    assert models("card", "math", "--output", tmp_path / "card.md") == (0, f"wrote {tmp_path / 'card.md'}\n", "")
+    assert (tmp_path / "card.md").read_text() == out
+
+
+def test_a_card_of_nothing_names_the_registry(home, models):
+    """As every command about a model does."""
+    message = f"error: there is no model 'math': the registry is empty in sqlite:///{home}/registry.db\n"
+    assert models("card", "math") == (1, "", message)
+
+
 # Any folder
 
 
