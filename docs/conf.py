@@ -1,0 +1,47 @@
+"""The site: Sphinx over the Markdown that GitHub shows as it is. Nothing is fetched while it is built or read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+project = "Modelwright"
+author = "The Modelwright authors"
+html_title = "Modelwright"
+
+extensions = ["myst_parser"]
+exclude_patterns = ["_build"]
+# Links to `page.md#a-heading` work as on GitHub.
+myst_heading_anchors = 4
+
+html_theme = "furo"
+html_copy_source = False
+html_show_sphinx = False
+
+# `- [title](page.md)` in index.md, below the heading of its part.
+_HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
+_ENTRY = re.compile(r"^- \[[^\]]+\]\(([^)#:]+)\.md\)", re.MULTILINE)
+
+
+def contents(text: str) -> str:
+    """The side bar, as the tables of contents that Sphinx wants: the lists of index.md, part by part."""
+    _, *parts = _HEADING.split(text)
+    made = []
+    for title, part in zip(parts[::2], parts[1::2], strict=True):
+        pages = "\n".join(_ENTRY.findall(part))
+        if pages:
+            made.append(f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{pages}\n```\n")
+    return "\n".join(made)
+
+
+def setup(app: Any) -> None:
+    """Append them where Sphinx reads index.md: in the file itself GitHub would show them as code."""
+
+    def read(_app: Any, name: str, source: list[str]) -> None:
+        if name == "index":
+            source[0] += "\n" + contents(source[0])
+
+    app.connect("source-read", read)

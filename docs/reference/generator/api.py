@@ -1,0 +1,270 @@
+"""plugins.md, records.md and client.md: the Python that others write against, from its classes and docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, is_dataclass
+from dataclasses import fields as dataclass_fields
+from typing import Any
+
+from attrs import NOTHING, fields, has
+
+from generator.text import block, code, page, read_doc, sentence, table
+from modelwright.core import api
+from modelwright.core.api import components, errors, hooks
+from modelwright.core.api.answers import after_hashes, last_boxed
+from modelwright.core.api.registry import Collected
+from modelwright.core.api.thinking import split_thinking
+from modelwright.core.testing import engine, registry, trainer
+from modelwright.grpc_server import async_client, async_streams, client, client_errors, client_messages, client_records
+
+# A longer signature has a line for each parameter.
+LINE = 88
+
+_HOOKS = {
+    "modelwright_formats": (api.FormatSpec, api.Format),
+    "modelwright_metrics": (api.MetricSpec, api.Metric),
+    "modelwright_trainers": (api.TrainerSpec, api.Trainer),
+    "modelwright_registries": (api.RegistrySpec, api.Registry),
+    "modelwright_engines": (api.EngineSpec, api.Engine),
+}
+
+_PLUGINS = """
+A plugin is a package with an entry point in the group `modelwright`. Its module implements any of five hooks; each hook
+gives descriptors; each descriptor names a factory, which is imported on first use and called with the component's
+options. Everything here is imported from `modelwright`. [How to write one](../howto/own-plugin.md).
+"""
+
+_RECORDS = """
+The values that flow between the parts of a run, all frozen; plugins import them from `modelwright`. Examples
+travel as JSONL, one a line, as `Example.to_row` writes them.
+"""
+
+_CLIENT = """
+`from modelwright import Client, AsyncClient`; the records are in `modelwright.grpc_server.client`. The client needs
+grpcio and protobuf, and nothing of what runs models. [How to serve and ask](../howto/serving.md).
+"""
+
+_GROUPS: dict[str, tuple[Any, ...]] = {
+    "Data": (api.Message, api.Example, api.TokenFile, api.TokenRow),
+    "Grading": (api.Output, api.Score, api.Figure, api.wilson, api.wilson_mean),
+    "Training": (api.Job, api.TrainSettings, api.Trained),
+    "Generating": (api.GenerationRequest, api.Sampling, api.Delta),
+    "Registry": (api.NewModel, api.ModelVersion, api.ModelFile, api.Alias, api.RegistryEvent, Collected),
+}
+
+_CLIENT_RECORDS = (
+    client_messages.SamplingOptions,
+    client_records.Generation,
+    client_records.Served,
+    client_records.Usage,
+    client_records.Part,
+    client_records.Tokens,
+    client_records.Model,
+    client_records.Alias,
+    client_records.Snapshot,
+    client_records.Gone,
+)
+
+
+def plugins() -> str:
+    """plugins.md."""
+    contracts = {
+        "Engines": (engine, engine.EngineContract),
+        "Registries": (registry, registry.RegistryContract),
+        "Trainers": (trainer, trainer.TrainerContract),
+    }
+    return page(
+        "# Plugins",
+        _PLUGINS,
+        "## Descriptors",
+        read_doc(components.ComponentSpec).text,
+        _attributes(components.ComponentSpec),
+        *(_hook(name, spec, protocol) for name, (spec, protocol) in _HOOKS.items()),
+        "## Contract suites",
+        "Tests that a component's author inherits, in `modelwright.core.testing`; pytest does the rest.",
+        *(_contract(name, module, suite) for name, (module, suite) in contracts.items()),
+        "## Helpers",
+        "The first two are in `modelwright`, the others in `modelwright.core.api.thinking` and `….answers`.",
+        *(_function(one, level=3) for one in (api.wilson, api.wilson_mean, split_thinking, last_boxed, after_hashes)),
+    )
+
+
+def _hook(name: str, spec: type[Any], protocol: type[Any]) -> str:
+    own = [one.name for one in fields(spec) if one.name not in {each.name for each in fields(components.ComponentSpec)}]
+    rows = list(_attribute_rows(spec, only=own))
+    doc = read_doc(getattr(hooks, name))
+    return page(
+        f"## {code(name)}",
+        f"{doc.text} It yields {code(spec.__name__)}.",
+        block(doc.example, "python"),
+        f"### {code(spec.__name__)}",
+        read_doc(spec).text,
+        table(("attribute", "default", "meaning"), rows) if rows else "",
+        f"### {code(protocol.__name__)}",
+        f"What the factory makes. {read_doc(protocol).text}",
+        *(_function(method, level=4) for method in _methods(protocol)),
+    )
+
+
+def _contract(name: str, module: Any, suite: type[Any]) -> str:
+    text = inspect.getdoc(module) or ""
+    first, _, rest = text.partition("\n")
+    sample, _, note = rest.strip("\n").rpartition("\n\n")
+    if note.startswith(" ") or not sample:
+        sample, note = rest, ""
+    tests = [(code(key), read_doc(value).summary) for key, value in _tests(suite)]
+    return page(
+        f"### {name}",
+        first,
+        block(inspect.cleandoc("\n" + sample), "python"),
+        note,
+        table(("test", "what it holds the component to"), tests),
+    )
+
+
+def _tests(suite: type[Any]) -> Iterator[tuple[str, Any]]:
+    for cls in reversed(suite.__mro__):
+        yield from ((key, value) for key, value in vars(cls).items() if key.startswith("test_"))
+
+
+def records() -> str:
+    """records.md."""
+    groups = [page(f"## {title}", *(_described(one) for one in things)) for title, things in _GROUPS.items()]
+    listed = [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, Exception)]
+    rows = [
+        (code(one.__name__), str(getattr(one, "exit_code", "")), read_doc(one).summary)
+        for one in listed
+        if one.__name__ in api.__all__
+    ]
+    return page("# Records", _RECORDS, *groups, "## Errors", table(("error", "exit code", "meaning"), rows))
+
+
+def clients() -> str:
+    """client.md."""
+    streams = (client.Stream, client.Watch, async_streams.AsyncStream, async_streams.AsyncWatch)
+    return page(
+        "# Python client",
+        _CLIENT,
+        _class(client.Client),
+        _class(async_client.AsyncClient, methods=("close",)),
+        "## Streams",
+        *(_class(one, level=3) for one in streams),
+        "## Records",
+        *(_described(one) for one in _CLIENT_RECORDS),
+        "## Errors",
+        _described(client_errors.ServerError),
+    )
+
+
+def _class(cls: type[Any], *, level: int = 2, methods: Iterable[str] | None = None) -> str:
+    doc = read_doc(cls)
+    shown = [one for one in _methods(cls) if methods is None or one.__name__ in methods]
+    return page(
+        f"{'#' * level} {code(cls.__name__)}",
+        block(f"{cls.__name__}{_signature(cls)}", "python"),
+        doc.text,
+        _entries(doc.entries.get("Args", {}), "argument"),
+        _entries(doc.entries.get("Raises", {}), "raises"),
+        *(_function(method, level=level + 1) for method in shown),
+    )
+
+
+def _described(thing: Any) -> str:
+    if inspect.isfunction(thing):
+        return _function(thing, level=3)
+    doc = read_doc(thing)
+    methods = [one for one in _methods(thing) if not one.__name__.startswith("problems")]
+    return page(
+        f"### {code(thing.__name__)}",
+        doc.text,
+        _attributes(thing),
+        *(_function(method, level=4) for method in methods),
+    )
+
+
+def _methods(cls: type[Any]) -> Iterator[Any]:
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            made = getattr(value, "fget", getattr(value, "__func__", value))
+            if not name.startswith("_") and inspect.isfunction(made) and base.__module__.startswith("modelwright"):
+                yield made
+
+
+def _function(function: Any, *, level: int) -> str:
+    doc = read_doc(function)
+    entries = [
+        _entries(doc.entries.get("Args", {}), "argument"),
+        _entries(doc.entries.get("Raises", {}), "raises"),
+    ]
+    begin = "async " if inspect.iscoroutinefunction(function) else ""
+    signature = block(f"{begin}{function.__name__}{_signature(function)}", "python")
+    return page(f"{'#' * level} {code(function.__name__)}", signature, doc.text, *entries)
+
+
+def _entries(entries: Mapping[str, str], kind: str) -> str:
+    return table((kind, "meaning"), [(code(name), sentence(text)) for name, text in entries.items()]) if entries else ""
+
+
+def _signature(function: Any) -> str:
+    """As it is called: without self, annotations as they are written."""
+    signature = inspect.signature(function)
+    kept = [one for one in signature.parameters.values() if one.name not in ("self", "cls")]
+    parameters = [one if isinstance(one, str) else _parameter(one) for one in _starred(kept)]
+    gives = "" if inspect.isclass(function) else f" -> {_annotation(signature.return_annotation)}"
+    text = f"({', '.join(parameters)}){gives}"
+    if len(text) <= LINE:
+        return text
+    return "".join(["(\n", *(f"    {one},\n" for one in parameters), f"){gives}"])
+
+
+def _starred(parameters: list[inspect.Parameter]) -> list[inspect.Parameter | str]:
+    made: list[inspect.Parameter | str] = []
+    for one in parameters:
+        if one.kind is one.KEYWORD_ONLY and "*" not in made:
+            made.append("*")
+        made.append(one)
+    return made
+
+
+def _parameter(one: inspect.Parameter) -> str:
+    stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+    default = "" if one.default is one.empty else f" = {one.default!r}"
+    return f"{stars}{one.name}: {_annotation(one.annotation)}{default}"
+
+
+def _annotation(annotation: Any) -> str:
+    """As it is written, without the names of modules."""
+    return re.sub(r"(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", str(annotation))
+
+
+def _attributes(cls: type[Any]) -> str:
+    rows = list(_attribute_rows(cls))
+    return table(("attribute", "default", "meaning"), rows) if rows else ""
+
+
+def _attribute_rows(cls: type[Any], *, only: Iterable[str] | None = None) -> Iterator[tuple[str, str, str]]:
+    meanings = read_doc(cls).entries.get("Attributes", {})
+    defaults = dict(_defaults(cls)) or dict.fromkeys(meanings, "")
+    for name, default in defaults.items():
+        if (only is None or name in only) and not name.startswith("_"):
+            yield code(name), default, sentence(meanings.get(name, ""))
+
+
+def _defaults(cls: type[Any]) -> Iterator[tuple[str, str]]:
+    if has(cls):
+        for one in fields(cls):
+            yield one.name, _default(one.default, NOTHING)
+    elif is_dataclass(cls):
+        for each in dataclass_fields(cls):
+            yield each.name, _default(each.default, MISSING)
+
+
+def _default(value: Any, missing: Any) -> str:
+    if value is missing:
+        return ""
+    if hasattr(value, "factory"):
+        return code("{}") if value.factory is dict else "made of the others" if value.takes_self else ""
+    return code(value.__name__) if isinstance(value, type) else code(repr(value))

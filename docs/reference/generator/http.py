@@ -1,0 +1,98 @@
+"""http.md: paths, fields and errors of the HTTP gateway, from its code."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from generator.text import code, page, table
+from modelwright.grpc_server.gateway import app, asked, chat, completions, errors
+
+_INTRODUCTION = """
+`modelwright serve --http HOST:PORT` answers in OpenAI's shapes, over the same models, requests and limits as gRPC. The
+official clients work with `base_url` set to `http://HOST:PORT/v1`; the API key is the server's token, or anything where
+it asks for none. A model's id is an address: `NAME`, `NAME@3` or `@ALIAS`. [How to serve](../howto/serving.md).
+
+Every answer has a field `modelwright` with `name`, `version`, `digest`, `alias` and `generation` of what answered.
+"""
+
+_ALIASES = """
+`PUT /admin/aliases/{alias}` takes `{"target": ADDRESS, "persist": true, "etag": "…"}`; only `target` is needed. With
+`persist` the registry's alias moves too. The etag of the alias as it was read, in the body or in the header `If-Match`,
+makes the switch fail with 412 where the alias has moved since; `If-None-Match: *` says that it must be new.
+"""
+
+_STREAMS = """
+With `"stream": true` the answer comes as server-sent events, the last of them `data: [DONE]`. An error within a stream
+is an event with an error object. What a model thinks before it answers is `reasoning_content`, in the message or in the
+pieces of a stream.
+"""
+
+_FIELDS = """
+A field that is neither here nor below is refused by name with status 400, never ignored. `max_completion_tokens` and
+`max_tokens` say the same in a chat.
+"""
+
+_HARMLESS = "Taken as long as they change nothing, because clients send them; any other value is refused."
+
+_ERRORS = """
+An error is OpenAI's object, `{"error": {"message", "type", "param", "code"}}`; `code` is a word for programs. Where
+trying again helps, the header `Retry-After` says after how many seconds.
+"""
+
+_READERS = {"value", "text", "required_text", "boolean", "integer", "number", "seed", "texts", "has"}
+
+
+def http() -> str:
+    """The page."""
+    paths = [(code(path), what) for path, what in app.PATHS.items()]
+    return page(
+        "# HTTP API",
+        _INTRODUCTION,
+        table(("path", "what it does"), paths),
+        "## Fields of a request",
+        _FIELDS,
+        table(("path", "fields"), [_fields("chat/completions", chat), _fields("completions", completions)]),
+        _HARMLESS,
+        table(("path", "fields"), [_harmless("chat/completions", chat), _harmless("completions", completions)]),
+        f"A request gets {asked.MOST_ANSWERS} answers at most, over all its prompts and `n`.",
+        "## Streams",
+        _STREAMS,
+        "## Aliases",
+        _ALIASES,
+        "## Errors",
+        _ERRORS,
+        table(("status", "`type`", "gRPC status"), _statuses()),
+    )
+
+
+def _fields(path: str, module: Any) -> tuple[str, str]:
+    reader = module.read_chat if module is chat else module.read_completion
+    functions = [asked.read_model, asked.read_sampling, asked.read_count, asked.read_stream, reader]
+    names = {name for function in functions for name in _read(function)}
+    names |= {"max_tokens"} | ({"max_completion_tokens"} if module is chat else set())
+    if module is completions:
+        names.add("logprobs")
+    return code(f"/v1/{path}"), ", ".join(map(code, sorted(names)))
+
+
+def _read(function: Any) -> Iterator[str]:
+    """The names that a function reads from the body."""
+    for node in ast.walk(ast.parse(inspect.getsource(function))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _READERS:
+            first = node.args[0] if node.args else None
+            if isinstance(first, ast.Constant) and ast.unparse(node.func.value) == "fields":
+                yield str(first.value)
+
+
+def _harmless(path: str, module: Any) -> tuple[str, str]:
+    return code(f"/v1/{path}"), ", ".join(map(code, sorted(module._HARMLESS)))  # noqa: SLF001 - the gateway's own list
+
+
+def _statuses() -> Iterator[tuple[str, str, str]]:
+    for status, (number, kind) in sorted(errors._STATUS.items(), key=lambda one: one[1]):  # noqa: SLF001 - as above
+        yield str(number), code(kind), code(status.name)
+    yield "413", code("invalid_request_error"), "`RESOURCE_EXHAUSTED`, for a body that is too large"
+    yield str(errors._INTERNAL[0]), code(errors._INTERNAL[1]), "`INTERNAL`, and all else"  # noqa: SLF001 - as above
