@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,32 @@ def modelwright(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
 
     return run
+
+
+# <linux/capability.h>: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by which root reads and writes what it likes.
+CAPABILITY_VERSION_3, MAY_ALL = 0x20080522, 1 << 1 | 1 << 2
+
+
+@pytest.fixture
+def permissions_count() -> Iterator[None]:
+    """Permissions of files hold for this thread though it be root's; programs that it starts are not held by them."""
+    if os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("root may read and write everything here")
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
+    assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+    had = sets[0]
+    sets[0] = had & ~MAY_ALL
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        sets[0] = had
+        libc.capset(header, sets)
 
 
 @pytest.fixture

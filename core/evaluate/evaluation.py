@@ -165,7 +165,7 @@ def _check_output(output: Path) -> None:
                 )
     except OSError as error:
         raise UsageError(f"output {output} cannot be read: {error.strerror}") from error
-    if not os.access(there, os.W_OK):
+    if not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UsageError(f"output {output} cannot be written: {there} is read-only for this user")
 
 

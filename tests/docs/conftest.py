@@ -30,7 +30,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -161,7 +161,7 @@ class Reader:
     """Somebody who follows a page to its end."""
 
     folder: Path
-    models: Path
+    models: Callable[[], Path]
     ports: dict[str, int]
     environment: dict[str, str]
     printed: str = ""
@@ -203,7 +203,7 @@ class Reader:
     def alone(self, block: Block, where: str) -> None:
         word = block.said[0].word
         if word == "models":
-            shutil.copytree(self.models, self.folder / ".modelwright", symlinks=True)
+            shutil.copytree(self.models(), self.folder / ".modelwright", symlinks=True)
         elif word == "stop":
             self.stop()
         else:
@@ -334,7 +334,7 @@ def trained_models(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def reader(tmp_path, trained_models) -> Iterator[Reader]:
+def reader(tmp_path, request) -> Iterator[Reader]:
     """A reader in a fresh folder, where the examples lie as in a clone."""
     folder, site, commands = tmp_path / "reader", tmp_path / "site-packages", tmp_path / "bin"
     for each in (folder, site, commands):
@@ -345,7 +345,8 @@ def reader(tmp_path, trained_models) -> Iterator[Reader]:
     program = f"{json.dumps(sys.executable)} {json.dumps(str(commands / 'command.py'))}"
     command.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
     command.chmod(0o755)
-    made = Reader(folder, trained_models, ports, reader_environment(commands, site))
+    # Only the pages that ask for trained models wait for them.
+    made = Reader(folder, lambda: request.getfixturevalue("trained_models"), ports, reader_environment(commands, site))
     shutil.copytree(REPOSITORY / "examples", folder / "examples", ignore=shutil.ignore_patterns("node_modules"))
     for script in (folder / "examples").rglob("*.py"):
         script.write_text(made.moved(script.read_text()))

@@ -1,6 +1,5 @@
 """`modelwright serve` in a process of its own, as a person runs it."""
 
-import os
 import re
 import signal
 import socket
@@ -219,8 +218,7 @@ def test_files_and_addresses_that_are_wrong_are_one_clear_line(shelf, here, argu
     assert sentence in error
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_token_that_may_not_be_read_is_one_clear_line(shelf, here, tmp_path):
+def test_a_token_that_may_not_be_read_is_one_clear_line(shelf, here, tmp_path, permissions_count):
     """As the system says it."""
     code, error = here("serve", "math", "--token-file", token_file(tmp_path / "token", mode=0o000))
     assert code == 2

@@ -1,11 +1,8 @@
-import os
 import sqlite3
 import stat
 import subprocess
 import sys
-import tempfile
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -198,28 +195,10 @@ def test_a_locked_database_is_waited_for_and_then_named(filled, folder, monkeypa
     assert connect(filled).add(new_model(fingerprint="next"), folder).version == 2
 
 
-@pytest.fixture
-def unprivileged():
-    """A folder, and the effective user who owns it and may not write where permissions say so (root may)."""
-    if os.geteuid() != 0:
-        with tempfile.TemporaryDirectory() as name:
-            yield Path(name)
-        return
-    with tempfile.TemporaryDirectory() as name:
-        os.chown(name, 65534, 65534)
-        os.setegid(65534)
-        os.seteuid(65534)
-        try:
-            yield Path(name)
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
-
-
-def test_a_read_only_registry_reads_and_says_that_it_is_read_only(unprivileged):
+def test_a_read_only_registry_reads_and_says_that_it_is_read_only(tmp_path, permissions_count):
     """A colleague's registry: models load, changes are refused in one line."""
-    path = unprivileged / "home" / "registry.db"
-    added = connect(path).add(new_model(), write_model(unprivileged / "trained"))
+    path = tmp_path / "home" / "registry.db"
+    added = connect(path).add(new_model(), write_model(tmp_path / "trained"))
     places = [path, *(place for place in [path.parent, *path.parent.rglob("*")] if place.is_dir())]
     modes = {place: stat.S_IMODE(place.stat().st_mode) for place in places}
     for place, mode in modes.items():
@@ -231,7 +210,7 @@ def test_a_read_only_registry_reads_and_says_that_it_is_read_only(unprivileged):
         with refused(path, "read-only"):
             registry.set_alias("production", "math", 1)
         with refused(path):
-            registry.add(new_model(fingerprint="next"), write_model(unprivileged / "next", b"other"))
+            registry.add(new_model(fingerprint="next"), write_model(tmp_path / "next", b"other"))
         path.chmod(0o644)
         with refused(path):
             registry.set_alias("production", "math", 1)
@@ -240,10 +219,10 @@ def test_a_read_only_registry_reads_and_says_that_it_is_read_only(unprivileged):
             place.chmod(mode)
 
 
-def test_an_unreadable_registry_is_named(unprivileged):
+def test_an_unreadable_registry_is_named(tmp_path, permissions_count):
     """Permissions are the reason that the error gives."""
-    path = unprivileged / "registry.db"
-    connect(path).add(new_model(), write_model(unprivileged / "trained"))
+    path = tmp_path / "registry.db"
+    connect(path).add(new_model(), write_model(tmp_path / "trained"))
     path.chmod(0)
     with refused(path, "may be read"):
         connect(path).find()
