@@ -116,7 +116,8 @@ class Plugins:
             )
         raise UsageError(
             f"{kind} {name!r} is provided by {origins}: choose one with "
-            f'[plugins.prefer] "{kind}.{name}" = "{providers[0][0].distribution}"'
+            f'[plugins.prefer] "{kind}.{name}" = "{providers[0][0].distribution}" in the configuration, '
+            f"or disable the other one: MODELWRIGHT_DISABLE_PLUGINS={providers[-1][0].plugin}"
         )
 
     def _unknown(self, kind: str, name: str) -> str:

@@ -13,7 +13,7 @@ from modelwright.core.base import Base, find_base
 from modelwright.core.config.schema import RunConfig
 from modelwright.core.events import Event, EventWriter
 from modelwright.core.plugins import Plugins
-from modelwright.core.registry import open_registry
+from modelwright.core.registry import naming, open_registry
 from modelwright.core.workspace import Done, RunFolder
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ class Run:
     def base(self) -> Base | None:
         """What the training begins from; None where the model is made from scratch."""
         source = self.config.model.base
-        return None if source is None else find_base(source, lambda: self.registry, self.folder)
+        if source is None:
+            return None
+        with naming(self.registry_url):
+            return find_base(source, lambda: self.registry, self.folder)
 
     @property
     def writing(self) -> int:

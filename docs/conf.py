@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pygments.lexers.data import JsonLexer
+
 HERE = Path(__file__).parent
 
 project = "Modelwright"
@@ -45,3 +47,4 @@ def setup(app: Any) -> None:
             source[0] += "\n" + contents(source[0])
 
     app.connect("source-read", read)
+    app.add_lexer("jsonl", JsonLexer)

@@ -189,7 +189,8 @@ def wilson(value: float, n: int, z: float = 1.959963984540054) -> Figure:
         return Figure(value=0.0, low=0.0, high=1.0, n=0)
     centre = (value + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * ((value * (1 - value) / n + z * z / (4 * n * n)) ** 0.5)
-    return Figure(value=value, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+    # At 0 and 1 the interval ends at the value itself, which rounding may miss by a bit.
+    return Figure(value=value, low=max(0.0, min(value, centre - half)), high=min(1.0, max(value, centre + half)), n=n)
 
 
 def wilson_mean(scores: Sequence[Score]) -> Figure:

@@ -36,8 +36,8 @@ class NewModel:
         name: `[a-z][a-z0-9._-]*`, at most 128 characters; the registry gives the version.
         fingerprint: of all that made the model; adding the same one under the same name again gives the version that
             is there, so that a registration killed after its transaction is not repeated.
-        base: what the training began from: an address with its digest, a folder, or "scratch".
-        parent: the registered model that it continues, as `NAME@VERSION`.
+        base: what the training began from: the sha256 of the base's files, or "scratch".
+        parent: the model that it continues: `NAME@VERSION` of a registry, or `org/name@COMMIT` of the hub.
         config: the resolved run configuration.
         data: digests of the data that went in, by path.
         environment: versions of Python, the packages, and the platform.

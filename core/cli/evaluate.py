@@ -67,7 +67,7 @@ def evaluate(context: click.Context, /, path: Path | None, *, registry: str | No
     With RUN.toml: that run's model on its own test sets. With EVAL.toml (a file with `models` and [[evaluate]], as
     examples/eval.toml): the models and test sets that it names. Without a file: those of --all or --model, and --data:
 
-      modelwright evaluate --all --data test.jsonl --output results
+      modelwright evaluate --all --data test.jsonl --format math --output results
 
     The figures go to the registry and, but for a run's, to the folder --output as results.json, report.md and
     samples.jsonl. Addresses are resolved once, when the evaluation begins. The same command again keeps what is done

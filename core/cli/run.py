@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelwright.core.api.errors import ModelNotFoundError
 from modelwright.core.cli.common import Command, json_option, print_json, print_table, registry_option, run_options
 
 if TYPE_CHECKING:
@@ -99,6 +100,18 @@ def _print_plan(runs: Sequence[Run], only: str | None, *, fresh: bool, as_json: 
     print_table(("run", "stage", "plan", "why"), rows)
 
 
+def _aliases(result: Result) -> str:
+    """Those that point to the run's model now: somebody may have moved one since."""
+    registered = result.outputs.get("register")
+    if registered is None:
+        return ""
+    try:
+        aliases = result.run.registry.get(registered["name"], registered["version"]).aliases
+    except ModelNotFoundError:
+        return ""
+    return "\n".join(f"@{alias}" for alias in aliases)
+
+
 def _print_results(results: Sequence[Result], registry: str | None, *, as_json: bool) -> None:
     from modelwright.core.cli.progress import named_figures
 
@@ -112,9 +125,7 @@ def _print_results(results: Sequence[Result], registry: str | None, *, as_json: 
         registered = result.outputs.get("register", {})
         metrics = result.outputs.get("evaluate", {}).get("metrics", {})
         figures = [f"{suite}.{figure}" for suite, named in metrics.items() for figure in named_figures(named)]
-        promoted = result.outputs.get("promote", {})
-        alias = f"@{promoted['alias']}" if promoted.get("promoted") else ""
-        rows.append((registered.get("address", result.run.config.name), "\n".join(figures), alias))
+        rows.append((registered.get("address", result.run.config.name), "\n".join(figures), _aliases(result)))
     if any(result.outputs.get("register") for result in results):
         print_table(("model", "metrics (95 % interval)", "alias"), rows)
     click.echo(f"Runs:      {results[0].run.folder.path.parent}")

@@ -98,7 +98,12 @@ class Evaluation:
     @property
     def models(self) -> Models:
         """Which versions are meant."""
-        return Models(registry=self.registry, asked=self.config.models, pins=self.folder.path / "models.json")
+        return Models(
+            registry=self.registry,
+            url=self.registry_url,
+            asked=self.config.models,
+            pins=self.folder.path / "models.json",
+        )
 
 
 def open_evaluation(

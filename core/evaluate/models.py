@@ -12,7 +12,7 @@ from modelwright.core.api import files
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, SeveralErrors, UsageError
 from modelwright.core.api.registry import ModelVersion
-from modelwright.core.registry import resolve
+from modelwright.core.registry import naming, resolve
 
 
 @frozen(kw_only=True)
@@ -29,11 +29,13 @@ class Models:
 
     Attributes:
         registry: where they are.
+        url: the registry's, for messages.
         asked: the addresses, or "all".
         pins: the file that remembers what they stood for when the evaluation began.
     """
 
     registry: Registry
+    url: str
     asked: Sequence[str] | Literal["all"]
     pins: Path
 
@@ -69,7 +71,7 @@ class Models:
         for model in sorted(self.registry.find(), key=lambda model: (model.name, model.version)):
             newest[model.name] = model
         if not newest:
-            raise ModelNotFoundError("there are no models to evaluate: the registry is empty")
+            raise ModelNotFoundError(f"there are no models to evaluate: the registry is empty in {self.url}")
         return [Chosen(model=model, asked=(model.name,)) for model in newest.values()]
 
     def _resolved(self) -> list[Chosen]:
@@ -77,7 +79,8 @@ class Models:
         names: dict[str, tuple[ModelVersion, list[str]]] = {}
         for address in self.asked:
             try:
-                model = resolve(self.registry, address)
+                with naming(self.url):
+                    model = resolve(self.registry, address)
             except (UsageError, ModelNotFoundError) as error:
                 errors.append(error)
                 continue

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from modelwright.core.api.addresses import Address, parse_address
-from modelwright.core.registry.addresses import resolve
+from modelwright.core.registry.addresses import naming, resolve
 from modelwright.core.registry.open import open_registry
 
 __all__ = [
     "Address",
+    "naming",
     "open_registry",
     "parse_address",
     "resolve",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from modelwright.core.api.addresses import Address, parse_address
 from modelwright.core.api.components import Registry
@@ -27,6 +28,15 @@ def resolve(registry: Registry, address: str | Address) -> ModelVersion:
         return registry.get(address.name, address.version)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(_what_there_is(address, error, registry.find())) from error
+
+
+@contextlib.contextmanager
+def naming(url: str) -> Iterator[None]:
+    """Add to "not found" in which registry: the wrong one is the likeliest reason."""
+    try:
+        yield
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error} in {url}") from error
 
 
 def _what_there_is(address: Address, error: ModelNotFoundError, models: Sequence[ModelVersion]) -> str:

@@ -56,10 +56,10 @@ def _header(version: ModelVersion) -> str:
 
     model = version.model
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    # A base of the hub is named there as org/name, perhaps with @commit behind; folders mean nothing to others.
-    base = model.base.partition("@")[0]
-    if _HUB_ID.fullmatch(base):
-        header["base_model"] = base
+    # What is continued is of the hub where it is named as org/name; this registry's addresses mean nothing to others.
+    hub_id = (model.parent or "").partition("@")[0]
+    if _HUB_ID.fullmatch(hub_id):
+        header["base_model"] = hub_id
     header["tags"] = ["modelwright", *(f"{key}:{value}" for key, value in model.tags.items())]
     datasets = list(dict.fromkeys(PurePosixPath(path).name or path for path in model.data))
     if datasets:

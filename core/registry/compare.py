@@ -106,7 +106,7 @@ def compare(versions: Sequence[ModelVersion], direction: Callable[[str], bool | 
         models=tuple(version.address for version in versions),
         same_files=len({version.digest for version in versions}) == 1,
         metrics=_metrics(versions, direction),
-        config=differing([flat(model.config) for model in models]),
+        config=differing([_settings(model.config) for model in models]),
         data=differing(data),
         same_data=_same(data),
         lineage=differing([{"name": model.name, "base": model.base, "parent": model.parent} for model in models]),
@@ -123,6 +123,11 @@ def differing(tables: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: tuple(table.get(key) for table in tables) for key in keys}
     return {key: row for key, row in rows.items() if any(_unlike(value, row[0]) for value in row[1:])}
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without empty tables: where one model has tags and the other none, the tags are what differs."""
+    return {key: value for key, value in flat(config).items() if value != {}}
 
 
 def _unlike(one: Any, other: Any) -> bool:

@@ -57,7 +57,7 @@ class FileStore:
             return False
 
     def add(self, folder: Path, files: Iterable[ModelFile]) -> None:
-        """Copy the files of `folder` that are not here yet; when this returns they are durable.
+        """Copy the files of `folder` that are not here, or not whole; when this returns they are durable.
 
         Raises:
             RegistryError: a file changed after it was hashed.
@@ -66,7 +66,8 @@ class FileStore:
         self.root.mkdir(parents=True, exist_ok=True)
         self._sweep()
         for file in files:
-            if not self.holds(file):
+            # By its bytes: a disk that went bad keeps a file's size.
+            if self._problem(file) is not None:
                 self._copy(folder / file.path, file)
         # Another process may have put a content here a moment ago, and not have made its name durable yet.
         for folder_of_contents in {self.content(file.sha256).parent for file in files}:

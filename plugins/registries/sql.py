@@ -62,15 +62,15 @@ class SqlRegistry:
         values = tables.model_values(model)
         with self._database.reading() as connection:
             known = _by_fingerprint(connection, model)
-        if known and all(self._store.holds(file) for file in known.files):
+        if known and not any(self._store.problems(known.files)):
             return known
         with self._database.explained():
             files = scan_model(folder)
             digest = model_digest(files)
             if known and known.digest != digest:
-                raise RegistryError(f"{known.address} has lost files, and {folder} does not hold the same model")
+                raise RegistryError(f"{known.address} has lost or damaged files, and {folder} does not hold the same model")
         for _ in range(ATTEMPTS):
-            # Where a known model has lost files, this brings them back.
+            # Where a known model has lost or damaged files, this brings them back.
             with self._database.explained(), contextlib.suppress(ContentMissingError):
                 self._store.add(folder, files)
                 self._store.tree(digest, files)

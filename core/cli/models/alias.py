@@ -9,8 +9,8 @@ from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelNotFoundError
 from modelwright.core.api.registry import Alias, ModelVersion, check_alias
 from modelwright.core.cli.common import json_option, print_json, print_table, registry_option
-from modelwright.core.cli.models.shared import alias_text, naming, opened
-from modelwright.core.registry import resolve
+from modelwright.core.cli.models.shared import alias_text, opened
+from modelwright.core.registry import naming, resolve
 
 
 @click.command()

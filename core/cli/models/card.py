@@ -8,8 +8,8 @@ import click
 
 from modelwright.core.api.files import write_text
 from modelwright.core.cli.common import registry_option
-from modelwright.core.cli.models.shared import naming, opened
-from modelwright.core.registry import resolve
+from modelwright.core.cli.models.shared import opened
+from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.card import model_card
 
 

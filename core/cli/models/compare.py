@@ -87,9 +87,14 @@ def _print_metrics(comparison: Comparison) -> None:
 
 def _metric_row(metric: MetricComparison) -> list[str]:
     arrow = {True: "", False: " (less is better)", None: " (direction unknown)"}[metric.higher_is_better]
+    sizes = {each.n for each in metric.figures if each is not None}
+    # Of another number of examples: another test set, or another part of it.
+    figures = [
+        f"{figure(each)}{f', n = {each.n}' if each is not None and len(sizes) > 1 else ''}" for each in metric.figures
+    ]
     return [
         f"{text(metric.suite)}.{text(metric.metric)}{arrow}",
-        *map(figure, metric.figures),
+        *figures,
         *map(_difference, metric.differences),
     ]
 

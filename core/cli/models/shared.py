@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -13,27 +12,17 @@ from attrs import asdict
 
 from modelwright.core import home
 from modelwright.core.api.components import Registry
-from modelwright.core.api.errors import ModelNotFoundError
 from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.cli.common import figure_text
 from modelwright.core.plugins import Plugins, discover
-from modelwright.core.registry import open_registry, resolve
+from modelwright.core.registry import naming, open_registry, resolve
 
 
 def opened(url: str | None, plugins: Plugins | None = None) -> tuple[Registry, str]:
     """The registry that is meant, and its URL."""
     url = home.registry_url(url)
     return open_registry(url, plugins or discover()), url
-
-
-@contextlib.contextmanager
-def naming(url: str) -> Iterator[None]:
-    """Add to "not found" in which registry: the wrong one is the likeliest reason."""
-    try:
-        yield
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(f"{error} in {url}") from error
 
 
 def found(registry: Registry, url: str, addresses: tuple[str, ...]) -> list[ModelVersion]:

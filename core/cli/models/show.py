@@ -13,7 +13,6 @@ from modelwright.core.cli.common import json_option, print_json, registry_option
 from modelwright.core.cli.models.shared import (
     alias_text,
     metric_pairs,
-    naming,
     opened,
     print_pairs,
     short,
@@ -21,7 +20,7 @@ from modelwright.core.cli.models.shared import (
     summary,
     text,
 )
-from modelwright.core.registry import resolve
+from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.environment import PACKAGE, TELLING
 from modelwright.core.registry.flat import flat
 

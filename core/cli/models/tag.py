@@ -9,8 +9,8 @@ import click
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.registry import check_tags
 from modelwright.core.cli.common import json_option, print_json, registry_option
-from modelwright.core.cli.models.shared import naming, opened, print_pairs, text
-from modelwright.core.registry import resolve
+from modelwright.core.cli.models.shared import opened, print_pairs, text
+from modelwright.core.registry import naming, resolve
 
 
 @click.command()

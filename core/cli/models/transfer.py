@@ -14,9 +14,9 @@ from modelwright.core.api.registry import check_alias
 from modelwright.core.base_folder import folder_problems
 from modelwright.core.cli.common import json_option, print_json, registry_option
 from modelwright.core.cli.models.alias import move_alias
-from modelwright.core.cli.models.shared import naming, opened, summary
+from modelwright.core.cli.models.shared import opened, summary
 from modelwright.core.model_folder import CONTEXT_KEYS, context_length
-from modelwright.core.registry import resolve
+from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.export import export_model
 from modelwright.core.registry.importing import import_model
 

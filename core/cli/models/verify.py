@@ -38,8 +38,8 @@ def verify(addresses: tuple[str, ...], registry: str | None, as_json: bool) -> N
         click.echo(f"There are no models in {url}")
     if wrong:
         click.echo(
-            f"error: {len(wrong)} of {len(problems)} models in {url} are damaged: restore their files from a backup, "
-            f"or remove the damaged ones and register or import the same models again",
+            f"error: {len(wrong)} of {len(problems)} models in {url} {'is' if len(wrong) == 1 else 'are'} damaged: "
+            "restore the files from a backup, or register or import the same models again",
             err=True,
         )
         sys.exit(1)

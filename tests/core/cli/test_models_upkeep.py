@@ -174,7 +174,7 @@ def test_damage_is_named_file_by_file_and_ends_with_1(filled, models, home, tmp_
     assert out.splitlines()[:2] == ["math@1   damaged", out.splitlines()[1]]
     assert out.splitlines()[1].startswith(f"  model.safetensors: {place} is damaged: its sha256 is ")
     assert out.splitlines()[2] == "fine@1   3 files as they were"
-    assert err.startswith(f"error: 1 of 2 models in sqlite:///{home}/registry.db are damaged: restore their files")
+    assert err.startswith(f"error: 1 of 2 models in sqlite:///{home}/registry.db is damaged: restore the files")
     code, out, _ = models("verify", "--json")
     assert code == 1
     assert [(each["name"], len(each["problems"])) for each in json.loads(out)] == [

@@ -58,13 +58,13 @@ def test_the_header_is_what_the_hub_reads(version):
 
 
 @pytest.mark.parametrize(
-    ("base", "named"), [("org/model@c0ffee", "org/model"), ("older@1", None), ("/data/llama", None), ("scratch", None)]
+    ("parent", "named"), [("org/model@c0ffee", "org/model"), ("older@1", None), ("a/b/c", None), (None, None)]
 )
-def test_only_a_base_of_the_hub_is_named_there(version, base, named):
-    """Folders and addresses of this registry lead nobody anywhere; the body has them."""
-    card = model_card(evolve(version, model=evolve(version.model, base=base)))
+def test_only_a_base_of_the_hub_is_named_there(version, parent, named):
+    """Addresses of this registry lead nobody anywhere; the body has them."""
+    card = model_card(evolve(version, model=evolve(version.model, parent=parent)))
     assert header(card).get("base_model") == named
-    assert f"`{base}`" in card
+    assert (f"| `continues` | `{parent}` |" in card) == (parent is not None)
 
 
 def test_the_body_tells_what_how_and_how_well(version):

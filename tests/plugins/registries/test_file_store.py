@@ -55,13 +55,14 @@ def test_a_content_that_is_there_is_not_written_again(store, folder):
     assert [path.stat().st_ino for path in contents(store)] == before
 
 
-def test_a_content_cut_short_is_replaced(store, folder):
-    """A file of the wrong size, as a failing disk leaves it, does not pass for the content."""
+@pytest.mark.parametrize("left", [b"wei", b"weighty"])
+def test_a_content_that_is_not_whole_is_replaced(store, folder, left):
+    """A file cut short, or of other bytes, as a failing disk leaves it, does not pass for the content."""
     files = scan_model(folder)
     store.add(folder, files)
     weights = store.content(files[1].sha256)
     weights.chmod(0o644)
-    weights.write_bytes(b"wei")
+    weights.write_bytes(left)
     store.add(folder, files)
     assert weights.read_bytes() == b"weights"
 

@@ -231,12 +231,12 @@ def test_a_file_that_is_not_what_it_was_is_named(registry, database, folder, dam
         assert reason in line
 
 
-def test_a_damaged_file_comes_back_when_it_is_removed_and_registered_again(registry, database, folder):
+@pytest.mark.parametrize("damage", [missing, short, flipped])
+def test_a_damaged_file_comes_back_when_the_model_is_registered_again(registry, database, folder, damage):
     """The advice that the command line gives."""
     added = registry.add(new_model(), folder)
     place = database.parent / "files" / added.files[1].sha256[:2] / added.files[1].sha256
-    flipped(place)
-    place.unlink()
+    damage(place)
     assert registry.add(new_model(), folder) == added
     assert registry.verify(added) == []
 
