@@ -95,6 +95,9 @@ def test_one_command_trains_registers_evaluates_and_promotes_and_again_does_noth
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert len(_models(modelwright)) == 1
 
+    _ok(modelwright("models", "alias", "other", "tiny"))
+    assert "@other" in _ok(modelwright("run", path)).stdout, "aliases are shown as they stand now"
+
 
 def test_a_plan_says_what_has_changed_and_only_that_runs_again(run_file, modelwright, home):
     """A learning rate does not touch the tokens; another limit of the test set does not touch the model."""

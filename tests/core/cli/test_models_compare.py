@@ -132,3 +132,23 @@ def test_more_than_two_are_compared_with_the_first(two, models, tmp_path):
 def test_one_model_is_nothing_to_compare(two, models):
     """Two or more are needed."""
     assert models("compare", "math") == (2, "", "error: nothing to compare 'math' with: name two models or more\n")
+
+
+def test_figures_of_other_numbers_of_examples_say_how_many(two, models):
+    """They are of another test set, or of a part of it; where the numbers agree they are left out."""
+    two.add_metrics("math", 1, "part", {"exact_match": wilson(0.5, 60)})
+    two.add_metrics("math", 2, "part", {"exact_match": wilson(0.5, 300)})
+    _, out, _ = models("compare", "math@1", "math@2")
+    [line] = [line for line in out.splitlines() if "part.exact_match" in line]
+    assert "n = 60" in line
+    assert "n = 300" in line
+    assert out.count("n = ") == 2
+
+
+def test_a_model_without_tags_differs_by_the_tags_alone(two, models, tmp_path):
+    """An empty table is no setting of its own."""
+    config = {"registry": {"tags": {"team": "nlp"}}}
+    two.add(evolve(new_model(), fingerprint="tagged", config=config), write_model(tmp_path / "c"))
+    two.add(evolve(new_model(), fingerprint="bare", config={"registry": {"tags": {}}}), write_model(tmp_path / "d"))
+    _, out, _ = models("compare", "math@3", "math@4", "--json")
+    assert json.loads(out)["config"] == {"registry.tags.team": ["nlp", None]}
