@@ -56,13 +56,16 @@ _FENCE = re.compile(r"```(\w*)\s*$")
 # What a fragment is laid over.
 RUN = """
 name = "page"
-[model.scratch]
-hidden_size = 32
 [data]
 format = "math"
 sources = [{ path = "builtin:arithmetic/train" }]
 [train]
 max_steps = 5
+"""
+# A fragment that names a base has another model.
+MODEL = """
+[model.scratch]
+hidden_size = 32
 """
 EVAL = """
 models = "all"
@@ -222,13 +225,14 @@ class Reader:
             path.write_text(text, encoding="utf-8")
             _ = read_eval(path) if is_eval_file(path) else read_run(path)
             return
-        (self.folder / "base.toml").write_text(EVAL if kind == "eval" else RUN, encoding="utf-8")
+        parsed = tomli.loads(text) if block.language == "toml" else YAML(typ="safe").load(text)
+        assert parsed, f"{where}: it is empty"
+        base = EVAL if kind == "eval" else RUN + ("" if "model" in parsed else MODEL)
+        (self.folder / "base.toml").write_text(base, encoding="utf-8")
         path = self.folder / f"fragment.{block.language}"
         line = "extends: base.toml\n" if block.language == "yaml" else 'extends = "base.toml"\n'
         path.write_text(line + text, encoding="utf-8")
         _ = read_eval(path) if kind == "eval" else read_run(path)
-        parsed = tomli.loads(text) if block.language == "toml" else YAML(typ="safe").load(text)
-        assert parsed, f"{where}: it is empty"
 
     def run(self, command: list[str], text: str, where: str, *, expected: int = 0) -> None:
         done = subprocess.run(
