@@ -80,6 +80,7 @@ class Rendered:
             "span-lost": a trained turn cannot be found in the rendering, and is not trained;
             "end-missing": no end-of-turn token follows a trained turn, so the model would not learn to stop;
             "template-reads-content": the template acts upon control tokens typed in content;
+            "begin-doubled": two begin-of-sequence tokens stand at the front;
             "nothing-trained": no token is trained.
         text: the rendering.
     """
@@ -115,7 +116,7 @@ class Renderer:
     def __init__(self, files: TokenizerFiles) -> None:
         self._files = files
         self._tokenizer = ControlledTokenizer(files)
-        self._template = None if files.template is None else ChatTemplate(files.template)
+        self._template = None if files.template is None else ChatTemplate(files.template, files.template_file)
         self.special_ids = self._tokenizer.special_ids
         self.vocab_size = self._tokenizer.vocab_size
         self.fingerprint = digest_json(
@@ -211,6 +212,10 @@ class Renderer:
         """The text of `ids`; special tokens are skipped."""
         return self._tokenizer.decode(ids)
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens as they are written."""
+        return self._tokenizer.spell(ids)
+
     @property
     def _begin(self) -> tuple[int, ...]:
         return () if self._tokenizer.bos_id is None else (self._tokenizer.bos_id,)
@@ -285,6 +290,9 @@ class Renderer:
         if conversation.template_reads_content:
             anomalies["template-reads-content"] = None
         encoded = self._tokenizer.encode(conversation.text, conversation.protected)
+        begin = self.special_ids.get("bos_token")
+        if begin is not None and encoded.ids[:2] == (begin, begin):
+            anomalies["begin-doubled"] = None
         spans = _token_spans(stretches, encoded)
         trained = [False] * len(encoded.ids)
         for span in spans:

@@ -20,12 +20,15 @@ from modelwright.core.evaluate.stage import Evaluate
 from modelwright.core.evaluate.suites import looks
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.builtin import parse_builtin
+from modelwright.core.prepare.checks import check_quality
 from modelwright.core.prepare.sources import source_files
 from modelwright.core.prepare.stage import Prepare
 from modelwright.core.processes import stop_on_signals
 from modelwright.core.promote import Promote
 from modelwright.core.register import Register
 from modelwright.core.stage import Listener, Run, Stage, Step, perform, plan, state
+from modelwright.core.templates import read_template
+from modelwright.core.tokenizer import check_template
 from modelwright.core.train.stage import Train
 from modelwright.core.workspace import RunFolder
 
@@ -79,8 +82,8 @@ def check(runs: Sequence[Run], stages: Sequence[str] = NAMES) -> None:
     """Find what is wrong before anything starts; nothing is written.
 
     Raises:
-        ModelwrightError: a package, component, base, registry or data file that the stages cannot work with; as
-            `SeveralErrors` where there is more than one.
+        ModelwrightError: a package, component, base, chat template, registry or data file that the stages cannot work
+            with; as `SeveralErrors` where there is more than one.
     """
     errors: dict[str, ModelwrightError] = {}
     for run in runs:
@@ -99,6 +102,7 @@ def _looks(run: Run, stages: Sequence[str]) -> Iterator[Callable[[], Any]]:
     yield from (partial(check_packages, stage) for stage in stages)
     if "prepare" in stages:
         yield run.plugins.get(FormatSpec, config.data.format).check
+        yield partial(check_quality, config, run.plugins)
         for source in config.data.sources:
             if parse_builtin(source.path) is None:
                 yield partial(source_files, source)
@@ -107,7 +111,16 @@ def _looks(run: Run, stages: Sequence[str]) -> Iterator[Callable[[], Any]]:
     if "evaluate" in stages:
         yield from looks(config.evaluate, run.plugins, seed=config.seed)
     yield lambda: run.base
+    if "prepare" in stages:
+        yield partial(_check_template, run)
     yield lambda: run.registry.find(config.name)
+
+
+def _check_template(run: Run) -> None:
+    if run.config.model.chat_template:
+        read_template(run.config.model.chat_template)
+    elif run.base:
+        check_template(run.base.folder)
 
 
 def check_packages(stage: str) -> None:

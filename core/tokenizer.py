@@ -11,7 +11,7 @@ import functools
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -19,12 +19,12 @@ from attrs import field, frozen
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.files import write_json, write_text
 from modelwright.core.api.records import digest_json
-from modelwright.core.templates import TemplateRefusedError, require
+from modelwright.core.templates import ChatTemplate, TemplateRefusedError, require
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -43,11 +43,13 @@ class TokenizerFiles:
         model: the text of tokenizer.json.
         config: tokenizer_config.json, without the template, with what special_tokens_map.json adds.
         template: the chat template, where there is one.
+        template_file: the file that it is in, where it is the folder's own.
     """
 
     model: str = field(repr=False)
     config: Mapping[str, Any]
     template: str | None = field(default=None, repr=False)
+    template_file: Path | None = field(default=None, repr=False, eq=False)
 
     @classmethod
     def read(cls, folder: Path, *, template: str | None = None) -> TokenizerFiles:
@@ -61,14 +63,14 @@ class TokenizerFiles:
                 f"{folder} has no {TOKENIZER}; a tokenizer of another kind is converted by "
                 "transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
             )
-        config = dict(_read_object(folder / CONFIG))
+        config, file = dict(_read_object(folder / CONFIG)), None
         if "added_tokens_decoder" not in config:  # As transformers does: the older of the two files counts only then.
             config |= _read_object(folder / SPECIAL_MAP)
         own = config.pop("chat_template", None)
         if template is None:
-            template = _template_of(folder, own)
+            template, file = _template_of(folder, own)
         model = _complete(_read(folder / TOKENIZER), config, folder / TOKENIZER)
-        return cls(model=model, config=config, template=template)
+        return cls(model=model, config=config, template=template, template_file=file)
 
     def write(self, folder: Path) -> None:
         """Write a folder that `read` and transformers read the same; of an older tokenizer there, nothing is left."""
@@ -115,19 +117,30 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _template_of(folder: Path, own: Any) -> str | None:
-    """The folder's template: its file, else the config's, which is a text or a list of named ones."""
+def check_template(folder: Path) -> None:
+    """Find out whether a folder's own chat template, where there is one, can be used.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    template, file = _template_of(folder, _read_object(folder / CONFIG).get("chat_template"))
+    if template is not None:
+        ChatTemplate(template, file)
+
+
+def _template_of(folder: Path, own: Any) -> tuple[str | None, Path]:
+    """The folder's template and where it is: its file, else the config's, a text or a list of named ones."""
     if (folder / TEMPLATE).is_file():
-        return _read(folder / TEMPLATE)
+        return _read(folder / TEMPLATE), folder / TEMPLATE
     if own is None or isinstance(own, str):
-        return own
+        return own, folder / CONFIG
     try:
         named = {entry["name"]: entry["template"] for entry in own}
     except (TypeError, KeyError) as error:
         raise UsageError(f"{folder / CONFIG}: chat_template must be a text or a list of names and templates") from error
     if not isinstance(named.get("default"), str):
         raise UsageError(f"{folder / CONFIG} has chat templates {', '.join(map(repr, named))} but no 'default'")
-    return str(named["default"])
+    return str(named["default"]), folder / CONFIG
 
 
 def load_tokenizer(model: str, where: object = TOKENIZER) -> Tokenizer:
@@ -150,6 +163,21 @@ def _complete(model: str, config: Mapping[str, Any], where: Path) -> str:
     """Add the tokens that only the config knows, as transformers does when it loads a folder."""
     tokenizer = load_tokenizer(model, where)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    try:
+        missing = _declared(config, added)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UsageError(
+            f"{where.with_name(CONFIG)}: its tokens cannot be read: expected added_tokens_decoder to be a table of ids "
+            'and tokens, {"0": {"content": "<s>"}}, and a …_token to be a text or a token; copy the file again'
+        ) from error
+    if not missing:
+        return model
+    tokenizer.add_tokens(missing)
+    return str(tokenizer.to_str())
+
+
+def _declared(config: Mapping[str, Any], added: Container[str]) -> list[Any]:
+    """The tokens of a tokenizer_config.json that are not among the added ones."""
     declared = config.get("added_tokens_decoder") or {}
     wanted = [dict(declared[number]) for number in sorted(declared, key=int)]
     named = [value for key, value in config.items() if key.endswith("_token")]
@@ -160,10 +188,7 @@ def _complete(model: str, config: Mapping[str, Any], where: Path) -> str:
         content = token.get("content")
         if isinstance(content, str) and content and content not in added:
             missing.setdefault(content, make(content, **{key: token[key] for key in flags if key in token}))
-    if not missing:
-        return model
-    tokenizer.add_tokens(list(missing.values()))
-    return str(tokenizer.to_str())
+    return list(missing.values())
 
 
 @frozen
@@ -254,7 +279,8 @@ class ControlledTokenizer:
         Where nothing protected could be taken for a control token, this is the tokenizer's own encoding.
 
         Raises:
-            TemplateRefusedError: `text` has a lone surrogate, or the tokenizer cannot keep typed tokens apart.
+            TemplateRefusedError: `text` has a lone surrogate, the tokenizer fails on it (it may have no token for what
+                it does not know), or it cannot keep typed tokens apart.
         """
         try:
             text.encode("utf-8")
@@ -263,7 +289,7 @@ class ControlledTokenizer:
             raise TemplateRefusedError(message) from error
         controls = self.find_controls(text, protected)
         if not protected or self.find_controls(text) == controls:
-            encoding = self._native.encode(text, add_special_tokens=False)
+            encoding = _encoded(self._native, text)
             # More than the text shows: some other spelling was normalised into one.
             if self._count(encoding.ids) <= len(controls):
                 return Encoded(tuple(encoding.ids), tuple(encoding.offsets))
@@ -272,6 +298,10 @@ class ControlledTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are skipped."""
         return str(self._native.decode(list(ids), skip_special_tokens=True))
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens as they are written."""
+        return str(self._native.decode(list(ids), skip_special_tokens=False))
 
     def _count(self, ids: Iterable[int]) -> int:
         return sum(number in self._counted for number in ids)
@@ -292,7 +322,7 @@ class ControlledTokenizer:
             ends.append((length, control.end))
             at = control.end
         parts.append(text[at:])
-        encoding = tokenizer.encode("".join(parts), add_special_tokens=False)
+        encoding = _encoded(tokenizer, "".join(parts))
         if self._count(encoding.ids) != sum(control.id in self._counted for control in controls):
             raise TemplateRefusedError("this tokenizer cannot keep the control tokens in this text apart from its own")
 
@@ -318,6 +348,14 @@ class ControlledTokenizer:
         if wrong:
             raise ModelwrightError(f"the tokenizer cannot keep typed control tokens apart: {', '.join(wrong)}")
         return tokenizer, {number: names[content] for content, number in self.controls.items()}
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> Encoding:
+    try:
+        return tokenizer.encode(text, add_special_tokens=False)
+    except Exception as error:  # The library raises plain Exceptions.
+        reason = " ".join(str(error).split())
+        raise TemplateRefusedError(f"the tokenizer ({TOKENIZER}) fails on this text: {reason}") from error
 
 
 def _rename(tree: dict[str, Any], names: Mapping[str, str]) -> None:

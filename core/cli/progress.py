@@ -30,8 +30,14 @@ def step_text(data: Any) -> str:
 
 
 def _prepared(data: Any) -> str:
-    parts = [f"{data['rows']:,} rows for training, {data['tokens']:,} tokens, {data['trained_tokens']:,} trained"]
-    return ", ".join(parts + [f"{data[key]:,} {name}" for key, name in _REMOVED if data.get(key)])
+    kinds = [
+        f"{kind} {n / data['tokens']:.0%}" for named in data["trained_by_role"].values() for kind, n in named.items()
+    ]
+    learnt = f"{data['trained_tokens']:,} learnt ({', '.join(kinds)})"
+    parts = [f"{data['rows']:,} rows for training, {data['tokens']:,} tokens, {learnt}"]
+    left_out = [(data[key], name) for key, name in _LEFT_OUT]
+    left_out += [(n, _REMOVED.get(name, name)) for name, n in data["removed"].items()]
+    return ", ".join(parts + [f"{n:,} {name}" for n, name in left_out if n])
 
 
 def _graded(data: Any) -> str:
@@ -53,12 +59,19 @@ def named_figures(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [f"{name} {figure_text(each['value'], each['low'], each['high'])}" for name, each in metrics.items()]
 
 
-_REMOVED = (
+_LEFT_OUT = (
     ("rejected", "rejected"),
-    ("duplicates", "duplicates left out"),
     ("too_long", "too long"),
+    ("undrawn", "left out by their source's weight"),
     ("holdout_rows", "held out"),
 )
+# What the checks of `[data.quality]` leave out, by their names.
+_REMOVED = {
+    "duplicate": "duplicates",
+    "near-duplicate": "near-duplicates",
+    "contaminated": "from test sets",
+    "unverified": "with another answer",
+}
 _LINES: dict[str, Callable[[Any], str]] = {
     "notice": lambda data: data["text"],
     "prepared": _prepared,

@@ -45,11 +45,26 @@ class Written(str):  # noqa: SLOT000 - it exists to carry an attribute
 
 
 def _folder(value: str) -> Path | None:
+    _check_text(value)
+    return value.folder if isinstance(value, Written) else None
+
+
+def _check_text(value: str) -> None:
     if not value:
         raise fail("must not be empty")
     if "\0" in value:
         raise fail(f"must not contain a NUL character, but is {shown(value)}")
-    return value.folder if isinstance(value, Written) else None
+
+
+def check_on_disk(value: str) -> None:
+    """Refuse what can be no path on disk.
+
+    Raises:
+        Invalid: it is empty, or a URL.
+    """
+    _check_text(value)
+    if _URL.match(value):
+        raise fail(f"must be a path on disk, not the URL {shown(value)}")
 
 
 def _absolute(value: str, folder: Path, *, pattern: bool = False) -> str:
@@ -72,8 +87,7 @@ def file_path(value: str) -> str:
     folder = _folder(value)
     if folder is None or value.startswith(BUILTIN):
         return str(value)
-    if _URL.match(value):
-        raise fail(f"must be a path on disk, not the URL {shown(value)}")
+    check_on_disk(value)
     return _absolute(value, folder, pattern=True)
 
 

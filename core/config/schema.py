@@ -149,16 +149,18 @@ class SourceConfig:
     """One of `[[data.sources]]`.
 
     Attributes:
-        path: a file (.jsonl, .json, .csv, .gz or .zst of one, .parquet), a glob, a folder, or `builtin:NAME/SPLIT`.
+        path: a file (.jsonl, .json, .csv, .gz or .zst of one, .parquet, .arrow), a glob, a folder, a data set saved by
+            `datasets`, or `builtin:NAME/SPLIT`.
         limit: the most rows to take.
         fraction: the share of its rows to take, drawn by the run's seed.
-        weight: how often each example counts.
+        weight: how often each of its examples is trained on in a pass over the data: 2 is twice, 0.5 is half of them,
+            drawn by the run's seed.
     """
 
     path: FilePath
     limit: int | None = field(default=None, validator=validators.optional(_positive))
     fraction: float = field(default=1.0, validator=_part)
-    weight: float = field(default=1.0, validator=_not_yet(lambda weight: weight != 1.0, "use limit and fraction"))
+    weight: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(100.0)))
 
 
 @frozen(kw_only=True)
@@ -166,16 +168,18 @@ class QualityConfig:
     """`[data.quality]`: what is removed before training.
 
     Attributes:
-        deduplicate: examples with the same content, or false.
-        decontaminate: examples that occur in the run's test sets.
-        verify_answers: examples whose solution does not lead to their answer.
+        deduplicate: all but the first of examples with the same content ("exact"), or of those that say almost the same
+            as well ("near"); or false.
+        decontaminate: examples in which questions of this run's test sets stand.
+        decontaminate_against: likewise, of these files, which are read by the format of the data.
+        verify_answers: examples whose solution does not come to their reference answer, by the first metric of the
+            run's test sets.
     """
 
-    deduplicate: Literal["exact", "near", False] = field(
-        default="exact", validator=_not_yet(lambda way: way == "near", 'use "exact" or false')
-    )
-    decontaminate: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
-    verify_answers: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
+    deduplicate: Literal["exact", "near", False] = "exact"
+    decontaminate: bool = False
+    decontaminate_against: tuple[FilePath, ...] = ()
+    verify_answers: bool = False
 
 
 @frozen(kw_only=True)
@@ -385,6 +389,9 @@ class RunConfig:
         """What is wrong between fields, as (key, message)."""
         yield from _same_names(self.evaluate)
         yield from self._promotion_problems()
+        if self.data.quality.decontaminate and not self.evaluate:
+            message = "there is no [[evaluate]] to compare with: name files instead, by decontaminate_against"
+            yield "data.quality.decontaminate", message
 
     def _promotion_problems(self) -> Iterator[tuple[str, str]]:
         promote = self.registry.promote

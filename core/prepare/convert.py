@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from attrs import frozen
 from modelwright.core.api import files
 from modelwright.core.api.components import Format, FormatSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.places import why_no_file, working_directory
 from modelwright.core.config import ConfigError, Problem, SourceConfig
 from modelwright.core.config.classes import attributes_of
 from modelwright.core.config.convert import structure
@@ -25,6 +25,7 @@ from modelwright.core.config.words import dotted, printable, quoted
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.builtin import parse_builtin
 from modelwright.core.prepare.examples import Counts, FormatFailedError, Rejected, write_examples
+from modelwright.core.prepare.quality import Duplicates, Quality
 from modelwright.core.prepare.sources import read_source, source_files
 
 SUFFIX = ".jsonl"
@@ -97,7 +98,29 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         values = tomli.loads("\n".join(texts))
     except tomli.TOMLDecodeError as error:
         raise ConfigError([Problem(source="--option", message=f"together they are no TOML: {error.msg}")]) from error
-    return dict(Written.mark(values, Path.cwd()))
+    return dict(Written.mark(values, working_directory()))
+
+
+def given_source(flag: str, path: str, **values: Any) -> SourceConfig:
+    """A source from the command line, held to what the same keys of a run.toml are held to.
+
+    Args:
+        flag: the one that gave the path, for messages.
+        path: a file, glob or folder against the working directory, or `builtin:NAME/SPLIT`.
+        values: other keys of `[[data.sources]]`, each given by the flag of its name; None is not given.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    given = {"path": path} | {key: value for key, value in values.items() if value is not None}
+    try:
+        return structure(Written.mark(given, working_directory()), SourceConfig)
+    except Invalid as error:
+        problems = [
+            Problem(source=flag if path[0] == "path" else f"--{path[0]}", message=message)
+            for path, message in error.findings
+        ]
+        raise ConfigError(problems) from error
 
 
 def make_format(spec: FormatSpec, options: Mapping[str, Any], *, instruction: str | None = None) -> Format:
@@ -156,10 +179,9 @@ def convert(
     """
     _check_places(raw, [output])
     rejected_file = _rejected_file(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    rejected = Rejected(output.parent / f"{files.TEMPORARY}{rejected_file.name}-{uuid.uuid4().hex[:8]}")
+    rejected, quality = Rejected(files.temporary_name(rejected_file)), Quality([Duplicates()])
     try:
-        with files.writing(output) as file:
+        with files.failing_as(f"{output} cannot be written"), files.writing(output) as file:
             rows = itertools.chain.from_iterable(read_source(source, raw.seed) for source in raw.sources)
             counts = write_examples(
                 rows,
@@ -167,7 +189,7 @@ def convert(
                 file,
                 format_name=name,
                 reject=rejected.add,
-                deduplicate=True,
+                keep=quality.keep,
                 progress=lambda number: progress(name, number),
             )
             _check_enough(raw, counts, rejected)
@@ -184,7 +206,7 @@ def convert(
         output=output,
         rows=counts.rows,
         examples=counts.examples,
-        duplicates=counts.duplicates,
+        duplicates=quality.counts[Duplicates.name],
         rejected=rejected.count,
         rejected_file=rejected_file if rejected.count else None,
     )
@@ -250,11 +272,9 @@ def _check_places(raw: Raw, outputs: Sequence[Path]) -> None:
             raise UsageError(
                 f"{output}: the output is JSONL, one example a line: give it a name that ends with {SUFFIX}"
             )
+        for place in (output, _rejected_file(output)):
+            if why := why_no_file(place):
+                raise UsageError(f"{place} {why}: give another place for the output")
         taken = next((file for file in (output, _rejected_file(output)) if file.resolve() in inputs), None)
         if taken is not None:
             raise UsageError(f"{taken} is one of the inputs and would be lost: choose another output")
-        if output.is_dir():
-            raise UsageError(f"{output} is a folder: give the file to write")
-        there = next(folder for folder in output.absolute().parents if os.path.lexists(folder))
-        if not there.is_dir():
-            raise UsageError(f"{output} cannot be written: {there} is not a folder")

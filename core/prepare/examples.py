@@ -73,12 +73,10 @@ class Counts:
     Attributes:
         rows: that were read.
         examples: that were written.
-        duplicates: examples that were left out because their content had been written.
     """
 
     rows: int = 0
     examples: int = 0
-    duplicates: int = 0
 
 
 def write_examples(
@@ -88,7 +86,7 @@ def write_examples(
     *,
     format_name: str,
     reject: Callable[[Row, str], None],
-    deduplicate: bool,
+    keep: Callable[[Example], bool],
     progress: Callable[[int], None],
 ) -> Counts:
     """Write the examples of `rows` as interchange JSONL: the one way from rows to examples.
@@ -99,7 +97,7 @@ def write_examples(
         file: to write to.
         format_name: the format's name, for messages.
         reject: told of each row that cannot be read, and why.
-        deduplicate: whether only the first example of each content is written.
+        keep: whether an example is written; asked in the order of the rows.
         progress: called with the number of rows before each; may raise to stop.
 
     Raises:
@@ -113,13 +111,10 @@ def write_examples(
             progress(counts.rows)
             yield row
 
-    def duplicate() -> None:
-        counts.duplicates += 1
-
-    examples = read_examples(counted(), reader, format_name=format_name, reject=reject)
-    for example in without_duplicates(examples, duplicate) if deduplicate else examples:
-        counts.examples += 1
-        file.write(files.json_line(example.to_row()).encode("utf-8"))
+    for example in read_examples(counted(), reader, format_name=format_name, reject=reject):
+        if keep(example):
+            counts.examples += 1
+            file.write(files.json_line(example.to_row()).encode("utf-8"))
     return counts
 
 
@@ -158,14 +153,3 @@ def _checked(example: Example) -> Example:
     except UnicodeEncodeError:
         raise RowError("its text has a lone surrogate, which is no character") from None
     return example
-
-
-def without_duplicates(examples: Iterable[Example], count: Callable[[], None]) -> Iterator[Example]:
-    """The first of each content (the example's id); `count` is called for each that is left out."""
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            count()
-            continue
-        seen.add(example.id)
-        yield example

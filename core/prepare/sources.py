@@ -17,7 +17,7 @@ from modelwright.core.api.files import sha256_file
 from modelwright.core.api.records import digest_json
 from modelwright.core.config.schema import SourceConfig
 from modelwright.core.prepare.builtin import BUILTIN_VERSION, builtin_rows, parse_builtin
-from modelwright.core.prepare.readers import READABLE, Row, is_readable, read_file, row_file, shown_path
+from modelwright.core.prepare.readers import READABLE, Row, is_readable, read_file, row_file, saved_dataset, shown_path
 
 __all__ = ["Row", "read_source", "share", "source_digests", "source_files"]
 
@@ -27,7 +27,8 @@ Notice = Callable[[str], None]
 def source_files(source: SourceConfig) -> list[Path]:
     """The files of a source that is not built in, sorted; a file that is found twice, through links, is there once.
 
-    Of a folder, the files that can be read and do not begin with a dot; folders in it are not looked into.
+    Of a folder, the files that can be read and do not begin with a dot; folders in it are not looked into. Of a data
+    set that `datasets` saved to disk, its files in its order.
 
     Raises:
         UsageError: there is none, or one that cannot be read: of another kind, special, a folder, not permitted.
@@ -46,6 +47,8 @@ def source_files(source: SourceConfig) -> list[Path]:
 
 def _found(pattern: str, path: Path) -> list[Path]:
     if path.is_dir():
+        if (saved := saved_dataset(path)) is not None:
+            return saved
         found = [file for file in sorted(path.iterdir()) if is_readable(file) and not file.name.startswith(".")]
         if not found:
             inner = (

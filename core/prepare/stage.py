@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,20 @@ from modelwright.core.api.records import Example
 from modelwright.core.chat import Renderer, read_template
 from modelwright.core.config import to_plain
 from modelwright.core.prepare.builtin import parse_builtin
+from modelwright.core.prepare.checks import check_inputs, checks
 from modelwright.core.prepare.examples import Counts, Rejected, write_examples
+from modelwright.core.prepare.look import look, page
+from modelwright.core.prepare.quality import Quality
 from modelwright.core.prepare.sources import Row, read_source, share, source_digests, source_files
 from modelwright.core.prepare.tokenizers import scratch_renderer
 from modelwright.core.prepare.tokens import TokenReport, write_tokens
 from modelwright.core.stage import Run
 
 # Counts up when the same inputs give other tokens than before.
-VERSION = 2
+VERSION = 3
 EVENTS_EVERY = 1000
+# A page with so many rows, on which what is learnt is coloured.
+LABELS, SHOWN = "labels.html", 3
 
 Emit = Callable[[str, Mapping[str, Any]], None]
 
@@ -45,6 +49,7 @@ class Prepare:
             "data": data | {"sources": [{**given, "path": None} for given in data["sources"]]},
             "sources": [source_digests(source, config.seed) for source in config.data.sources],
             "format": run.plugins.origin(spec),
+            "quality": check_inputs(config, run.plugins),
             "tokenizer": [scratch.tokenizer, scratch.vocab_size] if scratch else run.base and run.base.digest,
             "template": config.model.chat_template and read_template(config.model.chat_template),
             "seed": config.seed,
@@ -66,16 +71,18 @@ class Prepare:
         with files.writing_folder(target) as folder:
             rejected = Rejected(folder / "rejected.jsonl")
             notices: list[str] = []
-            counts = _write_examples(run, folder, rejected, emit, notices)
+            counts, weights, removed = _write_examples(run, folder, rejected, emit, notices)
             trouble = _too_many_rejected(run, counts.rows, rejected, target)
             report = TokenReport()
             if trouble is None:
-                report = _write_tokens(run, folder, rejected, counts.examples, emit)
+                report = _write_tokens(run, folder, rejected, weights, emit)
                 trouble = _too_many_rejected(run, counts.rows, rejected, target) or _unfit(run, report)
             summary = {**asdict(counts), "rejected": rejected.count, "reasons": rejected.reasons, "notices": notices}
-            summary |= report.to_plain() | {"read": counts.rows}
+            summary |= report.to_plain() | {"read": counts.rows, "removed": removed}
             files.write_json(folder / "report.json", summary)
-            if trouble is not None:
+            if trouble is None:
+                files.write_text(folder / LABELS, page(run.config.name, look(folder, SHOWN)))
+            else:
                 (folder / "train.arrow").unlink(missing_ok=True)
         if trouble is not None:
             # The folder stands, with rejected.jsonl and report.json to look into, but is not marked as done.
@@ -94,29 +101,36 @@ def _lineage(run: Run) -> dict[str, str]:
     return lineage
 
 
-def _write_examples(run: Run, folder: Path, rejected: Rejected, emit: Emit, notices: list[str]) -> Counts:
-    data = run.config.data
+def _write_examples(
+    run: Run, folder: Path, rejected: Rejected, emit: Emit, notices: list[str]
+) -> tuple[Counts, list[float], dict[str, int]]:
+    """What became of the rows, the weight of each example, and how many each check has left out."""
+    data, counts, weights = run.config.data, Counts(), list[float]()
 
     def progress(rows: int) -> None:
-        if rows % EVENTS_EVERY == 0:
-            emit("reading", {"rows": rows})
+        if (counts.rows + rows) % EVENTS_EVERY == 0:
+            emit("reading", {"rows": counts.rows + rows})
         run.folder.check_stop()
 
     def notice(text: str) -> None:
         notices.append(text)
         emit("notice", {"text": text})
 
-    sources = (read_source(source, run.config.seed, notice=notice) for source in data.sources)
-    with (folder / "examples.jsonl").open("wb") as file:
-        return write_examples(
-            itertools.chain.from_iterable(sources),
-            run.plugins.get(FormatSpec, data.format).create(data.options),
-            file,
-            format_name=data.format,
-            reject=rejected.add,
-            deduplicate=data.quality.deduplicate is not False,
-            progress=progress,
-        )
+    with checks(run.config, run.plugins) as asked, (folder / "examples.jsonl").open("wb") as file:
+        quality = Quality(asked, folder / "removed.jsonl")
+        for source in data.sources:
+            part = write_examples(
+                read_source(source, run.config.seed, notice=notice),
+                run.plugins.get(FormatSpec, data.format).create(data.options),
+                file,
+                format_name=data.format,
+                reject=rejected.add,
+                keep=quality.keep,
+                progress=progress,
+            )
+            counts = Counts(rows=counts.rows + part.rows, examples=counts.examples + part.examples)
+            weights += [source.weight] * part.examples
+        return counts, weights, {check.name: quality.counts[check.name] for check in asked}
 
 
 def _too_many_rejected(run: Run, rows: int, rejected: Rejected, target: Path) -> str | None:
@@ -143,7 +157,7 @@ def _examples(folder: Path) -> Iterator[Example]:
         yield from (Example.from_row(row) for row in files.json_lines(file))
 
 
-def _write_tokens(run: Run, folder: Path, rejected: Rejected, total: int, emit: Emit) -> TokenReport:
+def _write_tokens(run: Run, folder: Path, rejected: Rejected, weights: Sequence[float], emit: Emit) -> TokenReport:
     config = run.config
     renderer = _renderer(run, folder)
     renderer.save(folder / "tokenizer")
@@ -157,26 +171,31 @@ def _write_tokens(run: Run, folder: Path, rejected: Rejected, total: int, emit: 
         file, _, line = example.source.rpartition(":")
         rejected.add(Row(file=file, line=int(line), value=example.to_row()), reason)
 
-    rendered = itertools.count()
+    def drop(example: Example, reason: str) -> None:
+        line = {"id": example.id, "source": example.source, "reason": reason}
+        with (folder / "dropped.jsonl").open("ab") as file:
+            file.write(files.json_line(line).encode("utf-8"))
 
-    def between() -> None:
-        run.folder.check_stop()
-        number = next(rendered)
-        if number % EVENTS_EVERY == 0:
-            emit("rendering", {"rendered": number, "examples": total})
+    def examples() -> Iterator[tuple[Example, int]]:
+        for number, (example, weight) in enumerate(zip(_examples(folder), weights, strict=True)):
+            run.folder.check_stop()
+            if number % EVENTS_EVERY == 0:
+                emit("rendering", {"rendered": number, "examples": len(weights)})
+            whole, part = divmod(weight, 1)
+            yield example, int(whole) + (share(f"{config.seed}:weight:{example.id}") < part)
 
     def held_out(example: Example) -> bool:
         return share(f"{config.seed}:holdout:{example.id}") < config.data.holdout.fraction
 
     return write_tokens(
-        _examples(folder),
+        examples(),
         renderer,
         folder=folder,
         max_length=config.data.tokens.max_length,
         turns=config.data.tokens.turns,
         held_out=held_out,
         reject=reject,
-        between=between,
+        drop=drop,
     )
 
 

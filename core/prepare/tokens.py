@@ -74,9 +74,10 @@ class TokenReport:
         trained: how many of those are learnt.
         longest: the longest training row, in tokens.
         too_long: examples dropped for `max_length`.
+        undrawn: examples that the weight of their source left out.
         anomalies: what is wrong with the labels, by name, with the number of examples.
         shown: for each anomaly, the first example that has it, as `file:line`.
-        spans: trained tokens by kind of span (thinking, answer, end, text).
+        spans: trained tokens by the role of their message ("text" without turns) and the kind of span.
     """
 
     rows: int = 0
@@ -85,26 +86,31 @@ class TokenReport:
     trained: int = 0
     longest: int = 0
     too_long: int = 0
+    undrawn: int = 0
     anomalies: Counter[str] = field(factory=Counter)
     shown: dict[str, str] = field(factory=dict)
-    spans: Counter[str] = field(factory=Counter)
+    spans: Counter[tuple[str, str]] = field(factory=Counter)
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON values."""
+        by_role: dict[str, dict[str, int]] = {}
+        for (role, kind), tokens in self.spans.items():
+            by_role.setdefault(role, {})[kind] = tokens
         return {
             "rows": self.rows,
             "holdout_rows": self.holdout_rows,
             "tokens": self.tokens,
             "trained_tokens": self.trained,
-            "trained_by_span": dict(self.spans),
+            "trained_by_role": by_role,
             "longest": self.longest,
             "too_long": self.too_long,
+            "undrawn": self.undrawn,
             "anomalies": dict(self.anomalies),
         }
 
 
 def write_tokens(
-    examples: Iterable[Example],
+    examples: Iterable[tuple[Example, int]],
     renderer: Renderer,
     *,
     folder: Path,
@@ -112,38 +118,43 @@ def write_tokens(
     turns: Literal["all", "last", "split"],
     held_out: Callable[[Example], bool],
     reject: Callable[[Example, str], None],
-    between: Callable[[], None],
+    drop: Callable[[Example, str], None],
 ) -> TokenReport:
     """Render every example into `train.arrow` and `holdout.arrow` in `folder`.
 
     Args:
-        examples: what to render.
+        examples: what to render, and how often each is trained on; asked for one at a time.
         renderer: the one renderer.
         folder: where the files go.
         max_length: longer renderings are dropped and counted.
         turns: which assistant turns are trained.
         held_out: whether an example is kept from training.
         reject: told of an example that the template refuses, and why.
-        between: called before each example; may raise to stop.
+        drop: told of a rendering that is longer than `max_length`: cutting it would cut the answer.
     """
     report = TokenReport()
     with TokenWriter(folder / "train.arrow") as train, TokenWriter(folder / "holdout.arrow") as holdout:
-        for example in examples:
-            between()
+        for example, times in examples:
+            if not times:
+                report.undrawn += 1
+                continue
             try:
                 rendered_turns = renderer.train(example, turns)
             except RowError as error:
                 reject(example, str(error))
                 continue
             for rendered in rendered_turns:
+                if len(rendered.ids) > max_length:
+                    drop(example, f"{len(rendered.ids):,} tokens, and [data.tokens] max_length is {max_length:,}")
                 if not _admitted(example, rendered, report, max_length):
                     continue
                 if held_out(example):
                     report.holdout_rows += 1
                     holdout.add(example.id, rendered)
                 else:
-                    _count(rendered, report)
-                    train.add(example.id, rendered)
+                    for _ in range(times):
+                        _count(example, rendered, report)
+                        train.add(example.id, rendered)
     return report
 
 
@@ -157,10 +168,11 @@ def _admitted(example: Example, rendered: Rendered, report: TokenReport, max_len
     return any(rendered.trained[1:])  # a row that teaches nothing is no training row; its anomaly is counted above
 
 
-def _count(rendered: Rendered, report: TokenReport) -> None:
+def _count(example: Example, rendered: Rendered, report: TokenReport) -> None:
     report.rows += 1
     report.tokens += len(rendered.ids)
     report.trained += sum(rendered.trained)
     report.longest = max(report.longest, len(rendered.ids))
     for span in rendered.spans:
-        report.spans[span.kind] += span.end - span.start
+        role = "text" if example.text is not None else example.messages[span.message].role
+        report.spans[role, span.kind] += span.end - span.start

@@ -21,7 +21,7 @@ def modelwright_formats() -> Iterable[FormatSpec]:
     )
     yield FormatSpec(
         name="math",
-        summary=r"GSM8K (question, answer with ####), MATH (problem, solution with \boxed{})",
+        summary=r"GSM8K (question, answer with ####), MATH (problem, solution with \boxed{}), multiple choice",
         options=MathOptions,
         factory="modelwright.plugins.formats.math:MathFormat",
     )

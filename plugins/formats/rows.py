@@ -45,16 +45,16 @@ def filled(row: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     return [name for name in names if not is_blank(row.get(name))]
 
 
-def reference_column(row: Mapping[str, Any]) -> str | None:
-    """What the column `answer`, the reference that metrics grade against, holds; None where it holds nothing.
+def reference_column(row: Mapping[str, Any], column: str = ANSWER) -> str | None:
+    """What a column with the reference that metrics grade against holds; None where it holds nothing.
 
     Raises:
         RowError: it holds something else than text or a number.
     """
-    value = row.get(ANSWER)
+    value = row.get(column)
     if is_blank(value):
         return None
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else text_column(row, ANSWER)
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else text_column(row, column)
 
 
 def question_text(row: Mapping[str, Any], column: str) -> str:

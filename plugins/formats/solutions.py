@@ -39,7 +39,7 @@ def read_solution(text: str) -> Solution | None:
     states its answer without any step.
     """
     steps, _, answer = text.rpartition(HASHES)
-    if _ends(text):
+    if ends_with_hashes(text):
         solution = Solution(without_calculations(steps).strip(), answer.strip(), answer.strip())
         return solution if solution.steps else None
     boxed = last_boxed(text)
@@ -50,10 +50,10 @@ def read_solution(text: str) -> Solution | None:
 
 def final_answer(text: str) -> str | None:
     r"""The answer that a text comes to: behind `####` on its last line, or else in its last `\boxed{…}`; else None."""
-    return text.rpartition(HASHES)[2].strip() if _ends(text) else last_boxed(text) or None
+    return text.rpartition(HASHES)[2].strip() if ends_with_hashes(text) else last_boxed(text) or None
 
 
-def _ends(text: str) -> bool:
+def ends_with_hashes(text: str) -> bool:
     """Whether a text ends with `#### ANSWER`: in Markdown, hashes further up are a heading."""
-    _, hashes, answer = text.rpartition(HASHES)
-    return bool(hashes and answer.strip() and "\n" not in answer.strip())
+    _, hashes, answer = text.rstrip().rpartition(HASHES)
+    return bool(hashes and answer.strip() and "\n" not in answer)

@@ -9,6 +9,7 @@ from pathlib import Path
 from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.prepare.readers.arrow_files import arrow_rows, saved_dataset
 from modelwright.core.prepare.readers.csv_files import csv_rows
 from modelwright.core.prepare.readers.json_files import json_rows, jsonl_rows
 from modelwright.core.prepare.readers.lines import Bytes
@@ -16,16 +17,17 @@ from modelwright.core.prepare.readers.packing import PACKINGS, opened_text
 from modelwright.core.prepare.readers.parquet_files import parquet_rows
 from modelwright.core.prepare.readers.row import Columns, Row, row_file, shown_path
 
-__all__ = ["READABLE", "Columns", "Row", "is_readable", "read_file", "row_file", "shown_path"]
+__all__ = ["READABLE", "Columns", "Row", "is_readable", "read_file", "row_file", "saved_dataset", "shown_path"]
 
 _TEXTS: dict[str, Callable[[Path, Bytes, Columns], Iterator[Row]]] = {
     ".jsonl": jsonl_rows,
     ".json": json_rows,
     ".csv": csv_rows,
 }
-_PARQUET = ".parquet"  # is packed inside
+# They are packed inside.
+_COLUMNS: dict[str, Callable[[Path, Columns], Iterator[Row]]] = {".parquet": parquet_rows, ".arrow": arrow_rows}
 
-READABLE = f"{', '.join(_TEXTS)} (plain, {', '.join(filter(None, PACKINGS))}) and {_PARQUET}"
+READABLE = f"{', '.join(_TEXTS)} (plain, {', '.join(filter(None, PACKINGS))}), {' and '.join(_COLUMNS)}"
 
 
 @frozen
@@ -37,7 +39,7 @@ class _Kind:
 
 
 _KINDS = {
-    _PARQUET: _Kind(_PARQUET),
+    **{suffix: _Kind(suffix) for suffix in _COLUMNS},
     **{suffix + packing: _Kind(suffix, packing) for suffix in _TEXTS for packing in PACKINGS},
 }
 
@@ -74,8 +76,8 @@ def read_file(file: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _rows(file: Path, kind: _Kind, columns: Columns) -> Iterator[Row]:
-    if kind.suffix == _PARQUET:
-        yield from parquet_rows(file, columns)
+    if kind.suffix in _COLUMNS:
+        yield from _COLUMNS[kind.suffix](file, columns)
         return
     line = 0
     try:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from modelwright.core.api import Example, Message, ModelwrightError, RowError
-from modelwright.core.prepare.examples import Rejected, read_examples, without_duplicates
+from modelwright.core.prepare.examples import Rejected, read_examples
 from modelwright.core.prepare.sources import Row
 
 
@@ -68,12 +68,3 @@ def test_a_format_that_fails_otherwise_is_named_with_the_row(tmp_path, text, wha
     """It is the plugin's mistake, not the data's."""
     with pytest.raises(ModelwrightError, match=f"format 'words' failed on f.jsonl:2: .*{what}"):
         _read(_rows({"text": "a"}, {"text": text}), tmp_path)
-
-
-def test_the_first_of_each_content_stays(tmp_path):
-    """The same question from another row is a duplicate; source and meta do not count."""
-    left_out = []
-    examples, _ = _read(_rows({"text": "a b"}, {"text": "a"}), tmp_path)
-    kept = list(without_duplicates(examples, lambda: left_out.append(1)))
-    assert [(e.messages[0].content, e.source) for e in kept] == [("a", "f.jsonl:1"), ("b", "f.jsonl:1")]
-    assert len(left_out) == 1

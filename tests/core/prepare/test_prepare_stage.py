@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -59,9 +60,9 @@ def test_duplicates_and_long_examples_are_dropped_and_counted(prepare):
     """Never silently."""
     long = {"prompt": "say it", "completion": "it " * 200}
     outputs, _ = prepare([*ROWS, ROWS[0], long], "data.tokens.max_length=64")
-    assert (outputs["rows"], outputs["duplicates"], outputs["too_long"]) == (60, 1, 1)
+    assert (outputs["rows"], outputs["removed"]["duplicate"], outputs["too_long"]) == (60, 1, 1)
     outputs, _ = prepare([*ROWS, ROWS[0]], "data.quality.deduplicate=false")
-    assert (outputs["rows"], outputs["duplicates"]) == (61, 0)
+    assert (outputs["rows"], outputs["removed"]) == (61, {})
 
 
 def test_held_out_examples_are_not_trained_on(prepare):
@@ -118,7 +119,7 @@ def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(prepa
     outputs, _ = prepare(ROWS, *chosen, "data.tokens.allow=['thinking-dropped']")
     assert outputs["anomalies"]["thinking-dropped"] == 60
     kept, _ = prepare(ROWS, chosen[0])
-    assert kept["trained_by_span"]["thinking"] > 0
+    assert kept["trained_by_role"]["assistant"]["thinking"] > 0
 
 
 def test_a_stopped_preparation_leaves_nothing_half_done(prepare, tmp_path, monkeypatch, home):
@@ -148,3 +149,34 @@ def test_the_report_and_the_examples_are_there_to_look_at(prepare):
     first = json.loads((folder / "examples.jsonl").read_text().splitlines()[0])
     assert first["source"] == "rows.jsonl:1"
     assert [message["role"] for message in first["messages"]] == ["user", "assistant"]
+
+
+def _times(folder):
+    """How often each example is in the training rows, by its source."""
+    sources = {row["id"]: row["source"] for row in map(json.loads, (folder / "examples.jsonl").open())}
+    tokens = TokenFile(folder / "train.arrow")
+    return Counter(sources[tokens[index].id] for index in range(len(tokens)))
+
+
+def test_weights_say_how_often_the_examples_of_a_source_are_trained_on(prepare, tmp_path, rows_file, monkeypatch):
+    """Whole parts repeat, the rest is drawn by the seed: the same at every run, another one by another seed."""
+    monkeypatch.chdir(tmp_path)
+    rows_file(tmp_path / "more.jsonl", [{"prompt": f"ask {n}", "completion": f"no {n}"} for n in range(200)])
+    sources = 'data.sources=[{ path = "rows.jsonl", weight = 2 }, { path = "more.jsonl", weight = 1.25 }]'
+    outputs, folder = prepare(ROWS, sources)
+    times = _times(folder)
+    assert {times[f"rows.jsonl:{n + 1}"] for n in range(60)} == {2}
+    more = Counter(times[f"more.jsonl:{n + 1}"] for n in range(200))
+    assert set(more) == {1, 2}
+    assert 30 <= more[2] <= 70
+    assert outputs["rows"] == sum(times.values())
+    _, folder = prepare(ROWS, sources, "seed=5")
+    assert {key for key, n in _times(folder).items() if n == 2} != {key for key, n in times.items() if n == 2}
+
+
+def test_a_weight_below_one_leaves_examples_out_and_counts_them(prepare):
+    """Nothing goes silently."""
+    outputs, folder = prepare(ROWS, "data.sources.0.weight=0.5")
+    assert outputs["rows"] + outputs["undrawn"] == 60
+    assert 15 <= outputs["rows"] <= 45
+    assert set(_times(folder).values()) == {1}

@@ -129,11 +129,11 @@ def test_a_folder_without_data_says_how_the_folders_in_it_are_read(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.parquet").touch()
     assert _refusal(tmp_path).endswith(
-        f"no file in this folder can be read (can: .jsonl, .json, .csv (plain, .gz, .zst) and .parquet)"
+        f"no file in this folder can be read (can: .jsonl, .json, .csv (plain, .gz, .zst), .parquet and .arrow)"
         f" (for files in its folders: {tmp_path}/**/*.jsonl)"
     )
     assert _refusal(tmp_path / "data" / "a.xlsx").endswith(
-        "no file is there (can read: .jsonl, .json, .csv (plain, .gz, .zst) and .parquet)"
+        "no file is there (can read: .jsonl, .json, .csv (plain, .gz, .zst), .parquet and .arrow)"
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from modelwright import RowError
 from modelwright.core.api.answers import after_hashes, last_boxed
-from modelwright.plugins.formats.math import MathFormat, MathOptions
+from modelwright.plugins.formats.math import MathColumns, MathFormat, MathOptions
 
 CLIPS = {
     "question": "Natalia sold 48 clips and then half as many. How many in all?",
@@ -92,7 +92,7 @@ def test_reference_answer_stands_as_written():
         ({"question": " \n", "answer": "#### 1"}, "column 'question' is empty"),
         ({"question": "q", "answer": "72"}, "column 'answer' states no answer: expected ####"),
         ({"question": "q", "answer": "so ####  \n72"}, "column 'answer' states no answer"),
-        ({"problem": "p", "solution": "so 72"}, "column 'solution' states no answer: expected a complete"),
+        ({"problem": "p", "solution": "so 72"}, "column 'solution' states no answer: expected #### and"),
         ({"problem": "p", "solution": r"\boxed{72"}, "column 'solution' states no answer"),
         ({"problem": "p", "solution": r"\boxed{ }"}, "column 'solution' states no answer"),
         ({f"c{i}": 1 for i in range(30)}, "c11 and 18 more"),
@@ -173,3 +173,119 @@ def test_every_math_row_is_read(shared_rows):
     assert all(
         example.answer and example.answer in row["solution"] for example, row in zip(examples, rows, strict=True)
     )
+
+
+# Other data sets
+
+
+NUMINA = {"problem": "What is $6 \\cdot 7$?", "solution": "Six sevens are 42.", "answer": "42", "source": "synthetic"}
+
+
+def test_a_reference_of_its_own_goes_before_what_the_solution_comes_to():
+    """NuminaMath and OpenMathInstruct; where the solution states no answer it is stated for it."""
+    example = read_one(NUMINA)
+    assert example.answer == "42"
+    assert example.messages[-1].content == "Six sevens are 42.\n\\boxed{42}"
+    other = {"problem": "p", "generated_solution": r"so \boxed{2}", "expected_answer": "3"}
+    assert read_one(other).answer == "3"
+    assert read_one(other).messages[-1].content == r"so \boxed{2}"
+    assert read_one({**NUMINA, "answer": ""} | {"solution": r"It is \boxed{42}."}).answer == "42"
+    assert (
+        read_one({"question": "q", "solution": "6*7 = <<6*7=42>>42\n#### 42"}).messages[-1].content
+        == "6*7 = 42\n#### 42"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "marking", "said"),
+    [
+        (CLIPS, "boxed", "She sold 48/2 = 24 more.\n48+24 = 72\n\\boxed{72}"),
+        (CLIPS, "hashes", "She sold 48/2 = 24 more.\n48+24 = 72\n#### 72"),
+        (ROOTS, "boxed", ROOTS["solution"]),
+        (ROOTS, "hashes", ROOTS["solution"] + "\n#### \\frac{\\sqrt{2}}{2}"),
+        (NUMINA, "hashes", "Six sevens are 42.\n#### 42"),
+    ],
+)
+def test_the_answer_is_stated_as_asked(row, marking, said):
+    """A model that learns from several data sets answers in one way."""
+    example = read_one(row, marking=marking)
+    assert example.messages[-1].content == said
+    assert (after_hashes(said) if marking == "hashes" else last_boxed(said)) == example.answer
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "q", "choices": ["21", "21.5", "22"], "answer": 1},
+        {"question": "q", "choices": ["21", "21.5", "22"], "answer": "B"},
+        {"question": "q", "choices": ["21", "21.5", "22"], "answer": "21.5"},
+        {"question": "q", "choices": {"text": ["21", "21.5", "22"], "label": ["1", "2", "3"]}, "answerKey": "2"},
+        {"question": "q", "options": ["A)21", "B)21.5", "C)22"], "correct": "B", "rationale": ""},
+        {"question": "q", "options": ["(A) 21", "(B) 21.5", "(C) 22"], "label": "B"},
+    ],
+)
+def test_multiple_choice_of_every_shape_is_one(row):
+    """MMLU, ARC, AQuA: by place from 0, letter, text or label."""
+    example = read_one(row)
+    assert example.messages[0].content == "q\n\nA. 21\nB. 21.5\nC. 22"
+    assert example.messages[-1].content == r"\boxed{B}"
+    assert (example.answer, example.choices) == ("B", ("21", "21.5", "22"))
+
+
+def test_a_rationale_is_learnt_before_the_letter():
+    """Unless the answer alone is wanted."""
+    row = {"question": "q", "options": ["A)21", "B)22"], "correct": "B", "rationale": "21 + 1 is 22."}
+    assert read_one(row, marking="hashes").messages[-1].content == "21 + 1 is 22.\n#### B"
+    assert read_one(row, marking="hashes", solution="answer").messages[-1].content == "#### B"
+
+
+@given(
+    st.lists(
+        st.text(st.characters(categories=["L", "N"]), min_size=2, max_size=8), min_size=2, max_size=26, unique=True
+    ),
+    st.data(),
+)
+def test_the_letter_names_the_right_choice(texts, data):
+    """Whatever the choices, and whether place or text says which is right."""
+    place = data.draw(st.integers(0, len(texts) - 1))
+    right = data.draw(st.sampled_from([place, texts[place]]))
+    example = read_one({"question": "q", "choices": texts, "answerKey": right})
+    assert example.choices["ABCDEFGHIJKLMNOPQRSTUVWXYZ".index(example.answer)] == texts[place]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"question": "q", "choices": ["a"], "answer": 0}, "column 'choices' must hold 2 to 26 choices, not 1"),
+        ({"question": "q", "choices": ["a"] * 27, "answer": 0}, "must hold 2 to 26 choices, not 27"),
+        (
+            {"question": "q", "choices": "ab", "answer": 0},
+            "column 'choices' must be a list of texts, or text and label",
+        ),
+        ({"question": "q", "choices": ["a", ""], "answer": 0}, "column 'choices' must be a list of texts"),
+        ({"question": "q", "choices": ["a", "b"]}, "no column says which choice is right"),
+        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "column 'answer': 2 is none of the 2 choices"),
+        ({"question": "q", "choices": ["a", "b"], "answer": "C"}, "column 'answer': 'C' is none of the 2 choices"),
+        ({"question": "q", "choices": ["a", "b"], "answer": True}, "column 'answer': True is none of the 2 choices"),
+        ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "answer": 0}, "has not a label for each"),
+    ],
+)
+def test_choices_that_make_no_question_are_refused(row, reason):
+    """What is wrong with which column."""
+    with pytest.raises(RowError, match=reason):
+        read_one(row)
+
+
+def test_named_columns_go_before_recognised_ones():
+    """And a column that is not there is named."""
+    row = {"question": "no", "answer": "#### 1", "task": "yes", "way": "so 2", "truth": "2", "offer": ["1", "2"]}
+    example = read_one(row, columns=MathColumns(question="task", solution="way", answer="truth"))
+    assert turns(example) == [("user", "yes"), ("assistant", "so 2\n\\boxed{2}")]
+    example = read_one(row, columns=MathColumns(question="task", answer="truth"))
+    assert turns(example) == [("user", "yes"), ("assistant", r"\boxed{2}")]
+    example = read_one(row, columns=MathColumns(question="task", choices="offer", answer="truth"))
+    assert (example.answer, example.choices) == ("B", ("1", "2"))
+    with pytest.raises(
+        RowError, match="there is no column 'gone', which the option columns names; this row has: quest"
+    ):
+        read_one(row, columns=MathColumns(question="gone", solution="way"))

@@ -1,0 +1,131 @@
+"""`modelwright data show | stats`: what a run's training data came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from modelwright.core.cli.common import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from modelwright.core.prepare.look import Look
+    from modelwright.core.prepare.statistics import Statistics
+
+BAR = 30
+
+
+@click.group()
+def data() -> None:
+    """Look at what a run's data came to.
+
+    RUN is a run.toml, the name of a run (of a variant: NAME-VARIANT), or its folder. The run must be prepared.
+    """
+
+
+@data.command()
+@click.argument("run", metavar="RUN")
+@click.option("--variant", metavar="NAME", help="Of a run.toml with variants.")
+@click.option(
+    "--n", "count", type=click.IntRange(1, 10_000), metavar="N", default=5, show_default=True, help="How many."
+)
+@click.option("--skip", type=click.IntRange(min=0), metavar="N", default=0, help="Leave out so many before.")
+@click.option("--holdout", is_flag=True, help="Of the rows that are held out.")
+@click.option("--html", "page", type=click.Path(path_type=Path), metavar="FILE", help="Write a page instead.")
+@json_option
+def show(run: str, variant: str | None, count: int, skip: int, holdout: bool, page: Path | None, as_json: bool) -> None:
+    """Show rows as the model will see them, with the tokens that it learns.
+
+    They are green on a terminal, and between ⟦ and ⟧ elsewhere.
+    """
+    from attrs import asdict
+
+    from modelwright.core.api.errors import UsageError
+    from modelwright.core.api.files import write_text
+    from modelwright.core.cli.runs import prepared_folder
+    from modelwright.core.prepare import look
+
+    folder = prepared_folder(run, variant)
+    looks = look.look(folder, count, skip=skip, file=look.HOLDOUT if holdout else look.TRAIN)
+    if page is not None:
+        if page.is_dir():
+            raise UsageError(f"--html {page}: it is a folder; name a file")
+        write_text(page, look.page(f"{folder.parent.name}: {len(looks)} rows", looks))
+        click.echo(f"wrote {page}")
+    elif as_json:
+        print_json([asdict(one) for one in looks])
+    elif not looks:
+        click.echo("There are no such rows.")
+    else:
+        _print_looks(looks)
+
+
+@data.command()
+@click.argument("run", metavar="RUN")
+@click.option("--variant", metavar="NAME", help="Of a run.toml with variants.")
+@json_option
+def stats(run: str, variant: str | None, as_json: bool) -> None:
+    """Count rows and tokens: lengths, sources, what is learnt, what was left out and why."""
+    from attrs import asdict
+
+    from modelwright.core.cli.runs import prepared_folder
+    from modelwright.core.prepare.statistics import statistics
+
+    found = statistics(prepared_folder(run, variant))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print_statistics(found)
+
+
+def _print_looks(looks: Sequence[Look]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for number, one in enumerate(looks):
+        heading = f"{one.source or one.id}   {one.tokens:,} tokens, {one.trained:,} learnt"
+        text = Text()
+        for part in one.parts:
+            if console.is_terminal:
+                text.append(part.text, style="green" if part.trained else "dim")
+            else:
+                text.append(f"⟦{part.text}⟧" if part.trained else part.text)
+        console.print(Text(("\n" if number else "") + heading, style="bold"), soft_wrap=True)
+        console.print(text, soft_wrap=not console.is_terminal)
+
+
+def _print_statistics(found: Statistics) -> None:
+    report = found.report
+    click.echo(f"{report['read']:,} rows read, {report['rows']:,} rows to train on, {report['tokens']:,} tokens")
+    learnt = report["trained_tokens"]
+    kinds = [(f"{role} {kind}", n) for role, named in report["trained_by_role"].items() for kind, n in named.items()]
+    shares = [("not learnt", report["tokens"] - learnt), *kinds]
+    print_table(("tokens", "", "share"), [(name, f"{n:,}", _share(n, report["tokens"])) for name, n in shares])
+    left = [(words, report[key]) for key, words in LEFT_OUT if report[key]]
+    left += [(name, n) for name, n in report["removed"].items() if n]
+    left += [(f"anomaly {name}", n) for name, n in report["anomalies"].items()]
+    if left:
+        print_table(("left out, or strange", "examples"), [(words, f"{n:,}") for words, n in left])
+    if report["reasons"]:
+        print_table(("rejected rows", ""), [(reason, f"{n:,}") for reason, n in report["reasons"].items()])
+    print_table(("source", "examples"), [(source, f"{n:,}") for source, n in found.sources.items()])
+    if found.lengths:
+        click.echo("tokens of a row: " + ", ".join(f"{name} {n:,}" for name, n in found.lengths.items()))
+        most = max(found.histogram.values())
+        rows = [(f"to {edge:,}", f"{n:,}", "█" * round(BAR * n / most)) for edge, n in found.histogram.items()]
+        print_table(("tokens", "rows", ""), rows)
+
+
+LEFT_OUT = (
+    ("rejected", "rows that cannot be read"),
+    ("undrawn", "left out by their source's weight"),
+    ("too_long", "longer than [data.tokens] max_length"),
+    ("holdout_rows", "held out for the loss curve"),
+)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "–"

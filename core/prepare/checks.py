@@ -1,0 +1,118 @@
+"""The checks that a run's `[data.quality]` asks for, and what their verdicts depend on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from modelwright.core.api.components import FormatSpec, MetricSpec
+from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.records import Example
+from modelwright.core.config import to_plain
+from modelwright.core.config.schema import RunConfig, SourceConfig
+from modelwright.core.plugins import Plugins
+from modelwright.core.prepare.contamination import Contamination
+from modelwright.core.prepare.examples import read_examples
+from modelwright.core.prepare.near import NearDuplicates, check_datasketch
+from modelwright.core.prepare.quality import Check, Duplicates
+from modelwright.core.prepare.sources import Row, read_source, source_digests
+from modelwright.core.prepare.verification import Verification
+
+
+@contextlib.contextmanager
+def checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]]:
+    """The checks, the quick ones first; what they hold is given back at the end.
+
+    Raises:
+        ModelwrightError: a test set to compare with cannot be read.
+        UsageError: there is no metric to verify answers by.
+    """
+    quality = config.data.quality
+    asked: list[Check] = []
+    with contextlib.ExitStack() as stack:
+        if quality.deduplicate is not False:
+            asked.append(Duplicates())
+        if quality.deduplicate == "near":
+            asked.append(NearDuplicates())
+        if _test_sets(config):
+            asked.append(_contamination(config, plugins))
+        if quality.verify_answers:
+            spec = verifying_metric(config, plugins)
+            metric = spec.create()
+            stack.callback(getattr(metric, "close", lambda: None))
+            asked.append(Verification(metric, spec.name))
+        yield asked
+
+
+def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
+    """What the checks' verdicts depend on beside the data and `[data.quality]`, as JSON values."""
+    inputs: dict[str, Any] = {}
+    if sets := _test_sets(config):
+        inputs["test_sets"] = [
+            {
+                "data": source_digests(source, config.seed),
+                "format": plugins.origin(plugins.get(FormatSpec, name)),
+                "options": to_plain(options),
+            }
+            for _, source, name, options in sets
+        ]
+    if config.data.quality.verify_answers:
+        inputs["metric"] = plugins.origin(verifying_metric(config, plugins))
+    return inputs
+
+
+def check_quality(config: RunConfig, plugins: Plugins) -> None:
+    """Find out before anything starts whether the checks can be made.
+
+    Raises:
+        MissingDependencyError: a package is not installed.
+        UsageError: there is no metric to verify answers by, or a file to compare with is not there.
+    """
+    if config.data.quality.deduplicate == "near":
+        check_datasketch()
+    if config.data.quality.verify_answers:
+        verifying_metric(config, plugins).check()
+    for _, source, _, _ in _test_sets(config):
+        source_digests(source, config.seed)
+
+
+def verifying_metric(config: RunConfig, plugins: Plugins) -> MetricSpec:
+    """The first metric of the run's test sets that grades text.
+
+    Raises:
+        UsageError: there is none.
+    """
+    specs = (plugins.get(MetricSpec, name) for suite in config.evaluate for name in suite.metrics)
+    found = next((spec for spec in specs if spec.inputs == "text"), None)
+    if found is None:
+        raise UsageError(
+            "[data.quality] verify_answers needs a metric that grades answers: name one in an [[evaluate]] table"
+        )
+    return found
+
+
+def _test_sets(config: RunConfig) -> list[tuple[str, SourceConfig, str, Any]]:
+    """What is not to be in the training data: a name, the rows, and the format that reads them with its options."""
+    quality, found = config.data.quality, []
+    if quality.decontaminate:
+        for suite in config.evaluate:
+            assert suite.format is not None
+            found.append((suite.name, SourceConfig(path=suite.path), suite.format, suite.options))
+    data = config.data
+    found += [(path, SourceConfig(path=path), data.format, data.options) for path in quality.decontaminate_against]
+    return found
+
+
+def _contamination(config: RunConfig, plugins: Plugins) -> Contamination:
+    contamination = Contamination()
+    for name, source, format_name, options in _test_sets(config):
+
+        def refuse(row: Row, reason: str, name: str = name) -> None:
+            raise ModelwrightError(f"decontamination against {name}: {row.file}:{row.line} cannot be read: {reason}")
+
+        reader = plugins.get(FormatSpec, format_name).create(options)
+        rows = read_source(source, config.seed)
+        examples: Iterator[Example] = read_examples(rows, reader, format_name=format_name, reject=refuse)
+        contamination.add(name, examples)
+    return contamination
