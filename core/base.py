@@ -49,7 +49,8 @@ def find_base(source: str, registry: Callable[[], Registry], run: RunFolder) -> 
     """
     if Path(source).is_absolute():
         return _in_folder(Path(source), source)
-    pinned = files.read_json(_pin(run))
+    remedy = "remove it, and the base is looked up anew"
+    pinned = files.read_state(_pin(run), {"source": str, "address": str}, remedy=remedy)
     if pinned is not None and pinned["source"] == source:
         source = pinned["address"]
     if "/" in source:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
+from modelwright.core.base_config import CONFIG, WrongError, number_problems, read_config, read_object
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -15,6 +16,8 @@ INDEX = f"{WEIGHTS}.index.json"
 OTHER_WEIGHTS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 # What safetensors itself takes for the longest header, in bytes.
 _LONGEST_HEADER = 100_000_000
+# The name that most architectures have for the tensor [vocab_size or a little more, hidden_size].
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 def check_base_folder(folder: Path, source: str) -> None:
@@ -44,51 +47,35 @@ def check_base_folder(folder: Path, source: str) -> None:
 def folder_problems(folder: Path) -> Iterator[str]:
     """What is wrong with a folder as a model in Hugging Face layout, in lines without the folder's name."""
     found: dict[str, Any] = {}
-    for name, look in (("config", _config), ("tokenizer", _tokenizer), ("weights", _weights)):
+    for name, look in (("config", read_config), ("tokenizer", _tokenizer), ("weights", _weights)):
         try:
             found[name] = look(folder)
-        except _WrongError as error:
+        except WrongError as error:
             yield str(error)
         except OSError as error:
             yield f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
-    if "config" in found and "tokenizer" in found:
-        yield from _too_large(found["tokenizer"], found["config"])
-
-
-class _WrongError(Exception):
-    """Something in the folder is not as it must be."""
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise _WrongError(f"{path.name} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise _WrongError(f"{path.name} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
-        raise _WrongError("there is no config.json: expected a model folder in Hugging Face layout")
-    config = _object(folder / "config.json")
-    if not isinstance(config.get("model_type"), str):
-        raise _WrongError('config.json names no architecture: expected a key "model_type", such as "llama"')
-    return config
+    if "config" in found:
+        numbers = list(number_problems(found["config"]))
+        yield from numbers
+        if not numbers and "weights" in found:
+            yield from _other_shape(found["weights"], found["config"])
+        if not numbers and "tokenizer" in found:
+            yield from _too_large(found["tokenizer"], found["config"])
 
 
 # Tokenizers
+
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def _tokenizer(folder: Path) -> dict[int, str]:
     """The texts of the tokens that a training text or the template can give, by their ids."""
     if not (folder / "tokenizer.json").is_file():
-        raise _WrongError(
+        raise WrongError(
             "there is no tokenizer.json: save the fast tokenizer there, with "
             "transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
-    tree = _object(folder / "tokenizer.json")
+    tree = read_object(folder / "tokenizer.json")
     model = tree.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # Unigram: [text, score] in the order of ids
@@ -96,7 +83,9 @@ def _tokenizer(folder: Path) -> dict[int, str]:
     elif isinstance(vocabulary, dict):
         tokens = {number: text for text, number in vocabulary.items() if isinstance(number, int)}
     else:
-        raise _WrongError("tokenizer.json is no tokenizer: it has no model.vocab")
+        raise WrongError("tokenizer.json is no tokenizer: it has no model.vocab")
+    if (folder / _SETTINGS[0]).exists():
+        read_object(folder / _SETTINGS[0])
     settings = _settings(folder)
     added = tree.get("added_tokens")
     for token in added if isinstance(added, list) else ():
@@ -107,8 +96,7 @@ def _tokenizer(folder: Path) -> dict[int, str]:
 
 def _settings(folder: Path) -> str:
     """The texts in which a special token can be named."""
-    names = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-    files = (folder / name for name in names)
+    files = (folder / name for name in _SETTINGS)
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
     try:
         config = json.loads(texts[0]) if texts else {}
@@ -139,34 +127,52 @@ def _too_large(tokens: Mapping[int, str], config: Mapping[str, Any]) -> Iterator
 # Weights
 
 
-def _weights(folder: Path) -> None:
+def _weights(folder: Path) -> dict[str, list[int]]:
+    """The shapes of the tensors, by their names."""
+    shapes: dict[str, list[int]] = {}
     for name in _weight_files(folder):
         if not (folder / name).is_file():
-            raise _WrongError(f"{name} is missing, which {INDEX} names")
-        _whole(folder / name)
+            raise WrongError(f"{name} is missing, which {INDEX} names: copy the model again")
+        shapes |= _whole(folder / name)
+    return shapes
+
+
+def _other_shape(shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> Iterator[str]:
+    """What the weights say of the model's size against its config, where both are of the usual kind."""
+    shape = shapes.get(_EMBEDDING, ())
+    if len(shape) != 2 or "quantization_config" in config or "auto_map" in config:
+        return
+    sizes = {key: config.get(key) for key in ("vocab_size", "hidden_size")}
+    for (key, size), there, what in zip(sizes.items(), shape, ("rows", "columns"), strict=True):
+        # Some architectures have a few more rows than tokens.
+        if isinstance(size, int) and (size > there if key == "vocab_size" else size != there):
+            yield (
+                f"{CONFIG} says {key} {size}, and in the weights {_EMBEDDING} has {there} {what}: they are of two "
+                "models, or one of them was changed; copy the model again"
+            )
 
 
 def _weight_files(folder: Path) -> list[str]:
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if (folder / INDEX).is_file():
-        names = _object(folder / INDEX).get("weight_map")
+        names = read_object(folder / INDEX).get("weight_map")
         if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-            raise _WrongError(f"{INDEX} names no files: expected a table weight_map")
+            raise WrongError(f"{INDEX} names no files: expected a table weight_map")
         return sorted(set(names.values()))
     others = sorted({path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern)})
     if others:
-        raise _WrongError(
+        raise WrongError(
             f"its weights are in {', '.join(others)}, and only safetensors are read (a pickle can run any code): "
             "save the model with save_pretrained() of a recent transformers"
         )
     if (folder / "adapter_config.json").is_file():
-        raise _WrongError("this is an adapter: merge it into its base model, and save that")
-    raise _WrongError(f"there are no weights: expected {WEIGHTS} (a model from nothing is [model.scratch])")
+        raise WrongError("this is an adapter: merge it into its base model, and save that")
+    raise WrongError(f"there are no weights: expected {WEIGHTS} (a model from nothing is [model.scratch])")
 
 
-def _whole(path: Path) -> None:
-    """Whether a safetensors file is as long as its header says.
+def _whole(path: Path) -> dict[str, list[int]]:
+    """The shapes in a safetensors file, which must be as long as its header says.
 
     The format: eight bytes with the header's length, little-endian; the header, JSON; then the tensors' bytes, which
     `data_offsets` count from the header's end (its documentation, section Format).
@@ -175,12 +181,14 @@ def _whole(path: Path) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise _WrongError(f"{path.name} is no safetensors file, or is cut short ({size} bytes): copy it again")
+            raise WrongError(f"{path.name} is no safetensors file, or is cut short ({size} bytes): copy it again")
         try:
             header = json.loads(file.read(length))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-            whole = 8 + length + max(ends, default=0)
+            tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+            whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+            shapes = {name: list(tensor["shape"]) for name, tensor in tensors.items()}
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            raise _WrongError(f"{path.name} is no safetensors file: its header cannot be read") from None
+            raise WrongError(f"{path.name} is no safetensors file: its header cannot be read; copy it again") from None
     if size < whole:
-        raise _WrongError(f"{path.name} is cut short: it has {size} of {whole} bytes; copy it again")
+        raise WrongError(f"{path.name} is cut short: it has {size} of {whole} bytes; copy it again")
+    return shapes

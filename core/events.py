@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, fields_dict, frozen
+
+from modelwright.core.api.files import appended_tables
 
 VERSION = 1
 
@@ -48,6 +50,9 @@ class Event:
     def role(self) -> str:
         """Who wrote it: "runner" or "worker"."""
         return self.writer.split("-")[2]
+
+
+_KEYS = frozenset(fields_dict(Event))
 
 
 class EventWriter:
@@ -92,7 +97,10 @@ class EventTail:
             self._offsets = {path: path.stat().st_size for path in folder.glob("*.jsonl")}
 
     def poll(self) -> list[Event]:
-        """The events written since the last call, in the order of their times; an unfinished line waits."""
+        """The events written since the last call, in the order of their times; an unfinished line waits.
+
+        A line that is no event, as a machine without power may leave, is passed over.
+        """
         events: list[Event] = []
         for path in sorted(self.folder.glob("*.jsonl")):
             with path.open("rb") as file:
@@ -100,8 +108,8 @@ class EventTail:
                 text = file.read()
             end = text.rfind(b"\n") + 1
             self._offsets[path] = self._offsets.get(path, 0) + end
-            lines = (json.loads(line) for line in text[:end].splitlines())
-            events += (Event(**line) for line in lines if line["v"] == VERSION)
+            rows = appended_tables(text[:end])
+            events += (Event(**row) for row in rows if row.get("v") == VERSION and row.keys() == _KEYS)
         return sorted(events, key=lambda event: event.time)
 
 

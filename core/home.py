@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from modelwright.core.api.places import absolute
+
 HOME = "MODELWRIGHT_HOME"
 REGISTRY = "MODELWRIGHT_REGISTRY"
 
 
 def home() -> Path:
-    """The home folder as an absolute path: `$MODELWRIGHT_HOME`, by default `.modelwright` in the working directory."""
-    return Path(os.environ.get(HOME) or ".modelwright").absolute()
+    """The home folder as an absolute path: `$MODELWRIGHT_HOME`, by default `.modelwright` in the working directory.
+
+    Raises:
+        UsageError: it is relative, and the working directory has been removed.
+    """
+    return absolute(Path(os.environ.get(HOME) or ".modelwright"))
 
 
 def runs() -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field, frozen
 
+from modelwright.core.api.files import DamagedError
 from modelwright.core.api.records import digest_json
 from modelwright.core.base import Base, find_base
 from modelwright.core.config.schema import RunConfig
@@ -79,7 +80,7 @@ class Stage(Protocol):
         ...
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
-        """What of a finished stage's results is gone or cut short, in words; None where all is there.
+        """What of a finished stage's results is gone or another, as a clause; None where all is there.
 
         Looks at names and sizes only: it is asked at every run.
         """
@@ -107,7 +108,7 @@ class Step:
         stage: its name.
         done: whether it is done.
         why: or why not.
-        gone: whether it was done and what it made is not there any more, or not whole.
+        gone: whether it was done and what it made is not there any more, or not what it was.
         inputs: what its result depends on, where the stages before it are done.
     """
 
@@ -134,19 +135,28 @@ def plan(run: Run, stages: list[Stage]) -> Iterator[Step]:
 
 def state(run: Run, stage: Stage) -> Step:
     """Whether one stage is done; the stages before it are."""
+    run.folder.check(stage.name)
     inputs = stage.inputs(run)
     fingerprint = digest_json(inputs)
-    done = run.folder.done(stage.name)
+    done, damaged = _mark(run, stage)
     finished, gone = False, None
     if done is None:
-        why = stage.unfinished(run, fingerprint) or "not done yet"
+        why = damaged or stage.unfinished(run, fingerprint) or "not done yet"
     elif done.fingerprint != fingerprint:
         why = f"changed: {', '.join(_changes(done.inputs, inputs)) or 'all'}"
     elif gone := stage.missing(run, done.outputs):
-        why = f"gone: {gone}"
+        why = gone
     else:
         finished, why = True, "done, and nothing that it depends on has changed"
     return Step(stage=stage.name, done=finished, why=why, gone=gone is not None, inputs=inputs)
+
+
+def _mark(run: Run, stage: Stage) -> tuple[Done | None, str | None]:
+    """A stage's mark, and what is wrong with it: then the stage is done again, which finds what it made and goes on."""
+    try:
+        return run.folder.done(stage.name), None
+    except DamagedError as error:
+        return None, f"{error.path} is damaged, {error.why}"
 
 
 def perform(run: Run, stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,19 +70,21 @@ def read_template(name_or_path: str) -> str:
     """The text of a chat template: a built-in one by its name, else a file's.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or no template.
     """
     if name_or_path in BUILT_IN:
         return BUILT_IN[name_or_path]
     try:
         # As bytes: reading as text would change line ends, and with them the fingerprint.
-        return Path(name_or_path).read_bytes().decode("utf-8")
+        text = Path(name_or_path).read_bytes().decode("utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(
             f"chat_template {name_or_path!r} is neither built in ({', '.join(sorted(BUILT_IN))}) "
             f"nor a file that can be read: {reason}"
         ) from error
+    ChatTemplate(text, name_or_path)
+    return text
 
 
 def template_message(message: Message) -> dict[str, Any]:
@@ -133,18 +135,27 @@ def _parsed_call(call: Any) -> Any:
 class ChatTemplate:
     """A compiled chat template.
 
+    Args:
+        source: its text.
+        where: the file that it is in, for messages.
+
     Attributes:
         source: its text.
         date: the date that it is told, as ISO 8601, where it asks for one.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, where: object = None) -> None:
         self.source = source
         self.date = PINNED_DATE.date().isoformat() if "strftime_now" in source else None
+        prefix = "" if where is None else f"{where}: "
         try:
             self._template = _environment().from_string(source)
         except require("jinja2").TemplateSyntaxError as error:
-            raise UsageError(f"the chat template cannot be read, line {error.lineno}: {error.message}") from error
+            reason = f"line {error.lineno}: {' '.join((error.message or '').split()).removesuffix('.')}"
+            raise UsageError(f"{prefix}the chat template cannot be read, {reason}; mend it there") from error
+        except (SyntaxError, RecursionError) as error:  # of the Python program that it is made into
+            reason = f"{_line(error) or type(error).__name__}; nest less in it"
+            raise UsageError(f"{prefix}the chat template cannot be read: {reason}") from error
 
     def render(
         self,

@@ -19,7 +19,6 @@ import os
 import shutil
 import socket
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,15 @@ from attrs import Factory, field, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, StopRequested
+from modelwright.core.api.places import why_no_folder
 
 # How long the system may take to clear a killed runner away.
 KILLED_ENDS_WITHIN = 1.0
 # How long the workers of a killed runner may take to notice that it is gone.
 ORPHANS_END_WITHIN = 60.0
+
+_FOLDERS = ("done", "events", "logs", "status")
+_FILES = ("runner.lock", "workers.lock", "config.json", "stop")
 
 
 @frozen(kw_only=True)
@@ -84,15 +87,34 @@ class RunFolder:
         """What the stage's worker process prints."""
         return self.path / "logs" / f"{stage}.log"
 
+    def check(self, *stages: str) -> None:
+        """Refuse a folder in which something else is where this class, or one of `stages`, keeps its own.
+
+        Raises:
+            ModelwrightError: what it is, and what to do.
+        """
+        places = {self.path: True}
+        places |= {self.path / name: True for name in (*_FOLDERS, *stages)}
+        places |= {self.path / name: False for name in _FILES}
+        for place, is_folder in places.items():
+            if os.path.lexists(place) and not (place.is_dir() if is_folder else place.is_file()):
+                kind = "folder" if is_folder else "file"
+                raise ModelwrightError(f"{place} is no {kind}: move it away, and a {kind} is made there")
+
     # Done marks
 
     def _done(self, stage: str) -> Path:
         return self.path / "done" / f"{stage}.json"
 
     def done(self, stage: str) -> Done | None:
-        """The mark of a finished stage, if it is there."""
-        values = files.read_json(self._done(stage))
-        return None if values is None else Done(**values)
+        """The mark of a finished stage, if it is there.
+
+        Raises:
+            DamagedError: it is no mark; the stage counts as not done, and doing it writes a new one.
+        """
+        keys = {"fingerprint": str, "inputs": dict, "outputs": dict}
+        values = files.read_state(self._done(stage), keys, remedy=f"do {stage} again")
+        return None if values is None else Done(**{key: values[key] for key in keys})
 
     def mark_done(self, stage: str, done: Done) -> None:
         """Mark a stage as finished; the last thing that a stage does."""
@@ -110,7 +132,7 @@ class RunFolder:
         self.unmark(stage)
         if self.stage(stage).exists():
             # Renamed first, so that a kill leaves all of it or nothing in place.
-            aside = self.path / f"{files.TEMPORARY}old-{stage}-{uuid.uuid4().hex[:8]}"
+            aside = files.temporary_name(self.stage(stage), "old-")
             self.stage(stage).rename(aside)
             shutil.rmtree(aside)
 
@@ -148,9 +170,14 @@ class RunFolder:
         killed runner has noticed that its pipe closed: a new runner waits for that.
 
         Raises:
-            ModelwrightError: a living runner works in the folder, or workers outlive a killed one for too long.
+            ModelwrightError: a living runner works in the folder, workers outlive a killed one for too long, or it
+                cannot be worked in.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.check()
+        if why := why_no_folder(self.path):
+            raise ModelwrightError(f"{self.path} {why}")
+        with files.failing_as(f"{self.path} cannot be made"):
+            self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             runner = stack.enter_context(_opened(self.path / "runner.lock"))
             if not self._lock_within(runner, KILLED_ENDS_WITHIN):
@@ -188,7 +215,8 @@ class RunFolder:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with files.failing_as(f"{path} cannot be opened"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         yield descriptor
     finally:

@@ -53,7 +53,7 @@ class AsyncClient:
     Methods, arguments and errors are those of `Client`; all but the streams are awaited.
 
     Args:
-        target: `HOST:PORT`.
+        target: `HOST:PORT`; an IPv6 address has brackets: `[::1]:50051`.
         timeout: seconds that a request may take, a stream to its end; None waits for ever.
         token: what the server asks for.
         tls: whether to encrypt, and trust the authorities that the system trusts.
@@ -61,8 +61,8 @@ class AsyncClient:
         insecure: whether the token may travel unencrypted to another machine.
 
     Raises:
-        ValueError: the token would travel unencrypted, or `tls_ca` holds no certificate.
-        OSError: the file cannot be read.
+        ValueError: the target is no `HOST:PORT`, the token would travel unencrypted, or `tls_ca` holds no certificate.
+        OSError: its file cannot be read.
     """
 
     def __init__(

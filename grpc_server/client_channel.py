@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
+import functools
 import re
 import ssl
+import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc
+
+from modelwright.grpc_server.client_errors import ArgumentError
+from modelwright.grpc_server.host_port import is_loopback, split_host_port
+from modelwright.grpc_server.named_files import open_named
 
 # Tokenizing a whole context answers with more than gRPC's 4 MiB.
 _MAX_RESPONSE_BYTES = 64 * 1024 * 1024
@@ -29,8 +34,9 @@ class Connection:
         insecure: whether the token may travel unencrypted to another machine.
 
     Raises:
-        ValueError: the token is none, would travel unencrypted, or `tls_ca` holds no certificate.
-        OSError: the file cannot be read.
+        ArgumentError: the target is no `HOST:PORT`, the token is none or would travel unencrypted, or `tls_ca` holds no
+            certificate.
+        OSError: its file cannot be read.
     """
 
     target: str
@@ -41,42 +47,59 @@ class Connection:
 
     def __post_init__(self) -> None:
         """Check what goes together."""
-        if self.token is not None and not _TOKEN.fullmatch(self.token):
-            raise ValueError("a token is a word of printable ASCII characters, and this one is not")
-        if self.token is not None and not (self.encrypted or self.insecure or is_loopback(self.target)):
-            raise ValueError(
-                f"the token would travel unencrypted to {self.target}: give tls or tls_ca, or insecure if the network "
-                "is trusted"
+        parts = split_host_port(self.target)
+        if parts is None or parts[1] == 0:
+            raise ArgumentError(
+                "{target} is {value!r}: expected HOST:PORT, with a port from 1 to 65535, such as 127.0.0.1:50051 or "
+                "[::1]:50051",
+                value=self.target,
             )
-        self.authorities()
+        if self.token is not None and not _TOKEN.fullmatch(self.token):
+            raise ArgumentError("a token is a word of printable ASCII characters, and this one is not")
+        if self.token is not None and not (self.encrypted or self.insecure or self.stays_here):
+            raise ArgumentError(
+                "the token would travel unencrypted to {value}: give {tls} or {tls_ca}, or {insecure} if the network "
+                "is trusted",
+                value=self.target,
+            )
+        _ = self.authorities  # what is wrong with them is told now
+
+    @property
+    def stays_here(self) -> bool:
+        """Whether the server is on this machine."""
+        parts = split_host_port(self.target)
+        return parts is not None and is_loopback(parts[0])
 
     @property
     def encrypted(self) -> bool:
         """Whether the connection uses TLS."""
         return self.tls or self.tls_ca is not None
 
+    @functools.cached_property
     def authorities(self) -> bytes | None:
         """The certificates to trust; None: the system's."""
         if self.tls_ca is None:
             return None
-        given = self.tls_ca if isinstance(self.tls_ca, bytes) else Path(self.tls_ca).read_bytes()
+        given = self.tls_ca if isinstance(self.tls_ca, bytes) else _read(Path(self.tls_ca))
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=given.decode("ascii"))
         except (ssl.SSLError, UnicodeDecodeError, ValueError) as error:
-            name = "tls_ca" if isinstance(self.tls_ca, bytes) else str(self.tls_ca)
-            raise ValueError(f"{name} holds no certificate in PEM") from error
+            name = "" if isinstance(self.tls_ca, bytes) else f"{self.tls_ca} "
+            raise ArgumentError("{tls_ca} {name}holds no certificate in PEM", name=name) from error
         return given
 
     def open(self, kind: Any = grpc) -> Any:
         """A channel of `grpc`, or of `grpc.aio`; it connects when it is first used."""
         options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", _MAX_RESPONSE_BYTES)]
-        if is_loopback(self.target):
+        if self.stays_here:
             # A proxy of the environment has no way to this machine.
             options.append(("grpc.enable_http_proxy", 0))
+        # By its scheme, or gRPC would take a host named "unix" for a socket's path.
+        target = "dns:///" + urllib.parse.quote(self.target, safe="[]:")
         if not self.encrypted:
-            return kind.insecure_channel(self.target, options=options)
-        credentials = grpc.ssl_channel_credentials(root_certificates=self.authorities() or _system_authorities())
-        return kind.secure_channel(self.target, credentials, options=options)
+            return kind.insecure_channel(target, options=options)
+        credentials = grpc.ssl_channel_credentials(root_certificates=self.authorities or _system_authorities())
+        return kind.secure_channel(target, credentials, options=options)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -90,10 +113,6 @@ def _system_authorities() -> bytes | None:
     return Path(path).read_bytes() if path else None
 
 
-def is_loopback(target: str) -> bool:
-    """Whether `HOST:PORT` is on this machine."""
-    host = target.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _read(path: Path) -> bytes:
+    with open_named(path, streams=True) as file:
+        return file.read()

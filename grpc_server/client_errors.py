@@ -5,6 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_ARGUMENTS = ("target", "token", "tls", "tls_ca", "insecure")
+
+
+class ArgumentError(ValueError):
+    """An argument of a client that cannot be.
+
+    Args:
+        words: the message, in which `{tls_ca}` and so on stand for the arguments' names.
+        facts: what else stands in braces.
+    """
+
+    def __init__(self, words: str, **facts: object) -> None:
+        self._words = words
+        self._facts = facts
+        super().__init__(self.told({}))
+
+    def told(self, names: Mapping[str, str]) -> str:
+        """The message to a person who knows the arguments by other names, such as `{"tls_ca": "--tls-ca"}`."""
+        arguments = {argument: names.get(argument, argument) for argument in _ARGUMENTS}
+        return self._words.format(**arguments, **self._facts)
+
 
 class ServerError(Exception):
     """A request that got an error; `__cause__` is the `grpc.RpcError`.
@@ -56,14 +77,23 @@ def ended_without_end(target: str) -> ServerError:
     return ServerError("INTERNAL", f"the server at {target} ended a stream without its last event")
 
 
-# What gRPC itself finds: its code, a word of its details, and what is said of it. The first that fits.
+# What gRPC itself finds: its code ("" is any), a word of its details, and what is said of it. The first that fits.
 _WORDS = (
+    ("UNAVAILABLE", "tcp handshaker", "no server answers at {}"),
     (
         "UNAVAILABLE",
         "handshake",
         "no encrypted connection to {}: is it a port with TLS, and who signed its certificate?",
     ),
     ("UNAVAILABLE", "socket closed", "whatever listens at {} hangs up: does it want TLS?"),
+    ("UNAVAILABLE", "failed parsing http/2", "what answers at {} speaks no gRPC: is it the port of something else?"),
+    ("UNAVAILABLE", "before receiving settings", "whatever listens at {} says nothing: is it a Modelwright server?"),
+    ("", "received http2 header with status", "what answers at {} speaks HTTP and no gRPC: is it another port?"),
+    (
+        "UNIMPLEMENTED",
+        "",
+        "what answers at {} takes no such request: is it a Modelwright server, and not its administrators' port?",
+    ),
     ("UNAVAILABLE", "", "no server answers at {}"),
     ("DEADLINE_EXCEEDED", "", "the server at {} did not answer in time: allow more with timeout"),
     ("RESOURCE_EXHAUSTED", "larger than max", "the message is larger than the server at {} takes: send less"),
@@ -73,7 +103,7 @@ _WORDS = (
 def _without_status(code: str, details: str, target: str, *, answering: bool) -> str:
     if code == "UNAVAILABLE" and answering:
         return f"the server at {target} ended the answer before its end ({details})"
-    fitting = (words for kind, part, words in _WORDS if kind == code and part in details.lower())
+    fitting = (words for kind, part, words in _WORDS if kind in ("", code) and part in details.lower())
     words = next(fitting, None)
     return details if words is None else f"{words.format(target)} ({details})"
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import socket
 
 from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
-
-_LISTEN = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]\s/\0]+):(?P<port>[0-9]{1,5})")
+from modelwright.grpc_server.host_port import is_loopback, split_host_port
 
 
 @frozen(kw_only=True)
@@ -27,12 +24,13 @@ class Address:
         Raises:
             UsageError: it is neither.
         """
-        match = _LISTEN.fullmatch(text)
-        if match is None or int(match["port"]) > 65535:
+        parts = split_host_port(text)
+        if parts is None:
             raise UsageError(
                 f"{text!r} is nowhere to listen: expected HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051"
             )
-        return cls(host=match["host"].strip("[]"), port=int(match["port"]))
+        host, port = parts
+        return cls(host=host, port=port)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -40,12 +38,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only programs on this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
 
 def check_free(listen: Address, flag: str) -> None:

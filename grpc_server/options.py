@@ -44,11 +44,17 @@ class ServerOptions:
     grace: float = field(default=30.0, validator=validators.ge(0.0))
 
     def check(self) -> None:
-        """Look whether other machines reach what they should not.
+        """Look whether somebody reaches what they should not.
 
         Raises:
-            UsageError: they do, and `insecure` is not set.
+            UsageError: other machines do, and `insecure` is not set; or whoever may ask may change the server, though
+                that has a token of its own.
         """
+        if self.token is not None and self.token == self.admin_token:
+            raise UsageError(
+                "--admin-token-file has the same token as --token-file, so whoever may ask may change the server: give "
+                "it another one, or leave it out if that is wanted"
+            )
         if self.insecure:
             return
         for flag, address in (("--listen", self.listen), ("--http", self.http), ("--admin", self.admin)):

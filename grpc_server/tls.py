@@ -9,6 +9,7 @@ import grpc
 
 from modelwright.core.api.errors import UsageError
 from modelwright.grpc_server.access import Tls
+from modelwright.grpc_server.named_files import open_named
 
 
 def server_credentials(tls: Tls) -> grpc.ServerCredentials:
@@ -60,7 +61,7 @@ def _no_password() -> str:
 
 def _check_readable(path: Path, option: str) -> None:
     try:
-        path.open("rb").close()
+        open_named(path).close()
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise UsageError(f"{option} {path} cannot be read: {reason}") from error

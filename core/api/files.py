@@ -12,13 +12,49 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
 
 TEMPORARY = ".tmp-"
+# Of a name, so many bytes are kept in the temporary one: file systems take 255 altogether.
+_KEPT_OF_A_NAME = 200
+
+
+class DamagedError(ModelwrightError):
+    """A file that this program wrote is not what it wrote there.
+
+    Attributes:
+        path: the file.
+        why: what is wrong with it, in words.
+    """
+
+    def __init__(self, path: Path, why: str, *, remedy: str) -> None:
+        super().__init__(f"{path} is damaged ({why}): {remedy}")
+        self.path = path
+        self.why = why
+
+
+def temporary_name(path: Path, mark: str = "") -> Path:
+    """A name beside `path` for what is to take its place, or was there before."""
+    name = os.fsencode(path.name)[:_KEPT_OF_A_NAME].decode("utf-8", "ignore")
+    return path.parent / f"{TEMPORARY}{mark}{name}-{uuid.uuid4().hex[:8]}"
+
+
+@contextlib.contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Say of a failure of the file system what could not be done: the name in it is often a temporary one, or none.
+
+    Raises:
+        ModelwrightError: `what`, and the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ModelwrightError(f"{what}: {error.strerror or error}") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -34,7 +70,7 @@ def sync_folder(folder: Path) -> None:
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of `path` when the block ends well, and is gone when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -54,7 +90,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     caller whose reader cannot bear that uses a new name each time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
+    temporary = temporary_name(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -66,7 +102,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
                 sync_folder(file)
         sync_folder(temporary)
         if path.exists():
-            aside = path.parent / f"{TEMPORARY}old-{path.name}-{uuid.uuid4().hex[:8]}"
+            aside = temporary_name(path, "old-")
             path.rename(aside)
             temporary.rename(path)
             shutil.rmtree(aside)
@@ -81,7 +117,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 def remove_temporaries(folder: Path) -> None:
     """Remove what a killed writer left in `folder`; only the holder of the folder's lock may call this."""
     for left in folder.glob(f"{TEMPORARY}*"):
-        if left.is_dir():
+        if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
         else:
             left.unlink()
@@ -106,6 +142,76 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_state(path: Path, keys: Mapping[str, type | tuple[type, ...]], *, remedy: str) -> dict[str, Any] | None:
+    """Read a JSON table that this program wrote with `write_json`; None where there is none.
+
+    Args:
+        path: the file.
+        keys: what must be in the table, and of which type.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        DamagedError: it is something else.
+        ModelwrightError: it cannot be read.
+    """
+    try:
+        value = _table(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ModelwrightError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DamagedError(path, str(error), remedy=remedy) from error
+    wrong = next((key for key, kind in keys.items() if key not in value or not isinstance(value[key], kind)), None)
+    if wrong is not None:
+        raise DamagedError(path, f"no {wrong} as it should be" if wrong in value else f"no {wrong}", remedy=remedy)
+    return value
+
+
+def _table(content: bytes) -> dict[str, Any]:
+    """The JSON object that some bytes are.
+
+    Raises:
+        ValueError: they are something else; the message says what.
+    """
+    if not content.strip(b"\0 \r\n\t"):
+        raise ValueError("empty" if not content else "blank")
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004 - the file is wrong, not this program
+    return value
+
+
+def read_rows(path: Path, keys: Iterable[str], *, remedy: str) -> Iterator[dict[str, Any]]:
+    """The tables of a JSONL file that this program wrote as a whole.
+
+    Args:
+        path: the file.
+        keys: what must be in each table.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        DamagedError: a line is something else.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = _table(line)
+            except ValueError as error:
+                raise DamagedError(path, f"line {number} is {error}", remedy=remedy) from error
+            for key in keys:
+                if key not in row:
+                    raise DamagedError(path, f"line {number} has no {key}", remedy=remedy)
+            yield row
+
+
 def json_line(value: Any) -> str:
     """`value` as one line of a JSONL file, its newline included."""
     return json.dumps(value, ensure_ascii=False) + "\n"
@@ -114,6 +220,17 @@ def json_line(value: Any) -> str:
 def json_lines(file: IO[str]) -> Iterator[Any]:
     """The values of a JSONL file that this program wrote."""
     return (json.loads(line) for line in file)
+
+
+def appended_tables(content: bytes) -> Iterator[dict[str, Any]]:
+    """The tables of a JSONL file to which a process appends.
+
+    A kill or a machine without power leaves a line cut short, or blank: it is passed over, as if it had not come to be.
+    """
+    for line in content.splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            with contextlib.suppress(ValueError):
+                yield _table(line)
 
 
 def sha256_file(path: Path) -> str:
@@ -138,12 +255,14 @@ def sizes(folder: Path) -> dict[str, int]:
     }
 
 
-def missing_file(folder: Path, expected: Mapping[str, int]) -> Path | None:
-    """The first file of `expected` (as `sizes` gives it) that is not in `folder`, or has another size."""
+def missing_file(folder: Path, expected: Mapping[str, int]) -> str | None:
+    """What is wrong with the first file that is not as `expected` (as `sizes` gives it); None where all are there."""
     for path, size in expected.items():
         file = folder / path
-        if not file.is_file() or file.stat().st_size != size:
-            return file
+        if not file.is_file():
+            return f"{file} is gone"
+        if file.stat().st_size != size:
+            return f"{file} is another file: it has {file.stat().st_size} bytes, and had {size}"
     return None
 
 

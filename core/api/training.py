@@ -82,7 +82,7 @@ class Job:
         fingerprint: of all that went in; a checkpoint with another one is not resumed.
         emit: writes an event: `emit(kind, data)`. Progress is shown from `started` {steps, parameters, device}, `step`
             {step, steps, loss, tokens, seconds, …}, `resumed` {step} and `checkpoint` {step}; other kinds are kept.
-        stopping: whether someone asked the run to stop; asked at each step's end.
+        stopping: whether someone asked the run to stop; asked at each step's end, and before each micro-batch.
     """
 
     folder: Path

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from modelwright.core.cli.output import OutputError, ReaderLeft, guarded_output
+
 # Command → (module:attribute, the line that --help shows). The line stands here so that help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("init:init", "Write a commented run.toml and a sample of data to begin with."),
@@ -22,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve:serve", "Serve registered models over gRPC."),
     "generate": ("generate:generate", "Continue a prompt, by a running server."),
     "chat": ("generate:chat", "Talk with a model of a running server."),
+    "data": ("data:data", "Look at what a run's data came to."),
     "plugins": ("plugins:plugins", "List the plugins that are installed."),
     "config": ("config:config", "Check or show a run.toml."),
 }
@@ -70,17 +73,19 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 wrong usage, 75 stopped and resumable."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        result: Any = cli.main(arguments, prog_name="modelwright", standalone_mode=False)
+        with guarded_output():
+            result: Any = cli.main(arguments, prog_name="modelwright", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("stopped", err=True)
         sys.exit(75)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except BrokenPipeError:
-        # The reader of our output left (`modelwright models list | head`); there is nobody to tell.
-        sys.stderr.close()
-        sys.exit(0)
+    except ReaderLeft:
+        sys.exit(0)  # there is nobody to tell
+    except OutputError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
     except Exception as error:
         # Imported here: whoever asks for help meets no error.
         from modelwright.core.api.errors import ModelwrightError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,35 @@ from typing import Any, TypeVar
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Text(click.types.StringParamType):
+    """Text that a message can hold: what is not UTF-8 in an argument comes as surrogates, which it cannot."""
+
+    def __init__(self, *, empty: bool = True) -> None:
+        self._empty = empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text itself."""
+        text: str = super().convert(value, param, ctx)
+        if not text and not self._empty:
+            self.fail("it is empty: expected at least one character.", param, ctx)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail("it is not UTF-8.", param, ctx)
+        return text
+
+
+class FiniteRange(click.FloatRange):
+    """As click's, without its gap: nan is in every range, and inf in those with no upper end."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 def registry_option(command: Command) -> Command:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelwright.core.cli.common import figure_text, print_json, print_table
+from modelwright.core.cli.given import DiskPath, once
 from modelwright.core.cli.run import perform_stages, stage_options
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ _OUTPUT = {"output": "--output"}
 @functools.partial(stage_options, required=False)
 @click.option("--all", "all_models", is_flag=True, help="Every name in the registry, at its newest version.")
 @click.option("--model", "models", multiple=True, metavar="ADDRESS", help="NAME, NAME@VERSION or @ALIAS; may repeat.")
-@click.option("--data", metavar="PATH", help="The test set: a file, glob or folder of rows.")
+@click.option(
+    "--data", multiple=True, callback=once, metavar="PATH", help="The test set: a file, glob or folder of rows."
+)
 @click.option("--format", "format_name", metavar="F", help="What reads its rows; default: the only format that can.")
 @click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the format, in TOML.")
 @click.option(
@@ -57,9 +60,7 @@ _OUTPUT = {"output": "--output"}
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer; default: 256.")
 @click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Of sampling; default: 0, greedy.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of everything random; default: 17.")
-@click.option(
-    "--output", metavar="DIR", type=click.Path(path_type=Path), help="For results.json, report.md and samples.jsonl."
-)
+@click.option("--output", metavar="DIR", type=DiskPath(), help="For results.json, report.md and samples.jsonl.")
 @click.pass_context
 def evaluate(context: click.Context, /, path: Path | None, *, registry: str | None, **given: Any) -> None:
     """Grade registered models on test sets.
@@ -140,11 +141,9 @@ def _evaluate_flags(
     plugins = discover()
     names = ("format_name", "options", "metrics", "name", "limit", "samples", "max_tokens", "temperature", "seed")
     direct = Direct(models="all" if all_models else models, data=data, **{name: given[name] for name in names})
-    config, chosen = direct_config(direct, plugins)
-    for line in chosen:
-        click.echo(line, err=True)
+    config, taken = direct_config(direct, plugins)
     keys = ("dry_run", "fresh", "as_json")
-    _perform(config, plugins, output=output, registry=registry, **{key: given[key] for key in keys})
+    _perform(config, plugins, output=output, registry=registry, taken=taken, **{key: given[key] for key in keys})
 
 
 def _perform(
@@ -156,6 +155,7 @@ def _perform(
     dry_run: bool,
     fresh: bool,
     as_json: bool,
+    taken: Sequence[str] = (),
     **_of_other_ways: Any,
 ) -> None:
     from modelwright.core import runner
@@ -165,7 +165,9 @@ def _perform(
 
     runner.check_packages("evaluate")
     evaluation = evaluations.open_evaluation(config, plugins, output=output, registry=registry)
-    evaluations.check(evaluation)
+    evaluations.check(evaluation, fresh=fresh)
+    for line in taken:
+        click.echo(line, err=True)
     if dry_run:
         _print_plan(evaluation, fresh=fresh, as_json=as_json)
         return

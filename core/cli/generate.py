@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.cli.common import json_option, print_json
+from modelwright.core.cli.common import FiniteRange, Text, json_option, print_json
 from modelwright.core.cli.tokens import read_token
+from modelwright.core.cli.typed import NotUtf8Error, check_input, read_line, read_text
 
 if TYPE_CHECKING:
     from modelwright.grpc_server.client import Client, Generation, SamplingOptions, Stream
@@ -21,24 +22,42 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path)
+# What the protocol's numbers hold: int32 and int64.
+_COUNTS, _SEEDS = 2**31 - 1, 2**63 - 1
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--model", metavar="ADDRESS", help="NAME, NAME@3 or @ALIAS; default: the only model served."),
+    click.option(
+        "--model", type=Text(), metavar="ADDRESS", help="NAME, NAME@3 or @ALIAS; default: the only model served."
+    ),
     click.option("--server", default="127.0.0.1:50051", show_default=True, metavar="H:P", help="Where the server is."),
     click.option("--token-file", type=_FILE, metavar="FILE", help="Its first line is the token that the server wants."),
     click.option("--tls", is_flag=True, help="Encrypt, and trust the authorities that the system trusts."),
     click.option("--tls-ca", type=_FILE, metavar="FILE", help="Encrypt, and trust these authorities instead (PEM)."),
     click.option("--insecure", is_flag=True, help="Let the token travel unencrypted to another machine."),
-    click.option("--max-tokens", type=int, help="The most tokens to generate."),
-    click.option("--temperature", type=float, help="0 takes the likeliest token."),
-    click.option("--top-p", type=float, help="Sample from the likeliest tokens whose probabilities reach this sum."),
-    click.option("--top-k", type=int, help="Sample from this many likeliest tokens; 0 is no limit."),
-    click.option("--seed", type=int, help="Makes sampling repeatable."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="Ends the answer; may be given several times."),
+    click.option("--max-tokens", type=click.IntRange(1, _COUNTS), help="The most tokens to generate."),
+    click.option("--temperature", type=FiniteRange(0), help="0 takes the likeliest token."),
+    click.option(
+        "--top-p",
+        type=FiniteRange(0, 1, min_open=True),
+        help="Sample from the likeliest tokens whose probabilities reach this sum.",
+    ),
+    click.option(
+        "--top-k", type=click.IntRange(0, _COUNTS), help="Sample from this many likeliest tokens; 0 is no limit."
+    ),
+    click.option("--seed", type=click.IntRange(0, _SEEDS), help="Makes sampling repeatable."),
+    click.option(
+        "--stop",
+        type=Text(empty=False),
+        multiple=True,
+        metavar="TEXT",
+        help="Ends the answer; may be given several times.",
+    ),
 )
 
 
 # Those of the options that say how to connect.
 _CONNECTION = ("server", "token_file", "tls", "tls_ca", "insecure")
+# What the client's arguments are called here.
+_FLAGS = {"target": "--server", "token": "--token-file", "tls": "--tls", "tls_ca": "--tls-ca", "insecure": "--insecure"}
 
 
 def _asking(command: Command) -> Command:
@@ -48,15 +67,17 @@ def _asking(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("prompt", required=False, default="-")
+@click.argument("prompt", type=Text(), required=False, default="-")
 @_asking
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
 @json_option
 def generate(prompt: str, model: str | None, no_stream: bool, as_json: bool, **options: Any) -> None:
     """Continue PROMPT; `-` or none reads it from standard input, without the newline at its end."""
+    if prompt == "-":
+        check_input("PROMPT")
     with _client(options) as (client, asked):
         if prompt == "-":
-            prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+            prompt = read_text().removesuffix("\n")
         if as_json:
             print_json(_to_json(client.generate(prompt, model=model, **asked)))
         elif no_stream:
@@ -70,16 +91,18 @@ def generate(prompt: str, model: str | None, no_stream: bool, as_json: bool, **o
 
 @click.command()
 @_asking
-@click.option("--message", metavar="TEXT", help="Say this, print the answer, and leave.")
-@click.option("--system", metavar="TEXT", help="Instructions that stand above the conversation.")
+@click.option("--message", type=Text(), metavar="TEXT", help="Say this, print the answer, and leave.")
+@click.option("--system", type=Text(), metavar="TEXT", help="Instructions that stand above the conversation.")
 @click.option(
     "--show-thinking/--hide-thinking",
     "thinking",
     default=None,
     help="Print what the model thinks before it answers; default: on a terminal.",
 )
-def chat(model: str | None, message: str | None, system: str | None, thinking: bool | None, **options: Any) -> None:
+def chat(model: str | None, message: str | None, system: str | None, thinking: bool | None, **options: Any) -> int:
     """Talk with a model; Ctrl-D leaves, Ctrl-C stops an answer."""
+    if message is None:
+        check_input("--message TEXT")
     messages = [{"role": "system", "content": system}] if system else []
     shown = sys.stdout.isatty() if thinking is None else thinking
     with _client(options) as (client, asked):
@@ -89,23 +112,35 @@ def chat(model: str | None, message: str | None, system: str | None, thinking: b
         if message is not None:
             with client.chat_stream([*messages, {"role": "user", "content": message}], model=model, **asked) as stream:
                 _print(stream, thinking=shown)
-            return
-        _converse(client, messages, model, asked, thinking=shown)
+            return 0
+        return _converse(client, messages, model, asked, thinking=shown)
 
 
 def _converse(
     client: Client, messages: list[dict[str, str]], model: str, asked: SamplingOptions, *, thinking: bool
-) -> None:
-    """Ask and answer until the end of the input; a turn that fails is taken back, and the conversation goes on."""
+) -> int:
+    """Ask and answer until the end of the input; a turn that fails is taken back, and the conversation goes on.
+
+    Gives the exit code: 1 where a line that was piped in was not asked.
+    """
     from modelwright.grpc_server.client import ServerError
 
     terminal = sys.stdin.isatty()
+    code = 0
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() a line editor with history
         click.echo(f"Talking with {model}. Ctrl-D leaves, Ctrl-C stops an answer, /new begins a new conversation.")
     system = list(messages)
-    while (said := _ask("you> " if terminal else "")) is not None:
+    while True:
+        try:
+            said = read_line("you> ")
+        except NotUtf8Error as error:
+            click.echo(f"error: {error}; the conversation goes on without it", err=True)
+            code = 0 if terminal else 1
+            continue
+        if said is None:
+            return code
         if not said.strip():
             continue
         if terminal and said.strip() == "/new":
@@ -114,23 +149,13 @@ def _converse(
         messages.append({"role": "user", "content": said})
         try:
             with client.chat_stream(messages, model=model, **asked) as stream:
-                said = _print(stream, thinking=thinking, stoppable=terminal)
-            messages.append({"role": "assistant", "content": said})
+                answer = _print(stream, thinking=thinking, stoppable=terminal)
+            messages.append({"role": "assistant", "content": answer})
         except ServerError as error:
             messages.pop()
             if not terminal or error.code == "UNAVAILABLE":
                 raise
             click.echo(f"error: {error}", err=True)
-
-
-def _ask(prompt: str) -> str | None:
-    """A line of the user; None at the end of the input."""
-    try:
-        return input(prompt)
-    except EOFError:
-        if prompt:
-            click.echo()
-        return None
 
 
 def _print(stream: Stream, *, thinking: bool, stoppable: bool = False) -> str:
@@ -172,6 +197,7 @@ def _client(options: dict[str, Any]) -> Iterator[tuple[Client, SamplingOptions]]
     # What gRPC would log of a connection that fails is in the one line that says so.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from modelwright.grpc_server.client import Client, ServerError
+    from modelwright.grpc_server.client_errors import ArgumentError
 
     connection = {name: options.pop(name) for name in _CONNECTION}
     target = connection.pop("server")
@@ -179,13 +205,14 @@ def _client(options: dict[str, Any]) -> Iterator[tuple[Client, SamplingOptions]]
     sampling: SamplingOptions = options  # type: ignore[assignment]
     try:
         # However long an answer takes, there is Ctrl-C.
-        with Client(target, timeout=None, **connection) as client:
+        client = Client(target, timeout=None, **connection)
+    except ArgumentError as error:
+        raise UsageError(error.told(_FLAGS)) from error
+    except OSError as error:
+        raise UsageError(f"--tls-ca {error.filename} cannot be read: {(error.strerror or '').lower()}") from error
+    try:
+        with client:
             yield client, sampling
     except ServerError as error:
         nobody = str(error).startswith("no server answers")
         raise ModelwrightError(f"{error}; start one: modelwright serve ADDRESS" if nobody else str(error)) from error
-    except ValueError as error:
-        # What the messages cannot hold: text that is not UTF-8, a number with too many digits.
-        raise UsageError(f"this cannot be asked: {error}") from error
-    except OSError as error:
-        raise UsageError(f"--tls-ca {connection['tls_ca']} cannot be read: {(error.strerror or '').lower()}") from error

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import click
 
+from modelwright.core.cli.given import DiskPath
+
 FORMATS = ("math", "reasoning", "general")
 RUN = "run.toml"
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=Path())
+@click.argument("folder", type=DiskPath(), default=Path())
 @click.option(
     "--format", "format_name", type=click.Choice(FORMATS), default="math", show_default=True, help="Of the data."
 )
@@ -27,11 +29,11 @@ def init(folder: Path, format_name: str) -> None:
     there is overwritten.
     """
     from modelwright.core.api.errors import UsageError
+    from modelwright.core.api.places import why_no_folder
 
     contents = _contents(format_name)
-    nearest = next(one for one in (folder.absolute(), *folder.absolute().parents) if _is_there(one))
-    if not nearest.is_dir():
-        raise UsageError(f"{folder}: {nearest} is a file: name a folder, which need not be there yet")
+    if why := why_no_folder(folder):
+        raise UsageError(f"{folder} {why}: name a folder, which need not be there yet")
     there = [str(folder / name) for name in contents if _is_there(folder / name)]
     # A file of that name stands where a folder is to be.
     there += [str(folder / "data")] if _is_there(folder / "data") and not (folder / "data").is_dir() else []
@@ -73,17 +75,14 @@ def _write(folder: Path, contents: Mapping[str, str]) -> None:
     Raises:
         ModelwrightError: the folder cannot be written to.
     """
-    from modelwright.core.api.errors import ModelwrightError
-    from modelwright.core.api.files import writing_folder
+    from modelwright.core.api.files import failing_as, writing_folder
 
-    try:
+    with failing_as(f"{folder} cannot be written to"):
         if folder.exists():
             _write_into(folder, contents)
             return
         with writing_folder(folder) as staged:
             _write_into(staged, contents)
-    except OSError as error:
-        raise ModelwrightError(f"{folder} cannot be written to: {error.strerror}") from error
 
 
 def _write_into(folder: Path, contents: Mapping[str, str]) -> None:

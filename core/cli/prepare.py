@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelwright.core.cli.common import print_json, print_table
+from modelwright.core.cli.given import DiskPath
 from modelwright.core.cli.run import perform_stages, stage_options
 
 if TYPE_CHECKING:
@@ -59,9 +60,7 @@ class _Share(click.FloatRange):
 @click.option("--format", "format_name", metavar="NAME", help="The format that reads the rows.")
 @click.option("--all-formats", is_flag=True, help="Every format that can read them: OUTPUT/FORMAT.jsonl each.")
 @click.option("--input", "inputs", multiple=True, metavar="PATH", help="A file, glob or folder of rows; may repeat.")
-@click.option(
-    "--output", metavar="PATH", type=click.Path(path_type=Path), help="The .jsonl file to write, or a folder."
-)
+@click.option("--output", metavar="PATH", type=DiskPath(), help="The .jsonl file to write, or a folder.")
 @click.option("--instruction", metavar="TEXT", help="Put to each question; {question} in it is the question.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The most rows of each input.")
 @click.option(
@@ -144,10 +143,9 @@ def _prepare_files(
 
 
 def _raw(inputs: Sequence[str], *, limit: int | None, fraction: float, seed: int, max_rejected: float) -> Raw:
-    from modelwright.core.config import FilePath, SourceConfig
-    from modelwright.core.prepare.convert import Raw
+    from modelwright.core.prepare.convert import Raw, given_source
 
-    sources = [SourceConfig(path=FilePath(path), limit=limit, fraction=fraction) for path in inputs]
+    sources = [given_source("--input", path, limit=limit, fraction=fraction) for path in inputs]
     return Raw(sources=sources, seed=seed, max_rejected=max_rejected)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelwright.core.api.errors import MissingDependencyError, UsageError
-from modelwright.core.cli.common import print_table, registry_option
+from modelwright.core.cli.common import FiniteRange, print_table, registry_option
 from modelwright.core.cli.tokens import read_token
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--max-requests", type=click.IntRange(1), default=256, show_default=True, help="The most at once.")
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=30.0,
     show_default=True,
     help="Seconds for running requests at the end.",

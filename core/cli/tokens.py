@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import click
 
 from modelwright.core.api.errors import UsageError
+from modelwright.grpc_server.named_files import open_named
 
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
 # A file with a longer first line is something else.
@@ -30,8 +32,8 @@ def read_token(path: Path | None, option: str) -> str | None:
     if path is None:
         return None
     try:
-        with path.open("rb") as file:
-            mode = path.stat().st_mode
+        with open_named(path, streams=True) as file:
+            mode = os.fstat(file.fileno()).st_mode
             line = file.readline(_LONGEST + 1)
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()

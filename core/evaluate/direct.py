@@ -10,12 +10,11 @@ from typing import Any
 from attrs import evolve, frozen
 
 from modelwright.core.config import ConfigError, eval_from_plain
-from modelwright.core.config.errors import Invalid, Problem
-from modelwright.core.config.paths import Written, file_path
+from modelwright.core.config.errors import Problem
 from modelwright.core.config.schema import EvalConfig
 from modelwright.core.evaluate.recognise import default_metric, recognise
 from modelwright.core.plugins import Plugins
-from modelwright.core.prepare.convert import parse_options
+from modelwright.core.prepare.convert import given_source, parse_options
 
 _DEFAULT_SEED = 17
 _LONGEST_NAME = 64
@@ -72,7 +71,7 @@ def direct_config(direct: Direct, plugins: Plugins) -> tuple[EvalConfig, list[st
         ConfigError: a flag is wrong.
         UsageError: the format must be named; or there is no such data file.
     """
-    path, said = _path(direct.data), []
+    path, said = given_source("--data", direct.data).path, []
     format_name = direct.format_name
     if format_name is None:
         if direct.options:
@@ -110,15 +109,6 @@ def direct_config(direct: Direct, plugins: Plugins) -> tuple[EvalConfig, list[st
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in (None, {})}
-
-
-def _path(data: str) -> str:
-    written = Written(data)
-    written.folder = Path.cwd()
-    try:
-        return file_path(written)
-    except Invalid as error:
-        raise ConfigError([Problem(source="--data", message=message) for _, message in error.findings]) from error
 
 
 def _of_flag(problem: Problem) -> Problem:

@@ -11,7 +11,6 @@ OUTPUT/
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,13 +22,14 @@ from attrs import define, frozen
 from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, RegistryError, SeveralErrors, UsageError
+from modelwright.core.api.places import absolute, why_no_file, why_no_folder
 from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.config.schema import EvalConfig
 from modelwright.core.evaluate.models import Chosen, Models, raise_all
 from modelwright.core.evaluate.order import STAGE, Failure, Order, OrderedModel, Pair, folder_name, make_order
-from modelwright.core.evaluate.report import write_report
-from modelwright.core.evaluate.results import RESULTS, collect, describe
+from modelwright.core.evaluate.report import REPORT, write_report
+from modelwright.core.evaluate.results import RESULTS, SAMPLES, collect, describe
 from modelwright.core.evaluate.stage import carry_out
 from modelwright.core.evaluate.suites import looks
 from modelwright.core.events import EventWriter
@@ -126,14 +126,18 @@ def open_evaluation(
     return Evaluation(
         config=config,
         plugins=plugins,
-        output=output.absolute(),
+        output=absolute(output),
         registry_url=home.registry_url(registry or config.registry.url),
         listener=listener,
     )
 
 
-def check(evaluation: Evaluation) -> None:
+def check(evaluation: Evaluation, *, fresh: bool = False) -> None:
     """Find what is wrong before anything starts; nothing is written.
+
+    Args:
+        evaluation: from `open_evaluation`.
+        fresh: what an earlier evaluation left in the folder does not count.
 
     Raises:
         ModelwrightError: an output folder, component, data file or model that cannot be used; as `SeveralErrors` where
@@ -141,7 +145,9 @@ def check(evaluation: Evaluation) -> None:
     """
     errors: dict[str, ModelwrightError] = {}
     suites = looks(evaluation.config.evaluate, evaluation.plugins, seed=evaluation.config.seed)
-    for look in (lambda: _check_output(evaluation.output), lambda: _check_models(evaluation), *suites):
+    # Where the folder is none of ours, nothing in it says which models an evaluation began with.
+    models = lambda: evaluation.models.choose(fresh=fresh or bool(errors))  # noqa: E731 - one of several looks
+    for look in (lambda: _check_output(evaluation), models, *suites):
         try:
             look()
         except ModelwrightError as error:
@@ -150,33 +156,31 @@ def check(evaluation: Evaluation) -> None:
     raise_all(list(errors.values()))
 
 
-def _check_models(evaluation: Evaluation) -> None:
-    evaluation.models.choose()
-
-
-def _check_output(output: Path) -> None:
+def _check_output(evaluation: Evaluation) -> None:
     """Refuse a folder that is not ours to write in."""
+    output = evaluation.output
+    if why := why_no_folder(output):
+        raise UsageError(f"output {output} {why}: give a folder, new or empty")
+    if not output.exists():
+        return
     try:
-        there = next(folder for folder in (output, *output.parents) if os.path.lexists(folder))
-        if not there.is_dir():
-            what = "is a file" if there == output else f"cannot be made: {there} is not a folder"
-            raise UsageError(f"output {output} {what}; give a folder, new or empty")
-        if there == output and not (output / WORK).is_dir():
-            held = sorted(path.name for path in output.iterdir())
-            if held:
-                raise UsageError(
-                    f"output {output} holds other files ({held[0]}): give a folder that is new, empty, or an earlier "
-                    "evaluation's"
-                )
+        held = sorted(path.name for path in output.iterdir())
     except OSError as error:
         raise UsageError(f"output {output} cannot be read: {error.strerror}") from error
-    if not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise UsageError(f"output {output} cannot be written: {there} is read-only for this user")
+    if held and not (output / WORK).is_dir():
+        raise UsageError(
+            f"output {output} holds other files ({held[0]}): give a folder that is new, empty, or an earlier "
+            "evaluation's"
+        )
+    for name in (RESULTS, REPORT, SAMPLES):
+        if why := why_no_file(output / name):
+            raise UsageError(f"output {output / name} {why}: move it away, or give another folder")
+    evaluation.folder.check(STAGE)
 
 
 def plan(evaluation: Evaluation, *, fresh: bool = False) -> list[PlannedPair]:
     """What `execute` would do now; nothing is written."""
-    order, failures = _order(evaluation, evaluation.models.choose())
+    order, failures = _order(evaluation, evaluation.models.choose(fresh=fresh))
     done = [
         PlannedPair(model=pair.model.address, suite=pair.suite, done=not fresh and pair.results() is not None)
         for pair in order.pairs(evaluation.root)
@@ -259,10 +263,11 @@ def _carry_out(evaluation: Evaluation, chosen: Sequence[Chosen], begun: datetime
         emit("ended", {"state": "done"})
     finally:
         events.close()
-    collected = collect(pairs, evaluation.output)
-    results = describe(evaluation.config, chosen, collected, failures, evaluation.plugins, begun=begun)
-    write_report(evaluation.output, results, collected)
-    files.write_json(evaluation.output / RESULTS, results)
+    with files.failing_as(f"output {evaluation.output} cannot be written"):
+        collected = collect(pairs, evaluation.output)
+        results = describe(evaluation.config, chosen, collected, failures, evaluation.plugins, begun=begun)
+        write_report(evaluation.output, results, collected)
+        files.write_json(evaluation.output / RESULTS, results)
     return results
 
 

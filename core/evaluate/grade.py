@@ -18,7 +18,7 @@ from modelwright.core.api.records import Example, Figure, Output, Score
 from modelwright.core.chat import Renderer
 from modelwright.core.config.schema import EvalConfig, SuiteConfig
 from modelwright.core.evaluate.generate import generate
-from modelwright.core.evaluate.order import Pair
+from modelwright.core.evaluate.order import RESULTS, Pair
 from modelwright.core.evaluate.remember import Remembering
 from modelwright.core.processes import Worker
 
@@ -75,12 +75,13 @@ def grade(
         "generating_seconds": round(generated, 3),
     }
     with files.writing_folder(pair.folder) as folder:
-        with (folder / pair.samples.name).open("w", encoding="utf-8") as file:
+        samples = folder / pair.samples.name
+        with samples.open("w", encoding="utf-8") as file:
             for number, (example, answers) in enumerate(zip(examples, outputs, strict=True)):
                 graded = {name: asdict(given[number]) for name, given in scores.items()}
                 row = {"example": example.to_row(), "outputs": [asdict(output) for output in answers], "scores": graded}
                 file.write(files.json_line(row))
-        files.write_json(folder / "results.json", results)
+        files.write_json(folder / RESULTS, results | {"samples_size": samples.stat().st_size})
     pair.answers.unlink(missing_ok=True)
     emit("graded", {"suite": suite.name, "metrics": metrics})
 

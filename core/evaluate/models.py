@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,11 @@ from attrs import frozen
 from modelwright.core.api import files
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, SeveralErrors, UsageError
+from modelwright.core.api.files import DamagedError
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.registry import naming, resolve
+
+_ANEW = "remove it, and the models are looked up anew"
 
 
 @frozen(kw_only=True)
@@ -39,16 +42,19 @@ class Models:
     asked: Sequence[str] | Literal["all"]
     pins: Path
 
-    def choose(self) -> list[Chosen]:
+    def choose(self, *, fresh: bool = False) -> list[Chosen]:
         """The versions that are meant, each once, whatever it is called; of all models the newest versions.
 
-        An interrupted evaluation keeps the versions that it began with, though an alias may have moved since.
+        An interrupted evaluation keeps the versions that it began with, though an alias may have moved since; not one
+        that begins `fresh`.
 
         Raises:
             UsageError: an address is none; or several errors.
             ModelNotFoundError: there is no such model, or none at all.
+            DamagedError: what an interrupted evaluation began with cannot be read.
         """
-        return self._pinned() or (self._newest() if self.asked == "all" else self._resolved())
+        pinned = None if fresh else self._pinned()
+        return pinned or (self._newest() if self.asked == "all" else self._resolved())
 
     def pin(self, chosen: Sequence[Chosen], *, finished: bool) -> None:
         """Remember them; once `finished`, the addresses are resolved anew."""
@@ -104,14 +110,12 @@ class Models:
         return chosen
 
     def _read_pins(self) -> Any:
-        try:
-            return files.read_json(self.pins)
-        except NotADirectoryError:
-            return None
-        except ValueError as error:
-            raise ModelwrightError(
-                f"{self.pins} is not what an evaluation leaves there ({error}): remove {self.pins.parent} to begin anew"
-            ) from error
+        keys: Mapping[str, type | tuple[type, ...]] = {"asked": (str, list), "finished": bool, "models": list}
+        pins = files.read_state(self.pins, keys, remedy=_ANEW)
+        for pin in pins["models"] if pins else ():
+            if not isinstance(pin, dict) or not pin.keys() >= {"name", "version", "digest", "asked"}:
+                raise DamagedError(self.pins, "no models as they should be", remedy=_ANEW)
+        return pins
 
 
 def raise_all(errors: Sequence[ModelwrightError]) -> None:

@@ -13,7 +13,6 @@ A run has one model and leaves the folders MODEL@V out.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from attrs import asdict, evolve, fields, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.components import EngineSpec
+from modelwright.core.api.files import DamagedError
 from modelwright.core.api.records import digest_json
 from modelwright.core.config import eval_from_plain, to_plain
 from modelwright.core.config.schema import EvalConfig, EvalSuiteConfig, ModelAddress, RunConfig
@@ -34,6 +34,18 @@ STAGE = "evaluate"
 
 # Counts up when the same inputs give other figures than before.
 VERSION = 2
+
+RESULTS = "results.json"
+SAMPLES = "samples.jsonl"
+_AGAIN = "it is graded again"
+_RESULTS_KEYS: Mapping[str, type | tuple[type, ...]] = {
+    "fingerprint": str,
+    "examples": int,
+    "metrics": dict,
+    "verdicts": dict,
+    "finishes": dict,
+    "generating_seconds": (int, float),
+}
 
 # File systems hold names of 255 bytes; what is longer is cut, and told apart by its hash.
 _LONGEST_NAME = 200
@@ -123,13 +135,39 @@ class Pair:
     @property
     def samples(self) -> Path:
         """Each example with its outputs and scores."""
-        return self.folder / "samples.jsonl"
+        return self.folder / SAMPLES
 
     def results(self) -> dict[str, Any] | None:
-        """Its results, if they are there and made of what they would be made of now."""
-        results: dict[str, Any] | None = files.read_json(self.folder / "results.json")
-        current = results is not None and results.get("fingerprint") == self.fingerprint and self.samples.is_file()
-        return results if current else None
+        """Its results, if they are there, whole, and made of what they would be made of now."""
+        try:
+            results = read_results(self.folder)
+        except DamagedError:
+            return None
+        return results if results is not None and results["fingerprint"] == self.fingerprint else None
+
+    def damage(self) -> str | None:
+        """What is wrong with results that are there; they are made anew."""
+        try:
+            read_results(self.folder)
+        except DamagedError as error:
+            return str(error)
+        return None
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The results in a pair's folder; None where there are none.
+
+    Raises:
+        DamagedError: they are not what grading left there.
+    """
+    results = files.read_state(folder / RESULTS, _RESULTS_KEYS, remedy=_AGAIN)
+    samples = folder / SAMPLES
+    if results is None or not samples.is_file():
+        return None
+    size, had = samples.stat().st_size, results.get("samples_size")
+    if had is not None and size != had:
+        raise DamagedError(samples, f"it has {size} bytes, and had {had}", remedy=_AGAIN)
+    return results
 
 
 def folder_name(text: str) -> str:
@@ -201,10 +239,10 @@ def add_failure(root: Path, failure: Failure) -> None:
 def read_failures(root: Path) -> list[Failure]:
     """What could not be graded since the order was left; a line that a kill cut short is passed over."""
     try:
-        text = (root / "failed.jsonl").read_text(encoding="utf-8")
+        content = (root / "failed.jsonl").read_bytes()
     except FileNotFoundError:
         return []
-    return [Failure(**json.loads(line)) for line in text.split("\n")[:-1]]
+    return [Failure(**row) for row in files.appended_tables(content)]
 
 
 def forget_failures(root: Path) -> None:

@@ -32,7 +32,8 @@ def recognise(path: str, plugins: Plugins, *, seed: int) -> str:
     if len(able) == 1:
         return able[0]
     if able:
-        raise UsageError(f"{path}: the formats {_and(able)} {'both' if len(able) == 2 else 'all'} read its first rows: say which with --format")
+        both = "both" if len(able) == 2 else "all"
+        raise UsageError(f"{path}: the formats {_and(able)} {both} read its first rows: say which with --format")
     raise UsageError(
         f"{path}: no installed format reads its first rows as questions with answers ({_listed(reasons)}): "
         "name one with --format, and its options with --option"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +18,7 @@ class Remembering:
     """An engine in front of another one.
 
     Each finished answer is a line of a file, handed to the system at once: a killed process loses none, and a machine
-    without power may lose some, which are generated again. A line that was cut short is dropped.
+    without power may lose some, which are generated again. A line that was cut short or damaged is dropped.
     """
 
     def __init__(self, engine: Engine, path: Path, fingerprint: str) -> None:
@@ -88,7 +87,7 @@ def _whole(path: Path) -> int:
 def _read(path: Path, fingerprint: str) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
-    lines = [json.loads(line) for line in path.read_bytes()[: _whole(path)].splitlines()]
+    lines = list(files.appended_tables(path.read_bytes()))
     if not lines or lines[0].get("fingerprint") != fingerprint:
         return {}
-    return {line["key"]: line for line in lines[1:]}
+    return {line["key"]: line for line in lines[1:] if line.keys() >= {"key", "text", "token_ids", "finish"}}

@@ -20,8 +20,7 @@ results.json, `schema` 1:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,24 +72,23 @@ class Collected:
 
 
 def collect(pairs: Sequence[Pair], output: Path) -> list[Collected]:
-    """Read the samples of all pairs once: they become samples.jsonl, and what reports need is kept."""
+    """Read the samples of all pairs once: they become samples.jsonl, and what reports need is kept.
+
+    Raises:
+        DamagedError: a pair's samples are not what grading left there.
+    """
     collected = []
     with files.writing(output / SAMPLES) as file:
         for pair in pairs:
             results = pair.results()
             assert results is not None
             one = Collected(model=pair.model.address, suite=pair.suite, results=results)
-            for row in _rows(pair):
+            remedy = f"remove {pair.folder}, and the same command grades it again"
+            for row in files.read_rows(pair.samples, ("example", "outputs", "scores"), remedy=remedy):
                 file.write(files.json_line({"model": one.model, "suite": one.suite, **row}).encode("utf-8"))
                 _keep(one, row)
             collected.append(one)
     return collected
-
-
-def _rows(pair: Pair) -> Iterator[dict[str, Any]]:
-    with pair.samples.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
 
 
 def _keep(one: Collected, row: Mapping[str, Any]) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.files import DamagedError
 from modelwright.core.api.records import Figure
 from modelwright.core.evaluate.order import (
+    RESULTS,
     STAGE,
     VERSION,
     Failure,
@@ -23,6 +25,7 @@ from modelwright.core.evaluate.order import (
     of_run,
     read_current,
     read_failures,
+    read_results,
     suites_inputs,
     write_order,
 )
@@ -48,15 +51,18 @@ class Evaluate:
         }
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """The first suite whose results are gone, from the run's folder or from the registry."""
+        """The first suite whose results are gone or damaged, in the run's folder or in the registry."""
         registered = run.outputs("register")
         recorded = run.registry.get(registered["name"], registered["version"]).metrics
         for suite in run.config.evaluate:
             if not set(suite.metrics) <= set(recorded.get(suite.name, {})):
-                return f"the registry's figures of {suite.name}"
-            results = run.folder.stage(self.name) / folder_name(suite.name) / "results.json"
-            if not results.is_file():
-                return str(results)
+                return f"the registry has no figures of {suite.name}"
+            folder = run.folder.stage(self.name) / folder_name(suite.name)
+            try:
+                if read_results(folder) is None:
+                    return f"{folder / RESULTS} is gone"
+            except DamagedError as error:
+                return f"{error.path} is damaged, {error.why}"
         return None
 
     def unfinished(self, run: Run, fingerprint: str) -> str | None:  # noqa: ARG002 - the protocol's signature
@@ -110,6 +116,8 @@ def carry_out(run: Following, order: Order, emit: Emit) -> list[Failure]:
             files.remove_temporaries(place)
     write_order(root, order)
     forget_failures(root)
+    for damage in filter(None, (pair.damage() for pair in order.pairs(root))):
+        emit("notice", {"text": damage})
     left = [pair for pair in order.pairs(root) if not _finished(pair)]
     if not left:
         return []

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from modelwright.core.api.components import EngineSpec, FormatSpec, MetricSpec
-from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import Example, Message
 from modelwright.core.config.schema import SourceConfig, SuiteConfig
 from modelwright.core.plugins import Plugins
@@ -20,6 +20,8 @@ from modelwright.core.prepare.sources import Row, read_source, source_digests
 
 # Runs the models; the engine that serves them is the same.
 ENGINE = "torch"
+# All are in memory while they are graded.
+MOST_ANSWERS = 1_000_000
 
 
 def looks(suites: Sequence[SuiteConfig], plugins: Plugins, *, seed: int) -> Iterator[Callable[[], object]]:
@@ -57,6 +59,7 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
     """The examples of a test set.
 
     Raises:
+        UsageError: more answers are asked for than there is room for.
         ModelwrightError: a row cannot be read (a test set with holes gives figures that compare with nothing), or an
             example has nothing to ask or to grade against.
     """
@@ -77,6 +80,11 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
         )
     if not chosen:
         raise ModelwrightError(f"suite {suite.name}: {suite.path} gives no examples")
+    if len(chosen) * suite.samples > MOST_ANSWERS:
+        raise UsageError(
+            f"suite {suite.name}: {len(chosen)} examples with {suite.samples} samples each are more answers than an "
+            f"evaluation holds: expected at most {MOST_ANSWERS} together"
+        )
     for example in chosen:
         if not prompt_messages(example):
             raise ModelwrightError(f"suite {suite.name}: {example.source}: nothing stands before the answer")

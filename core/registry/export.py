@@ -14,20 +14,21 @@ import json
 import os
 import shutil
 import tarfile
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import RegistryError, UsageError
-from modelwright.core.api.files import TEMPORARY, sync_folder, writing
+from modelwright.core.api.files import sync_folder, temporary_name, writing
+from modelwright.core.api.places import absolute, why_no_folder
 from modelwright.core.api.registry import ModelFile, ModelVersion
 from modelwright.core.registry.card import model_card
 from modelwright.core.registry.record import RECORD, to_record
 
 README = "README.md"
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
+OTHER_ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".tbz", ".tbz2", ".txz", ".tzst")
 CHUNK = 1 << 20
 
 Advance = Callable[[int], None]
@@ -46,9 +47,8 @@ def export_model(registry: Registry, version: ModelVersion, destination: Path, a
         UsageError: something is there already.
         RegistryError: the model is damaged, or cannot be written.
     """
-    destination = destination.absolute()
-    # The model's own path first: `os.path.lexists` is true for a link that leads nowhere, too.
-    archive = destination.name.endswith(ARCHIVES)
+    destination = absolute(destination)
+    archive = _is_archive(destination)
     _refuse_taken(destination, archive=archive)
     names = {file.path for file in version.files}
     if RECORD in names:
@@ -67,6 +67,19 @@ def export_model(registry: Registry, version: ModelVersion, destination: Path, a
         ) from error
 
 
+def _is_archive(destination: Path) -> bool:
+    """Whether the name is an archive's; a name that everybody takes for another kind of archive is refused."""
+    name = destination.name
+    if name.endswith(ARCHIVES):
+        return True
+    if name.lower().endswith((*ARCHIVES, *OTHER_ARCHIVES)):
+        raise UsageError(
+            f"{destination}: no archive of this kind is written: let the name end in {', '.join(ARCHIVES[:-1])} or "
+            f"{ARCHIVES[-1]}, or in none for a folder"
+        )
+    return False
+
+
 def _json(version: ModelVersion) -> bytes:
     return (json.dumps(to_record(version), indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -74,7 +87,9 @@ def _json(version: ModelVersion) -> bytes:
 def _refuse_taken(destination: Path, *, archive: bool) -> None:
     try:
         if not os.path.lexists(destination):
-            # A component above that is a file is found here, not after gigabytes.
+            # A folder above that is a file, or that may not be written, is found here, not after gigabytes.
+            if why := why_no_folder(destination):
+                raise UsageError(f"{destination} {why}: expected a new name, or an empty folder")
             destination.parent.mkdir(parents=True, exist_ok=True)
             return
         empty = not archive and destination.is_dir() and not any(destination.iterdir())
@@ -89,7 +104,7 @@ def _write_folder(
     version: ModelVersion, folder: Path, extra: dict[str, bytes], destination: Path, advance: Advance
 ) -> None:
     target = destination.resolve()  # an empty folder behind a link is the place that is meant
-    temporary = target.parent / f"{TEMPORARY}{target.name[:100]}-{uuid.uuid4().hex[:8]}"
+    temporary = temporary_name(target)
     temporary.mkdir()
     try:
         for name, content in extra.items():

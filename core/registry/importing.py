@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from modelwright.core import home
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import RegistryError, UsageError
 from modelwright.core.api.files import TEMPORARY
+from modelwright.core.api.places import absolute
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import PICKLED, ModelVersion, NewModel, model_digest, scan_model
 from modelwright.core.registry.archive import find_record, unpack
@@ -62,10 +64,9 @@ def import_model(
         UsageError: the source is nothing that can be imported, or needs a name.
         RegistryError: it is damaged, refused, or there is another model with its fingerprint.
     """
-    source = source.absolute()
+    source = absolute(source)
+    _check_source(source)
     try:
-        if not source.exists():
-            raise UsageError(f"{source}: there is no such file or folder")
         with _gathering() as folder:
             record, left_out = _gather(source, folder)
             if record is None:
@@ -74,6 +75,19 @@ def import_model(
             return _register(registry, model, record, folder, left_out)
     except OSError as error:
         raise RegistryError(f"{source} cannot be imported: {error.strerror or error}: {error.filename}") from error
+
+
+def _check_source(source: Path) -> None:
+    """Refuse what is neither a folder nor a regular file, without opening it: a FIFO would be waited for."""
+    try:
+        mode = source.stat().st_mode
+    except FileNotFoundError:
+        link = " (it is a link to what is not there)" if source.is_symlink() else ""
+        raise UsageError(f"{source}: there is no such file or folder{link}") from None
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror}") from error
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise UsageError(f"{source} is neither a folder nor a regular file: save the model to one of them")
 
 
 @contextlib.contextmanager
@@ -102,6 +116,7 @@ def _gather(source: Path, folder: Path) -> tuple[ModelVersion | None, tuple[str,
     if RECORD not in files:
         _link(files, folder)
         return None, tuple(left_out)
+    _check_regular(files[RECORD])
     if files[RECORD].stat().st_size > LONGEST:
         raise RegistryError(f"{source / RECORD} is larger than any record")
     record = read_record(files[RECORD].read_bytes(), str(source / RECORD))
@@ -159,8 +174,7 @@ def _link(files: Mapping[str, Path], folder: Path) -> None:
     for relative, path in files.items():
         place = folder / relative
         place.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            raise RegistryError(f"{path} is refused: it is no regular file")
+        _check_regular(path)
         try:
             os.link(path, place)
         except OSError:
@@ -168,10 +182,15 @@ def _link(files: Mapping[str, Path], folder: Path) -> None:
             shutil.copyfile(path, place)
 
 
+def _check_regular(path: Path) -> None:
+    if not path.is_file():
+        raise RegistryError(f"{path} is refused: it is no regular file")
+
+
 def _new_model(record: ModelVersion | None, folder: Path, source: Path, name: str | None) -> NewModel:
     try:
         if record is not None:
-            return evolve(record.model, name=name or record.name)
+            return evolve(record.model, name=record.name if name is None else name)
         if name is None:
             raise UsageError(f"{source} has no {RECORD}: give the model a name with --name")
         fingerprint = digest_json({"imported": model_digest(scan_model(folder))})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
+from modelwright.core.api.errors import UsageError
 from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
 from modelwright.core.processes import run_worker
@@ -18,6 +20,9 @@ VERSION = 1
 
 # Settings that change how the training is carried out, not what comes out of it.
 _NOT_INPUTS = ("checkpoint_every", "keep_checkpoints")
+
+# A batch of so many sequences may be larger than the data: with the usual sizes the tiniest data are repeated.
+_USUAL_BATCH = 1024
 
 
 class Train:
@@ -48,7 +53,7 @@ class Train:
 
     def unfinished(self, run: Run, fingerprint: str) -> str | None:
         """The newest checkpoint of this very training."""
-        order = files.read_json(run.folder.stage(self.name) / "order.json")
+        order = _read_order(run.folder.stage(self.name))
         events = read_events(run.folder.events, stage=self.name)
         steps = [event.data["step"] for event in events if event.kind == "checkpoint"]
         if order is None or order["fingerprint"] != fingerprint or not steps:
@@ -56,9 +61,14 @@ class Train:
         return f"interrupted; resumes after step {steps[-1]}"
 
     def work(self, run: Run, fingerprint: str, emit: Callable[[str, Mapping[str, Any]], None]) -> dict[str, Any]:
-        """Start the worker, or resume what a killed one left."""
+        """Start the worker, or resume what a killed one left.
+
+        Raises:
+            UsageError: a batch would be larger than the data.
+        """
+        _check_batch(run.config.train.batch_size, run.outputs("prepare")["rows"])
         folder = run.folder.stage(self.name)
-        order = files.read_json(folder / "order.json")
+        order = _read_order(folder)
         if order is None or order["fingerprint"] != fingerprint:
             run.folder.forget(self.name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,3 +79,19 @@ class Train:
         emit("starting", {"command": command, "log": str(run.folder.log(self.name))})
         outputs = run_worker(run, self.name, command)
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}
+
+
+def _read_order(folder: Path) -> dict[str, Any] | None:
+    """What the training in a folder was ordered for.
+
+    Raises:
+        DamagedError: that cannot be read, so nobody knows whose checkpoints are there.
+    """
+    remedy = "whose checkpoints are beside it is not known; train anew with --only train --fresh"
+    return files.read_state(folder / "order.json", {"fingerprint": str}, remedy=remedy)
+
+
+def _check_batch(size: int, rows: int) -> None:
+    if size > max(rows, _USUAL_BATCH):
+        there_are = "there is 1 row" if rows == 1 else f"there are {rows} rows"
+        raise UsageError(f"[train] batch_size is {size}, and {there_are} to train on: set it to {rows} or less")

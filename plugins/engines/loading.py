@@ -139,12 +139,20 @@ def _weights(folder: Path, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # its own error only says that there are some
         )
     # transformers fills what is missing with random numbers and goes on.
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ModelwrightError(
-            f"{folder}: the weights lack {len(missing)} of {type(model).__name__}'s tensors, such as {missing[0]}"
+            f"{folder}: the weights lack {len(missing)} of {type(model).__name__}'s tensors, such as {missing[0]}; "
+            "copy the model again"
+        )
+    if report["mismatched_keys"]:
+        name, found, expected = min(report["mismatched_keys"])
+        raise ModelwrightError(
+            f"{folder}: the weights do not fit config.json: {name} has the shape {list(found)}, and the config makes "
+            f"it {list(expected)}; copy the model again"
         )
     return model
 
@@ -156,7 +164,10 @@ def _clear_errors(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         text = " ".join(str(error).split())
-        raise ModelwrightError(f"{folder}: the model cannot be loaded: {type(error).__name__}: {text:.300}") from error
+        raise ModelwrightError(
+            f"{folder}: the model cannot be loaded: {type(error).__name__}: {text:.300}; mend its files, or copy the "
+            "model again"
+        ) from error
 
 
 @contextmanager

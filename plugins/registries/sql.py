@@ -68,7 +68,9 @@ class SqlRegistry:
             files = scan_model(folder)
             digest = model_digest(files)
             if known and known.digest != digest:
-                raise RegistryError(f"{known.address} has lost or damaged files, and {folder} does not hold the same model")
+                raise RegistryError(
+                    f"{known.address} has lost or damaged files, and {folder} does not hold the same model"
+                )
         for _ in range(ATTEMPTS):
             # Where a known model has lost or damaged files, this brings them back.
             with self._database.explained(), contextlib.suppress(ContentMissingError):

@@ -138,7 +138,7 @@ class Loop:
         self._logits = SupervisedLogits(strategy.model)
 
     def run(self) -> Trained:
-        """Train to the end, or to the step after which someone asked to stop.
+        """Train to the end, or until someone asks to stop; then a checkpoint of the last whole step is left.
 
         Raises:
             ModelwrightError: loss or gradient are no numbers any more.
@@ -146,9 +146,16 @@ class Loop:
         began = time.perf_counter()
         self._emit_started()
         progress = self._resume()
+        saved = progress.step
         self.strategy.model.train()
         while progress.step < self.plan.steps:
-            progress = self._advance(progress)
+            further = self._advance(progress)
+            if further is None:
+                # The optimiser has not stepped: weights and states are those of the last step still.
+                if progress.step > saved:
+                    self._checkpoint(progress)
+                return self._trained(progress, finished=False)
+            progress = further
             if progress.step == self.plan.steps:
                 break
             due = progress.step % self.settings.checkpoint_every == 0
@@ -157,6 +164,7 @@ class Loop:
             stop = self.job.stopping()
             if due or stop:
                 self._checkpoint(progress)
+                saved = progress.step
             if stop:
                 return self._trained(progress, finished=False)
         progress = self._measure_holdout(progress)
@@ -190,18 +198,23 @@ class Loop:
         self.job.emit("resumed", {"step": progress.step})
         return progress
 
-    def _advance(self, progress: Progress) -> Progress:
+    def _advance(self, progress: Progress) -> Progress | None:
         began = time.perf_counter()
         step = progress.step + 1
         result = self.step(step)
+        if result is None:
+            return None
         event = {"step": step, "steps": self.plan.steps, **asdict(result)}
         self.job.emit("step", event | {"seconds": round(time.perf_counter() - began, 6)})
         return Progress(
             step=step, tokens=progress.tokens + result.tokens, loss=result.loss, holdout_loss=progress.holdout_loss
         )
 
-    def step(self, step: int) -> StepResult:
-        """Do optimiser step `step` (1 to the plan's steps)."""
+    def step(self, step: int) -> StepResult | None:
+        """Do optimiser step `step` (1 to the plan's steps); None where someone asked to stop before its end.
+
+        A step left so changes nothing but the gradients; done again, it comes out the same.
+        """
         torch.manual_seed(_step_seed(self.job.seed, step))
         rows = self.plan.rows(step)
         supervised = self.corpus.supervised(rows)
@@ -209,6 +222,8 @@ class Loop:
         losses: list[torch.Tensor] = []
         tokens = 0
         for part in micro_batches:
+            if self.job.stopping():  # a large batch on a slow machine takes hours, and whoever asks waits for minutes
+                return None
             batch = self.corpus.read(part).to(self.strategy.device)
             with self.strategy.autocast():
                 loss = self._logits.summed_loss(self.strategy.model, batch) / supervised

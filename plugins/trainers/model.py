@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -16,7 +18,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Formats that run code when they are read, or that this program does not read at all.
 OTHER_WEIGHTS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+# The longest reason of a library's that is passed on, in characters: some list every class that they know.
+_LONGEST = 300
 
 
 def load_model(job: Job) -> Any:
@@ -24,7 +27,7 @@ def load_model(job: Job) -> Any:
 
     Raises:
         UsageError: the folder has no config, or weights in another format than safetensors only.
-        ModelwrightError: what is there cannot be loaded, or is not whole.
+        ModelwrightError: what is there cannot be loaded, is not whole, or does not fit together.
     """
     transformers_logging.disable_progress_bar()
     if not (job.model / "config.json").is_file():
@@ -32,15 +35,44 @@ def load_model(job: Job) -> Any:
     settings: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": job.trust_remote_code}
     if job.attention != "auto":
         settings["attn_implementation"] = job.attention
-    try:
+    with _clear_errors(job.model, "its config.json cannot be used", "mend it there, or copy the model again"):
         config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
-        if _has_weights(job.model):
+    has_weights = _has_weights(job.model)
+    with _clear_errors(job.model, "the model cannot be loaded", "look at its config.json, or copy the model again"):
+        if has_weights:
             return _with_weights(job.model, config, settings)
         torch.manual_seed(job.seed)
         return AutoModelForCausalLM.from_config(config, **settings)
-    except _LOADING_ERRORS as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelwrightError(f"{job.model}: the model cannot be loaded: {lines[0]}") from error
+
+
+@contextmanager
+def _clear_errors(folder: Path, what: str, to_do: str) -> Iterator[None]:
+    """What the libraries raise about a folder, of whatever class, as one line that names it."""
+    try:
+        yield
+    except ModelwrightError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "trust_remote_code" in text:
+            reason, to_do = "it brings code of its own", "set [model] trust_remote_code = true if you trust that"
+        elif text.startswith("Unrecognized configuration class"):
+            kind = json.loads((folder / "config.json").read_bytes())["model_type"]
+            reason, to_do = f"its model_type {kind!r} is no causal language model", "choose another base"
+        else:
+            reason = _reason(error)
+        raise ModelwrightError(f"{folder}: {what}: {reason}; {to_do}") from error
+
+
+def _reason(error: Exception) -> str:
+    # transformers' configs check themselves by a class whose cause says what is wrong.
+    if type(error).__name__.startswith("StrictDataclass") and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    text = " ".join(str(error).split()).removesuffix(".")
+    # Of a KeyError and its like the text alone says nothing.
+    if not text or isinstance(error, LookupError | ArithmeticError | AttributeError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _has_weights(folder: Path) -> bool:
@@ -57,13 +89,27 @@ def _has_weights(folder: Path) -> bool:
 
 def _with_weights(folder: Path, config: Any, settings: dict[str, Any]) -> Any:
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, use_safetensors=True, local_files_only=True, output_loading_info=True, **settings
+        folder,
+        config=config,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # its own error only says that there are some
+        **settings,
     )
+    if info["mismatched_keys"]:
+        name, found, expected = min(info["mismatched_keys"])
+        more = len(info["mismatched_keys"]) - 1
+        others = f", and so have {more} more" if more else ""
+        raise ModelwrightError(
+            f"{folder}: its weights do not fit its config.json: {name} has the shape {list(found)}, and the config "
+            f"makes it {list(expected)}{others}: they are of two models, or one was changed; copy the model again"
+        )
     # What the files lack would be drawn at random, and the model would look like a badly trained one.
     missing = sorted(info["missing_keys"])
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ModelwrightError(f"{folder}: its weights are not whole: {shown} missing")
+        raise ModelwrightError(f"{folder}: its weights are not whole: {shown} missing; copy the model again")
     return model
 
 
@@ -80,7 +126,7 @@ def check_fits(model: Any, *, largest_token: int, longest: int, tokens: Path) ->
             "tokenizer and model do not belong together"
         )
     context = getattr(model.config, "max_position_embeddings", None)
-    if context is not None and longest > context:
+    if isinstance(context, int) and 0 < context < longest:  # some write -1 where there is no limit
         raise ModelwrightError(
             f"{tokens} has a sequence of {longest} tokens, and the model's context is {context}: "
             f"set [data.tokens] max_length to {context} or less"

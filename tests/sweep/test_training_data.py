@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from modelwright.core.events import read_events
+
 RUN = """
 name = "sweep"
 seed = 1
@@ -100,6 +102,51 @@ def test_fewer_rows_than_a_batch_are_one_step(run_file, modelwright, home):
     done = modelwright("train", path)
     assert done.returncode == 0, done.stderr
     assert _report(home, "train")["training"]["steps"] == 1
+
+
+@pytest.mark.parametrize("size", [1025, 10**12])
+@pytest.mark.parametrize("length", ["max_steps", "epochs"])
+def test_a_batch_far_larger_than_the_data_is_refused_before_the_first_step(run_file, modelwright, home, size, length):
+    """Both numbers are said; nothing of it is begun, and a size that fits goes on from what is prepared."""
+    path = run_file()
+    path.write_text(path.read_text().replace("max_steps = 2", f"{length} = 2"))
+    refused = _refused(modelwright("run", path, "--set", f"train.batch_size={size}"), code=2)
+    assert refused == f"error: [train] batch_size is {size}, and there are 3 rows to train on: set it to 3 or less"
+    assert not (home / "runs" / "sweep" / "train").exists()
+    assert modelwright("run", path, "--set", "train.batch_size=3").returncode == 0
+    if length == "max_steps":
+        one = run_file(ROWS[:1])
+        refused = _refused(modelwright("run", one, "--set", f"train.batch_size={size}"), code=2)
+        assert refused == f"error: [train] batch_size is {size}, and there is 1 row to train on: set it to 1 or less"
+
+
+def test_a_batch_that_is_large_as_batches_go_repeats_little_data(run_file, modelwright, home):
+    """A size that suits other data need not be changed to try a few rows."""
+    done = modelwright("run", run_file(), "--set", "train.batch_size=1024")
+    assert done.returncode == 0, done.stderr
+    assert _report(home, "train")["training"]["steps"] == 2
+
+
+def test_a_stop_request_does_not_wait_for_the_end_of_a_long_step(run_file, home, tmp_path, modelwright):
+    """The run leaves with the last whole step, here none, and the same command goes on."""
+    path = run_file()
+    long = {"train.batch_size": 1000, "train.micro_batch_size": 1, "model.scratch.hidden_size": 256}
+    more = [part for key, value in long.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "modelwright.core", "run", str(path), *more]
+    events = home / "runs" / "sweep" / "events"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+        give_up = time.monotonic() + 60
+        while not any(event.kind == "started" for event in read_events(events, stage="train")):
+            assert run.poll() is None
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        run.terminate()
+        _, said = run.communicate(timeout=30)
+    assert run.returncode == 75
+    stopped = "error: sweep: stopped on request after step 0 of 2; the same command resumes it"
+    assert said.splitlines()[-1] == stopped
+    done = modelwright("run", path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_rows_that_are_all_too_long_stop_before_training_and_a_longer_limit_goes_on(run_file, modelwright, home):

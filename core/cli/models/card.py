@@ -6,8 +6,11 @@ from pathlib import Path
 
 import click
 
-from modelwright.core.api.files import write_text
+from modelwright.core.api.errors import UsageError
+from modelwright.core.api.files import failing_as, write_text
+from modelwright.core.api.places import why_no_file
 from modelwright.core.cli.common import registry_option
+from modelwright.core.cli.given import DiskPath
 from modelwright.core.cli.models.shared import opened
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.card import model_card
@@ -15,10 +18,12 @@ from modelwright.core.registry.card import model_card
 
 @click.command()
 @click.argument("address")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: standard output.")
+@click.option("--output", type=DiskPath(), metavar="FILE", help="Default: standard output.")
 @registry_option
 def card(address: str, output: Path | None, registry: str | None) -> None:
     """Write the card of the model at ADDRESS: Markdown, with the header of the Hugging Face hub."""
+    if output is not None and (why := why_no_file(output)):
+        raise UsageError(f"{output} {why}: give a file to write, or no --output for standard output")
     models, url = opened(registry)
     with naming(url):
         version = resolve(models, address)
@@ -26,5 +31,6 @@ def card(address: str, output: Path | None, registry: str | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return
-    write_text(output, text)
+    with failing_as(f"{output} cannot be written"):
+        write_text(output, text)
     click.echo(f"wrote {output}")

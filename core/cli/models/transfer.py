@@ -10,9 +10,11 @@ from pathlib import Path
 import click
 
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
+from modelwright.core.api.places import absolute
 from modelwright.core.api.registry import check_alias
 from modelwright.core.base_folder import folder_problems
 from modelwright.core.cli.common import json_option, print_json, registry_option
+from modelwright.core.cli.given import DiskPath
 from modelwright.core.cli.models.alias import move_alias
 from modelwright.core.cli.models.shared import opened, summary
 from modelwright.core.model_folder import CONTEXT_KEYS, context_length
@@ -23,7 +25,7 @@ from modelwright.core.registry.importing import import_model
 
 @click.command("export")
 @click.argument("address")
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination", type=DiskPath())
 @registry_option
 @json_option
 def export(address: str, destination: Path, registry: str | None, as_json: bool) -> None:
@@ -37,13 +39,13 @@ def export(address: str, destination: Path, registry: str | None, as_json: bool)
     with _progress("exporting", sum(file.size for file in version.files)) as advance:
         export_model(models, version, destination, advance)
     if as_json:
-        print_json({**summary(version), "destination": str(destination.absolute())})
+        print_json({**summary(version), "destination": str(absolute(destination))})
     else:
         click.echo(f"exported {version.address} to {destination}")
 
 
 @click.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=DiskPath())
 @click.option("--name", metavar="NAME", help="The model's name; default: the one in its record.")
 @click.option("--alias", metavar="ALIAS", help="Point this alias to it.")
 @registry_option

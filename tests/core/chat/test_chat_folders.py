@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,7 @@ def test_broken_folders_are_named(make_folder, tmp_path):
     """Each is a usage error that says which file and why."""
 
     def broken(expected, **files):
+        expected = re.escape(expected.replace("FOLDER", str(tmp_path / "folder"))) if "FOLDER" in expected else expected
         folder = make_folder(tmp_path / "folder", "byte_level", read_template("chatml"))
         for name, text in files.items():
             file = {
@@ -161,7 +163,14 @@ def test_broken_folders_are_named(make_folder, tmp_path):
     broken(r"tokenizer_config\.json cannot be read", config=b"\xff")
     broken("no 'default'", config=b'{"chat_template": [{"name": "rag", "template": ""}]}')
     broken("must be a text or a list", config=b'{"chat_template": [1]}')
-    broken("chat template cannot be read, line 2: ", template=b"x\n{% if %}")
+    template = "the chat template cannot be read, line 2: Expected an expression, got 'end of statement block'"
+    broken(f"FOLDER/chat_template.jinja: {template}; mend it there", template=b"x\n{% if %}")
+    tokens = (
+        "FOLDER/tokenizer_config.json: its tokens cannot be read: expected added_tokens_decoder to be a table of ids and "
+        'tokens, {"0": {"content": "<s>"}}, and a …_token to be a text or a token; copy the file again'
+    )
+    for added in (b"[1]", b'{"x": {"content": "y"}}', b'{"1": 3}', b'{"1": {"content": "y", "lstrip": "z"}}', b'"x"'):
+        broken(tokens, config=b'{"added_tokens_decoder": ' + added + b"}")
 
 
 def test_a_model_refuses_another_renderer_than_it_was_trained_with(make_renderer, tmp_path):

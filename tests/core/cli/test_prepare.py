@@ -104,7 +104,7 @@ def test_rejected_rows_are_kept_beside_the_output(modelwright, tmp_path, rows_fi
     assert refused.returncode == 1
     assert refused.stderr.strip() == (
         "error: 1 of 41 rows cannot be read (2.4%; --max-rejected is 1.0%); the first is raw.jsonl:41: expected the "
-        "columns question and answer (GSM8K) or problem and solution (MATH); this row has: question; "
+        "columns question and answer (GSM8K), problem and solution (MATH), or question and choices; this row has: question; "
         "all are in out.rejected.jsonl"
     )
     assert (tmp_path / "out.jsonl").read_text() == "old\n"
@@ -322,4 +322,4 @@ def test_a_run_prepares_its_tokens_as_before(modelwright, raw, tmp_path):
     assert done.returncode == 0, done.stderr
     (told,) = json.loads(done.stdout)
     assert told["prepare"]["examples"] == 40
-    assert told["prepare"]["trained_by_span"]["thinking"] > 0
+    assert told["prepare"]["trained_by_role"]["assistant"]["thinking"] > 0

@@ -139,5 +139,7 @@ def test_the_one_format_that_reads_the_rows_is_taken(tmp_path, install_plugin):
     )
     assert recognise(str(path), discover(), seed=1) == "german"
     path.write_text(json.dumps(SUM) + "\n")
-    with pytest.raises(UsageError, match=r"the formats .*math.* (both|all) read its first rows: say which with --format"):
+    with pytest.raises(
+        UsageError, match=r"the formats .*math.* (both|all) read its first rows: say which with --format"
+    ):
         recognise(str(path), discover(), seed=1)

@@ -96,13 +96,25 @@ def test_lacking_tensors_are_an_error(start, folder):
         start(folder)
 
 
+def test_tensors_of_another_size_are_an_error(start, folder):
+    """The first is named, with both shapes."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+    with pytest.raises(ModelwrightError) as caught:
+        start(folder)
+    rows, width = config["vocab_size"], config["hidden_size"]
+    assert str(caught.value).startswith(f"{folder}: the weights do not fit config.json: ")
+    assert f" has the shape {[rows, width]}, and the config makes it {[rows + 1, width]}; " in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_damaged_file_is_one_clear_line(start, folder, name):
     """Whatever the library raises, the message names the folder and has one line."""
     (folder / name).write_bytes((folder / name).read_bytes()[:100])
     with pytest.raises(ModelwrightError, match="the model cannot be loaded") as caught:
         start(folder)
-    assert str(folder) in str(caught.value)
+    assert str(caught.value).startswith(f"{folder}: ")
+    assert str(caught.value).endswith("; mend its files, or copy the model again")
     assert "\n" not in str(caught.value)
 
 

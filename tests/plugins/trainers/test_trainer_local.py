@@ -86,8 +86,10 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path, settings, train):
     weights = load_file(base / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelwrightError, match=r"not whole: model\.layers\.1\.mlp\.up_proj\.weight missing"):
+    with pytest.raises(ModelwrightError) as caught:
         train(make_job(tmp_path, Recorder(), settings()))
+    missing = "model.layers.1.mlp.up_proj.weight missing"
+    assert str(caught.value) == f"{base}: its weights are not whole: {missing}; copy the model again"
 
 
 def test_damaged_weights_are_refused_in_one_line(tmp_path, settings, train):
@@ -99,6 +101,54 @@ def test_damaged_weights_are_refused_in_one_line(tmp_path, settings, train):
         train(make_job(tmp_path, Recorder(), settings()))
     assert "\n" not in str(caught.value)
     assert str(base) in str(caught.value)
+
+
+CAUSES = "look at its config.json, or copy the model again"
+CONFIGS = [
+    (
+        {"hidden_size": 999},
+        "its config.json cannot be used: The hidden size (999) is not a multiple of the number of attention heads (2); "
+        "mend it there, or copy the model again",
+    ),
+    (
+        {"num_attention_heads": 0},
+        "its config.json cannot be used: ZeroDivisionError: integer modulo by zero; mend it "
+        "there, or copy the model again",
+    ),
+    (
+        {"model_type": "t5"},
+        "the model cannot be loaded: its model_type 't5' is no causal language model; choose another base",
+    ),
+    ({"rope_parameters": {"rope_type": "x"}}, f"the model cannot be loaded: KeyError: 'x'; {CAUSES}"),
+    (
+        {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}},
+        "its config.json cannot be used: it brings code of its own; set [model] trust_remote_code = true if you trust that",
+    ),
+    (
+        {"vocab_size": 17},
+        "its weights do not fit its config.json: model.embed_tokens.weight has the shape [16, 16], and the config makes "
+        "it [17, 16]: they are of two models, or one was changed; copy the model again",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "line"), CONFIGS)
+def test_a_config_that_cannot_be_is_one_line(tmp_path, settings, train, changes, line):
+    """Which model, what of it, and what to do; none of the library's paragraphs."""
+    base = write_model(tmp_path / "base", weights=True)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ModelwrightError) as caught:
+        train(make_job(tmp_path, Recorder(), settings()))
+    assert str(caught.value) == f"{base}: {line}"
+
+
+def test_a_context_that_is_not_said_is_no_limit(tmp_path, settings, train):
+    """Some configs have -1 for it."""
+    base = write_model(tmp_path / "base", weights=True)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": -1}))
+    assert train(make_job(tmp_path, Recorder(), settings(max_steps=1))).finished
 
 
 def test_a_folder_without_config_is_refused(tmp_path, settings, train):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from attrs import evolve
+from attrs import define, evolve
 
 from modelwright.core.api import ModelwrightError
 from modelwright.core.testing.trainer import (
@@ -32,6 +32,7 @@ class _Local(TrainerContract):
 
 settings = _Local().settings
 train = _Local().train
+same = _Local().same
 
 # Ten rows of one step, of which one teaches thirty tokens and the others one each.
 UNEVEN = [
@@ -196,3 +197,35 @@ def test_a_batch_larger_than_the_data_repeats_rows(tmp_path):
     recorder = Recorder()
     train(make_job(tmp_path, recorder, settings(max_steps=2, batch_size=5), tokens=tokens))
     assert sum(data["tokens"] for data in recorder.of("step")) == pytest.approx(10 * 5, abs=5)
+
+
+@define
+class AsksWithin(Recorder):
+    """Asks to stop within the step after `whole`, when two of its four micro-batches are done."""
+
+    whole: int = 0
+    asked: int = 0
+
+    def stopping(self):
+        """Whether the time has come."""
+        self.asked = self.asked + 1 if (self.steps() or [0])[-1] == self.whole else 0
+        return self.asked > 2 + bool(self.steps())
+
+
+def test_a_stop_in_the_middle_of_a_step_loses_that_step_alone(tmp_path):
+    """What came before it is kept, once; the step is done anew, and the weights are those of a straight training."""
+    given = settings(max_steps=6, micro_batch_size=2, checkpoint_every=4)
+    straight = make_job(tmp_path / "straight", Recorder(), given)
+    train(straight)
+    kept = []
+    for whole, recorder in [(0, AsksWithin()), (2, AsksWithin(whole=2)), (2, AsksWithin())]:
+        trained = train(make_job(tmp_path / "stopped", recorder, given))
+        assert (trained.finished, trained.step, trained.steps) == (False, whole, 6)
+        kept.append([data["step"] for data in recorder.of("checkpoint")])
+    assert kept == [[], [2], []]
+    last = Recorder()
+    job = make_job(tmp_path / "stopped", last, given)
+    assert train(job).finished
+    assert last.of("resumed") == [{"step": 2}]
+    assert last.steps() == [3, 4, 5, 6]
+    assert same(straight.output, job.output)

@@ -1,0 +1,416 @@
+"""`generate` and `chat` at their edges: streams that fail, addresses that are none, ports that speak something else."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+from concurrent import futures
+from pathlib import Path
+
+import click
+import grpc
+import pytest
+
+from modelwright import AsyncClient, Client
+from modelwright.core.cli import main
+from modelwright.core.cli.output import OutputError, guarded_output
+from modelwright.grpc_server.client import ServerError
+
+
+def load(name):
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"modelwright_tests_sweep_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+helpers = load("grpc_serving")
+running, tls = helpers.running, helpers.tls
+shelf, serve = helpers.shelf, helpers.serve
+COMMANDS = {"generate": ("generate", "hi"), "chat": ("chat", "--message", "hi")}
+BOTH = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+
+
+def run(*arguments, closed=False, environment=(), **streams):
+    """A command in a process of its own: (exit code, standard output, standard error)."""
+    command = [sys.executable, "-m", "modelwright.core", *map(str, arguments)]
+    if closed:
+        command = ["bash", "-c", 'exec "$@" <&-', "bash", *command]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    if "input" not in streams:
+        streams.setdefault("stdin", subprocess.DEVNULL)
+    done = subprocess.run(command, timeout=60, check=False, env={**os.environ, **dict(environment)}, **streams)
+    return done.returncode, (done.stdout or b"").decode(), done.stderr.decode()
+
+
+@pytest.fixture
+def asked(running):
+    """What names the server and the model that answers."""
+    return ("--server", running.target, "--model", "math")
+
+
+# What is written
+
+WRITERS = {
+    **COMMANDS,
+    "generate --json": ("generate", "--json", "hi"),
+    "generate --no-stream": ("generate", "--no-stream", "hi"),
+    "plugins list": ("plugins", "list"),
+    "plugins list --json": ("plugins", "list", "--json"),
+    "models list": ("models", "list"),
+    "help": ("--help",),
+    "version": ("--version",),
+}
+
+
+def with_server(command, asked):
+    return (*command, *asked) if command[0] in ("generate", "chat") else command
+
+
+@pytest.mark.parametrize("command", WRITERS.values(), ids=WRITERS)
+def test_a_reader_who_leaves_ends_a_command_without_a_word(command, asked):
+    """As in `modelwright models list | head -1`: nobody is left to tell, and nothing failed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        assert run(*with_server(command, asked), stdout=pipe) == (0, "", "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("command", WRITERS.values(), ids=WRITERS)
+def test_output_that_cannot_be_written_is_one_clear_line(command, asked, unbuffered):
+    """It says that standard output is at fault, and of nothing else."""
+    with Path("/dev/full").open("wb") as full:
+        given = run(*with_server(command, asked), stdout=full, environment={"PYTHONUNBUFFERED": unbuffered})
+    line = "error: standard output cannot be written: no space left on device: send it elsewhere\n"
+    assert given == (1, "", line)
+
+
+def test_a_full_disk_elsewhere_is_not_blamed_on_standard_output():
+    """Only what standard output itself says is its own."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    with pytest.raises(OSError, match="No space left"), guarded_output():
+        os.write(full, b"x")
+    os.close(full)
+
+
+def test_a_letter_that_the_output_cannot_write_is_one_clear_line(monkeypatch):
+    """With the way out."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    sentence = r"standard output cannot be written: its encoding latin-1 has no '\u2603': set PYTHONIOENCODING=utf-8"
+    with pytest.raises(OutputError) as caught, guarded_output():
+        click.echo("a \u2603")
+    assert str(caught.value) == sentence
+
+
+# Numbers and texts
+
+HIGHEST, HIGHEST_SEED = 2**31 - 1, 2**63 - 1
+WRONG_OPTIONS = [
+    ("--max-tokens", "0", f"0 is not in the range 1<=x<={HIGHEST}."),
+    ("--max-tokens", "-1", f"-1 is not in the range 1<=x<={HIGHEST}."),
+    ("--max-tokens", str(2**31), f"{2**31} is not in the range 1<=x<={HIGHEST}."),
+    ("--max-tokens", "nan", "'nan' is not a valid integer range."),
+    ("--temperature", "nan", "nan is not a finite number."),
+    ("--temperature", "inf", "inf is not a finite number."),
+    ("--temperature", "1e999", "inf is not a finite number."),
+    ("--temperature", "-0.1", "-0.1 is not in the range x>=0."),
+    ("--top-p", "nan", "nan is not a finite number."),
+    ("--top-p", "0", "0.0 is not in the range 0<x<=1."),
+    ("--top-p", "inf", "inf is not in the range 0<x<=1."),
+    ("--top-k", "-1", f"-1 is not in the range 0<=x<={HIGHEST}."),
+    ("--top-k", str(2**31), f"{2**31} is not in the range 0<=x<={HIGHEST}."),
+    ("--seed", "-1", f"-1 is not in the range 0<=x<={HIGHEST_SEED}."),
+    ("--seed", str(2**63), f"{2**63} is not in the range 0<=x<={HIGHEST_SEED}."),
+    ("--stop", "", "it is empty: expected at least one character."),
+    ("--stop", "caf\udce9", "it is not UTF-8."),
+    ("--model", "caf\udce9", "it is not UTF-8."),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("flag", "value", "sentence"), WRONG_OPTIONS)
+def test_what_cannot_be_asked_is_told_by_its_flag_though_no_server_runs(capsys, command, flag, value, sentence):
+    """Whatever any server says of it."""
+    assert in_this_process(capsys, *command, flag, value) == (2, "", f"Error: Invalid value for '{flag}': {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [(["generate"], "[PROMPT]"), (["chat", "--message"], "--message"), (["chat", "--system"], "--system")],
+)
+def test_an_argument_that_is_not_utf8_is_told_by_its_name(capsys, arguments, name):
+    """Before anything is sent."""
+    given = in_this_process(capsys, *arguments, "caf\udce9")
+    assert given == (2, "", f"Error: Invalid value for '{name}': it is not UTF-8.")
+
+
+def in_this_process(capsys, *arguments):
+    """(exit code, standard output, the last line of standard error)."""
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, arguments)))
+    output, error = capsys.readouterr()
+    return end.value.code, output, error.splitlines()[-1]
+
+
+# Standard input
+
+
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [(["generate", "-"], "PROMPT"), (["generate"], "PROMPT"), (["chat"], "--message TEXT")],
+)
+def test_a_closed_standard_input_is_one_clear_line(asked, command, instead):
+    """Not a traceback."""
+    line = f"error: standard input is closed: give {instead}, or open it\n"
+    assert run(*command, *asked, closed=True) == (2, "", line)
+
+
+def test_a_closed_standard_input_is_no_matter_where_nothing_is_read(asked):
+    """As when a service manager starts it."""
+    assert run("generate", "hi", *asked, closed=True) == (0, "math@1:hi\n", "")
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_prompt_that_is_not_utf8_is_one_clear_line(asked, locale):
+    """With the place of the first byte that is not; whatever the locale is."""
+    line = "error: standard input is not UTF-8 (byte 4): expected text in UTF-8\n"
+    environment = {"LC_ALL": locale, "PYTHONUTF8": "0"}
+    assert run("generate", "-", *asked, input=b"caf\xe9", environment=environment) == (2, "", line)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_line_of_a_chat_that_is_not_utf8_is_told_and_the_chat_goes_on(asked, locale):
+    """The exit code says that not every line was answered."""
+    environment = {"LC_ALL": locale, "PYTHONUTF8": "0"}
+    code, output, error = run("chat", *asked, input=b"caf\xe9\r\ntwo\r\n", environment=environment)
+    assert (code, output) == (1, "math@1:user\ntwo\nassistant\n\n")
+    assert error == (
+        "error: this line is not UTF-8 (byte 4): expected text in UTF-8; the conversation goes on without it\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_standard_input_that_cannot_be_read_is_one_clear_line(asked, command, tmp_path):
+    """Such as one that is open for writing only."""
+    with (tmp_path / "file").open("wb") as file:
+        given = run(command, *asked, stdin=file)
+    assert given == (1, "", "error: standard input cannot be read: bad file descriptor\n")
+
+
+# Where the server is
+
+FORM = "expected HOST:PORT, with a port from 1 to 65535, such as 127.0.0.1:50051 or [::1]:50051"
+NOWHERE = [
+    *("", " ", "nowhere", "127.0.0.1", "127.0.0.1:", ":50051", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:102293"),
+    *("127.0.0.1:x", "127.0.0.1:-1", "127.0.0.1:٣", " 127.0.0.1:50051", "127.0.0.1:50051 ", "127.0.0.1:50051\n"),
+    *("http://127.0.0.1:50051", "127.0.0.1:50051/x", "me@127.0.0.1:50051", "a,b:50051", "::1:50051", "[::1]"),
+    *("[127.0.0.1]:50051", "[zz]:50051", "unix:/tmp/socket", "dns:///localhost:50051", "caf\udce9:50051"),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("target", NOWHERE)
+def test_what_is_nowhere_is_told_with_what_is_expected(capsys, command, target):
+    """A port beyond 65535 is not taken for another one."""
+    line = f"error: --server is {target!r}: {FORM}"
+    assert in_this_process(capsys, *command, "--server", target) == (2, "", ascii_line(line))
+
+
+def ascii_line(line):
+    """What capsys shows of a line with a lone surrogate."""
+    return line.encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.mark.parametrize("target", NOWHERE)
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_refuses_what_is_nowhere_when_it_is_made(kind, target):
+    """By the argument's name."""
+    with pytest.raises(ValueError, match="HOST:PORT") as caught:
+        kind(target)
+    assert str(caught.value) == f"target is {target!r}: {FORM}"
+
+
+def test_a_host_by_the_name_of_a_scheme_is_a_host():
+    """By itself gRPC would take `unix:50051` for a file."""
+    with Client("unix:50051", timeout=20) as client, pytest.raises(ServerError) as caught:
+        client.models()
+    assert caught.value.message.startswith("no server answers at unix:50051 (")
+    assert "No such file" not in caught.value.message
+
+
+def test_the_names_of_this_machine_lead_to_the_server(running):
+    """As a name, and in IPv4."""
+    port = running.target.rpartition(":")[2]
+    for host in ("localhost", "127.0.0.1"):
+        with Client(f"{host}:{port}", timeout=20) as client:
+            assert client.generate("hi", model="math").text == "math@1:hi"
+
+
+# What answers there
+
+
+@contextlib.contextmanager
+def talker(first=b"", answer=b""):
+    """A port that says `first` to who connects and `answer` to what they say, and then waits for them to leave."""
+
+    def talk(connection):
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(first)
+            connection.recv(65536)
+            connection.sendall(answer)
+            while connection.recv(65536):
+                pass
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=talk, args=(port.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{port.getsockname()[1]}"
+        port.shutdown(socket.SHUT_RDWR)
+    thread.join(timeout=10)
+
+
+STRANGERS = {
+    "HTTP": ({"answer": b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"}, "what answers at {} speaks no gRPC"),
+    "SSH": ({"first": b"SSH-2.0-OpenSSH_9.6\r\n"}, "what answers at {} speaks no gRPC"),
+    "silence": ({}, "whatever listens at {} says nothing"),
+}
+QUESTIONS = {
+    "what answers at {} speaks no gRPC": "is it the port of something else?",
+    "whatever listens at {} says nothing": "is it a Modelwright server?",
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), STRANGERS.values(), ids=STRANGERS)
+def test_a_port_of_something_else_is_told_alike_by_both_commands(words, sentence):
+    """Nobody is told to start a server where something answers; gRPC's own words follow in parentheses."""
+    with talker(**words) as target, futures.ThreadPoolExecutor() as pool:
+        # At once: gRPC gives a port that says nothing twenty seconds.
+        done = list(pool.map(lambda command: run(*command, "--server", target), COMMANDS.values()))
+    for code, output, error in done:
+        assert (code, output) == (1, "")
+        told, _, details = error.partition(" (")
+        assert told == f"error: {sentence.format(target)}: {QUESTIONS[sentence]}"
+        assert details.endswith(")\n")
+
+
+@BOTH
+def test_a_grpc_server_of_something_else_is_told(command):
+    """It speaks gRPC, and does not know what it is asked."""
+    server = grpc.server(futures.ThreadPoolExecutor())
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    line = (
+        f"error: what answers at {target} takes no such request: is it a Modelwright server, and not its "
+        "administrators' port? (Method not found!)\n"
+    )
+    try:
+        assert run(*command, "--server", target) == (1, "", line)
+    finally:
+        server.stop(None).wait()
+
+
+@BOTH
+def test_the_administrators_port_says_that_it_takes_no_requests_for_models(shelf, serve, command):
+    """It knows what is served, and asks no model."""
+    shelf.add("math")
+    target = serve("math", admin=helpers.serving.Address(host="127.0.0.1", port=0)).bound.admin
+    line = (
+        f"error: what answers at {target} takes no such request: is it a Modelwright server, and not its "
+        "administrators' port? (Method not found!)\n"
+    )
+    assert run(*command, "--server", target) == (1, "", line)
+
+
+@BOTH
+def test_where_nothing_listens_there_is_how_to_start_a_server(command):
+    """And only there."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        target = f"127.0.0.1:{free.getsockname()[1]}"
+    code, output, error = run(*command, "--server", target)
+    assert (code, output) == (1, "")
+    assert error.partition(" (")[0] == f"error: no server answers at {target}"
+    assert error.endswith("); start one: modelwright serve ADDRESS\n")
+
+
+# What is shown to the server
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, tls):
+    """The working directory, with a token, a certificate and its key, links to them, and a pipe nobody writes into."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "token").touch(mode=0o600)
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "ca.pem").write_bytes(tls.certificate.read_bytes())
+    (tmp_path / "key.pem").write_bytes(tls.key.read_bytes())
+    (tmp_path / "link").symlink_to("token")
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    return tmp_path
+
+
+UNFIT = [
+    (["--token-file", "pipe"], "--token-file pipe cannot be read: not a regular file"),
+    (["--tls-ca", "pipe"], "--tls-ca pipe cannot be read: not a regular file"),
+    (["--token-file", "/dev/zero"], "--token-file /dev/zero cannot be read: not a regular file"),
+    (["--tls-ca", "/dev/zero"], "--tls-ca /dev/zero cannot be read: not a regular file"),
+    (["--token-file", "."], "--token-file . cannot be read: is a directory"),
+    (["--tls-ca", "."], "--tls-ca . cannot be read: is a directory"),
+    (["--tls-ca", "nothing"], "--tls-ca nothing cannot be read: no such file or directory"),
+    (["--tls-ca", "key.pem"], "--tls-ca key.pem holds no certificate in PEM"),
+    (
+        ["--token-file", "token", "--server", "example.org:1"],
+        (
+            "the token would travel unencrypted to example.org:1: give --tls or --tls-ca, or --insecure if the network "
+            "is trusted"
+        ),
+    ),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("options", "sentence"), UNFIT)
+def test_what_cannot_be_shown_is_told_by_its_flag(files, command, options, sentence):
+    """At once, also where reading would wait for somebody to write."""
+    assert run(*command, "--model", "math", *options) == (2, "", f"error: {sentence}\n")
+
+
+def test_a_token_and_an_authority_are_read_from_links_and_from_what_the_shell_opened(files, shelf, serve, tls):
+    """`/dev/stdin` as a file or a pipe, and `<(COMMAND)`."""
+    shelf.add("math")
+    target = serve("math", tls=tls, token="secret").target
+    ask = ("generate", "hi", "--server", target)
+    fine = (0, "math@1:hi\n", "")
+    assert run(*ask, "--tls-ca", "ca.pem", "--token-file", "link") == fine
+    assert run(*ask, "--tls-ca", "ca.pem", "--token-file", "/dev/stdin", input=b"secret\n") == fine
+    assert run(*ask, "--tls-ca", "/dev/stdin", "--token-file", "token", input=Path("ca.pem").read_bytes()) == fine
+    with Path("token").open("rb") as file:
+        assert run(*ask, "--tls-ca", "ca.pem", "--token-file", "/dev/stdin", stdin=file) == fine
+    with subprocess.Popen(["cat", "token"], stdout=subprocess.PIPE) as cat:
+        number = cat.stdout.fileno()
+        given = run(*ask, "--tls-ca", "ca.pem", "--token-file", f"/dev/fd/{number}", pass_fds=[number])
+    assert given == fine
+
+
+def test_python_names_the_arguments_as_python_has_them(files):
+    """Not by flags that it does not have."""
+    with pytest.raises(ValueError, match="unencrypted") as caught:
+        Client("example.org:1", token="secret")
+    assert str(caught.value) == (
+        "the token would travel unencrypted to example.org:1: give tls or tls_ca, or insecure if the network is trusted"
+    )
+    with pytest.raises(ValueError, match="certificate") as caught:
+        Client(tls_ca="key.pem")
+    assert str(caught.value) == "tls_ca key.pem holds no certificate in PEM"
+    with pytest.raises(OSError, match="not a regular file"):
+        Client(tls_ca="pipe")

@@ -1,0 +1,101 @@
+"""`modelwright serve` at its edges: numbers that are none, files that never end, two tokens that are one."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+
+def load(name):
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"modelwright_tests_sweep_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+helpers = load("grpc_serving")
+command_line = helpers.load("../core/cli/conftest.py")
+tls, shelf, serve = helpers.tls, command_line.shelf, command_line.serve
+HERE = ("serve", "math", "--listen", "127.0.0.1:0")
+
+NUMBERS = [
+    ("--grace", "nan", "nan is not a finite number."),
+    ("--grace", "inf", "inf is not a finite number."),
+    ("--grace", "1e999", "inf is not a finite number."),
+    ("--grace", "-1", "-1.0 is not in the range x>=0."),
+    ("--grace", "-inf", "-inf is not in the range x>=0."),
+    ("--grace", "soon", "'soon' is not a valid float range."),
+    ("--max-requests", "0", "0 is not in the range x>=1."),
+    ("--max-requests", "-1", "-1 is not in the range x>=1."),
+    ("--max-requests", "nan", "'nan' is not a valid integer range."),
+    ("--max-message-bytes", "1023", "1023 is not in the range 1024<=x<=1073741824."),
+    ("--max-message-bytes", "inf", "'inf' is not a valid integer range."),
+    ("--max-message-bytes", str(2**63), f"{2**63} is not in the range 1024<=x<=1073741824."),
+]
+
+
+@pytest.mark.parametrize(("flag", "value", "sentence"), NUMBERS)
+def test_a_number_that_cannot_be_is_told_by_its_flag(modelwright, flag, value, sentence):
+    """Before anything else happens."""
+    done = modelwright(*HERE, flag, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == f"Error: Invalid value for '{flag}': {sentence}"
+
+
+def test_numbers_that_are_huge_are_taken(serve):
+    """It serves, and ends as others do."""
+    serving = serve(*("math", "--grace", "1e308", "--max-requests", 10**30, "--max-message-bytes", 2**30))
+    assert serving.end() == (0, "", "")
+
+
+@pytest.fixture
+def files(tmp_path, tls):
+    """The working directory of the command, with tokens, a certificate and its key, and a pipe nobody writes into."""
+    for name, token in (("token", "secret\n"), ("same", "  secret  \nas another file\n"), ("other", "else\n")):
+        (tmp_path / name).touch(mode=0o600)
+        (tmp_path / name).write_text(token)
+    (tmp_path / "link").symlink_to("token")
+    (tmp_path / "cert.pem").write_bytes(tls.certificate.read_bytes())
+    (tmp_path / "key.pem").write_bytes(tls.key.read_bytes())
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        (["--token-file", "pipe"], "--token-file"),
+        (["--admin-token-file", "pipe"], "--admin-token-file"),
+        (["--tls-cert", "pipe", "--tls-key", "key.pem"], "--tls-cert"),
+        (["--tls-cert", "cert.pem", "--tls-key", "pipe"], "--tls-key"),
+    ],
+)
+def test_a_pipe_is_no_file_to_wait_for(modelwright, files, options, flag):
+    """Reading it would hold up the server for ever, without a word."""
+    done = modelwright(*HERE, *options, timeout=60)
+    line = f"error: {flag} pipe cannot be read: not a regular file\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+@pytest.mark.parametrize("other", ["token", "link", "same"])
+@pytest.mark.parametrize("insecure", [[], ["--insecure"]])
+def test_the_same_token_for_users_and_administrators_is_refused(modelwright, files, other, insecure):
+    """By what it says, not by its path: whoever may ask could change the server, and nothing would show it."""
+    done = modelwright(*HERE, "--token-file", "token", "--admin-token-file", other, *insecure)
+    line = (
+        "error: --admin-token-file has the same token as --token-file, so whoever may ask may change the server: give "
+        "it another one, or leave it out if that is wanted\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_two_tokens_and_files_by_links_are_taken(serve, files):
+    """As mounted secrets are."""
+    (files / "certificate-link").symlink_to("cert.pem")
+    serving = serve(
+        *("math", "--token-file", files / "link", "--admin-token-file", files / "other"),
+        *("--tls-cert", files / "certificate-link", "--tls-key", files / "key.pem"),
+    )
+    assert serving.end() == (0, "", "")
