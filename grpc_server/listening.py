@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from attrs import frozen
@@ -59,7 +60,18 @@ def check_free(listen: Address, flag: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise ModelwrightError(
-            f"cannot listen on {listen}: {reason}: stop what listens there, or choose another with {flag}"
-        ) from error
+        raise cannot_listen(listen, flag, error) from error
+
+
+def cannot_listen(listen: Address, flag: str, error: OSError | UnicodeError) -> ModelwrightError:
+    """The error for a person whose server cannot listen there.
+
+    Args:
+        listen: where.
+        flag: the option that says so.
+        error: what the system says, or the encoding of names.
+    """
+    reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "no host can have that name"
+    taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    advice = f"{'stop what listens there, or ' if taken else ''}choose another with {flag}"
+    return ModelwrightError(f"cannot listen on {listen}: {reason}: {advice}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ class Prepare:
         """Read, clean, render and write."""
         target = run.folder.stage(self.name)
         files.remove_temporaries(target.parent)
-        with files.writing_folder(target) as folder:
+        with _naming(target.parent), files.writing_folder(target) as folder:
             rejected = Rejected(folder / "rejected.jsonl")
             notices: list[str] = []
             counts, weights, removed = _write_examples(run, folder, rejected, emit, notices)
@@ -89,6 +91,24 @@ class Prepare:
             raise ModelwrightError(trouble)
         emit("prepared", summary)
         return summary | {"digest": _digest(target), "sources": _lineage(run), "files": files.sizes(target)}
+
+
+@contextlib.contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say where there was no more room: a write to an open file does not.
+
+    Raises:
+        ModelwrightError: there was none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = error.strerror or str(error)
+        raise ModelwrightError(
+            f"{folder} cannot be written to: {reason}; with room, the same command goes on"
+        ) from error
 
 
 def _lineage(run: Run) -> dict[str, str]:

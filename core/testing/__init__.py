@@ -1,4 +1,4 @@
-"""Contract suites for plugin authors: `testing.engine`, `testing.registry`, `testing.trainer`, imported on first use."""
+"""Contract suites for plugin authors: `testing.engine`, `testing.registry`, `testing.trainer`, imported when used."""
 
 from __future__ import annotations
 

@@ -11,11 +11,10 @@ from typing import Any
 import uvicorn
 from attrs import evolve
 
-from modelwright.core.api.errors import ModelwrightError
 from modelwright.grpc_server.access import Access, Tls
 from modelwright.grpc_server.gateway.app import Gateway
 from modelwright.grpc_server.gateway.exchange import Life
-from modelwright.grpc_server.listening import Address
+from modelwright.grpc_server.listening import Address, cannot_listen
 from modelwright.grpc_server.table import ModelTable
 from modelwright.grpc_server.tls import check_tls
 
@@ -147,8 +146,5 @@ def bind_socket(listen: Address, option: str = "--http") -> socket.socket:
             taken.close()
             raise
     except (OSError, UnicodeError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise ModelwrightError(
-            f"cannot listen on {listen}: {reason}: stop what listens there, or choose another with {option}"
-        ) from error
+        raise cannot_listen(listen, option, error) from error
     return taken

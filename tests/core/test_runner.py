@@ -153,7 +153,7 @@ def test_a_lost_registry_gets_version_metrics_and_alias_back(run_file, modelwrig
     _ok(modelwright("run", path))
     before = _models(modelwright)
     (home / "registry.db").unlink()
-    assert _plan(modelwright, path)[2][1:] == (False, "gone: there is no model 'tiny'")
+    assert _plan(modelwright, path)[2][1:] == (False, "there is no model 'tiny'")
     _ok(modelwright("run", path))
     assert _models(modelwright) == before
 

@@ -58,5 +58,11 @@ def talk(address, *parts, seconds=5.0, until=b"grpc-status"):
     return answer
 
 
+def status(answer):
+    """The number of the gRPC status in what came back; None where there is none."""
+    _, name, rest = answer.partition(b"grpc-status")
+    return int(rest[1 : 1 + rest[0]]) if name else None
+
+
 # What a client begins with.
 HELLO = PREFACE + frame(SETTINGS)

@@ -132,6 +132,7 @@ ONLY = (
     "transformers"
 )
 TWO = "they are of two models, or one of them was changed; copy the model again"
+AGAIN = "mend it, or copy it again"
 NO_HEADER = "model.safetensors is no safetensors file: its header cannot be read; copy it again"
 TRANSFORMERS = importlib.metadata.version("transformers")
 
@@ -165,7 +166,7 @@ CASES = {
     ),
     "a config cut short": (
         lambda f: (f / "config.json").write_text('{"model_type": "lla'),
-        ["config.json is not JSON: Unterminated string starting at: line 1 column 16 (char 15); mend it, or copy it again"],
+        [f"config.json is not JSON: Unterminated string starting at: line 1 column 16 (char 15); {AGAIN}"],
     ),
     "a config in UTF-16": (
         lambda f: (f / "config.json").write_bytes('["x"]'.encode("utf-16")),
@@ -190,8 +191,8 @@ CASES = {
     "an architecture that nobody knows": (
         lambda f: edit(f / "config.json", model_type="lama"),
         [
-            f'config.json has the model_type "lama", which transformers {TRANSFORMERS} does not know: correct it, or '
-            "install a newer one (pip install -U transformers)"
+            (f'config.json has the model_type "lama", which transformers {TRANSFORMERS} does not know: correct it, or '
+            "install a newer one (pip install -U transformers)")
         ],
     ),
     "a width that is not the weights'": (
@@ -205,8 +206,8 @@ CASES = {
     "a width that heads cannot share": (
         unsized,
         [
-            "config.json says hidden_size 999 and num_attention_heads 2: the one must be a multiple of the other, or "
-            "head_dim be given"
+            ("config.json says hidden_size 999 and num_attention_heads 2: the one must be a multiple of the other, or "
+            "head_dim be given")
         ],
     ),
     "a number in words": (
@@ -241,8 +242,8 @@ CASES = {
     "a width in a text_config": (
         lambda f: in_text_config(f, hidden_size=15),
         [
-            "config.json says text_config.hidden_size 15 and text_config.num_attention_heads 2: the one must be a "
-            "multiple of the other, or text_config.head_dim be given"
+            ("config.json says text_config.hidden_size 15 and text_config.num_attention_heads 2: the one must be a "
+            "multiple of the other, or text_config.head_dim be given")
         ],
     ),
     "a config without architecture": (
@@ -257,8 +258,8 @@ CASES = {
     "a tokenizer that is no JSON": (
         lambda f: (f / "tokenizer.json").write_text("{"),
         [
-            "tokenizer.json is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1); "
-            "mend it, or copy it again"
+            ("tokenizer.json is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1); "
+            "mend it, or copy it again")
         ],
     ),
     "a tokenizer with a byte order mark": (

@@ -4,6 +4,8 @@ import contextlib
 import importlib.util
 import io
 import os
+import pty
+import select
 import socket
 import subprocess
 import sys
@@ -193,6 +195,35 @@ def test_a_line_of_a_chat_that_is_not_utf8_is_told_and_the_chat_goes_on(asked, l
     assert error == (
         "error: this line is not UTF-8 (byte 4): expected text in UTF-8; the conversation goes on without it\n"
     )
+
+
+def test_a_line_that_is_not_utf8_on_a_terminal_is_told_and_the_chat_goes_on(asked):
+    """Where the line editor does not drop such bytes itself, as it does in a UTF-8 locale; the exit code is 0."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "modelwright.core", "chat", *asked]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "dumb"}
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
+        os.close(slave)
+        read_until(master, b"you> ")
+        os.write(master, b"caf\xe9\n")
+        told = read_until(master, b"you> ")
+        os.write(master, b"two\n")
+        answered = read_until(master, b"you> ")
+        os.write(master, b"\x04")
+        assert process.wait(timeout=20) == 0
+    os.close(master)
+    assert b"the conversation goes on without it\r\n" in told
+    assert told.count(b"error: this line is not ") == 1
+    assert b"math@1:user\r\ntwo\r\nassistant\r\n\r\n" in answered
+
+
+def read_until(descriptor, text):
+    seen = b""
+    while text not in seen:
+        ready, _, _ = select.select([descriptor], [], [], 20)
+        assert ready, seen
+        seen += os.read(descriptor, 4096)
+    return seen
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])

@@ -23,6 +23,7 @@ from modelwright.core.cli import main
 from modelwright.core.config.schema import SourceConfig
 from modelwright.core.plugins import discover
 from modelwright.core.prepare.examples import Rejected, read_examples
+from modelwright.core.prepare.readers import READABLE
 from modelwright.core.prepare.sources import read_source
 
 RUN = """
@@ -65,8 +66,8 @@ def prepare(tmp_path, home, capsys):
     return run
 
 
-def _rejected(folder: Path) -> list[tuple[int, str]]:
-    file = folder / "rejected.jsonl"
+def _rejected(folder: Path, name: str = "rejected.jsonl") -> list[tuple[int, str]]:
+    file = folder / name
     rows = [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
     assert all(set(row) == {"file", "line", "reason", "row"} for row in rows)
     return [(row["line"], row["reason"]) for row in rows]
@@ -130,7 +131,11 @@ def test_a_file_is_read_but_for_the_rows_that_cannot_be(prepare, tmp_path, case)
 
 
 HEADER = "; the first row must be the names of the columns"
-KINDS = "(can: .jsonl, .json, .csv (plain, .gz, .zst), .parquet and .arrow)"
+KINDS = f"(can: {READABLE})"
+NOBODY = (
+    '--input: there is no user "nobody-of-that-name" for "~nobody-of-that-name/a.jsonl" '
+    "(a file: ./~nobody-of-that-name/a.jsonl)"
+)
 ASIDE = "; all are in {home}/runs/sweep/prepare/rejected.jsonl"
 
 # (file name, its bytes, exit code, the line; "…" is anything): nothing is prepared.
@@ -193,6 +198,81 @@ def test_a_file_that_cannot_be_read_is_one_line(prepare, tmp_path, home, case):
     [error] = errors
     assert _like(error, "error: " + line.format(path=tmp_path / name, home=home)), error
     assert code == expected
+
+
+@pytest.fixture
+def convert(tmp_path, monkeypatch, capsys):
+    """Runs `modelwright prepare --input` on a source; gives exit code, standard output and the lines of the other."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(path, *more):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["prepare", "--format", "general", "--input", path, "--output", "out.jsonl", *more])
+        output = capsys.readouterr()
+        assert not list(tmp_path.glob(".tmp-*")), "what is half done is not left behind"
+        assert (tmp_path / "out.jsonl").exists() == (ended.value.code == 0)
+        return ended.value.code, output.out, output.err.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("case", READ)
+def test_without_a_run_the_same_rows_are_read_and_rejected(convert, tmp_path, case):
+    """Into the file beside the output."""
+    name, content, rejected = READ[case]
+    (tmp_path / name).write_bytes(content)
+    code, output, errors = convert(name, "--max-rejected", "0.5", "--json")
+    (report,) = json.loads(output)
+    assert (code, errors, report["rejected"]) == (0, [], len(rejected))
+    found = _rejected(tmp_path, "out.rejected.jsonl")
+    assert [line for line, _ in found] == [line for line, _ in rejected]
+    for (_, reason), (_, expected) in zip(found, rejected, strict=True):
+        assert _like(reason, expected), reason
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_without_a_run_the_same_files_are_one_line(convert, tmp_path, case):
+    """With the flag and the file of what was rejected."""
+    name, content, expected, line = REFUSED[case]
+    (tmp_path / name).write_bytes(content)
+    line = line.replace("[data] max_rejected", "--max-rejected").replace(ASIDE, "; all are in out.rejected.jsonl")
+    code, output, [error] = convert(name, "--max-rejected", "0.5")
+    assert (code, output) == (expected, "")
+    assert _like(error, "error: " + line.format(path=tmp_path / name)), error
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("", "--input: must not be empty"),
+        ("https://x/y.jsonl", '--input: must be a path on disk, not the URL "https://x/y.jsonl"'),
+        ("s3://x/y.jsonl", '--input: must be a path on disk, not the URL "s3://x/y.jsonl"'),
+        ("gone.jsonl", f"error: HERE/gone.jsonl: no file is there (can read: {READABLE})"),
+        ("x" * 300 + ".jsonl", f"error: HERE/{'x' * 300}.jsonl: cannot be read: File name too long"),
+        ("*.none", "error: HERE/*.none: no file matches this pattern"),
+        ("~nobody-of-that-name/a.jsonl", NOBODY),
+        (
+            "pipe.jsonl",
+            "error: HERE/pipe.jsonl: it is no regular file: a source is read more than once, so save it to one",
+        ),
+        ("loop.jsonl", "error: HERE/loop.jsonl: cannot be read: Too many levels of symbolic links"),
+        ("dang.jsonl", "error: HERE/dang.jsonl: it is a link to a file that is not there"),
+    ],
+)
+def test_without_a_run_an_odd_input_is_one_line(convert, tmp_path, path, line):
+    """Before anything starts."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    (tmp_path / "dang.jsonl").symlink_to("nowhere")
+    assert convert(path) == (2, "", [line.replace("HERE", str(tmp_path))])
+
+
+def test_without_a_run_a_fraction_that_draws_no_row_is_one_line(convert, tmp_path):
+    """No empty file of examples is written."""
+    (tmp_path / "a.jsonl").write_bytes(JSONL)
+    line = "error: nothing to write: 0 rows give no example"
+    assert convert("a.jsonl", "--fraction", "0.000001") == (1, "", [line])
 
 
 def test_places_that_are_no_files_are_refused_before_anything_starts(prepare, tmp_path, home):
@@ -294,6 +374,7 @@ def test_a_line_of_50_mb_is_rejected_with_its_size(prepare, tmp_path):
     assert rejected == [(4, "too long: 50,000,033 bytes, and a row may have 16,777,216")]
 
 
+MASKS = "…): mend the data or the template, or set [data.tokens] allow = […]"
 NAMES = st.sampled_from(
     (
         *("question", "answer", "problem", "solution", "messages", "conversations", "role", "content", "prompt"),
@@ -343,7 +424,8 @@ def test_whatever_the_rows_preparing_ends_in_order(prepare, tmp_path, rows):
     code, errors, report, rejected = prepare("a.jsonl", "data.max_rejected=1.0")
     if code:
         (error,) = errors
-        assert (code, error[:58]) == (1, "error: the label masks are not what the data says (nothing")
+        assert code == 1
+        assert _like(error, f"error: the label masks are not what the data says ({MASKS}"), error
     else:
         assert errors == []
     assert report["examples"] >= len(GOOD)

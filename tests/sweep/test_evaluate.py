@@ -94,8 +94,8 @@ def _said(capsys, arguments):
             2,
             (
                 "error: HERE/other.jsonl: no installed format reads its first rows as questions with answers (general: "
-                "expected…; this row has: frage; math: expected…; this row has: frage; reasoning: expected…; this row has: "
-                "frage): name one with --format, and its options with --option"
+                "expected…; this row has: frage; math: expected…; this row has: frage; reasoning: expected…; this row "
+                "has: frage): name one with --format, and its options with --option"
             ),
         ),
         (
@@ -157,8 +157,8 @@ def _said(capsys, arguments):
             {"registry": "nowhere"},
             2,
             (
-                "error: registry 'nowhere' is no URL: expected SCHEME://…, such as sqlite:///registry.db (schemes there "
-                "are: …sqlite)"
+                "error: registry 'nowhere' is no URL: expected SCHEME://…, such as sqlite:///registry.db (schemes "
+                "there are: …sqlite)"
             ),
         ),
         (
@@ -177,8 +177,8 @@ def _said(capsys, arguments):
             {"output": "full"},
             2,
             (
-                "error: output HERE/full holds other files (thesis.tex): give a folder that is new, empty, or an earlier "
-                "evaluation's"
+                "error: output HERE/full holds other files (thesis.tex): give a folder that is new, empty, or an "
+                "earlier evaluation's"
             ),
         ),
         ({"output": "/proc/out"}, 2, "error: output /proc/out cannot be written: No such file or directory"),

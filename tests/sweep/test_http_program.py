@@ -101,13 +101,27 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(program, modelwrigh
     )
 
 
-@pytest.mark.parametrize("where", ["nowhere", "127.0.0.1:99999", ":80", "0.0.0.0:0"])
-def test_an_address_that_cannot_be_is_a_usage_error(program, where):
+NOWHERE = "is nowhere to listen: expected HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051"
+OPEN = (
+    "can be reached from other machines, and nothing is encrypted: give --tls-cert and --tls-key, listen on 127.0.0.1, "
+    "or say --insecure if the network is trusted"
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("nowhere", f"'nowhere' {NOWHERE}"),
+        ("127.0.0.1:99999", f"'127.0.0.1:99999' {NOWHERE}"),
+        (":80", f"':80' {NOWHERE}"),
+        ("0.0.0.0:0", f"--http 0.0.0.0:0 {OPEN}"),
+    ],
+)
+def test_an_address_that_cannot_be_is_a_usage_error(program, where, line):
     """Exit code 2, one line."""
     server = program("--http", where)
     assert server.process.wait(30) == 2
-    assert len(server.lines) == 1
-    assert server.lines[0].startswith("error: ")
+    assert server.lines == [f"error: {line}\n"]
 
 
 def test_wrong_tokens_are_refused_by_the_program(program, tmp_path):

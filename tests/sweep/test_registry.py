@@ -297,17 +297,29 @@ def _figure():
     return wilson(0.5, 10)
 
 
+URL = "expected SCHEME://…, such as sqlite:///registry.db (schemes there are: sqlite)"
+SQLITE = "expected sqlite:////absolute/path/registry.db or sqlite:///relative.db"
+
+
 @pytest.mark.parametrize(
     ("url", "code", "message"),
     [
         ("", 0, None),
-        ("registry.db", 2, "X"),
-        ("mysql://host/db", 2, "X"),
-        ("http://host/db", 2, "X"),
-        ("sqlite://host/registry.db", 2, "X"),
-        ("sqlite:///", 2, "X"),
-        ("sqlite:///" + "d" * 300, 1, "X"),
-        ("sqlite:////dev/null/registry.db", 1, "X"),
+        ("registry.db", 2, f"registry 'registry.db' is no URL: {URL}"),
+        ("mysql://host/db", 2, "no registry backend serves 'mysql' URLs (there are: sqlite)"),
+        ("http://host/db", 2, "no registry backend serves 'http' URLs (there are: sqlite)"),
+        ("sqlite://host/registry.db", 2, f"registry 'sqlite://host/registry.db': {SQLITE}"),
+        ("sqlite:///", 2, f"registry 'sqlite:///' names no file: {SQLITE}"),
+        (
+            "sqlite:///" + "d" * 300,
+            1,
+            f"registry HERE/{'d' * 300} cannot be used: File name too long: HERE/{'d' * 300}",
+        ),
+        (
+            "sqlite:////dev/null/registry.db",
+            1,
+            "registry /dev/null/registry.db cannot be used: Not a directory: /dev/null/registry.db",
+        ),
         ("sqlite:////dev/full", 1, "registry /dev/full is no regular file: name another one"),
     ],
 )

@@ -125,12 +125,17 @@ def _bounds(kind: Any) -> str:
     if low is None and high is None:
         return ""
     if high is None:
-        return f"{'More than' if kind.min_open else 'At least'} {low:g}."
+        return f"{'More than' if kind.min_open else 'At least'} {_figure(low)}."
     return (
-        f"{'More than' if kind.min_open else 'From'} {low:g}, at most {high:g}."
+        f"{'More than' if kind.min_open else 'From'} {_figure(low)}, at most {_figure(high)}."
         if kind.min_open
-        else f"{low:g} to {high:g}."
+        else f"{_figure(low)} to {_figure(high)}."
     )
+
+
+def _figure(value: float) -> str:
+    """Whole numbers with all their digits."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _default(option: click.Option) -> str:

@@ -166,8 +166,8 @@ def test_broken_folders_are_named(make_folder, tmp_path):
     template = "the chat template cannot be read, line 2: Expected an expression, got 'end of statement block'"
     broken(f"FOLDER/chat_template.jinja: {template}; mend it there", template=b"x\n{% if %}")
     tokens = (
-        "FOLDER/tokenizer_config.json: its tokens cannot be read: expected added_tokens_decoder to be a table of ids and "
-        'tokens, {"0": {"content": "<s>"}}, and a …_token to be a text or a token; copy the file again'
+        "FOLDER/tokenizer_config.json: its tokens cannot be read: expected added_tokens_decoder to be a table of ids "
+        'and tokens, {"0": {"content": "<s>"}}, and a …_token to be a text or a token; copy the file again'
     )
     for added in (b"[1]", b'{"x": {"content": "y"}}', b'{"1": 3}', b'{"1": {"content": "y", "lstrip": "z"}}', b'"x"'):
         broken(tokens, config=b'{"added_tokens_decoder": ' + added + b"}")

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from modelwright.core.cli import main
+
 
 def test_generate_prints_an_answer_piece_by_piece_whole_or_as_json(serve, modelwright):
     """From an argument or from standard input."""
@@ -33,14 +35,19 @@ def test_generate_prints_an_answer_piece_by_piece_whole_or_as_json(serve, modelw
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--max-tokens", str(2**31), "hi"], ["--seed", str(2**63), "hi"], [b"caf\xe9".decode("utf-8", "surrogateescape")]],
+    ("arguments", "name"),
+    [
+        (["--max-tokens", str(2**31), "hi"], "--max-tokens"),
+        (["--seed", str(2**63), "hi"], "--seed"),
+        ([b"caf\xe9".decode("utf-8", "surrogateescape")], "[PROMPT]"),
+    ],
 )
-def test_what_no_message_can_hold_is_one_clear_line(here, arguments):
+def test_what_no_message_can_hold_is_told_by_its_name(capsys, arguments, name):
     """A number with too many digits, an argument that is not UTF-8."""
-    code, error = here("generate", "--model", "math", *arguments)
-    assert code == 2
-    assert error.startswith("error: this cannot be asked: ")
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "--model", "math", *arguments])
+    assert end.value.code == 2
+    assert f"Error: Invalid value for '{name}': " in capsys.readouterr().err
 
 
 def test_among_several_models_one_must_be_chosen(serve, shelf, here):
@@ -190,7 +197,7 @@ def test_a_token_and_an_authority_are_shown_from_files(serve, modelwright, tls, 
     [
         (["--token-file", "nothing"], "--token-file nothing cannot be read: no such file or directory"),
         (["--tls-ca", "nothing"], "--tls-ca nothing cannot be read: no such file or directory"),
-        (["--tls-ca", "token"], "token holds no certificate in PEM"),
+        (["--tls-ca", "token"], "error: --tls-ca token holds no certificate in PEM"),
         (["--server", "models.example:1", "--token-file", "token"], "the token would travel unencrypted to models"),
     ],
 )

@@ -92,24 +92,30 @@ def test_what_is_no_folder(modelwright, tmp_path):
     """One line each, and nothing is left."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "data").write_text("x")
-    file = f"{tmp_path}/file is a file: name a folder, which need not be there yet\n"
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    other = ": name a folder, which need not be there yet\n"
     expected = {
-        "file": (2, f"error: file: {file}"),
-        "file/inner": (2, f"error: file/inner: {file}"),
-        "n" * 300: (1, f"error: {'n' * 300} cannot be written to: File name too long\n"),
+        "file": (2, f"error: file is a file{other}"),
+        "file/inner": (2, f"error: file/inner cannot be made: {tmp_path}/file is a file{other}"),
+        "link": (2, f"error: link is a link to what is not there{other}"),
+        "loop": (2, f"error: loop cannot be used: Too many levels of symbolic links{other}"),
+        "n" * 300: (2, f"error: {'n' * 300} has too long a name{other}"),
+        "": (2, "FOLDER: must not be empty\n"),
         ".": (2, "error: data is there already and would be overwritten: name another folder\n"),
     }
     for folder, (code, line) in expected.items():
         done = modelwright("init", folder)
         assert (done.returncode, done.stdout, done.stderr) == (code, "", line)
-    assert files_of(tmp_path) == {"file", "data"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "data", "link", "loop"}
 
 
 def test_a_folder_that_may_not_be_written_to(here, tmp_path, monkeypatch, permissions_count):
-    """The system's own reason."""
+    """Known before anything is written."""
     (tmp_path / "locked").mkdir(mode=0o555)
     monkeypatch.chdir(tmp_path)
-    assert here("init", "locked") == (1, "error: locked cannot be written to: Permission denied\n")
+    line = "error: locked is read-only for this user: name a folder, which need not be there yet\n"
+    assert here("init", "locked") == (2, line)
 
 
 def test_a_disk_that_is_full_in_the_middle_leaves_nothing(modelwright, tmp_path):

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from modelwright.core.prepare.readers import READABLE
+
 MATH = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}.\n#### {n + 1}"} for n in range(40)]
 CHAT = [
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"Good {n}"}]} for n in range(9)
@@ -104,8 +106,8 @@ def test_rejected_rows_are_kept_beside_the_output(modelwright, tmp_path, rows_fi
     assert refused.returncode == 1
     assert refused.stderr.strip() == (
         "error: 1 of 41 rows cannot be read (2.4%; --max-rejected is 1.0%); the first is raw.jsonl:41: expected the "
-        "columns question and answer (GSM8K), problem and solution (MATH), or question and choices; this row has: question; "
-        "all are in out.rejected.jsonl"
+        "columns question and answer (GSM8K), problem and solution (MATH), or question and choices; this row has: "
+        "question; all are in out.rejected.jsonl"
     )
     assert (tmp_path / "out.jsonl").read_text() == "old\n"
     (kept,) = read(tmp_path / "out.rejected.jsonl")
@@ -197,38 +199,78 @@ def test_formats_of_plugins_are_among_all_formats(modelwright, raw, tmp_path, in
     assert lacking.stderr.strip() == "--instruction: format plain has no option instruction (it has: none)"
 
 
+EITHER = "error: give a RUN.toml; or one of --format and --all-formats, with --input and --output"
+LOST = "is one of the inputs and would be lost: choose another output"
+ELSEWHERE = "give another place for the output"
+CLICK = (
+    "Usage: modelwright prepare [OPTIONS] RUN.toml\nTry 'modelwright prepare --help' for help.\n\n"
+    "Error: Invalid value for "
+)
 MATH_OUT = ("--format", "math", "--input", "raw.jsonl", "--output", "out.jsonl")
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "error: give a RUN.toml; or one of --format and --all-formats, with --input and --output"),
-        (("--format", "math", "--input", "raw.jsonl"), "error: give a RUN.toml; or one of --format"),
-        (("--format", "math", "--output", "out.jsonl"), "error: give a RUN.toml; or one of --format"),
-        (("--all-formats", *MATH_OUT), "error: give a RUN.toml; or one of --format and --all-formats"),
+        ((), EITHER),
+        (("--format", "math", "--input", "raw.jsonl"), EITHER),
+        (("--format", "math", "--output", "out.jsonl"), EITHER),
+        (("--all-formats", *MATH_OUT), EITHER),
         (
             ("run.toml", "--limit", 3, "--format", "math"),
             "error: run.toml says what to prepare: leave out --format, --limit, or leave out the file",
         ),
-        (("run.toml", "--seed", 17), "error: run.toml says what to prepare: leave out --seed"),
+        (("run.toml", "--seed", 17), "error: run.toml says what to prepare: leave out --seed, or leave out the file"),
         ((*MATH_OUT, "--set", "seed=3", "--fresh"), "error: --set, --fresh is for a run: give its RUN.toml"),
-        (("--format", "maths", *MATH_OUT[2:]), "error: there is no format 'maths', did you mean 'math'?"),
-        (("--format", "math", "--input", "none.jsonl", "--output", "o.jsonl"), "none.jsonl: no file is there"),
-        (("--format", "math", "--input", "builtin:x/y", "--output", "o.jsonl"), "there is no built-in data 'x/y'"),
-        ((*MATH_OUT[:4], "--output", "raw.jsonl"), "error: raw.jsonl is one of the inputs and would be lost"),
-        ((*MATH_OUT[:4], "--output", "./x/../raw.jsonl"), "raw.jsonl is one of the inputs and would be lost"),
-        ((*MATH_OUT[:2], "--input", "raw*.jsonl", "--output", "raw.jsonl"), "error: raw.jsonl is one of the inputs"),
+        (
+            ("--format", "maths", *MATH_OUT[2:]),
+            "error: there is no format 'maths', did you mean 'math'? (there are: general, math, reasoning)",
+        ),
+        (
+            ("--format", "math", "--input", "none.jsonl", "--output", "o.jsonl"),
+            f"error: HERE/none.jsonl: no file is there (can read: {READABLE})",
+        ),
+        (
+            ("--format", "math", "--input", "builtin:x/y", "--output", "o.jsonl"),
+            (
+                "error: there is no built-in data 'x/y' (there are: builtin:arithmetic/train, builtin:arithmetic/test, "
+                "builtin:instructions/train, builtin:instructions/test)"
+            ),
+        ),
+        ((*MATH_OUT[:4], "--output", "raw.jsonl"), f"error: raw.jsonl {LOST}"),
+        ((*MATH_OUT[:4], "--output", "./x/../raw.jsonl"), f"error: x/../raw.jsonl {LOST}"),
+        ((*MATH_OUT[:2], "--input", "raw*.jsonl", "--output", "raw.jsonl"), f"error: raw.jsonl {LOST}"),
         (
             (*MATH_OUT[:2], "--input", "raw.rejected.jsonl", "--output", "raw.jsonl"),
-            "error: raw.rejected.jsonl is one of the inputs",
+            f"error: raw.rejected.jsonl {LOST}",
         ),
-        ((*MATH_OUT[:4], "--output", "out.json"), "give it a name that ends with .jsonl"),
-        ((*MATH_OUT[:4], "--output", "folder.jsonl"), "error: folder.jsonl is a folder: give the file to write"),
-        ((*MATH_OUT[:4], "--output", "raw.jsonl/out.jsonl"), "cannot be written:"),
-        (("--all-formats", "--input", "raw.jsonl", "--output", "raw.jsonl"), "raw.jsonl is not a folder"),
-        ((*MATH_OUT, "--option", "solution=answer"), "strings need quotes: --option 'solution=\"answer\"'"),
-        ((*MATH_OUT, "--option", "solution"), "--option solution: is no KEY=VALUE in TOML"),
+        (
+            (*MATH_OUT[:4], "--output", "out.json"),
+            "error: out.json: the output is JSONL, one example a line: give it a name that ends with .jsonl",
+        ),
+        ((*MATH_OUT[:4], "--output", "folder.jsonl"), f"error: folder.jsonl is a folder: {ELSEWHERE}"),
+        (
+            (*MATH_OUT[:4], "--output", "raw.jsonl/out.jsonl"),
+            f"error: raw.jsonl/out.jsonl cannot be written: HERE/raw.jsonl is a file: {ELSEWHERE}",
+        ),
+        (
+            ("--all-formats", "--input", "raw.jsonl", "--output", "raw.jsonl"),
+            f"error: raw.jsonl/general.jsonl cannot be written: HERE/raw.jsonl is a file: {ELSEWHERE}",
+        ),
+        (
+            (*MATH_OUT, "--option", "solution=answer"),
+            (
+                "--option solution=answer: is no KEY=VALUE in TOML (Invalid value); strings need quotes: --option "
+                "'solution=\"answer\"'"
+            ),
+        ),
+        (
+            (*MATH_OUT, "--option", "solution"),
+            (
+                "--option solution: is no KEY=VALUE in TOML (Expected '=' after a key in a key/value pair); such as "
+                "--option limit=5"
+            ),
+        ),
         (
             (*MATH_OUT, "--option", 'solution="a"'),
             '--option solution: must be "full" or "answer", not "a" (format math)',
@@ -237,20 +279,23 @@ MATH_OUT = ("--format", "math", "--input", "raw.jsonl", "--output", "out.jsonl")
             (*MATH_OUT, "--option", 'solutions="full"'),
             "--option solutions: unknown key, did you mean solution? (format math)",
         ),
-        ((*MATH_OUT, "--option", 'system="a"', "--option", 'system="b"'), "--option: together they are no TOML:"),
+        (
+            (*MATH_OUT, "--option", 'system="a"', "--option", 'system="b"'),
+            "--option: together they are no TOML: Cannot overwrite a value",
+        ),
         (
             (*MATH_OUT, "--instruction", "a", "--option", 'instruction="b"'),
             "--instruction: --option gives an instruction, too; use one",
         ),
-        ((*MATH_OUT, "--instruction", ""), "--option instruction: "),
+        ((*MATH_OUT, "--instruction", ""), "--option instruction: must not be empty (format math)"),
         (
             ("--all-formats", "--input", "raw.jsonl", "--output", "every", "--option", 'system="a"'),
             "error: --option is for one format: give it with --format, not with --all-formats",
         ),
-        ((*MATH_OUT, "--limit", 0), "Invalid value for '--limit'"),
-        ((*MATH_OUT, "--fraction", 0), "Invalid value for '--fraction'"),
-        ((*MATH_OUT, "--fraction", "nan"), "Invalid value for '--fraction'"),
-        ((*MATH_OUT, "--max-rejected", 2), "Invalid value for '--max-rejected'"),
+        ((*MATH_OUT, "--limit", 0), f"{CLICK}'--limit': 0 is not in the range x>=1."),
+        ((*MATH_OUT, "--fraction", 0), f"{CLICK}'--fraction': 0.0 is not in the range 0<x<=1."),
+        ((*MATH_OUT, "--fraction", "nan"), f"{CLICK}'--fraction': nan is no number."),
+        ((*MATH_OUT, "--max-rejected", 2), f"{CLICK}'--max-rejected': 2.0 is not in the range 0<=x<=1."),
     ],
 )
 def test_wrong_usage_is_said_and_nothing_is_written(modelwright, raw, tmp_path, arguments, line):
@@ -260,7 +305,7 @@ def test_wrong_usage_is_said_and_nothing_is_written(modelwright, raw, tmp_path, 
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     done = modelwright("prepare", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert line in done.stderr
+    assert done.stderr == line.replace("HERE", str(tmp_path)) + "\n"
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 

@@ -107,13 +107,17 @@ CAUSES = "look at its config.json, or copy the model again"
 CONFIGS = [
     (
         {"hidden_size": 999},
-        "its config.json cannot be used: The hidden size (999) is not a multiple of the number of attention heads (2); "
-        "mend it there, or copy the model again",
+        (
+            "its config.json cannot be used: The hidden size (999) is not a multiple of the number of attention heads "
+            "(2); mend it there, or copy the model again"
+        ),
     ),
     (
         {"num_attention_heads": 0},
-        "its config.json cannot be used: ZeroDivisionError: integer modulo by zero; mend it "
-        "there, or copy the model again",
+        (
+            "its config.json cannot be used: ZeroDivisionError: integer modulo by zero; mend it "
+            "there, or copy the model again"
+        ),
     ),
     (
         {"model_type": "t5"},
@@ -122,12 +126,17 @@ CONFIGS = [
     ({"rope_parameters": {"rope_type": "x"}}, f"the model cannot be loaded: KeyError: 'x'; {CAUSES}"),
     (
         {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}},
-        "its config.json cannot be used: it brings code of its own; set [model] trust_remote_code = true if you trust that",
+        (
+            "its config.json cannot be used: it brings code of its own; set [model] trust_remote_code = true if you "
+            "trust that"
+        ),
     ),
     (
         {"vocab_size": 17},
-        "its weights do not fit its config.json: model.embed_tokens.weight has the shape [16, 16], and the config makes "
-        "it [17, 16]: they are of two models, or one was changed; copy the model again",
+        (
+            "its weights do not fit its config.json: model.embed_tokens.weight has the shape [16, 16], and the config "
+            "makes it [17, 16]: they are of two models, or one was changed; copy the model again"
+        ),
     ),
 ]
 
