@@ -257,8 +257,8 @@ FULL = "No space left on device"
         (
             700,
             (
-                "DISK/runs/sweep/train/checkpoints cannot be written to: [Errno 28] FULL; once it can, the same command "
-                "goes on"
+                "DISK/runs/sweep/train/checkpoints cannot be written to: [Errno 28] FULL; once it can, the same "
+                "command goes on"
             ),
         ),
         (2600, "registry DISK/registry.db cannot be used: FULL: DISK/registry.db"),
