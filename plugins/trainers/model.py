@@ -55,7 +55,7 @@ def _clear_errors(folder: Path, what: str, to_do: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:
-            reason, to_do = "it brings code of its own", "set [model] trust_remote_code = true if you trust that"
+            reason, to_do = "it brings code of its own, which this version does not run", "choose another base"
         elif text.startswith("Unrecognized configuration class"):
             kind = json.loads((folder / "config.json").read_bytes())["model_type"]
             reason, to_do = f"its model_type {kind!r} is no causal language model", "choose another base"
