@@ -127,8 +127,8 @@ CONFIGS = [
     (
         {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}},
         (
-            "its config.json cannot be used: it brings code of its own, which this version does not run; choose another "
-            "base"
+            "its config.json cannot be used: it brings code of its own, which this version does not run; choose "
+            "another base"
         ),
     ),
     (
