@@ -16,6 +16,8 @@ def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto
         _positive(_instance, attribute, value)
 
 
+# More passes than any training takes, and few enough that their steps can be counted.
+_passes = validators.and_(validators.gt(0.0), validators.le(1e6))
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
 
 
@@ -44,7 +46,7 @@ class TrainSettings:
 
     trainer: str = "local"
     processes: int | Literal["auto"] = field(default=1, validator=_auto_or_positive)
-    epochs: float | None = field(default=None, validator=validators.optional(_positive))
+    epochs: float | None = field(default=None, validator=validators.optional(_passes))
     max_steps: int | None = field(default=None, validator=validators.optional(_positive))
     batch_size: int = field(default=32, validator=_positive)
     micro_batch_size: int | None = field(default=None, validator=validators.optional(_positive))

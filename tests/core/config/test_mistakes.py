@@ -104,6 +104,12 @@ def test_a_wrong_value_is_said_in_english(mistakes, minimal, line, message):
     assert message in found
 
 
+def test_more_passes_than_can_be_counted_are_refused(mistakes, minimal):
+    """Their steps would be infinitely many."""
+    (found,) = mistakes(minimal.replace("max_steps = 10", "epochs = 1e308"))
+    assert found == "run.toml:8 [train] epochs: must be > 0 and <= 1e+06, not 1e+308"
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
