@@ -10,7 +10,7 @@ from attrs import evolve
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.records import Role
-from modelwright.plugins.formats.rows import closed_thinking, columns, is_blank
+from modelwright.plugins.formats.rows import answering, columns, is_blank
 from modelwright.plugins.formats.tools import json_text, read_calls
 
 CONVERSATIONS = ("messages", "conversations")
@@ -152,7 +152,7 @@ def _message(value: Any, where: str) -> Message:
     content = "" if name in _CALLERS else _content(value.get(said), f"{where}: {said}", role, called=calls is not None)
     return Message(
         role=role,
-        content=closed_thinking(content, where) if assistant else content,
+        content=answering(content, where, called=calls is not None) if assistant else content,
         thinking=_thinking(value, where) if assistant else None,
         tool_calls=calls,
         tool_call_id=_text(value, "tool_call_id", where) if tool else None,

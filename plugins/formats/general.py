@@ -1,4 +1,4 @@
-"""The format `general`: chat with tools, sharegpt, alpaca, pairs of columns such as prompt and completion, plain text."""
+"""The format `general`: chat with tools, sharegpt, alpaca, pairs such as prompt and completion, plain text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modelwright.plugins.formats.conversations import checked, conversation_colu
 from modelwright.plugins.formats.rows import (
     ANSWER,
     SYSTEMS,
-    closed_thinking,
+    answering,
     filled,
     input_column,
     is_blank,
@@ -158,7 +158,8 @@ class GeneralFormat:
             Shape("sharegpt", functools.partial(_find_chat, sharegpt=True), self._read, "(from/value)"),
             Shape("self-instruct", _find_instances, self._instances),
             Shape("alpaca", _find_alpaca, self._read),
-            Shape("a pair", _find_pair, self._read),
+            Shape("pair of messages", _find_messages, self._read),
+            Shape("pair", _find_pair, self._read),
             Shape("plain text", _find_text, self._read),
         )
         self._shapes = mapped(options.columns, self._read) if options.columns else Shapes(shapes, _EXPECTED)
@@ -234,6 +235,12 @@ def _find_alpaca(row: Mapping[str, Any]) -> GeneralColumns | None:
     return found if found is not None and (found.prompt, found.completion) == _PAIRS[0] else None
 
 
+def _find_messages(row: Mapping[str, Any]) -> GeneralColumns | None:
+    found = _find_pair(row)
+    sides = () if found is None else (row[found.prompt or ""], row[found.completion or ""])
+    return found if any(isinstance(side, list | tuple) for side in sides) else None
+
+
 def _find_pair(row: Mapping[str, Any]) -> GeneralColumns | None:
     there = [pair for pair in _PAIRS if pair[0] in row and pair[1] in row]
     if not there:
@@ -303,7 +310,7 @@ def _asked(row: Mapping[str, Any], column: str, given: str | None) -> list[Messa
 def _said(row: Mapping[str, Any], column: str) -> list[Message]:
     if isinstance(row[column], list | tuple):
         return read_messages(row[column], column)
-    return [Message(role="assistant", content=closed_thinking(text_column(row, column), f"column {column!r}"))]
+    return [Message(role="assistant", content=answering(text_column(row, column), f"column {column!r}"))]
 
 
 def _history(value: Any, column: str) -> list[Message]:
@@ -324,7 +331,7 @@ def _history(value: Any, column: str) -> list[Message]:
             raise RowError(f"{column}[{number}] must be a pair of texts: what was asked and what was said")
         turns += [
             Message(role="user", content=pair[0]),
-            Message(role="assistant", content=closed_thinking(pair[1], f"{column}[{number}]")),
+            Message(role="assistant", content=answering(pair[1], f"{column}[{number}]")),
         ]
     return turns
 

@@ -10,7 +10,7 @@ from attrs import field, frozen, validators
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.answers import HASHES, last_boxed
 from modelwright.plugins.formats.choices import CHOICES, RIGHT, read_choices
-from modelwright.plugins.formats.rows import closed_thinking, filled, reference_column, text_column, with_options
+from modelwright.plugins.formats.rows import answering, filled, reference_column, text_column, with_options
 from modelwright.plugins.formats.shapes import Shape, Shapes, mapped
 from modelwright.plugins.formats.solutions import final_answer, hashes_answer, without_calculations
 
@@ -148,7 +148,7 @@ class MathFormat:
     def _solution(self, row: Mapping[str, Any], column: str | None) -> str:
         if column is None:
             return ""
-        text = closed_thinking(text_column(row, column), f"column {column!r}")
+        text = answering(text_column(row, column), f"column {column!r}")
         return without_calculations(text) if self.options.calculator == "remove" else text
 
 

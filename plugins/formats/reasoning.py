@@ -15,7 +15,7 @@ from modelwright.plugins.formats.conversations import checked, conversation_colu
 from modelwright.plugins.formats.rows import (
     ANSWER,
     SYSTEMS,
-    closed_thinking,
+    answering,
     columns,
     filled,
     input_column,
@@ -33,8 +33,8 @@ PROMPTS = ("prompt", "question", "problem", "instruction")
 THINKINGS = ("thinking", "reasoning", "reasoning_content", "cot", "rationale")
 SAID = ("response", "output", "completion", "solution", ANSWER)
 _EXPECTED = (
-    f"expected the column messages, or a prompt ({', '.join(PROMPTS)}) and an answer ({', '.join(SAID)}); or say by the "
-    "option columns what stands where"
+    f"expected the column messages, or a prompt ({', '.join(PROMPTS)}) and an answer ({', '.join(SAID)}); or say by "
+    "the option columns what stands where"
 )
 TOOLS = "tools"
 
@@ -272,7 +272,7 @@ def _parted(text: str, where: str, given: str | None, *, called: bool = False) -
     Raises:
         RowError: the tags are not closed, nothing follows them and no tool is `called`, or there are two thinkings.
     """
-    begins = closed_thinking(text, where).lstrip().startswith(OPEN)
+    begins = answering(text, where, called=called).lstrip().startswith(OPEN)
     if given is not None and not begins:
         return _bare(given), text
     thinking, answer = split_thinking(text, inside=CLOSE in text and OPEN not in text)

@@ -76,14 +76,18 @@ def question_text(row: Mapping[str, Any], prompt: str, given: str | None) -> str
     return asked if given is None or is_blank(row[given]) else f"{asked}\n\n{text_column(row, given)}"
 
 
-def closed_thinking(text: str, where: str) -> str:
-    """A text of the assistant; what it begins to think it must end, or there is no answer in it.
+def answering(text: str, where: str, *, called: bool = False) -> str:
+    """A text of the assistant; thinking that it begins with must end, and an answer or a call must follow.
 
     Raises:
-        RowError: it begins with `<think>` and has no `</think>`.
+        RowError: it begins with `<think>` and has no `</think>`, or nothing stands behind that and no tool is `called`.
     """
-    if OPEN in text and CLOSE not in text and text.lstrip().startswith(OPEN):
-        raise RowError(f"{where}: {OPEN} is not closed by {CLOSE}; complete the text, or leave the row out")
+    if OPEN in text and text.lstrip().startswith(OPEN):
+        _, closed, answer = text.partition(CLOSE)
+        if not closed:
+            raise RowError(f"{where}: {OPEN} is not closed by {CLOSE}; complete the text, or leave the row out")
+        if not called and not answer.strip():
+            raise RowError(f"{where}: nothing stands after {CLOSE}; an answer must follow the thinking")
     return text
 
 
