@@ -183,8 +183,8 @@ class GeneralFormat:
     def _read(self, row: Mapping[str, Any], named: GeneralColumns) -> list[Example]:
         if named.text is not None:
             return [Example(text=text_column(row, named.text))]
-        messages = _chat(row, named.messages) if named.messages is not None else _pair(row, named)
-        messages = self._with_options(with_system(messages, row, named.system))
+        turns = _chat(row, named.messages) if named.messages is not None else _pair(row, named)
+        messages = self._with_options(with_system(turns, row, named.system))
         reference = reference_column(row, named.answer) if named.answer is not None else None
         tools = None if named.tools is None else read_tools(row[named.tools], f"column {named.tools!r}")
         return [Example(messages=messages, answer=reference or _last_said(messages), tools=tools)]
