@@ -178,7 +178,7 @@ class ChatTemplate:
             TemplateRefusedError: the template raised; the message says what it said.
         """
         try:
-            given = {"messages": messages, "tools": tools, "documents": None}
+            given: dict[str, Any] = {"messages": messages, "tools": tools, "documents": None}
             given["add_generation_prompt"] = add_generation_prompt
             # What `Template.render` does, but for a chain of dictionaries that it makes of the globals each time.
             context = self._template.new_context({**self._globals, **special, **given}, shared=True)

@@ -208,7 +208,8 @@ class Encoded(Protocol):
         ids: the tokens.
     """
 
-    ids: tuple[int, ...]
+    @property
+    def ids(self) -> tuple[int, ...]: ...  # noqa: D102 - see above
 
     def tokens(self, start: int, end: int) -> Range:
         """The tokens that share a character with `text[start:end]`: the first of them, and the one after the last."""
@@ -246,8 +247,9 @@ class _Native:
 
     def _divides(self, token: int, place: int) -> bool:
         """Whether `token` is the first one at or after `place`."""
+        at = self.encoding.token_to_chars(token)
         before = self.encoding.token_to_chars(token - 1) if token else None
-        return self.encoding.token_to_chars(token)[0] == place and (before is None or before[0] < place)
+        return at is not None and at[0] == place and (before is None or before[0] < place)
 
 
 class ControlledTokenizer:

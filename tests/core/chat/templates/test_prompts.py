@@ -26,7 +26,7 @@ PROMPT_TRAINED = {
 
 @pytest.fixture
 def served(family, kind, shown_shape, conversation, renderer_of, theirs):
-    """The prompt's text and tokens for the last turn, as transformers makes them too, and the turn's training example."""
+    """The prompt's text and tokens for the last turn (as transformers makes them), and the turn's training example."""
     messages, tools = conversation(shown_shape)
     renderer = renderer_of(family.name, kind)
     text = theirs(family.name, kind, messages[:-1], tools, add_generation_prompt=True, tokenize=False)
