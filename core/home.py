@@ -25,6 +25,11 @@ def runs() -> Path:
     return home() / "runs"
 
 
+def cache() -> Path:
+    """The folder of results that are kept by what they were made from."""
+    return home() / "cache"
+
+
 def registry_url(named: str | None = None) -> str:
     """The registry's URL: the one named, else `$MODELWRIGHT_REGISTRY`, else the SQLite file in the home."""
     return named or os.environ.get(REGISTRY) or f"sqlite:///{home() / 'registry.db'}"

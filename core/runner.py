@@ -170,7 +170,7 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
     """
     chosen, performed = _chosen(only), []
     with run.folder.locked() as lock:
-        run.workers_lock = lock
+        run.workers_lock, run.fresh = lock, fresh
         run.folder.clear_stop()
         with stop_on_signals(run.folder):
             files.remove_temporaries(run.folder.path)

@@ -34,6 +34,7 @@ class Run:
         registry_url: where models are registered.
         workers_lock: the descriptor that worker processes inherit; None while nothing may be written (planning).
         listener: hears every event.
+        fresh: whether nothing that was made before is used.
     """
 
     config: RunConfig
@@ -42,6 +43,7 @@ class Run:
     registry_url: str
     workers_lock: int | None = None
     listener: Listener | None = None
+    fresh: bool = False
 
     @cached_property
     def registry(self) -> Registry:

@@ -20,6 +20,8 @@ from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
 
 TEMPORARY = ".tmp-"
+# `json.dumps` makes one at each call.
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 # Of a name, so many bytes are kept in the temporary one: file systems take 255 altogether.
 _KEPT_OF_A_NAME = 200
 
@@ -55,6 +57,12 @@ def failing_as(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelwrightError(f"{what}: {error.strerror or error}") from error
+
+
+def sync_file(file: Path) -> None:
+    """Make a file's content durable."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -96,8 +104,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in sorted(temporary.rglob("*")):
             if file.is_file() and not file.is_symlink():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
+                sync_file(file)
             elif file.is_dir():
                 sync_folder(file)
         sync_folder(temporary)
@@ -214,7 +221,7 @@ def read_rows(path: Path, keys: Iterable[str], *, remedy: str) -> Iterator[dict[
 
 def json_line(value: Any) -> str:
     """`value` as one line of a JSONL file, its newline included."""
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return _ENCODER.encode(value) + "\n"
 
 
 def json_lines(file: IO[str]) -> Iterator[Any]:

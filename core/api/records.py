@@ -5,20 +5,25 @@ All are frozen and made of plain values, so that they travel as JSON. Interchang
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from attrs import Attribute, Factory, asdict, field, frozen, validators
+from attrs import field, frozen, validators
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 
+# `json.dumps` makes one at each call.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def canonical_json(value: Any) -> str:
     """Write `value` as the one JSON text that equal values share: sorted keys, no spaces, plain UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _CANONICAL.encode(value)
 
 
 def digest_json(value: Any) -> str:
@@ -52,11 +57,14 @@ class Message:
 
     def to_row(self) -> dict[str, Any]:
         """This message as a JSON object; what is default is left out."""
-        return asdict(self, filter=_is_said)
-
-
-def _is_said(attribute: Attribute[Any], value: Any) -> bool:
-    return bool(value != attribute.default)
+        row: dict[str, Any] = {"role": self.role, "content": self.content}
+        for key in ("thinking", "tool_calls", "tool_call_id", "name", "train"):
+            value = getattr(self, key)
+            if value is not None:
+                row[key] = value
+        if not self.train_thinking:
+            row["train_thinking"] = False
+        return row
 
 
 def _messages(messages: Iterable[Message]) -> tuple[Message, ...]:
@@ -66,17 +74,6 @@ def _messages(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 def _choices(choices: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if choices is None else tuple(choices)
-
-
-def _content_id(example: Example) -> str:
-    content = {
-        "messages": [message.to_row() for message in example.messages],
-        "answer": example.answer,
-        "choices": example.choices,
-        "tools": example.tools,
-        "text": example.text,
-    }
-    return digest_json(content)[:16]
 
 
 @frozen(kw_only=True)
@@ -91,7 +88,6 @@ class Example:
         text: plain text without turns; then `messages` is empty.
         source: where it came from, as `file:line`.
         meta: whatever else the format wants to keep, JSON values.
-        id: the first 16 hexadecimal digits of the sha256 of the canonical content (all but source and meta).
     """
 
     messages: tuple[Message, ...] = field(converter=_messages, default=())
@@ -101,7 +97,18 @@ class Example:
     text: str | None = None
     source: str = ""
     meta: Mapping[str, Any] = field(factory=dict)
-    id: str = field(init=False, default=Factory(_content_id, takes_self=True))
+
+    @functools.cached_property
+    def id(self) -> str:
+        """The first 16 hexadecimal digits of the sha256 of the canonical content (all but source and meta)."""
+        content = {
+            "messages": [message.to_row() for message in self.messages],
+            "answer": self.answer,
+            "choices": self.choices,
+            "tools": self.tools,
+            "text": self.text,
+        }
+        return digest_json(content)[:16]
 
     def to_row(self) -> dict[str, Any]:
         """This example as a JSON object; what is None, empty or default is left out."""

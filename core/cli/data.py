@@ -48,7 +48,7 @@ def show(run: str, variant: str | None, count: int, skip: int, holdout: bool, pa
     from modelwright.core.prepare import look
 
     folder = prepared_folder(run, variant)
-    looks = look.look(folder, count, skip=skip, file=look.HOLDOUT if holdout else look.TRAIN)
+    looks = look.look(folder, count, skip=skip, split=look.HOLDOUT if holdout else look.TRAIN)
     if page is not None:
         if page.is_dir():
             raise UsageError(f"--html {page}: it is a folder; name a file")

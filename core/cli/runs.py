@@ -53,6 +53,6 @@ def prepared_folder(named: str, variant: str | None = None) -> Path:
     """
     run = find_run(named, variant)
     folder = run.stage("prepare")
-    if not (folder / "train.arrow").is_file() or run.done("prepare") is None:
+    if run.done("prepare") is None or not (folder / "train").is_dir():
         raise UsageError(f"run {run.name} is not prepared: modelwright prepare RUN.toml")
     return folder

@@ -32,6 +32,7 @@ SUITE_NAME = re.compile(rf"[a-z][a-z0-9_-]{{0,{LONGEST_NAME - 1}}}")
 VARIANT_NAME = SUITE_NAME
 
 _positive = validators.gt(0)
+_auto_or_positive: Any = validators.or_(validators.in_(("auto",)), _positive)
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
 _part = validators.and_(validators.gt(0.0), validators.le(1.0))
 
@@ -194,9 +195,7 @@ class TokensConfig:
     """
 
     max_length: int = field(default=2048, validator=validators.ge(2))
-    packing: Literal["auto", "pack", "bucket"] = field(
-        default="auto", validator=_not_yet(lambda way: way == "pack", 'use "bucket" or "auto"')
-    )
+    packing: Literal["auto", "pack", "bucket"] = "auto"
     turns: Literal["all", "last", "split"] = "all"
     allow: tuple[str, ...] = ()
 
@@ -219,12 +218,15 @@ class DataConfig:
     Attributes:
         format: a format plugin's name.
         max_rejected: the share of unreadable rows above which the run stops.
+        workers: how many processes prepare the data; "auto": as many as there are cores. It changes nothing but the
+            time.
         options: an instance of the format's options class.
         sources: one or more.
     """
 
     format: str
     max_rejected: float = field(default=0.01, validator=_share)
+    workers: int | Literal["auto"] = field(default="auto", validator=_auto_or_positive)
     options: Any = None
     sources: tuple[SourceConfig, ...] = field(validator=validators.min_len(1))
     quality: QualityConfig = field(factory=QualityConfig)

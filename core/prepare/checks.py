@@ -14,15 +14,15 @@ from modelwright.core.config.schema import RunConfig, SourceConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.contamination import Contamination
 from modelwright.core.prepare.examples import read_examples
-from modelwright.core.prepare.near import NearDuplicates, check_datasketch
-from modelwright.core.prepare.quality import Check, Duplicates
+from modelwright.core.prepare.near import check_datasketch
+from modelwright.core.prepare.quality import Check
 from modelwright.core.prepare.sources import Row, read_source, source_digests
 from modelwright.core.prepare.verification import Verification
 
 
 @contextlib.contextmanager
-def checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]]:
-    """The checks, the quick ones first; what they hold is given back at the end.
+def lone_checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]]:
+    """The checks that look at each example alone, the quick ones first; what they hold is given back at the end.
 
     Raises:
         ModelwrightError: a test set to compare with cannot be read.
@@ -31,10 +31,6 @@ def checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]]:
     quality = config.data.quality
     asked: list[Check] = []
     with contextlib.ExitStack() as stack:
-        if quality.deduplicate is not False:
-            asked.append(Duplicates())
-        if quality.deduplicate == "near":
-            asked.append(NearDuplicates())
         if _test_sets(config):
             asked.append(_contamination(config, plugins))
         if quality.verify_answers:
@@ -43,6 +39,18 @@ def checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]]:
             stack.callback(getattr(metric, "close", lambda: None))
             asked.append(Verification(metric, spec.name))
         yield asked
+
+
+def asked_checks(config: RunConfig) -> list[str]:
+    """The names of what examples are looked at for, in the order in which it is done."""
+    quality = config.data.quality
+    asked = {
+        "duplicate": quality.deduplicate is not False,
+        "contaminated": bool(_test_sets(config)),
+        "unverified": quality.verify_answers,
+        "near-duplicate": quality.deduplicate == "near",
+    }
+    return [name for name, wanted in asked.items() if wanted]
 
 
 def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:

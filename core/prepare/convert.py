@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli
-from attrs import frozen
+from attrs import define, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.components import Format, FormatSpec
@@ -24,9 +24,8 @@ from modelwright.core.config.paths import Written
 from modelwright.core.config.words import dotted, printable, quoted
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.builtin import parse_builtin
-from modelwright.core.prepare.examples import Counts, FormatFailedError, Rejected, write_examples
-from modelwright.core.prepare.quality import Duplicates, Quality
-from modelwright.core.prepare.sources import read_source, source_files
+from modelwright.core.prepare.examples import FormatFailedError, Rejected, read_lines
+from modelwright.core.prepare.sources import RawRow, raw_rows, source_files
 
 SUFFIX = ".jsonl"
 
@@ -179,19 +178,10 @@ def convert(
     """
     _check_places(raw, [output])
     rejected_file = _rejected_file(output)
-    rejected, quality = Rejected(files.temporary_name(rejected_file)), Quality([Duplicates()])
+    rejected = Rejected(files.temporary_name(rejected_file))
     try:
         with files.failing_as(f"{output} cannot be written"), files.writing(output) as file:
-            rows = itertools.chain.from_iterable(read_source(source, raw.seed) for source in raw.sources)
-            counts = write_examples(
-                rows,
-                reader,
-                file,
-                format_name=name,
-                reject=rejected.add,
-                keep=quality.keep,
-                progress=lambda number: progress(name, number),
-            )
+            counts = _write(raw, reader, name, file, rejected, progress)
             _check_enough(raw, counts, rejected)
         _settle(rejected, rejected_file)
     except CannotReadError as error:
@@ -206,10 +196,36 @@ def convert(
         output=output,
         rows=counts.rows,
         examples=counts.examples,
-        duplicates=quality.counts[Duplicates.name],
+        duplicates=counts.duplicates,
         rejected=rejected.count,
         rejected_file=rejected_file if rejected.count else None,
     )
+
+
+@define
+class _Counts:
+    rows: int = 0
+    examples: int = 0
+    duplicates: int = 0
+
+
+def _write(raw: Raw, reader: Format, name: str, file: IO[bytes], rejected: Rejected, progress: Progress) -> _Counts:
+    counts, seen = _Counts(), set[str]()
+
+    def counted() -> Iterator[RawRow]:
+        for row in itertools.chain.from_iterable(raw_rows(source, raw.seed) for source in raw.sources):
+            counts.rows += 1
+            progress(name, counts.rows)
+            yield row
+
+    for example, line in read_lines(counted(), reader, format_name=name, reject=rejected.add):
+        if example.id in seen:
+            counts.duplicates += 1
+            continue
+        seen.add(example.id)
+        counts.examples += 1
+        file.write(line)
+    return counts
 
 
 def convert_all(
@@ -237,7 +253,7 @@ def convert_all(
     return results
 
 
-def _check_enough(raw: Raw, counts: Counts, rejected: Rejected) -> None:
+def _check_enough(raw: Raw, counts: _Counts, rejected: Rejected) -> None:
     trouble = rejected.too_many(counts.rows, raw.max_rejected, key="--max-rejected")
     if trouble is None and not counts.examples:
         # Rows that are all allowed to be lost, rows that give nothing, or a fraction that drew no row.

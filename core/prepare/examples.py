@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import attrs
 from attrs import define, field
@@ -14,7 +15,7 @@ from modelwright.core.api import files
 from modelwright.core.api.components import Format
 from modelwright.core.api.errors import ModelwrightError, RowError
 from modelwright.core.api.records import Example
-from modelwright.core.prepare.sources import Row
+from modelwright.core.prepare.sources import RawRow, Row
 
 
 class FormatFailedError(ModelwrightError):
@@ -50,6 +51,17 @@ class Rejected:
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
+    def add_all(self, other: Path, count: int, reasons: Mapping[str, int], first: str) -> None:
+        """Take over rows that were rejected elsewhere: their file, and what is said of them here."""
+        if not count:
+            return
+        self.first = self.first or first
+        self.count += count
+        for reason, times in reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + times
+        with other.open("rb") as source, self.path.open("ab") as file:
+            shutil.copyfileobj(source, file)
+
     def too_many(self, rows: int, allowed: float, *, key: str) -> str | None:
         """Why the data are not fit for use, where more than the share `allowed` of `rows` is rejected.
 
@@ -66,90 +78,75 @@ class Rejected:
         )
 
 
-@define
-class Counts:
-    """What became of the rows so far.
-
-    Attributes:
-        rows: that were read.
-        examples: that were written.
-    """
-
-    rows: int = 0
-    examples: int = 0
-
-
-def write_examples(
-    rows: Iterable[Row],
-    reader: Format,
-    file: IO[bytes],
-    *,
-    format_name: str,
-    reject: Callable[[Row, str], None],
-    keep: Callable[[Example], bool],
-    progress: Callable[[int], None],
-) -> Counts:
-    """Write the examples of `rows` as interchange JSONL: the one way from rows to examples.
-
-    Args:
-        rows: the raw rows.
-        reader: the format.
-        file: to write to.
-        format_name: the format's name, for messages.
-        reject: told of each row that cannot be read, and why.
-        keep: whether an example is written; asked in the order of the rows.
-        progress: called with the number of rows before each; may raise to stop.
-
-    Raises:
-        FormatFailedError: the format failed in another way than by RowError.
-    """
-    counts = Counts()
-
-    def counted() -> Iterator[Row]:
-        for row in rows:
-            counts.rows += 1
-            progress(counts.rows)
-            yield row
-
-    for example in read_examples(counted(), reader, format_name=format_name, reject=reject):
-        if keep(example):
-            counts.examples += 1
-            file.write(files.json_line(example.to_row()).encode("utf-8"))
-    return counts
-
-
 def read_examples(
-    rows: Iterable[Row], reader: Format, *, format_name: str, reject: Callable[[Row, str], None]
+    rows: Iterable[RawRow], reader: Format, *, format_name: str, reject: Callable[[Row, str], None]
 ) -> Iterator[Example]:
     """The examples of `rows`, each with its source as `file:line`.
 
     Raises:
         FormatFailedError: the format failed in another way than by RowError.
     """
-    for row in rows:
+    return (example for example, _ in read_lines(rows, reader, format_name=format_name, reject=reject))
+
+
+def read_lines(
+    rows: Iterable[RawRow],
+    reader: Format,
+    *,
+    format_name: str,
+    reject: Callable[[Row, str], None],
+    look: Callable[[Row], None] = lambda _row: None,
+) -> Iterator[tuple[Example, bytes]]:
+    """The examples of `rows`, and the line of interchange JSONL that each is: the one way from rows to examples.
+
+    Args:
+        rows: the raw rows.
+        reader: the format.
+        format_name: the format's name, for messages.
+        reject: told of each row that cannot be read, and why.
+        look: shown every row that the format is given.
+
+    Raises:
+        FormatFailedError: the format failed in another way than by RowError.
+    """
+    for raw in rows:
+        row = raw.read()
         if row.value is None:
             reject(row, row.reason)
             continue
+        look(row)
+        source = f"{row.file}:{row.line}"
         try:
-            examples = [_checked(example) for example in reader.read(row.value)]
+            examples = [_line(example, source) for example in reader.read(row.value)]
         except RowError as error:
             reject(row, str(error))
             continue
         except Exception as error:
             raise FormatFailedError(
-                f"format {format_name!r} failed on {row.file}:{row.line}: {type(error).__name__}: {error} "
+                f"format {format_name!r} failed on {source}: {type(error).__name__}: {error} "
                 "(a format reports a row that it cannot read by RowError)"
             ) from error
-        for example in examples:
-            yield attrs.evolve(example, source=f"{row.file}:{row.line}")
+        yield from examples
 
 
-def _checked(example: Example) -> Example:
+def _line(example: Example, source: str) -> tuple[Example, bytes]:
     if not isinstance(example, Example):
         msg = f"it gave {type(example).__name__}, not Example"
         raise TypeError(msg)
+    example = attrs.evolve(example, source=source)
     try:
-        json.dumps(example.to_row(), ensure_ascii=False).encode("utf-8")
+        return example, files.json_line(example.to_row()).encode("utf-8")
     except UnicodeEncodeError:
         raise RowError("its text has a lone surrogate, which is no character") from None
-    return example
+
+
+def written_examples(folder: Path) -> Iterator[Example]:
+    """The examples in a folder of interchange JSONL files, by the files' names."""
+    return map(Example.from_row, written_rows(folder))
+
+
+def written_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The same as JSON objects."""
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open("rb") as file:
+            yield from map(json.loads, file)

@@ -1,6 +1,6 @@
 """Prepared tokens as people read them: the text of a row, part by part, with what of it is learnt.
 
-It is read from the token file and its tokenizer, not from the examples: what is shown is what the model will see.
+It is read from the tokens and their tokenizer, not from the examples: what is shown is what the model will see.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-from modelwright.core.api.files import json_lines
-from modelwright.core.api.tokens import TokenFile, TokenRow
+from modelwright.core.api.tokens import TokenFolder, TokenRow
 from modelwright.core.chat import Renderer
+from modelwright.core.prepare.examples import written_rows
 
-TRAIN, HOLDOUT = "train.arrow", "holdout.arrow"
+TRAIN, HOLDOUT = "train", "holdout"
 # What decoders write for the bytes of a character that is not whole.
 HALF = "\ufffd"
 
@@ -31,7 +31,7 @@ class Part:
 
 @frozen(kw_only=True)
 class Look:
-    """A row of a token file.
+    """A row of tokens.
 
     Attributes:
         id: its example's.
@@ -48,17 +48,17 @@ class Look:
     parts: tuple[Part, ...]
 
 
-def look(folder: Path, count: int, *, skip: int = 0, file: str = TRAIN) -> list[Look]:
-    """The rows `skip` to `skip + count` of a prepared folder's token file, or those that there are.
+def look(folder: Path, count: int, *, skip: int = 0, split: str = TRAIN) -> list[Look]:
+    """The rows `skip` to `skip + count` of a prepared folder, or those that there are.
 
     Args:
         folder: what the prepare stage wrote.
         count: the most rows.
         skip: rows before the first.
-        file: `TRAIN` or `HOLDOUT`.
+        split: `TRAIN` or `HOLDOUT`.
     """
     renderer = Renderer.from_folder(folder / "tokenizer")
-    tokens = TokenFile(folder / file)
+    tokens = TokenFolder(folder / split)
     rows = [tokens[index] for index in range(skip, min(skip + count, len(tokens)))]
     sources = _sources(folder, {row.id for row in rows})
     return [
@@ -76,12 +76,11 @@ def look(folder: Path, count: int, *, skip: int = 0, file: str = TRAIN) -> list[
 def _sources(folder: Path, ids: set[str]) -> Mapping[str, str]:
     """Where these examples came from."""
     found: dict[str, str] = {}
-    with (folder / "examples.jsonl").open(encoding="utf-8") as file:
-        for row in json_lines(file):
-            if row["id"] in ids:
-                found.setdefault(row["id"], row["source"])
-                if len(found) == len(ids):
-                    break
+    for row in written_rows(folder / "examples"):
+        if row["id"] in ids:
+            found.setdefault(row["id"], row["source"])
+            if len(found) == len(ids):
+                break
     return found
 
 

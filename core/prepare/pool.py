@@ -22,15 +22,19 @@ AHEAD = 4
 # Each process is one thread: they share the cores among themselves.
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
-Item = TypeVar("Item", contravariant=True)
-Result = TypeVar("Result", covariant=True)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
 Tick = Callable[[], None]
 
 
-class Job(Protocol[Item, Result]):
+class Job(Protocol[Item_contra, Result_co]):
     """What is done to each item; it is pickled to reach another process."""
 
-    def opened(self, plugins: Plugins | None) -> contextlib.AbstractContextManager[Callable[[Item, Tick], Result]]:
+    def opened(
+        self, plugins: Plugins | None
+    ) -> contextlib.AbstractContextManager[Callable[[Item_contra, Tick], Result_co]]:
         """Load what the job needs, and give the function that does it.
 
         The function gets an item and something to call now and then, which may raise to stop.

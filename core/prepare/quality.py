@@ -5,15 +5,16 @@ Nothing goes silently: `removed.jsonl` has a line for each, with what it was com
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
-from modelwright.core.api.files import json_line
 from modelwright.core.api.records import Example
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @frozen
@@ -43,50 +44,51 @@ class Check(Protocol):
         ...
 
 
-class Duplicates:
-    """All but the first example of each content, by its id."""
-
-    name = "duplicate"
-
-    def __init__(self) -> None:
-        self._seen: dict[str, str] = {}
-
-    def look(self, example: Example) -> Removal | None:
-        """See `Check`."""
-        if example.id not in self._seen:
-            self._seen[example.id] = example.source
-            return None
-        first = self._seen[example.id]
-        return Removal(f"it says the same as {first}", {"other": first})
+def judged(checks: Iterable[Check], example: Example) -> tuple[str, Removal] | None:
+    """The first check that has a reason, by name, and its reason; None where all keep the example."""
+    for check in checks:
+        removal = check.look(example)
+        if removal is not None:
+            return check.name, removal
+    return None
 
 
-@define
-class Quality:
-    """The checks of a run, and what they have left out so far.
+class Seen:
+    """Which contents have come, and where first. It takes 16 bytes for each, whatever the contents' size.
 
-    Attributes:
-        checks: asked one after the other, until one has a reason.
-        path: where each removal is written down; None only counts.
-        counts: removals by the check's name.
+    Contents are known by the 64 bits of `Example.id`, places by a number of the caller's. They are kept in sorted
+    levels, each less than half as long as the one before it, as a log-structured merge tree keeps them.
     """
 
-    checks: Iterable[Check]
-    path: Path | None = None
-    counts: Counter[str] = field(factory=Counter)
+    def __init__(self) -> None:
+        self._levels: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
 
-    def keep(self, example: Example) -> bool:
-        """Whether an example stays."""
-        for check in self.checks:
-            removal = check.look(example)
-            if removal is not None:
-                self.counts[check.name] += 1
-                self._write(check.name, example, removal)
-                return False
-        return True
+    def first(self, ids: Sequence[str], places: Sequence[int]) -> NDArray[np.int64]:
+        """Where each of these contents came first, int64 `[ids]`; then they have come, too.
 
-    def _write(self, name: str, example: Example, removal: Removal) -> None:
-        if self.path is None:
-            return
-        line = {"check": name, "id": example.id, "source": example.source, "reason": removal.reason, **removal.facts}
-        with self.path.open("ab") as file:
-            file.write(json_line(line).encode("utf-8"))
+        A content that is new came first where it stands here first.
+        """
+        import numpy as np
+
+        given = np.array([int(each, 16) for each in ids], np.uint64)
+        new, index, inverse = np.unique(given, return_index=True, return_inverse=True)
+        first = np.array(places, np.int64)[index]
+        known = np.zeros(len(new), np.bool_)
+        for level, where in self._levels:
+            at = np.minimum(np.searchsorted(level, new), len(level) - 1)
+            hit = level[at] == new
+            first[hit] = where[at[hit]]
+            known |= hit
+        if not known.all():
+            self._add(new[~known], first[~known])
+        found: NDArray[np.int64] = first[inverse]
+        return found
+
+    def _add(self, ids: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
+        import numpy as np
+
+        while self._levels and len(self._levels[-1][0]) < 2 * len(ids):
+            level, where = self._levels.pop()
+            ids, places = np.concatenate([level, ids]), np.concatenate([where, places])
+        order = np.argsort(ids)
+        self._levels.append((ids[order], places[order]))

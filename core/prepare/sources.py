@@ -17,7 +17,16 @@ from modelwright.core.api.files import sha256_file
 from modelwright.core.api.records import digest_json
 from modelwright.core.config.schema import SourceConfig
 from modelwright.core.prepare.builtin import BUILTIN_VERSION, builtin_rows, parse_builtin
-from modelwright.core.prepare.readers import READABLE, RawRow, Row, is_readable, read_file, row_file, saved_dataset, shown_path
+from modelwright.core.prepare.readers import (
+    READABLE,
+    RawRow,
+    Row,
+    is_readable,
+    read_file,
+    row_file,
+    saved_dataset,
+    shown_path,
+)
 
 __all__ = ["RawRow", "Row", "raw_rows", "read_source", "share", "source_digests", "source_files"]
 

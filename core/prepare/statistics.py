@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from modelwright.core.api.files import json_lines, read_json
-from modelwright.core.api.tokens import TokenFile
+from modelwright.core.api.files import read_json
+from modelwright.core.api.tokens import TokenFolder
+from modelwright.core.prepare.examples import written_rows
 from modelwright.core.prepare.look import TRAIN
 
 # Powers of two: lengths spread over several of them, and `max_length` usually is one.
@@ -37,11 +38,10 @@ class Statistics:
 
 def statistics(folder: Path) -> Statistics:
     """Count what is in a folder that the prepare stage wrote."""
-    lengths = TokenFile(folder / TRAIN).lengths()
+    lengths = TokenFolder(folder / TRAIN).lengths()
     sources: Counter[str] = Counter()
-    with (folder / "examples.jsonl").open(encoding="utf-8") as file:
-        for row in json_lines(file):
-            sources[row["source"].rpartition(":")[0]] += 1
+    for row in written_rows(folder / "examples"):
+        sources[row["source"].rpartition(":")[0]] += 1
     return Statistics(
         report=read_json(folder / "report.json"),
         lengths=_quantiles(lengths),

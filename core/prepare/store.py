@@ -1,7 +1,7 @@
 """Results that are kept by what they were made from: asked for again, they are there.
 
     cache/KIND/KEY/
-    ├── manifest.json       sha256 and size of every other file
+    ├── entry.json          sha256 and size of every other file
     └── …                   what was made
 
 A key is a digest of all that the result depends on, so that an entry is right for ever or never asked for again. An
@@ -25,7 +25,7 @@ from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.places import why_no_folder
 
-MANIFEST = "manifest.json"
+ENTRY = "entry.json"
 
 
 @frozen(kw_only=True)
@@ -47,15 +47,23 @@ class Entry:
 
 @frozen
 class Store:
-    """The results below a folder, which need not be there yet."""
+    """The results below a folder, which need not be there yet.
+
+    Attributes:
+        root: the folder.
+        reuse: whether what is there is used; else all is made anew, and takes its place.
+    """
 
     root: Path
+    reuse: bool = True
 
     def get(self, kind: str, key: str) -> Path | None:
         """The folder of an entry; None where there is none, or a damaged one, which is removed."""
         path = self.root / kind / key
+        if not self.reuse:
+            return None
         try:
-            if files.read_json(path / MANIFEST) == _manifest(path):
+            if files.read_json(path / ENTRY) == _manifest(path):
                 os.utime(path)
                 return path
         except (OSError, ValueError):
@@ -78,8 +86,10 @@ class Store:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     file.chmod(0o444)  # it is linked from elsewhere, and an edit there would be one here
-                    files.sync(file)
-            files.write_json(temporary / MANIFEST, _manifest(temporary))
+                    files.sync_file(file)
+            files.write_json(temporary / ENTRY, _manifest(temporary))
+            if not self.reuse:
+                _remove(path)
             with contextlib.suppress(OSError):  # another process has made the same meanwhile
                 temporary.rename(path)
             files.sync_folder(path.parent)
@@ -120,7 +130,7 @@ class Store:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return {name: entry for name, entry in files.folder_manifest(folder).items() if name != MANIFEST}
+    return {name: entry for name, entry in files.folder_manifest(folder).items() if name != ENTRY}
 
 
 def _remove(path: Path) -> None:

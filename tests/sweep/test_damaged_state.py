@@ -175,7 +175,7 @@ def test_the_same_command_mends_damaged_marks_without_training_again(run_folder,
 
 def test_a_file_that_a_stage_made_and_somebody_changed_is_told_from_one_that_is_gone(run_folder, said):
     """Both make the stage run again."""
-    tokens = run_folder / "prepare/train.arrow"
+    tokens = run_folder / "prepare/train/00000.arrow"
     size = tokens.stat().st_size
     with tokens.open("ab") as file:
         file.write(b"x")

@@ -17,7 +17,17 @@ from modelwright.core.prepare.readers.packing import PACKINGS, opened_text
 from modelwright.core.prepare.readers.parquet_files import parquet_rows
 from modelwright.core.prepare.readers.row import Columns, RawRow, Row, row_file, shown_path
 
-__all__ = ["READABLE", "Columns", "RawRow", "Row", "is_readable", "read_file", "row_file", "saved_dataset", "shown_path"]
+__all__ = [
+    "READABLE",
+    "Columns",
+    "RawRow",
+    "Row",
+    "is_readable",
+    "read_file",
+    "row_file",
+    "saved_dataset",
+    "shown_path",
+]
 
 _TEXTS: dict[str, Callable[[Path, Bytes, Columns], Iterator[RawRow]]] = {
     ".jsonl": jsonl_rows,

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelwright import Example, Message
+from modelwright.core.api.files import json_line
 from modelwright.core.chat import Renderer, read_template
-from modelwright.core.prepare.look import HOLDOUT, Look, Part, look, page
+from modelwright.core.prepare.look import HOLDOUT, TRAIN, Look, Part, look, page
 from modelwright.core.prepare.tokenizers import scratch_renderer
-from modelwright.core.prepare.tokens import write_tokens
+from modelwright.core.prepare.tokens import TokenWriter
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(str.strip)
 
@@ -28,19 +29,17 @@ def prepared(folder, examples, *, kind="bpe", held_out=lambda _: False) -> Rende
     learnt = [example("How much is 2 + 3?", "5")]
     renderer = scratch_renderer(kind, learnt, vocab_size=300, template=read_template("chatml"))
     renderer.save(folder / "tokenizer")
-    from modelwright.core.api.files import json_line
-
-    (folder / "examples.jsonl").write_text("".join(json_line(each.to_row()) for each in examples), encoding="utf-8")
-    quiet = {"reject": lambda *_: None, "drop": lambda *_: None}
-    write_tokens(
-        [(each, 1) for each in examples],
-        renderer,
-        folder=folder,
-        max_length=4096,
-        turns="all",
-        held_out=held_out,
-        **quiet,
-    )
+    lines = "".join(json_line(each.to_row()) for each in examples)
+    (folder / "examples").mkdir(exist_ok=True)
+    (folder / "examples/00000.jsonl").write_text(lines, encoding="utf-8")
+    for split, wanted in ((TRAIN, False), (HOLDOUT, True)):
+        (folder / split).mkdir(exist_ok=True)
+        writer = TokenWriter()
+        for each in examples:
+            if held_out(each) == wanted:
+                for rendered in renderer.train(each):
+                    writer.add(each.id, rendered)
+        writer.write(folder / split / "00000.arrow")
     return renderer
 
 
@@ -82,7 +81,7 @@ def test_rows_are_counted_from_where_one_asks_and_end_where_they_end(tmp_path):
     prepared(tmp_path, examples, held_out=lambda each: each.source.endswith(":3"))
     assert [one.source for one in look(tmp_path, 3, skip=1)] == ["rows.jsonl:2", "rows.jsonl:4", "rows.jsonl:5"]
     assert [one.source for one in look(tmp_path, 9, skip=7)] == ["rows.jsonl:9"]
-    assert [one.source for one in look(tmp_path, 9, file=HOLDOUT)] == ["rows.jsonl:3"]
+    assert [one.source for one in look(tmp_path, 9, split=HOLDOUT)] == ["rows.jsonl:3"]
     assert look(tmp_path, 9, skip=100) == []
 
 

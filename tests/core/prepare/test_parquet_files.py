@@ -14,7 +14,7 @@ import pytest
 
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.config.schema import SourceConfig
-from modelwright.core.prepare.sources import read_source
+from modelwright.core.prepare.sources import raw_rows, read_source
 
 
 def _rows(path, **options):
@@ -144,7 +144,7 @@ def test_a_changed_schema_is_told_once_and_its_rows_are_read(tmp_path, parquet):
     (tmp_path / "e.csv").write_text("question,solution\nq,1\n")
     (tmp_path / "f.jsonl").write_text('{"other": 1}\n')
     told = []
-    rows = _rows(tmp_path, notice=told.append)
+    rows = list(raw_rows(SourceConfig(path=str(tmp_path)), seed=1, notice=told.append))
     assert [row.file for row in rows] == ["a.parquet", "b.parquet", "c.parquet", "d.parquet", "e.csv", "f.jsonl"]
     assert told == [
         "c.parquet: its columns are not those of b.parquet: without answer; with solution",

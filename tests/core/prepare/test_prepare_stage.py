@@ -7,10 +7,12 @@ from collections import Counter
 
 import pytest
 
-from modelwright import ModelwrightError, TokenFile
+from modelwright import ModelwrightError, TokenFolder
 from modelwright.core import runner
 from modelwright.core.chat import Renderer
 from modelwright.core.config import read_run
+from modelwright.core.prepare.examples import written_rows
+from modelwright.core.prepare.preparation import Preparation
 
 RUN = """
 name = "prep"
@@ -47,7 +49,7 @@ def prepare(tmp_path, rows_file):
 def test_every_example_becomes_a_row_whose_answer_is_trained(prepare):
     """And nothing of the prompt is."""
     outputs, folder = prepare(ROWS)
-    tokens, renderer = TokenFile(folder / "train.arrow"), Renderer.from_folder(folder / "tokenizer")
+    tokens, renderer = TokenFolder(folder / "train"), Renderer.from_folder(folder / "tokenizer")
     assert len(tokens) == outputs["rows"] == len(ROWS)
     for number, row in enumerate([tokens[0], tokens[59]]):
         trained = [int(token) for token, learnt in zip(row.input_ids, row.trained, strict=True) if learnt]
@@ -68,7 +70,7 @@ def test_duplicates_and_long_examples_are_dropped_and_counted(prepare):
 def test_held_out_examples_are_not_trained_on(prepare):
     """Each is in one file, the same one in every run."""
     outputs, folder = prepare(ROWS, "data.holdout.fraction=0.3")
-    files = [TokenFile(folder / name) for name in ("train.arrow", "holdout.arrow")]
+    files = [TokenFolder(folder / name) for name in ("train", "holdout")]
     ids = [{file[number].id for number in range(len(file))} for file in files]
     assert ids[0].isdisjoint(ids[1])
     assert (len(ids[0]), len(ids[1])) == (outputs["rows"], outputs["holdout_rows"])
@@ -125,20 +127,19 @@ def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(prepa
 def test_a_stopped_preparation_leaves_nothing_half_done(prepare, tmp_path, monkeypatch, home):
     """The next run begins it anew."""
     from modelwright.core.api import StopRequested
-    from modelwright.core.prepare import stage
 
-    real = stage.write_tokens
+    real = Preparation.render
 
-    def stop_then_write(*arguments, **options):
+    def stop_then_render(preparation):
         (home / "runs" / "prep" / "stop").touch()
-        return real(*arguments, **options)
+        real(preparation)
 
-    monkeypatch.setattr(stage, "write_tokens", stop_then_write)
+    monkeypatch.setattr(Preparation, "render", stop_then_render)
     with pytest.raises(StopRequested):
         prepare(ROWS)
     assert not (home / "runs" / "prep" / "prepare").exists()
     assert not list((home / "runs" / "prep").glob(".tmp-*"))
-    monkeypatch.setattr(stage, "write_tokens", real)
+    monkeypatch.setattr(Preparation, "render", real)
     prepare(ROWS)
 
 
@@ -146,15 +147,15 @@ def test_the_report_and_the_examples_are_there_to_look_at(prepare):
     """JSON and JSONL, one Example a line."""
     outputs, folder = prepare(ROWS)
     assert json.loads((folder / "report.json").read_text())["trained_tokens"] == outputs["trained_tokens"]
-    first = json.loads((folder / "examples.jsonl").read_text().splitlines()[0])
+    first = json.loads((folder / "examples/00000.jsonl").read_text().splitlines()[0])
     assert first["source"] == "rows.jsonl:1"
     assert [message["role"] for message in first["messages"]] == ["user", "assistant"]
 
 
 def _times(folder):
     """How often each example is in the training rows, by its source."""
-    sources = {row["id"]: row["source"] for row in map(json.loads, (folder / "examples.jsonl").open())}
-    tokens = TokenFile(folder / "train.arrow")
+    sources = {row["id"]: row["source"] for row in written_rows(folder / "examples")}
+    tokens = TokenFolder(folder / "train")
     return Counter(sources[tokens[index].id] for index in range(len(tokens)))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +10,6 @@ from modelwright import Example, Message, Score
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.prepare.contamination import Contamination
 from modelwright.core.prepare.near import NearDuplicates
-from modelwright.core.prepare.quality import Duplicates, Quality
 from modelwright.core.prepare.verification import Verification
 from modelwright.core.prepare.words import question, whole, words
 
@@ -142,16 +139,7 @@ def test_texts_without_a_common_run_stay(asked, other):
     assert contamination(" ".join(asked)).look(example(" ".join(apart))) is None
 
 
-# Duplicates
-
-
-def test_all_but_the_first_of_one_content_go():
-    """Whatever file they came from."""
-    check = Duplicates()
-    kept = [check.look(example("a", source=f"x:{n}")) is None for n in range(3)]
-    assert kept == [True, False, False]
-    assert check.look(example("b")) is None
-    assert check.look(example("a", source="y:1")).facts == {"other": "x:0"}
+# Near duplicates
 
 
 def test_almost_the_same_goes_and_another_number_stays():
@@ -221,21 +209,3 @@ def test_math_accuracy_keeps_the_solutions_that_people_called_correct(shared_row
             agreed.append(kept == row["is_correct"])
     assert len(agreed) > 500
     assert sum(agreed) / len(agreed) > 0.98
-
-
-# Together
-
-
-def test_each_removal_is_written_down_once_by_the_first_check_that_has_a_reason(tmp_path):
-    """And what no check objects to stays."""
-    path = tmp_path / "removed.jsonl"
-    quality = Quality([Duplicates(), contamination(NATALIA)], path)
-    given_examples = [example("a"), example("a", source="x:2"), example(NATALIA), example(NATALIA), example("b")]
-    assert [quality.keep(each) for each in given_examples] == [True, False, False, False, True]
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["check"] for line in lines] == ["duplicate", "contaminated", "duplicate"]
-    assert lines[0] == {
-        "check": "duplicate", "id": example("a").id, "source": "x:2",
-        "reason": "it says the same as train.jsonl:1", "other": "train.jsonl:1",
-    }  # fmt: skip
-    assert quality.counts == {"duplicate": 2, "contaminated": 1}

@@ -1,0 +1,178 @@
+"""One preparation at work: shards of rows to shards of examples, those that stay to shards of tokens, all counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict
+
+from modelwright.core.api import files
+from modelwright.core.api.components import FormatSpec
+from modelwright.core.api.records import digest_json
+from modelwright.core.chat import Renderer, read_template
+from modelwright.core.config import to_plain
+from modelwright.core.prepare import reading, tokens
+from modelwright.core.prepare.checks import asked_checks, check_inputs
+from modelwright.core.prepare.examples import Rejected, written_examples
+from modelwright.core.prepare.packs import PackReport, write_packs
+from modelwright.core.prepare.pool import available_processes, ordered
+from modelwright.core.prepare.reading import ReadShards
+from modelwright.core.prepare.shards import Shard, shards
+from modelwright.core.prepare.sifting import Sifter
+from modelwright.core.prepare.store import Store, link
+from modelwright.core.prepare.tokenizers import scratch_renderer
+from modelwright.core.prepare.tokens import ExamplesFile, RenderExamples, TokenReport, TokenSettings
+from modelwright.core.stage import Run
+
+# Counts up when the same rows give other examples than before.
+READING_VERSION = 1
+
+Emit = Callable[[str, Mapping[str, Any]], None]
+
+
+class Preparation:
+    """Fills a folder; `read` comes first, then `render`.
+
+    Args:
+        run: what is prepared.
+        folder: empty.
+        store: where shards are kept.
+        emit: writes an event.
+
+    Attributes:
+        rows: how many were read.
+        examples: how many stay.
+        rejected: rows that cannot be read or rendered.
+        report: what became of the examples.
+    """
+
+    def __init__(self, run: Run, folder: Path, store: Store, emit: Emit) -> None:
+        self.run = run
+        self.folder = folder
+        self.rows = 0
+        self.examples = 0
+        self.rejected = Rejected(folder / "rejected.jsonl")
+        self.report = TokenReport()
+        self._store = store
+        self._emit = emit
+        self._notices: list[str] = []
+        self._recognised: Counter[str] = Counter()
+        self._sifter = Sifter(run.config.data.quality.deduplicate, folder / "removed.jsonl")
+        self._files: list[ExamplesFile] = []
+        self._packs: PackReport | None = None
+        workers = run.config.data.workers
+        self._processes = available_processes() if workers == "auto" else workers
+
+    def read(self) -> None:
+        """Rows to examples, and which of them stay.
+
+        Raises:
+            ModelwrightError: a source or its format failed.
+        """
+        config, plugins = self.run.config, self.run.plugins
+        (self.folder / "examples").mkdir()
+        sources: list[Shard] = []
+
+        def passed_on() -> Iterator[Shard]:
+            for shard in shards(config.data.sources, config.seed, self._notice):
+                sources.append(Shard(shard.source, shard.file, b""))
+                yield shard
+
+        spec = plugins.get(FormatSpec, config.data.format)
+        plain = to_plain(config)
+        recipe = [READING_VERSION, plugins.origin(spec), plain["data"]["options"], check_inputs(config, plugins)]
+        job = ReadShards(plain, digest_json([*recipe, spec.name]), self._store)
+        results = ordered(job, passed_on(), processes=self._processes, plugins=plugins, tick=self.run.folder.check_stop)
+        for number, entry in enumerate(results):
+            shard = sources[number]
+            facts = files.read_json(entry / reading.FACTS)
+            target = self.folder / "examples" / f"{number:05}.jsonl"
+            stay = self._sifter.sift(shard.file, facts, entry, target)
+            if stay:
+                self._files.append(ExamplesFile(target, config.data.sources[shard.source].weight))
+            self.rows += facts["rows"]
+            self.examples += stay
+            self._recognised.update(facts["recognised"])
+            self._take_rejected(entry / reading.REJECTED, facts)
+            self._emit("reading", {"rows": self.rows})
+
+    def render(self) -> None:
+        """Examples to tokens.
+
+        Raises:
+            ModelwrightError: there is no tokenizer or template for them.
+        """
+        config = self.run.config
+        renderer = self._renderer()
+        tokenizer = self.folder / "tokenizer"
+        renderer.save(tokenizer)
+        for split in ("train", "holdout"):
+            (self.folder / split).mkdir()
+        settings = TokenSettings(
+            max_length=config.data.tokens.max_length,
+            turns=config.data.tokens.turns,
+            holdout=config.data.holdout.fraction,
+            seed=config.seed,
+        )
+        job = RenderExamples(tokenizer, renderer.fingerprint, settings, self._store)
+        tick = self.run.folder.check_stop
+        results = ordered(job, self._files, processes=self._processes, plugins=self.run.plugins, tick=tick)
+        for number, (given, entry) in enumerate(zip(self._files, results, strict=True), start=1):
+            self._take_tokens(given.path.stem, entry)
+            rendered = self.examples * number // len(self._files)
+            self._emit("rendering", {"rendered": rendered, "examples": self.examples})
+        if self._packed():
+            self._packs = write_packs(self.folder / "train", settings.max_length)
+
+    def summary(self) -> dict[str, Any]:
+        """What was counted, as JSON values."""
+        return {
+            "read": self.rows,
+            "examples": self.examples,
+            "recognised": dict(self._recognised.most_common()),
+            "rejected": self.rejected.count,
+            "reasons": self.rejected.reasons,
+            "notices": self._notices,
+            "removed": {name: self._sifter.counts[name] for name in asked_checks(self.run.config)},
+            **self.report.to_plain(),
+            "packs": self._packs and asdict(self._packs),
+        }
+
+    def _packed(self) -> bool:
+        """Plain texts fill a model's context best together; conversations are batched by length unless asked."""
+        way, report = self.run.config.data.tokens.packing, self.report
+        return bool(report.rows) and (way == "pack" or (way == "auto" and report.texts == report.rows))
+
+    def _notice(self, text: str) -> None:
+        self._notices.append(text)
+        self._emit("notice", {"text": text})
+
+    def _take_rejected(self, file: Path, facts: Mapping[str, Any]) -> None:
+        self.rejected.add_all(file, facts["rejected"], facts["reasons"], facts["first"])
+
+    def _take_tokens(self, name: str, entry: Path) -> None:
+        facts = files.read_json(entry / tokens.FACTS)
+        self.report.add(TokenReport.from_plain(facts["report"]))
+        self._take_rejected(entry / tokens.REJECTED, facts)
+        for split, shard in (("train", tokens.TRAIN), ("holdout", tokens.HOLDOUT)):
+            if (entry / shard).is_file():
+                link(entry / shard, self.folder / split / f"{name}.arrow")
+        if (entry / tokens.DROPPED).is_file():
+            with (self.folder / "dropped.jsonl").open("ab") as dropped:
+                dropped.write((entry / tokens.DROPPED).read_bytes())
+
+    def _renderer(self) -> Renderer:
+        model = self.run.config.model
+        template = read_template(model.chat_template) if model.chat_template else None
+        if self.run.base:
+            return Renderer.from_folder(self.run.base.folder, chat_template=template)
+        assert model.scratch is not None
+        return scratch_renderer(
+            model.scratch.tokenizer,
+            written_examples(self.folder / "examples"),
+            vocab_size=model.scratch.vocab_size,
+            template=template or read_template("chatml"),
+        )
