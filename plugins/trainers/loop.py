@@ -9,6 +9,7 @@ each step. A checkpoint therefore holds weights, optimiser and progress, and not
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from modelwright.core.api import Job, ModelwrightError, Trained, files
 from modelwright.plugins.trainers import schedule
 from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress, write_finished
 from modelwright.plugins.trainers.data import Corpus, MicroBatch, Plan, Rows
+from modelwright.plugins.trainers.packed import check_isolation, forward
 
 
 class Strategy(Protocol):
@@ -83,15 +85,18 @@ class SupervisedLogits:
         hidden, *rest = inputs  # hidden: [sequences, length, width]
         return (hidden.flatten(0, 1).index_select(0, self._positions).unsqueeze(0), *rest)
 
-    def summed_loss(self, model: Any, batch: MicroBatch) -> torch.Tensor:
-        """The cross-entropy summed over the supervised tokens of a micro-batch, in nats: a scalar, float32."""
+    def at_positions(self, model: Any, batch: MicroBatch) -> torch.Tensor:
+        """The logits at a micro-batch's positions, `[positions, vocabulary]`."""
         self._positions = batch.positions
         try:
-            # The logits are [1, supervised, vocabulary].
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+            return forward(model, batch)[0]
         finally:
             self._positions = None
-        return torch.nn.functional.cross_entropy(logits[0].float(), batch.targets, reduction="sum")
+
+    def summed_loss(self, model: Any, batch: MicroBatch) -> torch.Tensor:
+        """The cross-entropy summed over the supervised tokens of a micro-batch, in nats: a scalar, float32."""
+        logits = self.at_positions(model, batch)
+        return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
 
 @frozen
@@ -141,10 +146,14 @@ class Loop:
         """Train to the end, or until someone asks to stop; then a checkpoint of the last whole step is left.
 
         Raises:
-            ModelwrightError: loss or gradient are no numbers any more.
+            ModelwrightError: loss or gradient are no numbers any more, or the model does not keep the documents of a
+                pack apart.
         """
         began = time.perf_counter()
         self._emit_started()
+        model = self.strategy.model
+        logits = functools.partial(self._logits.at_positions, model)
+        check_isolation(model, self.corpus, logits, self.strategy.autocast())
         progress = self._resume()
         saved = progress.step
         self.strategy.model.train()

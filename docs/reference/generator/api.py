@@ -48,7 +48,7 @@ grpcio and protobuf, and nothing of what runs models. [How to serve and ask](../
 """
 
 _GROUPS: dict[str, tuple[Any, ...]] = {
-    "Data": (api.Message, api.Example, api.TokenFile, api.TokenRow),
+    "Data": (api.Message, api.Example, api.TokenFolder, api.TokenRow),
     "Grading": (api.Output, api.Score, api.Figure, api.wilson, api.wilson_mean),
     "Training": (api.Job, api.TrainSettings, api.Trained),
     "Generating": (api.GenerationRequest, api.Sampling, api.Delta),

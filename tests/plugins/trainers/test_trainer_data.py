@@ -11,6 +11,11 @@ from modelwright.core.api import TokenFolder, TokenRow, TrainSettings
 from modelwright.core.testing.trainer import counting_rows, write_token_folder
 from modelwright.plugins.trainers.data import Corpus, Plan, RowOrder, collate, micro_batches
 
+
+def token_row(name, ids, trained):
+    return TokenRow(name, np.array(ids, np.int32), np.array(trained))
+
+
 token_rows = st.lists(
     st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=12).map(
         lambda pairs: ("id", [token for token, _ in pairs], [trained for _, trained in pairs])
@@ -31,7 +36,7 @@ def test_a_token_file_counts_what_its_rows_teach(rows, tmp_path_factory):
 @given(rows=token_rows.map(lambda rows: [row for row in rows if row[1]]).filter(bool))
 def test_a_micro_batch_asks_for_each_supervised_token_from_the_place_before_it(rows):
     """Positions and targets are those of a plain loop; padding is masked and never asked for."""
-    batch = collate([TokenRow(name, np.array(ids, np.int32), np.array(trained)) for name, ids, trained in rows])
+    batch = collate([[token_row(*row)] for row in rows], packed=False)
     width = max(len(ids) for _, ids, _ in rows)
     expected = [
         (row * width + place - 1, ids[place])
