@@ -100,8 +100,8 @@ class Store:
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, by kind and key."""
-        for kind in sorted(self.root.iterdir()) if self.root.is_dir() else ():
-            for path in sorted(kind.iterdir()) if kind.is_dir() else ():
+        for kind in self._kinds():
+            for path in sorted(kind.glob("[!.]*")):
                 stats = [file.stat() for file in path.rglob("*") if file.is_file()]
                 sizes = {each.st_ino: each.st_size for each in stats}
                 yield Entry(kind=kind.name, path=path, used=path.stat().st_mtime, sizes=sizes)
@@ -122,11 +122,22 @@ class Store:
         with files.failing_as(f"{self.root} cannot be made"):
             self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("ab") as lock:
+            self._sweep(lock.fileno())
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
             except BlockingIOError:
                 raise ModelwrightError(f"{self.root} is in use: a run prepares its data; try again then") from None
             yield
+
+    def _sweep(self, lock: int) -> None:
+        """Remove what killed processes have left, where nobody else is at work."""
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for kind in self._kinds():
+                files.remove_temporaries(kind)
+
+    def _kinds(self) -> list[Path]:
+        return sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def test_a_training_with_a_model_that_leaks_does_not_begin(tmp_path):
     tokens = write_token_folder(tmp_path / "train", counting_rows(12), packs=PACKS)
     recorder = Recorder()
     job = make_job(tmp_path, recorder, settings(max_steps=2), tokens=tokens)
-    with pytest.raises(ModelwrightError, match="MambaForCausalLM.* does not keep the documents of a pack apart"):
+    with pytest.raises(ModelwrightError, match=r"MambaForCausalLM.* does not keep the documents of a pack apart"):
         train(job)
     assert not recorder.of("step")
     assert not job.output.exists()
