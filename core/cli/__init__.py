@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("generate:generate", "Continue a prompt, by a running server."),
     "chat": ("generate:chat", "Talk with a model of a running server."),
     "data": ("data:data", "Look at what a run's data came to."),
+    "cache": ("cache:cache", "List or remove what preparations keep for the next ones."),
     "plugins": ("plugins:plugins", "List the plugins that are installed."),
     "config": ("config:config", "Check or show a run.toml."),
 }

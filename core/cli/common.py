@@ -72,6 +72,14 @@ def run_options(command: Command, *, required: bool = True) -> Command:
     return click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path), required=required)(command)
 
 
+def size_text(size: int) -> str:
+    """Bytes in decimal units, as disks and file managers count."""
+    if size < 1000:
+        return f"{size:.0f} B"
+    power = min(int(math.log10(size)) // 3, 4)
+    return f"{size / 1000**power:.1f} {' kMGT'[power]}B"
+
+
 def figure_text(value: float, low: float, high: float) -> str:
     """A metric with its interval, such as `0.947 [0.930, 0.960]`."""
     return f"{_number(value)} [{_number(low)}, {_number(high)}]"

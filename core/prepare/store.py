@@ -15,7 +15,8 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ from modelwright.core.api.places import why_no_folder
 ENTRY = "entry.json"
 
 
+@frozen
+class KeptFile:
+    """A file of an entry: its bytes, and how many names it has."""
+
+    size: int
+    names: int
+
+
 @frozen(kw_only=True)
 class Entry:
     """One result.
@@ -36,13 +45,13 @@ class Entry:
         kind: what it is.
         path: its folder.
         used: when it was made or last asked for, in seconds since 1970.
-        sizes: by inode, the bytes of its files: entries share files.
+        files: by inode, since entries share them, with each other and with runs.
     """
 
     kind: str
     path: Path
     used: float
-    sizes: dict[int, int]
+    files: Mapping[int, KeptFile]
 
 
 @frozen
@@ -103,8 +112,8 @@ class Store:
         for kind in self._kinds():
             for path in sorted(kind.glob("[!.]*")):
                 stats = [file.stat() for file in path.rglob("*") if file.is_file()]
-                sizes = {each.st_ino: each.st_size for each in stats}
-                yield Entry(kind=kind.name, path=path, used=path.stat().st_mtime, sizes=sizes)
+                kept = {each.st_ino: KeptFile(each.st_size, each.st_nlink) for each in stats}
+                yield Entry(kind=kind.name, path=path, used=path.stat().st_mtime, files=kept)
 
     def remove(self, entry: Entry) -> None:
         """Remove an entry; the store must be `locked` alone."""
@@ -138,6 +147,20 @@ class Store:
 
     def _kinds(self) -> list[Path]:
         return sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []
+
+
+def total(entries: Iterable[Entry]) -> int:
+    """The bytes of these entries' files, each counted once."""
+    return sum({inode: file.size for entry in entries for inode, file in entry.files.items()}.values())
+
+
+def freed(entries: Iterable[Entry]) -> int:
+    """The bytes that are free when these entries go: those of files that no run and no other entry has."""
+    names, sizes = Counter[int](), dict[int, KeptFile]()
+    for entry in entries:
+        names.update(entry.files.keys())
+        sizes |= entry.files
+    return sum(file.size for inode, file in sizes.items() if names[inode] == file.names)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

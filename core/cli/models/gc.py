@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 from attrs import asdict
 
-from modelwright.core.cli.common import json_option, print_json, registry_option
-from modelwright.core.cli.models.shared import opened, size_text
+from modelwright.core.cli.common import json_option, print_json, registry_option, size_text
+from modelwright.core.cli.models.shared import opened
 
 
 @click.command()

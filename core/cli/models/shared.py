@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,14 +81,6 @@ def text(value: Any) -> str:
 def figure(value: Figure | None) -> str:
     """A figure with its interval; a dash where there is none."""
     return "–" if value is None else figure_text(value.value, value.low, value.high)
-
-
-def size_text(size: int) -> str:
-    """Bytes in decimal units, as disks and file managers count."""
-    if size < 1000:
-        return f"{size:.0f} B"
-    power = min(int(math.log10(size)) // 3, 4)
-    return f"{size / 1000**power:.1f} {' kMGT'[power]}B"
 
 
 def short(digest: str) -> str:

@@ -9,14 +9,13 @@ import click
 from attrs import asdict
 
 from modelwright.core.api.registry import ModelVersion
-from modelwright.core.cli.common import json_option, print_json, registry_option
+from modelwright.core.cli.common import json_option, print_json, registry_option, size_text
 from modelwright.core.cli.models.shared import (
     alias_text,
     metric_pairs,
     opened,
     print_pairs,
     short,
-    size_text,
     summary,
     text,
 )

@@ -1,0 +1,95 @@
+"""`modelwright cache list | prune`: what preparations keep, so that the next one does again only what it must."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from modelwright.core.cli.common import FiniteRange, json_option, print_json, print_table, size_text
+
+if TYPE_CHECKING:
+    from modelwright.core.prepare.store import Store
+
+DAY = 86_400
+
+
+@click.group()
+def cache() -> None:
+    """What preparations keep for the next ones: $MODELWRIGHT_HOME/cache.
+
+    Shards of examples and of tokens, and whole prepared folders, by the content that they were made from. All of it can
+    be removed: it is made again when it is needed. The runs keep their files.
+    """
+
+
+@cache.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """Say how much is kept, and when it was last used."""
+    from modelwright.core.prepare.store import freed, total
+
+    store = _store()
+    entries = list(store.entries())
+    if as_json:
+        kept = [
+            {"kind": entry.kind, "key": entry.path.name, "size": total([entry]), "used": _time(entry.used)}
+            for entry in entries
+        ]
+        print_json({"folder": str(store.root), "size": total(entries), "entries": kept})
+        return
+    click.echo(f"{store.root}: {size_text(total(entries))}, of which {size_text(freed(entries))} are in no run")
+    kinds = sorted({entry.kind for entry in entries})
+    of = {kind: [entry for entry in entries if entry.kind == kind] for kind in kinds}
+    rows = [
+        (kind, f"{len(of[kind]):,}", size_text(total(of[kind])), _time(max(entry.used for entry in of[kind])))
+        for kind in kinds
+    ]
+    if rows:
+        print_table(("kind", "entries", "size", "last used"), rows)
+
+
+@cache.command()
+@click.option(
+    "--older-than",
+    "days",
+    type=FiniteRange(min=0),
+    metavar="DAYS",
+    default=30,
+    show_default=True,
+    help="Remove what was not used for so long; 0 removes all.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@json_option
+def prune(days: float, dry_run: bool, as_json: bool) -> None:
+    """Remove what was not used for a while.
+
+    While a run prepares its data, nothing is removed.
+    """
+    from modelwright.core.prepare.store import freed
+
+    store = _store()
+    with store.locked(alone=True):
+        old = [entry for entry in store.entries() if entry.used <= time.time() - days * DAY]
+        size = freed(old)
+        if not dry_run:
+            for entry in old:
+                store.remove(entry)
+    if as_json:
+        print_json({"entries": len(old), "size": size, "dry_run": dry_run})
+        return
+    what = "1 entry" if len(old) == 1 else f"{len(old):,} entries"
+    word = "would be removed from" if dry_run else "removed from"
+    click.echo(f"{what} {word} {store.root}, {size_text(size)} free by that")
+
+
+def _store() -> Store:
+    from modelwright.core import home
+    from modelwright.core.prepare.store import Store
+
+    return Store(home.cache())
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
