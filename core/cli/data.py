@@ -81,29 +81,31 @@ def stats(run: str, variant: str | None, as_json: bool) -> None:
 
 
 def _print_looks(looks: Sequence[Look]) -> None:
+    from attrs import asdict
     from rich.console import Console
-    from rich.text import Text
+
+    from modelwright.core.cli.labels import example_text
 
     console = Console()
     for number, one in enumerate(looks):
-        heading = f"{one.source or one.id}   {one.tokens:,} tokens, {one.trained:,} learnt"
-        text = Text()
-        for part in one.parts:
-            if console.is_terminal:
-                text.append(part.text, style="green" if part.trained else "dim")
-            else:
-                text.append(f"⟦{part.text}⟧" if part.trained else part.text)
-        console.print(Text(("\n" if number else "") + heading, style="bold"), soft_wrap=True)
-        console.print(text, soft_wrap=not console.is_terminal)
+        if number:
+            console.print()
+        console.print(example_text(asdict(one), coloured=console.is_terminal), soft_wrap=not console.is_terminal)
 
 
 def _print_statistics(found: Statistics) -> None:
+    from modelwright.core.cli.labels import label_shares
+
     report = found.report
     click.echo(f"{report['read']:,} rows read, {report['rows']:,} rows to train on, {report['tokens']:,} tokens")
-    learnt = report["trained_tokens"]
-    kinds = [(f"{role} {kind}", n) for role, named in report["trained_by_role"].items() for kind, n in named.items()]
-    shares = [("not learnt", report["tokens"] - learnt), *kinds]
-    print_table(("tokens", "", "share"), [(name, f"{n:,}", _share(n, report["tokens"])) for name, n in shares])
+    for name, n in report["recognised"].items():
+        click.echo(f"recognised: {name} ({n:,} rows)")
+    if report["packs"]:
+        packs = report["packs"]
+        click.echo(f"{packs['packs']:,} packs, {packs['filled']:.1%} of their places filled")
+    print_table(
+        ("tokens", "", "share"), [(name, f"{n:,}", _share(n, report["tokens"])) for name, n in label_shares(report)]
+    )
     left = [(words, report[key]) for key, words in LEFT_OUT if report[key]]
     left += [(name, n) for name, n in report["removed"].items() if n]
     left += [(f"anomaly {name}", n) for name, n in report["anomalies"].items()]
@@ -123,6 +125,7 @@ LEFT_OUT = (
     ("rejected", "rows that cannot be read"),
     ("undrawn", "left out by their source's weight"),
     ("too_long", "longer than [data.tokens] max_length"),
+    ("untrained", "of which nothing is learnt"),
     ("holdout_rows", "held out for the loss curve"),
 )
 

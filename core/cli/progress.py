@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from modelwright.core.cli.common import figure_text
+from modelwright.core.cli.labels import label_text, print_examples
 from modelwright.core.events import Event
 
 LINE_EVERY = 5.0
@@ -75,6 +76,7 @@ _REMOVED = {
 _LINES: dict[str, Callable[[Any], str]] = {
     "notice": lambda data: data["text"],
     "prepared": _prepared,
+    "labels": label_text,
     "started": lambda data: f"{data['parameters']:,} parameters on {data['device']}, {data['steps']} steps",
     "resumed": lambda data: f"resumes after step {data['step']}",
     "registered": lambda data: f"{data['address']}, sha256 {data['digest'][:12]}",
@@ -144,10 +146,16 @@ class Display:
     def _show(self, event: Event) -> None:
         stage = event.stage
         line = describe(event)
-        if line is not None:
-            self._end_task()
-            self.say(event.run, stage, line)
-        elif event.kind == "step":
+        if line is None:
+            self._move(event, stage)
+            return
+        self._end_task()
+        self.say(event.run, stage, line)
+        if event.kind == "labels":
+            print_examples(self.console, event.data["examples"])
+
+    def _move(self, event: Event, stage: str) -> None:
+        if event.kind == "step":
             self._last_step = step_text(event.data)
             self._advance(event, stage, event.data["step"], event.data["steps"], self._last_step)
         elif event.kind == "reading":

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import asdict
+
 from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
@@ -96,7 +98,7 @@ class Prepare:
             else:
                 with files.writing_folder(target) as folder:
                     _link_all(kept, folder)
-                    _write_labels(run, folder)
+                    _prove(run, folder, emit)
         summary: dict[str, Any] = files.read_json(target / REPORT)
         emit("prepared", summary)
         return summary | {"digest": _digest(target), "sources": _lineage(run), "files": files.sizes(target)}
@@ -112,16 +114,22 @@ class Prepare:
             files.write_json(folder / REPORT, done.summary())
             if trouble is None:
                 files.write_json(folder / MANIFEST, files.folder_manifest(folder))
-                _write_labels(run, folder)
-            else:
+            if done.report.rows:
+                _prove(run, folder, emit)
+            if trouble is not None:
                 shutil.rmtree(folder / "train", ignore_errors=True)
         if trouble is not None:
             # The folder stands, with rejected.jsonl and report.json to look into, but is not marked as done.
             raise ModelwrightError(trouble)
 
 
-def _write_labels(run: Run, folder: Path) -> None:
-    files.write_text(folder / LABELS, page(run.config.name, look(folder, SHOWN)))
+def _prove(run: Run, folder: Path, emit: Emit) -> None:
+    """Show some rows as the model will see them, with what is learnt: whatever the counts say, people see mistakes."""
+    looks = look(folder, SHOWN)
+    files.write_text(folder / LABELS, page(run.config.name, looks))
+    report = files.read_json(folder / REPORT)
+    counts = ("tokens", "trained_by_role", "untrained", "too_long", "anomalies")
+    emit("labels", {name: report[name] for name in counts} | {"examples": [asdict(one) for one in looks]})
 
 
 def _link_all(source: Path, target: Path) -> None:
