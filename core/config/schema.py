@@ -189,7 +189,8 @@ class TokensConfig:
 
     Attributes:
         max_length: the most tokens of a training example; longer ones are dropped and counted.
-        packing: "bucket" groups examples of similar length; "auto" chooses.
+        packing: "pack" puts several examples into a sequence, "bucket" groups those of similar length; "auto" packs
+            where all are plain texts.
         turns: which assistant turns are trained: all, the last, or each in an example of its own.
         allow: anomalies of the label proof that may pass.
     """

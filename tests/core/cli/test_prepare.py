@@ -145,7 +145,7 @@ def test_a_format_that_cannot_read_the_rows_writes_no_file(modelwright, tmp_path
 
 def test_rows_that_no_format_can_read_are_an_error(modelwright, tmp_path, rows_file):
     """Each says why; with --json on standard output alone."""
-    rows_file(tmp_path / "raw.jsonl", [{"text": "plain"}])
+    rows_file(tmp_path / "raw.jsonl", [{"words": "plain"}])
     done = modelwright("prepare", "--all-formats", "--input", "raw.jsonl", "--output", "every", "--json")
     assert done.returncode == 1
     assert done.stderr.strip() == "error: no installed format can read these rows; the reasons are above"
