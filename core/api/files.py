@@ -16,12 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import orjson
+
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
 
 TEMPORARY = ".tmp-"
 # `json.dumps` makes one at each call.
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 # Of a name, so many bytes are kept in the temporary one: file systems take 255 altogether.
 _KEPT_OF_A_NAME = 200
 
@@ -221,7 +223,10 @@ def read_rows(path: Path, keys: Iterable[str], *, remedy: str) -> Iterator[dict[
 
 def json_line(value: Any) -> str:
     """`value` as one line of a JSONL file, its newline included."""
-    return _ENCODER.encode(value) + "\n"
+    try:
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE).decode()
+    except orjson.JSONEncodeError:  # integers beyond 64 bits, lone surrogates
+        return _ENCODER.encode(value) + "\n"
 
 
 def json_lines(file: IO[str]) -> Iterator[Any]:

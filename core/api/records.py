@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import orjson
 from attrs import field, frozen, validators
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -27,8 +28,12 @@ def canonical_json(value: Any) -> str:
 
 
 def digest_json(value: Any) -> str:
-    """The sha256 of `canonical_json(value)`, in hexadecimal."""
-    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+    """The sha256 of a JSON text that equal values share, in hexadecimal."""
+    try:
+        text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # integers beyond 64 bits, lone surrogates
+        text = canonical_json(value).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(text).hexdigest()
 
 
 @frozen(kw_only=True)

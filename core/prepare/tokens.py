@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import array
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
 from attrs import define, field, frozen
 
 from modelwright.core.api import files
@@ -217,7 +217,7 @@ class _Rendering:
             for number, line in enumerate(file):
                 if number % EXAMPLES_BETWEEN == 0:
                     tick()
-                row = json.loads(line)
+                row = orjson.loads(line)
                 self._add(row["id"], Example.from_row(row), given.weight)
         self.train.write(self.folder / TRAIN)
         self.holdout.write(self.folder / HOLDOUT)
@@ -282,7 +282,9 @@ class _Rendering:
         for span in rendered.spans:
             role = "text" if example.text is not None else example.messages[span.message].role
             report.trained += span.end - span.start
-            report.spans.setdefault(role, Counter())[span.kind] += span.end - span.start
+            if role not in report.spans:
+                report.spans[role] = Counter()
+            report.spans[role][span.kind] += span.end - span.start
 
 
 def rendered_files(folder: Path) -> Iterable[Path]:
