@@ -38,7 +38,7 @@ def exact_share(run: runner.Run, std: float, steps: int, folder: Path) -> float:
         folder=folder,
         model=folder / "initial",
         output=folder / "model",
-        tokens=prepared / "train.arrow",
+        tokens=prepared / "train",
         holdout=None,
         settings=settings,
         seed=config.seed,

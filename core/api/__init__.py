@@ -29,7 +29,7 @@ from modelwright.core.api.generation import Delta, GenerationRequest, Sampling
 from modelwright.core.api.hooks import hookimpl
 from modelwright.core.api.records import Example, Figure, Message, Output, Score, wilson, wilson_mean
 from modelwright.core.api.registry import Alias, ModelFile, ModelVersion, NewModel, RegistryEvent
-from modelwright.core.api.tokens import TokenFile, TokenRow
+from modelwright.core.api.tokens import TokenFolder, TokenRow
 from modelwright.core.api.training import Job, Trained, TrainSettings
 
 __all__ = [
@@ -65,7 +65,7 @@ __all__ = [
     "Sampling",
     "Score",
     "StopRequested",
-    "TokenFile",
+    "TokenFolder",
     "TokenRow",
     "TrainSettings",
     "Trained",

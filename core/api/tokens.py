@@ -1,15 +1,31 @@
-"""Prepared tokens on disk: an Arrow file, one row an example, read through a memory map."""
+"""Prepared tokens on disk: a folder of Arrow files, one row an example, read through memory maps.
+
+    prepare/train/
+    ├── 00000.arrow     rows 0 to 4 of the folder      id │ input_ids │ trained
+    ├── 00001.arrow     rows 5 to 6: row numbers run across the shards, in the order of their names
+    └── packs.arrow     only where packing was asked   rows: [0, 3], [1, 2, 6], [4, 5]
+
+A pack is several examples that go through the model as one sequence. It holds row numbers, no tokens: where one
+document ends and the next begins is told by the rows' lengths.
+
+    pack 1    row 1       row 2   row 6
+    tokens    a  b  c  d  e  f    g  h  i
+    position  0  1  2  3  0  1    0  1  2
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from attrs import frozen
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+PACKS = "packs.arrow"
 
 
 @frozen
@@ -28,31 +44,44 @@ class TokenRow:
     trained: NDArray[np.bool_]
 
 
-class TokenFile:
-    """An Arrow IPC file with the columns `id` (string), `input_ids` (list<int32>) and `trained` (list<bool>).
+class TokenFolder:
+    """A folder of Arrow IPC files with the columns `id` (string), `input_ids` (list<int32>), `trained` (list<bool>).
 
-    Rows are read from the memory map one at a time, so that memory does not grow with the file.
+    Rows are read from the memory maps one at a time, so that memory does not grow with the folder. There may be no
+    shard, and a shard may have no rows.
+
+    Attributes:
+        path: the folder.
+        packs: the rows of each pack; None where the rows are not packed.
     """
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
 
         self.path = path
-        with pa.memory_map(str(path)) as source:
-            self._table: Any = pa.ipc.open_file(source).read_all()
-        self._ids = self._table.column("id")
-        self._input_ids = self._table.column("input_ids")
-        self._trained = self._table.column("trained")
+        # A folder that is not there is an error of its own, not a folder without rows.
+        shards = sorted(file for file in path.iterdir() if file.suffix == ".arrow" and file.stem.isdigit())
+        schema = pa.schema(
+            [("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))]
+        )
+        table: Any = pa.concat_tables([schema.empty_table(), *map(_mapped, shards)])
+        self._ids = table.column("id")
+        self._input_ids = table.column("input_ids")
+        self._trained = table.column("trained")
+        self.packs = Packs(path / PACKS) if (path / PACKS).exists() else None
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._ids)
 
-    def __getitem__(self, index: int) -> TokenRow:
+    def __getitem__(self, row: int) -> TokenRow:
         return TokenRow(
-            id=self._ids[index].as_py(),
-            input_ids=self._input_ids[index].values.to_numpy(),
-            trained=self._trained[index].values.to_numpy(zero_copy_only=False),
+            id=self._ids[row].as_py(),
+            input_ids=self._input_ids[row].values.to_numpy(),
+            trained=self._trained[row].values.to_numpy(zero_copy_only=False),
         )
+
+    def __iter__(self) -> Iterator[TokenRow]:
+        return map(self.__getitem__, range(len(self)))
 
     def lengths(self) -> NDArray[np.int32]:
         """The number of tokens of each row, int32 `[rows]`."""
@@ -80,9 +109,59 @@ class TokenFile:
         return np.concatenate(counts)
 
     def largest_token(self) -> int:
-        """The highest token id in the file; -1 where there is none."""
+        """The highest token id in the folder; -1 where there is none."""
         import pyarrow.compute as pc
 
         return max(
             (pc.max(chunk.flatten()).as_py() for chunk in self._input_ids.chunks if len(chunk.flatten())), default=-1
         )
+
+
+class Packs(Sequence["NDArray[np.int64]"]):
+    """The packs of a folder of tokens: each is the row numbers in it, in the order in which they stand in the pack.
+
+    Args:
+        path: an Arrow IPC file with the column `rows` (list<int64>); no pack is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._rows: Any = _mapped(path).column("rows")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, pack: int) -> NDArray[np.int64]: ...
+    @overload
+    def __getitem__(self, pack: slice) -> list[NDArray[np.int64]]: ...
+    def __getitem__(self, pack: int | slice) -> NDArray[np.int64] | list[NDArray[np.int64]]:
+        if isinstance(pack, slice):
+            return [self[index] for index in range(len(self))[pack]]
+        rows: NDArray[np.int64] = self._rows[pack].values.to_numpy()
+        return rows
+
+    def sizes(self) -> NDArray[np.int32]:
+        """The number of rows of each pack, int32 `[packs]`."""
+        import pyarrow.compute as pc
+
+        sizes: NDArray[np.int32] = pc.list_value_length(self._rows).to_numpy()
+        return sizes
+
+    def sums(self, values: NDArray[np.int32]) -> NDArray[np.int64]:
+        """The sum of something over the rows of each pack, int64 `[packs]`; `values` has it of each row, `[rows]`."""
+        import numpy as np
+
+        sums = [np.zeros(0, dtype=np.int64)]
+        for chunk in self._rows.chunks:
+            starts = chunk.offsets.to_numpy()[:-1] - chunk.offsets[0].as_py()
+            if len(starts):
+                sums.append(np.add.reduceat(values[chunk.flatten().to_numpy()], starts, dtype=np.int64))
+        return np.concatenate(sums)
+
+
+def _mapped(path: Path) -> Any:
+    """The table of an Arrow IPC file, in its memory map."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()

@@ -30,8 +30,9 @@ class TrainSettings:
         processes: how many on one machine; "auto" is one for each GPU.
         epochs: passes over the data; exactly one of `epochs` and `max_steps` is given.
         max_steps: optimiser steps.
-        batch_size: sequences in one optimiser step, over all processes.
-        micro_batch_size: sequences in one process and forward pass; None lets the trainer choose.
+        batch_size: sequences in one optimiser step, over all processes; a pack is one sequence.
+        micro_batch_size: sequences in one process and forward pass, a pack again being one; None lets the trainer
+            choose.
         learning_rate: the peak of the schedule.
         schedule: what the rate does after the warm-up: half a cosine to 0, a line to 0, or nothing.
         warmup: the share of the steps in which the rate rises in a line from 0.
@@ -75,8 +76,9 @@ class Job:
         folder: the trainer's own folder, for checkpoints; it outlives a killed process.
         model: a folder in Hugging Face layout. Without weights, its config is initialised from `seed`.
         output: the folder that the trained model is written to, by `files.writing_folder`.
-        tokens: the training tokens (a `TokenFile`).
-        holdout: tokens held out for the loss curve, where there are any.
+        tokens: the training tokens (a `TokenFolder`). Where it has packs, a sequence is a pack, and a trainer keeps
+            the documents in it apart: none attends to another, and positions begin anew in each.
+        holdout: tokens held out for the loss curve, where there are any (a `TokenFolder`, packed or not).
         settings: the `[train]` table.
         seed: of initialisation, order and dropout.
         attention: the attention implementation asked for, "auto" for the trainer's choice.

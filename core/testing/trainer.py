@@ -24,17 +24,40 @@ from modelwright.core.api import Job, ModelwrightError, Trained, Trainer, TrainS
 VOCABULARY = 16
 
 
-def write_token_file(path: Path, rows: Sequence[tuple[str, Sequence[int], Sequence[bool]]]) -> Path:
-    """Write (id, token ids, trained) rows as the file that `modelwright.TokenFile` reads."""
+def write_token_folder(
+    path: Path,
+    rows: Sequence[tuple[str, Sequence[int], Sequence[bool]]],
+    *,
+    shards: int = 1,
+    packs: Sequence[Sequence[int]] | None = None,
+) -> Path:
+    """Write (id, token ids, trained) rows as the folder that `modelwright.TokenFolder` reads.
+
+    Args:
+        path: the folder.
+        rows: what goes into it.
+        shards: over how many files the rows are spread.
+        packs: the rows of each pack; None for rows that are not packed.
+    """
     import pyarrow as pa
 
     schema = pa.schema([("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))])
-    columns = [[list(row[column]) if column else row[0] for row in rows] for column in range(3)]
+    path.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        part = rows[shard * len(rows) // shards : (shard + 1) * len(rows) // shards]
+        columns = [[list(row[column]) if column else row[0] for row in part] for column in range(3)]
+        _write_arrow(path / f"{shard:05d}.arrow", schema, columns)
+    if packs is not None:
+        _write_arrow(path / "packs.arrow", pa.schema([("rows", pa.list_(pa.int64()))]), [[list(p) for p in packs]])
+    return path
+
+
+def _write_arrow(path: Path, schema: Any, columns: Sequence[Sequence[Any]]) -> None:
+    import pyarrow as pa
+
     table = pa.table([pa.array(column, type=kind.type) for column, kind in zip(columns, schema, strict=True)], schema)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_table(table)
-    return path
 
 
 def counting_rows(count: int) -> list[tuple[str, list[int], list[bool]]]:
@@ -115,9 +138,9 @@ class Recorder:
 
 def make_job(folder: Path, recorder: Recorder, settings: TrainSettings, **changes: Any) -> Job:
     """A job in `folder` that counts; `changes` are other values for `Job`'s attributes."""
-    tokens = folder / "train.arrow"
+    tokens = folder / "train"
     if not tokens.exists():
-        write_token_file(tokens, counting_rows(24))
+        write_token_folder(tokens, counting_rows(24))
     if not (folder / "base" / "config.json").exists():
         write_model(folder / "base")
     job = Job(
@@ -203,7 +226,7 @@ class TrainerContract:
     def test_it_measures_the_held_out_data(self, tmp_path: Path) -> None:
         """The loss on data held out falls with training, and the outcome carries the last one."""
         recorder = Recorder()
-        holdout = write_token_file(tmp_path / "holdout.arrow", counting_rows(5))
+        holdout = write_token_folder(tmp_path / "holdout", counting_rows(5))
         trained = self.train(make_job(tmp_path, recorder, self.settings(checkpoint_every=10), holdout=holdout))
         measured = recorder.of("holdout")
         assert [data["step"] for data in measured] == [10, 20, 30]
@@ -279,8 +302,8 @@ class TrainerContract:
     def test_data_without_anything_to_learn_is_refused(self, tmp_path: Path) -> None:
         """Rows without a supervised token are named as the trouble, not met as a division by nothing."""
         rows = [(name, ids, [False] * len(ids)) for name, ids, _ in counting_rows(3)]
-        tokens = write_token_file(tmp_path / "nothing.arrow", rows)
-        self.refuses(tmp_path, lambda job: evolve(job, tokens=tokens), "nothing.arrow")
+        tokens = write_token_folder(tmp_path / "nothing", rows)
+        self.refuses(tmp_path, lambda job: evolve(job, tokens=tokens), "nothing")
 
     def refuses(self, folder: Path, change: Callable[[Job], Job], named: str) -> None:
         """Assert that a job fails with one clear line that says `named`, and leaves no output."""

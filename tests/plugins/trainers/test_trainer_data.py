@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelwright.core.api import TokenFile, TokenRow, TrainSettings
-from modelwright.core.testing.trainer import counting_rows, write_token_file
+from modelwright.core.api import TokenFolder, TokenRow, TrainSettings
+from modelwright.core.testing.trainer import counting_rows, write_token_folder
 from modelwright.plugins.trainers.data import Corpus, Plan, RowOrder, collate, micro_batches
 
 token_rows = st.lists(
@@ -22,7 +22,7 @@ token_rows = st.lists(
 @given(rows=token_rows)
 def test_a_token_file_counts_what_its_rows_teach(rows, tmp_path_factory):
     """The counts are those of a plain loop, whatever is empty."""
-    file = TokenFile(write_token_file(tmp_path_factory.mktemp("tokens") / "rows.arrow", rows))
+    file = TokenFolder(write_token_folder(tmp_path_factory.mktemp("tokens") / "rows", rows))
     assert file.supervised().tolist() == [sum(trained[1:]) for _, _, trained in rows]
     assert file.lengths().tolist() == [len(ids) for _, ids, _ in rows]
     assert file.largest_token() == max((token for _, ids, _ in rows for token in ids), default=-1)
@@ -88,7 +88,7 @@ def test_micro_batches_hold_every_sequence_once_and_keep_their_limit(lengths, si
 
 @pytest.fixture
 def corpus(tmp_path):
-    return Corpus(write_token_file(tmp_path / "rows.arrow", counting_rows(10)))
+    return Corpus(write_token_folder(tmp_path / "rows", counting_rows(10)))
 
 
 @pytest.mark.parametrize(("epochs", "sizes"), [(1, [4, 4, 2]), (2.5, [4, 4, 4, 4, 4, 4, 1]), (0.3, [3]), (0.001, [1])])

@@ -16,7 +16,7 @@ from modelwright.core.testing.trainer import (
     counting_rows,
     make_job,
     write_model,
-    write_token_file,
+    write_token_folder,
 )
 from modelwright.plugins.trainers import LocalOptions, modelwright_trainers
 
@@ -170,7 +170,7 @@ def test_a_folder_without_config_is_refused(tmp_path, settings, train):
 
 def test_a_sequence_beyond_the_context_is_refused(tmp_path, settings, train):
     """The error says which setting makes the sequences short enough."""
-    tokens = write_token_file(tmp_path / "long.arrow", [("long", [1] * 65, [True] * 65)])
+    tokens = write_token_folder(tmp_path / "long", [("long", [1] * 65, [True] * 65)])
     with pytest.raises(ModelwrightError, match=r"65 tokens, and the model's context is 64: .* max_length to 64"):
         train(make_job(tmp_path, Recorder(), settings(), tokens=tokens))
 
@@ -267,7 +267,7 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path, settings, tr
     """An epoch is the rows that teach something."""
     rows = [*counting_rows(10), ("empty", [1, 2, 3], [False] * 3), ("first", [1, 2], [True, False])]
     recorder = Recorder()
-    tokens = write_token_file(tmp_path / "some.arrow", rows)
+    tokens = write_token_folder(tmp_path / "some", rows)
     train(make_job(tmp_path, recorder, settings(max_steps=None, epochs=1, batch_size=4), tokens=tokens))
     started = recorder.of("started")[0]
     assert (started["examples"], started["skipped"], started["steps"]) == (10, 2, 3)

@@ -16,7 +16,7 @@ from modelwright.core.testing.trainer import (
     make_job,
     read_weights,
     write_model,
-    write_token_file,
+    write_token_folder,
 )
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.data import Corpus
@@ -55,7 +55,7 @@ class KeepsGradients(SingleDevice):
 
 def one_step(tmp_path, *, tokens=8192, **changes):
     job = make_job(tmp_path, Recorder(), settings(max_steps=1, batch_size=10, **changes))
-    job = evolve(job, tokens=write_token_file(tmp_path / "uneven.arrow", UNEVEN))
+    job = evolve(job, tokens=write_token_folder(tmp_path / "uneven", UNEVEN))
     model = load_model(job)
     strategy = KeepsGradients(model, job.settings, device=torch.device("cpu"), precision=torch.float32)
     loop = Loop(job, strategy, Corpus(job.tokens), micro_batch_tokens=tokens)
@@ -138,7 +138,7 @@ def test_a_step_that_diverges_is_stopped_with_its_examples(tmp_path):
     config = (base / "config.json").read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false')
     (base / "config.json").write_text(config)
     rows = [("fine-1", [1, 2, 3], [True] * 3), ("poison", [13, 2], [True] * 2), ("fine-2", [3, 4], [True] * 2)]
-    tokens = write_token_file(tmp_path / "rows.arrow", rows)
+    tokens = write_token_folder(tmp_path / "rows", rows)
     recorder = Recorder()
     job = make_job(tmp_path, recorder, settings(batch_size=3, micro_batch_size=1), tokens=tokens)
     with pytest.raises(ModelwrightError, match="step 1: the loss is nan, in the examples poison: lower learning_rate"):
@@ -169,7 +169,7 @@ def test_dropout_is_drawn_anew_each_step_and_the_same_for_the_same_step(tmp_path
 def test_held_out_data_is_measured_without_dropout(tmp_path):
     """The loss on held-out rows is that of the model as it will be used, over their supervised tokens."""
     write_model(tmp_path / "base", dropout=0.5)
-    holdout = write_token_file(tmp_path / "holdout.arrow", UNEVEN)
+    holdout = write_token_folder(tmp_path / "holdout", UNEVEN)
     recorder = Recorder()
     job = make_job(tmp_path, recorder, settings(max_steps=2), holdout=holdout)
     trained = train(job)
@@ -185,7 +185,7 @@ def test_held_out_data_is_measured_without_dropout(tmp_path):
 
 def test_held_out_data_that_is_empty_is_no_trouble(tmp_path):
     """A small share of little data may hold out nothing."""
-    holdout = write_token_file(tmp_path / "holdout.arrow", [])
+    holdout = write_token_folder(tmp_path / "holdout", [])
     trained = train(make_job(tmp_path, Recorder(), settings(max_steps=2), holdout=holdout))
     assert trained.finished
     assert trained.holdout_loss is None
@@ -193,7 +193,7 @@ def test_held_out_data_that_is_empty_is_no_trouble(tmp_path):
 
 def test_a_batch_larger_than_the_data_repeats_rows(tmp_path):
     """Two steps of five over three rows see ten sequences."""
-    tokens = write_token_file(tmp_path / "few.arrow", counting_rows(3))
+    tokens = write_token_folder(tmp_path / "few", counting_rows(3))
     recorder = Recorder()
     train(make_job(tmp_path, recorder, settings(max_steps=2, batch_size=5), tokens=tokens))
     assert sum(data["tokens"] for data in recorder.of("step")) == pytest.approx(10 * 5, abs=5)
