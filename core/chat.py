@@ -13,7 +13,6 @@ token; the newline after that is not trained.
 
 from __future__ import annotations
 
-import bisect
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,10 +23,12 @@ from attrs import frozen
 from modelwright.core.api.errors import ModelwrightError, RowError, UsageError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.records import Example, Message, digest_json
-from modelwright.core.conversation import Conversation, Fields
+from modelwright.core.conversation import Conversation
+from modelwright.core.layout import Layout, SpanKind, Stretch, next_control
+from modelwright.core.shapes import Shapes
 from modelwright.core.templates import ChatTemplate, TemplateRefusedError, read_template
 from modelwright.core.thinking import OPEN
-from modelwright.core.tokenizer import Control, ControlledTokenizer, Encoded, TokenizerFiles
+from modelwright.core.tokenizer import ControlledTokenizer, Encoded, TokenizerFiles
 
 __all__ = [
     "RENDERER_VERSION",
@@ -46,7 +47,6 @@ RENDERER_VERSION = 1
 MODEL_RECORD = "modelwright.json"
 
 Turns = Literal["all", "last", "split"]
-SpanKind = Literal["thinking", "answer", "end", "text"]
 
 
 @frozen
@@ -73,8 +73,7 @@ class Rendered:
 
     Attributes:
         ids: the tokens.
-        trained: for each token, whether the model is taught to predict it.
-        spans: what the trained tokens are, from left to right.
+        spans: the trained tokens, from left to right, and what they are.
         anomalies: what is not as the example says, each name once:
             "thinking-dropped": the template leaves out the thinking of a trained turn;
             "span-lost": a trained turn cannot be found in the rendering, and is not trained;
@@ -86,20 +85,17 @@ class Rendered:
     """
 
     ids: tuple[int, ...]
-    trained: tuple[bool, ...]
     spans: tuple[Span, ...]
     anomalies: tuple[str, ...]
     text: str
 
-
-@frozen
-class _Stretch:
-    """A trained stretch of the rendering, in characters."""
-
-    kind: SpanKind
-    message: int
-    start: int
-    end: int
+    @property
+    def trained(self) -> tuple[bool, ...]:
+        """For each token, whether the model is taught to predict it."""
+        trained = [False] * len(self.ids)
+        for span in self.spans:
+            trained[span.start : span.end] = [True] * (span.end - span.start)
+        return tuple(trained)
 
 
 class Renderer:
@@ -131,6 +127,7 @@ class Renderer:
         eos = self._tokenizer.eos_id
         self._turn_ends: frozenset[int] = frozenset() if eos is None else frozenset({eos})
         self.stop_token_ids = self._turn_ends
+        self._shapes: Shapes | None = None
         if self._template is not None:
             self._find_turn_ends()
 
@@ -227,9 +224,7 @@ class Renderer:
         self, messages: Sequence[Message], tools: str | None, *, add_generation_prompt: bool = False
     ) -> Conversation:
         if self._template is None:
-            raise UsageError(
-                'the tokenizer has no chat template: give one by [model] chat_template = "chatml", or a file'
-            )
+            raise _without_template()
         return Conversation(
             self._template, self._tokenizer, messages, tools, add_generation_prompt=add_generation_prompt
         )
@@ -253,7 +248,7 @@ class Renderer:
             for index, fields in conversation.locate(answers).items():
                 if "content" not in fields.found:
                     continue
-                control = _next_control(conversation.text, fields.found["content"][1], controls)
+                control = next_control(conversation.text, fields.found["content"][1], controls)
                 ends = frozenset() if control is None else frozenset({control.id})
                 self._turn_ends |= ends
                 if index == answers[-1]:
@@ -272,111 +267,29 @@ class Renderer:
         ]
         return Rendered(
             ids=(*before, *encoded.ids, *after),
-            trained=(False,) * len(before) + (True,) * (len(encoded.ids) + len(after)),
             spans=tuple(span for span in spans if span.start < span.end),
             anomalies=tuple(anomalies),
             text=text,
         )
 
     def _train_conversation(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Rendered:
-        conversation = self._conversation(messages, tools)
-        controls = self._tokenizer.find_controls(conversation.text, conversation.protected)
-        stretches: list[_Stretch] = []
-        anomalies: dict[str, None] = {}
-        for index, fields in conversation.locate(wanted).items():
-            found, strange = self._turn(conversation, messages, index, fields, controls)
-            stretches += found
-            anomalies.update(dict.fromkeys(strange))
-        if conversation.template_reads_content:
-            anomalies["template-reads-content"] = None
-        encoded = self._tokenizer.encode(conversation.text, conversation.protected)
+        layout = self._laid_out(messages, tools, wanted)
+        encoded = self._tokenizer.encode(layout.text, layout.protected, controls=layout.controls)
+        anomalies = list(layout.anomalies)
         begin = self.special_ids.get("bos_token")
         if begin is not None and encoded.ids[:2] == (begin, begin):
-            anomalies["begin-doubled"] = None
-        spans = _token_spans(stretches, encoded)
-        trained = [False] * len(encoded.ids)
-        for span in spans:
-            trained[span.start : span.end] = [True] * (span.end - span.start)
-        if not any(trained):
-            anomalies["nothing-trained"] = None
-        return Rendered(
-            ids=encoded.ids,
-            trained=tuple(trained),
-            spans=tuple(spans),
-            anomalies=tuple(anomalies),
-            text=conversation.text,
-        )
+            anomalies.append("begin-doubled")
+        spans = _token_spans(layout.stretches, encoded)
+        if not spans:
+            anomalies.append("nothing-trained")
+        return Rendered(ids=encoded.ids, spans=tuple(spans), anomalies=tuple(anomalies), text=layout.text)
 
-    def _turn(
-        self,
-        conversation: Conversation,
-        messages: Sequence[Message],
-        index: int,
-        fields: Fields,
-        controls: Sequence[Control],
-    ) -> tuple[list[_Stretch], list[str]]:
-        """The trained stretches of one message, and what is strange about it."""
-        speaks = messages[index].role == "assistant"
-        places = sorted(fields.found.values())
-        first = places[0][0] if places else None
-        start = self._turn_start(conversation, index, first, controls) if speaks else first
-        if fields.lost or fields.dropped - {"thinking"} or start is None:
-            return [], ["span-lost"]
-        strange = ["thinking-dropped"] if fields.dropped else []
-        last = max((end for _, end in places), default=start)
-        closing = "calls" in fields.found or "content" not in fields.found
-        limit = _next_field(conversation, range(index + 1, len(messages))) if closing else None
-        control = self._turn_end(conversation.text, last, controls, limit)
-        if control is None and speaks:
-            strange.append("end-missing")
-        if control is not None and limit is not None:
-            last = control.start
-        stretches = []
-        middle = start
-        if "thinking" in fields.found:
-            answers = [place for kind, place in fields.found.items() if kind != "thinking"]
-            middle = min((begin for begin, _ in answers), default=last)
-            if messages[index].train_thinking:
-                stretches.append(_Stretch("thinking", index, start, middle))
-        stretches.append(_Stretch("answer", index, middle, last))
-        if control is not None:
-            stretches.append(_Stretch("end", index, last, control.end))
-        return [each for each in stretches if each.start < each.end], strange
-
-    def _turn_start(
-        self, conversation: Conversation, index: int, first: int | None, controls: Sequence[Control]
-    ) -> int | None:
-        """Where the model takes over: the end of the generation prompt, else the first field's start.
-
-        Templates that show earlier turns in another way when a new one comes have prompts that are no prefix; then the
-        generation prompt alone (`<|im_start|>assistant`) is looked for before the field.
-        """
-        prompt = conversation.before(index, add_generation_prompt=True)
-        limit = len(conversation.text) if first is None else first
-        if prompt is None:
-            return first
-        if len(prompt) <= limit and conversation.text.startswith(prompt):
-            return len(prompt)
-        history = conversation.before(index, add_generation_prompt=False)
-        if first is None or history is None or not prompt.startswith(history) or len(prompt) == len(history):
-            return first
-        header = prompt[len(history) :]
-        found = conversation.text.rfind(header, 0, first)
-        start = found + len(header)
-        between = any(control.id in self._turn_ends and start <= control.start < first for control in controls)
-        return first if found < 0 or between else start
-
-    def _turn_end(self, text: str, last: int, controls: Sequence[Control], limit: int | None) -> Control | None:
-        """The end-of-turn token after `last`, the end of a turn's last field.
-
-        Content is followed by it, or by white space and it. With a limit, it is the first one before that: calls and
-        thinking are closed by brackets and tags, which are the model's to write.
-        """
-        if limit is not None:
-            between = (each for each in controls if last <= each.start < limit)
-            return next((each for each in between if each.id in self._turn_ends), None)
-        control = _next_control(text, last, controls)
-        return control if control is not None and control.id in self._turn_ends else None
+    def _laid_out(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
+        if self._template is None:
+            raise _without_template()
+        if self._shapes is None:
+            self._shapes = Shapes(self._template, self._tokenizer, self._turn_ends)
+        return self._shapes.lay_out(messages, tools, wanted)
 
 
 def checked_renderer(folder: Path) -> Renderer:
@@ -397,6 +310,10 @@ def checked_renderer(folder: Path) -> Renderer:
     return renderer
 
 
+def _without_template() -> UsageError:
+    return UsageError('the tokenizer has no chat template: give one by [model] chat_template = "chatml", or a file')
+
+
 def _wanted(messages: Sequence[Message], turns: Turns) -> list[int]:
     """Which messages are trained."""
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
@@ -406,26 +323,12 @@ def _wanted(messages: Sequence[Message], turns: Turns) -> list[int]:
     ]
 
 
-def _next_field(conversation: Conversation, later: Sequence[int]) -> int:
-    """Where the first field of the later messages begins; the rendering's end where there is none."""
-    places = [place for fields in conversation.locate(later).values() for place in fields.found.values()]
-    return min((start for start, _ in places), default=len(conversation.text))
-
-
-def _next_control(text: str, position: int, controls: Iterable[Control]) -> Control | None:
-    """The first control token at or after `position`, if nothing but white space lies between."""
-    control = next((each for each in controls if each.start >= position), None)
-    return None if control is None or text[position : control.start].strip() else control
-
-
-def _token_spans(stretches: Iterable[_Stretch], encoded: Encoded) -> list[Span]:
+def _token_spans(stretches: Iterable[Stretch], encoded: Encoded) -> list[Span]:
     """The stretches in tokens: every token that shares a character with one."""
-    starts = [start for start, _ in encoded.offsets]
-    ends = [end for _, end in encoded.offsets]
     spans: list[Span] = []
     taken = 0
     for stretch in sorted(stretches, key=lambda each: each.start):
-        low, high = bisect.bisect_right(ends, stretch.start), bisect.bisect_left(starts, stretch.end)
+        low, high = encoded.tokens(stretch.start, stretch.end)
         low = max(low, taken)
         if low < high:
             spans.append(Span(stretch.kind, stretch.message, low, high))

@@ -150,6 +150,7 @@ class ChatTemplate:
         prefix = "" if where is None else f"{where}: "
         try:
             self._template = _environment().from_string(source)
+            self._globals = dict(self._template.globals)
         except require("jinja2").TemplateSyntaxError as error:
             reason = f"line {error.lineno}: {' '.join((error.message or '').split()).removesuffix('.')}"
             raise UsageError(f"{prefix}the chat template cannot be read, {reason}; mend it there") from error
@@ -177,9 +178,11 @@ class ChatTemplate:
             TemplateRefusedError: the template raised; the message says what it said.
         """
         try:
-            return self._template.render(
-                **special, messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt
-            )
+            given: dict[str, Any] = {"messages": messages, "tools": tools, "documents": None}
+            given["add_generation_prompt"] = add_generation_prompt
+            # What `Template.render` does, but for a chain of dictionaries that it makes of the globals each time.
+            context = self._template.new_context({**self._globals, **special, **given}, shared=True)
+            return "".join(self._template.root_render_func(context))
         except require("jinja2").TemplateError as error:
             raise TemplateRefusedError(f"the chat template refuses this conversation: {_line(error)}") from error
         except Exception as error:  # A template is a program, and may fail in any way.
@@ -211,7 +214,14 @@ def _environment() -> jinja2.Environment:
         # Jinja's own filter escapes what HTML would read.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment: jinja2.Environment = sandbox.ImmutableSandboxedEnvironment(
+    class Sandbox(sandbox.ImmutableSandboxedEnvironment):  # type: ignore[misc,name-defined]
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            # Of a dictionary, an attribute that it has not is a key: what the slow way comes to by two exceptions.
+            if type(obj) is not dict or hasattr(dict, attribute):
+                return super().getattr(obj, attribute)
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+
+    environment: jinja2.Environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(ext.Extension), ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json

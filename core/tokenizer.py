@@ -9,10 +9,11 @@ from __future__ import annotations
 import bisect
 import functools
 import json
+import operator
 import re
 import secrets
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
@@ -200,12 +201,55 @@ class Control:
     id: int
 
 
+class Encoded(Protocol):
+    """A text in tokens.
+
+    Attributes:
+        ids: the tokens.
+    """
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...  # noqa: D102 - see above
+
+    def tokens(self, start: int, end: int) -> Range:
+        """The tokens that share a character with `text[start:end]`: the first of them, and the one after the last."""
+        ...
+
+
 @frozen
-class Encoded:
-    """Token ids, and the stretch of characters that each stands for."""
+class _ByOffsets:
+    """Tokens, and the stretch of characters that each stands for."""
 
     ids: tuple[int, ...]
-    offsets: tuple[Range, ...]
+    offsets: Sequence[Range]
+
+    def tokens(self, start: int, end: int) -> Range:
+        """See `Encoded`."""
+        low = bisect.bisect_right(self.offsets, start, key=operator.itemgetter(1))
+        return low, bisect.bisect_left(self.offsets, end, key=operator.itemgetter(0))
+
+
+@frozen
+class _Native:
+    """What the library gives. To ask it for two tokens is ten times as quick as to read the offsets of all."""
+
+    ids: tuple[int, ...]
+    encoding: Encoding
+    length: int
+
+    def tokens(self, start: int, end: int) -> Range:
+        """See `Encoded`."""
+        low = self.encoding.char_to_token(start)
+        high = len(self.ids) if end >= self.length else self.encoding.char_to_token(end)
+        if low is None or high is None or (high < len(self.ids) and not self._divides(high, end)):
+            return _ByOffsets(self.ids, self.encoding.offsets).tokens(start, end)
+        return low, high
+
+    def _divides(self, token: int, place: int) -> bool:
+        """Whether `token` is the first one at or after `place`."""
+        at = self.encoding.token_to_chars(token)
+        before = self.encoding.token_to_chars(token - 1) if token else None
+        return at is not None and at[0] == place and (before is None or before[0] < place)
 
 
 class ControlledTokenizer:
@@ -221,6 +265,7 @@ class ControlledTokenizer:
         vocab_size: the highest id + 1, added tokens included.
         bos_id: the id that the tokenizer itself puts before a text, where it does.
         eos_id: the end-of-sequence token's id, where there is one.
+        heads: what control tokens begin with.
     """
 
     def __init__(self, files: TokenizerFiles) -> None:
@@ -245,7 +290,7 @@ class ControlledTokenizer:
         self._counted = frozenset(self.controls.values()) - {self.special_ids.get("unk_token")}
         longest_first = sorted(self.controls, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._heads = {content[:end] for content in self.controls for end in range(1, len(content))}
+        self.heads = {content[:end] for content in self.controls for end in range(1, len(content))}
         self._tails = {content[start:] for content in self.controls for start in range(1, len(content))}
         self._longest = max(map(len, self.controls), default=0)
         self._joined = "\0".join(self.controls)
@@ -270,13 +315,18 @@ class ControlledTokenizer:
         if core and len(core) < self._longest and core in self._joined:
             return [(start, end)]
         tail = next((length for length in range(reach, 0, -1) if core[:length] in self._tails), 0)
-        head = next((length for length in range(reach, 0, -1) if core[-length:] in self._heads), 0)
+        head = next((length for length in range(reach, 0, -1) if core[-length:] in self.heads), 0)
         return [found for found in ((start, start + tail), (end - head, end)) if found[0] < found[1]]
 
-    def encode(self, text: str, protected: Sequence[Range] = ()) -> Encoded:
+    def encode(self, text: str, protected: Sequence[Range] = (), *, controls: int | None = None) -> Encoded:
         """Encode `text`, adding nothing; in the protected stretches (sorted) control tokens are ordinary text.
 
         Where nothing protected could be taken for a control token, this is the tokenizer's own encoding.
+
+        Args:
+            text: what to encode.
+            protected: see above.
+            controls: how many control tokens there are outside of those, where the caller knows.
 
         Raises:
             TemplateRefusedError: `text` has a lone surrogate, the tokenizer fails on it (it may have no token for what
@@ -287,13 +337,17 @@ class ControlledTokenizer:
         except UnicodeEncodeError as error:
             message = f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, which is no character"
             raise TemplateRefusedError(message) from error
-        controls = self.find_controls(text, protected)
-        if not protected or self.find_controls(text) == controls:
-            encoding = _encoded(self._native, text)
-            # More than the text shows: some other spelling was normalised into one.
-            if self._count(encoding.ids) <= len(controls):
-                return Encoded(tuple(encoding.ids), tuple(encoding.offsets))
-        return self._encode_apart(text, controls)
+        if controls is None or protected:
+            outside = self.find_controls(text, protected)
+            if protected and self.find_controls(text) != outside:
+                return self._encode_apart(text, outside)
+            controls = len(outside)
+        encoding = _encoded(self._native, text)
+        ids = encoding.ids
+        if self._count(ids) <= controls:
+            return _Native(tuple(ids), encoding, len(text))
+        # More than the text shows: some other spelling was normalised into one.
+        return self._encode_apart(text, self.find_controls(text, protected))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are skipped."""
@@ -304,7 +358,7 @@ class ControlledTokenizer:
         return str(self._native.decode(list(ids), skip_special_tokens=False))
 
     def _count(self, ids: Iterable[int]) -> int:
-        return sum(number in self._counted for number in ids)
+        return sum(map(self._counted.__contains__, ids))
 
     def _encode_apart(self, text: str, controls: Sequence[Control]) -> Encoded:
         """Encode with a copy that knows the control tokens by secret names, which stand in place of the template's.
@@ -332,7 +386,7 @@ class ControlledTokenizer:
             return controls[index - 1].start if offset < name_end else control_end + offset - name_end
 
         offsets = tuple((original(start), original(end)) for start, end in encoding.offsets)
-        return Encoded(tuple(encoding.ids), offsets)
+        return _ByOffsets(tuple(encoding.ids), offsets)
 
     @functools.cached_property
     def _renamed(self) -> tuple[Tokenizer, dict[int, str]]:

@@ -107,7 +107,14 @@ class ComponentSpec:
 
 @runtime_checkable
 class Format(Protocol):
-    """Turns raw rows into examples."""
+    """Turns raw rows into examples.
+
+    A format may also have `recognise(row) -> str`: one short line that says what `read` takes a row of these columns
+    for, such as `GSM8K: question, answer` or `columns as mapped: question ← Q, answer ← A`. It goes by the columns
+    and what kind of value they hold, and raises `RowError` where `read` would find nothing to read, with the columns
+    that the row has and those that were expected. Preparing asks once for each set of columns and reports how many rows
+    were read as what; rows of a format without it are reported as "rows read by NAME".
+    """
 
     def read(self, row: Mapping[str, Any]) -> Iterable[Example]:
         """The examples of one row; raises `RowError(reason)` for a row that it cannot read."""

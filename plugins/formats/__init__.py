@@ -15,7 +15,7 @@ def modelwright_formats() -> Iterable[FormatSpec]:
     """The formats of this package."""
     yield FormatSpec(
         name="general",
-        summary="alpaca, chat messages, pairs such as prompt/completion",
+        summary="chat messages with tools, sharegpt, alpaca, pairs such as prompt/completion, plain text",
         options=GeneralOptions,
         factory="modelwright.plugins.formats.general:GeneralFormat",
     )

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attrs import evolve
+
 from modelwright.core.api import Example, Message, RowError
-from modelwright.core.api.records import ROLES, Role
-from modelwright.plugins.formats.rows import columns, is_blank
+from modelwright.core.api.records import Role
+from modelwright.plugins.formats.rows import answering, columns, is_blank
+from modelwright.plugins.formats.tools import json_text, read_calls
 
 CONVERSATIONS = ("messages", "conversations")
 THINKING = ("thinking", "reasoning_content", "reasoning")
-TOOLS = "tool calls are not supported by this version"
 
-_TOOL_ROLES = ("tool", "function", "function_call", "observation")
-_TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
-# What ShareGPT's conversations call their speakers, beside the roles.
-_SHAREGPT: Mapping[Any, Role] = {"human": "user", "gpt": "assistant"}
+# What data sets call their speakers: the roles, OpenAI's other names for them, and ShareGPT's.
+_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+}
+# ShareGPT's speakers whose text is a call.
+_CALLERS = ("function_call", "tool_call")
 
 
 def interchange(row: Mapping[str, Any]) -> Example | None:
@@ -33,56 +51,145 @@ def interchange(row: Mapping[str, Any]) -> Example | None:
     return example if example.id == row["id"] else None
 
 
-def conversation(row: Mapping[str, Any]) -> list[Message] | None:
-    """The messages of a row's conversation; None where it has none.
-
-    Raises:
-        RowError: it is none that can be learnt from, or it needs tools.
-    """
+def conversation_column(row: Mapping[str, Any], *, sharegpt: bool) -> str | None:
+    """The column with a conversation, of ShareGPT's messages (`from` and `value`) or of others; None for none."""
     column = next((column for column in CONVERSATIONS if row.get(column) is not None), None)
-    if row.get("tools"):
-        raise RowError(f"column 'tools': {TOOLS}")
     if column is None:
         return None
     value = row[column]
+    first = value[0] if isinstance(value, list | tuple) and value else None
+    return column if (isinstance(first, Mapping) and _is_sharegpt(first)) is sharegpt else None
+
+
+def read_messages(value: Any, where: str) -> list[Message]:
+    """The messages of a list, in any of the ways in which data sets write them.
+
+    Raises:
+        RowError: it is no list of messages, or a message is none that can be read.
+    """
     if not isinstance(value, list | tuple):
-        raise RowError(f"column {column!r} must be a list of messages, not {type(value).__name__}")
+        raise RowError(f"column {where!r} must be a list of messages, not {type(value).__name__}")
     if not value:
-        raise RowError(f"column {column!r} is an empty conversation")
-    messages = [_message(message, f"{column}[{index}]") for index, message in enumerate(value)]
+        raise RowError(f"column {where!r} is an empty conversation")
+    return [_message(message, f"{where}[{index}]") for index, message in enumerate(value)]
+
+
+def checked(messages: Sequence[Message], where: str) -> list[Message]:
+    """A conversation that can be learnt from; results of tools have the name of their tool where it is known.
+
+    Raises:
+        RowError: it does not end with the assistant, nobody asks, or something stands where it cannot.
+    """
     if any(message.role == "system" for message in messages[1:]):
-        raise RowError(f"column {column!r}: a system message must be the first")
+        raise RowError(f"column {where!r}: a system message must be the first")
     if not any(message.role == "user" for message in messages):
-        raise RowError(f"column {column!r} has no message of the user")
+        raise RowError(f"column {where!r} has no message of the user")
     if messages[-1].role != "assistant":
-        raise RowError(f"column {column!r} must end with the assistant, not with role {messages[-1].role!r}")
-    if not messages[-1].content.strip():
-        raise RowError(f"column {column!r}: what the assistant says last is empty")
-    return messages
+        raise RowError(f"column {where!r} must end with the assistant, not with role {messages[-1].role!r}")
+    if not messages[-1].content.strip() and messages[-1].tool_calls is None:
+        raise RowError(f"column {where!r}: what the assistant says last is empty")
+    for index, message in enumerate(messages):
+        if message.role == "assistant" and message.train is not False and _says_nothing(message):
+            raise RowError(
+                f"{where}[{index}]: the assistant says nothing; expected content or tool_calls, or train = false"
+            )
+    return _with_tool_names(messages, where)
+
+
+def _says_nothing(message: Message) -> bool:
+    return message.tool_calls is None and not message.content.strip()
+
+
+def _with_tool_names(messages: Sequence[Message], where: str) -> list[Message]:
+    """The messages, each result of a tool with the tool's name where one call alone can be meant."""
+    made = list(messages)
+    if not any(message.role == "tool" for message in messages):
+        return made
+    calls: list[dict[str, Any]] | None = None
+    for index, message in enumerate(messages):
+        if message.role == "assistant":
+            calls = json.loads(message.tool_calls or "[]")
+        elif message.role != "tool":
+            calls = None
+        elif calls is None:
+            raise RowError(f"{where}[{index}]: a result of a tool must follow the assistant, which calls it")
+        else:
+            made[index] = _answering(message, calls, f"{where}[{index}]")
+    return made
+
+
+def _answering(result: Message, calls: Sequence[Mapping[str, Any]], where: str) -> Message:
+    ids = [call["id"] for call in calls if "id" in call]
+    if result.tool_call_id is not None and ids:
+        if result.tool_call_id not in ids:
+            raise RowError(f"{where}: tool_call_id {result.tool_call_id!r:.60} is none of the calls before it")
+        calls = [call for call in calls if call.get("id") == result.tool_call_id]
+    if result.name is not None or len(calls) != 1:
+        return result
+    return evolve(result, name=calls[0]["function"]["name"])
+
+
+def _is_sharegpt(message: Mapping[str, Any]) -> bool:
+    return message.get("role") is None and message.get("from") is not None
 
 
 def _message(value: Any, where: str) -> Message:
     if not isinstance(value, Mapping):
         raise RowError(f"{where} must be a message with role and content, not {type(value).__name__}")
-    sharegpt = "role" not in value and "from" in value
-    role, content = (value.get("from"), value.get("value")) if sharegpt else (value.get("role"), value.get("content"))
-    role = _SHAREGPT.get(role, role) if sharegpt and isinstance(role, str) else role
-    if role in _TOOL_ROLES or any(value.get(key) for key in _TOOL_KEYS):
-        raise RowError(f"{where}: {TOOLS}")
-    if role not in ROLES:
-        if role is None:
+    speaker, said = ("from", "value") if _is_sharegpt(value) else ("role", "content")
+    name = value.get(speaker)
+    role = _ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        if name is None:
             raise RowError(f"{where} has no role; expected role and content, it has: {columns(value)}")
-        raise RowError(f"{where}: unknown role {role!r:.60}; expected system, user or assistant")
-    if not isinstance(content, str):
-        raise RowError(f"{where}: {'value' if sharegpt else 'content'} must be text, not {type(content).__name__}")
-    assistant = role == "assistant"
+        raise RowError(f"{where}: unknown role {name!r:.60}; expected system, user, assistant or tool")
+    assistant, tool = role == "assistant", role == "tool"
+    calls = read_calls(value.get(said), where) if name in _CALLERS else _calls(value, where)
+    if calls is not None and not assistant:
+        raise RowError(f"{where}: only the assistant calls tools, not role {role!r}")
+    if name in _CALLERS and calls is None:
+        raise RowError(f"{where}: {said} must be a call of a tool, as JSON; it is empty")
+    content = "" if name in _CALLERS else _content(value.get(said), f"{where}: {said}", role, called=calls is not None)
     return Message(
         role=role,
-        content=content,
+        content=answering(content, where, called=calls is not None) if assistant else content,
         thinking=_thinking(value, where) if assistant else None,
-        train=_flag(value, "train", where),
+        tool_calls=calls,
+        tool_call_id=_text(value, "tool_call_id", where) if tool else None,
+        name=_text(value, "name", where) if tool else None,
+        train=_train(value, where),
         train_thinking=_flag(value, "train_thinking", where) is not False,
     )
+
+
+def _calls(value: Mapping[str, Any], where: str) -> str | None:
+    """OpenAI's calls, in the form of today or in that of before."""
+    for key in ("tool_calls", "function_call"):
+        calls = read_calls(value.get(key), f"{where}: {key}")
+        if calls is not None:
+            return calls
+    return None
+
+
+def _content(value: Any, where: str, role: Role, *, called: bool) -> str:
+    """What is said: text, or OpenAI's list of parts of text. Whoever calls a tool need not say anything."""
+    if value is None and called:
+        return ""
+    if isinstance(value, Mapping) and role == "tool":
+        return json_text(value, where)
+    if isinstance(value, list | tuple) and value:
+        return "".join(_part(part, f"{where}[{number}]") for number, part in enumerate(value))
+    if not isinstance(value, str):
+        raise RowError(f"{where} must be text, not {type(value).__name__}")
+    return value
+
+
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, Mapping) or not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        what = f"type {kind!r:.40}" if isinstance(kind, str) else type(part).__name__
+        raise RowError(f"{where} must be text, or a part of type 'text' with its text, not {what}")
+    return str(part["text"])
 
 
 def _thinking(value: Mapping[str, Any], where: str) -> str | None:
@@ -94,8 +201,27 @@ def _thinking(value: Mapping[str, Any], where: str) -> str | None:
     return None if is_blank(value[key]) else str(value[key])
 
 
+def _train(value: Mapping[str, Any], where: str) -> bool | None:
+    """Whether a message is learnt: `train`, or OpenAI's `weight` of 0 or 1."""
+    train, weight = _flag(value, "train", where), value.get("weight")
+    if weight is None:
+        return train
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise RowError(f"{where}: weight must be 0 or 1, not {weight!r:.40}")
+    if train is not None and train is not bool(weight):
+        raise RowError(f"{where}: train and weight say different things; leave one out")
+    return bool(weight)
+
+
 def _flag(value: Mapping[str, Any], key: str, where: str) -> bool | None:
     flag = value.get(key)
     if not isinstance(flag, bool | None):
         raise RowError(f"{where}: {key} must be true or false, not {type(flag).__name__}")
     return flag
+
+
+def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
+    text = value.get(key)
+    if not isinstance(text, str | None):
+        raise RowError(f"{where}: {key} must be text, not {type(text).__name__}")
+    return text

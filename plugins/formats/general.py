@@ -1,22 +1,39 @@
-"""The format `general`: alpaca, chat messages and pairs of columns such as prompt and completion."""
+"""The format `general`: chat with tools, sharegpt, alpaca, pairs such as prompt and completion, plain text."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
-from modelwright.plugins.formats.conversations import conversation, interchange
+from modelwright.core.api.thinking import OPEN, split_thinking
+from modelwright.plugins.formats.conversations import checked, conversation_column, interchange, read_messages
 from modelwright.plugins.formats.rows import (
     ANSWER,
-    columns,
+    SYSTEMS,
+    answering,
+    filled,
+    input_column,
+    is_blank,
     question_text,
     reference_column,
     text_column,
     with_options,
+    with_system,
 )
+from modelwright.plugins.formats.shapes import Shape, Shapes, mapped
+from modelwright.plugins.formats.tools import read_tools
+
+_EXPECTED = (
+    "expected the column messages or conversations (chat), instruction and output (alpaca), prompt and completion, "
+    "question and answer, problem and solution, or text; or say by the option columns what stands where"
+)
+HISTORY = "history"
+TOOLS = "tools"
+TEXT = "text"
 
 # What is asked and what is said, by the names of their columns; the first pair that a row has is read.
 _PAIRS = (
@@ -27,7 +44,55 @@ _PAIRS = (
     ("problem", "solution"),
     ("instruction", "response"),
     ("prompt", "response"),
+    ("query", "response"),
+    ("query", ANSWER),
+    ("input", "output"),
 )
+
+# What a mapping may name beside a prompt and a completion; beside messages all but the first two.
+_BESIDE = ("input", "history", "system", "tools", "answer")
+
+_optional_text = validators.optional(validators.min_len(1))
+
+
+@frozen(kw_only=True)
+class GeneralColumns:
+    """The names of the columns, where they are to be named: `messages`, or `prompt` and `completion`, or `text`.
+
+    Attributes:
+        messages: holds the conversation.
+        prompt: holds what is asked: a text, or messages.
+        input: holds what the prompt is about; it stands behind it with an empty line between.
+        completion: holds what is said: a text, or messages.
+        text: holds plain text without turns.
+        history: holds the turns before the prompt, as pairs of what was asked and what was said.
+        system: holds the system message.
+        tools: holds the tools on offer.
+        answer: holds the reference answer; default: what the assistant says last.
+    """
+
+    messages: str | None = field(default=None, validator=_optional_text)
+    prompt: str | None = field(default=None, validator=_optional_text)
+    input: str | None = field(default=None, validator=_optional_text)
+    completion: str | None = field(default=None, validator=_optional_text)
+    text: str | None = field(default=None, validator=_optional_text)
+    history: str | None = field(default=None, validator=_optional_text)
+    system: str | None = field(default=None, validator=_optional_text)
+    tools: str | None = field(default=None, validator=_optional_text)
+    answer: str | None = field(default=None, validator=_optional_text)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what could be read in no way, or only in part."""
+        ways = {"messages": self.messages, "prompt and completion": self.prompt and self.completion, "text": self.text}
+        named = [way for way, column in ways.items() if column]
+        if len(named) != 1 or bool(self.prompt) is not bool(self.completion):
+            msg = "must name one of the three: messages, or prompt and completion, or text"
+            raise ValueError(msg)
+        beside = {"messages": _BESIDE[2:], "prompt and completion": _BESIDE, "text": ()}[named[0]]
+        unused = [name for name in _BESIDE if getattr(self, name) and name not in beside]
+        if unused:
+            msg = f"cannot name {' and '.join(unused)} beside {named[0]}"
+            raise ValueError(msg)
 
 
 @frozen(kw_only=True)
@@ -37,69 +102,243 @@ class GeneralOptions:
     Attributes:
         instruction: put to the first user turn: a template with `{question}`, or a text that stands before it.
         system: a system message for the rows that bring none.
+        columns: the names of the columns, instead of recognising them.
     """
 
-    instruction: str | None = field(default=None, validator=validators.optional(validators.min_len(1)))
-    system: str | None = field(default=None, validator=validators.optional(validators.min_len(1)))
+    instruction: str | None = field(default=None, validator=_optional_text)
+    system: str | None = field(default=None, validator=_optional_text)
+    columns: GeneralColumns | None = None
+
+
+@frozen
+class _Prepared:
+    """A row that `modelwright prepare` wrote."""
+
+    example: Example
+
+
+@frozen
+class _Instances:
+    """The columns of a row of self-instruct."""
+
+    instruction: str = "instruction"
+    instances: str = "instances"
 
 
 class GeneralFormat:
-    """Reads rows of four shapes; other columns are ignored.
+    """Reads rows of these shapes, the first that a row has; other columns are ignored.
 
-    Chat: `messages` (or `conversations`), a list of `{role, content}` or of ShareGPT's `{from, value}`, that ends with
-    the assistant. A message may bring its `thinking` (or `reasoning_content`, `reasoning`), `train` (whether the turn
-    is learnt) and `train_thinking`.
-    Alpaca: `instruction`, `output` and, optionally, `input`, which stands after the instruction with an empty line
-    between.
-    Self-instruct: `instruction` and `instances`, a list of `{input, output}`: an example for each.
-    Pairs: `prompt` and `completion` or `response`, `question` and `response` or `answer`, `problem` and `solution`,
-    `instruction` and `response`.
-    A row with the columns of several shapes is read as the first of them. The reference answer, `Example.answer`, is
-    the text in the column `answer`, else what the assistant says last. Rows that `modelwright prepare` wrote are read
-    back as they were.
+    | shape | columns |
+    |---|---|
+    | prepared | what `modelwright prepare` wrote is read back as it was |
+    | chat | `messages` or `conversations`: a list of `{role, content}` that ends with the assistant |
+    | sharegpt | the same of `{from, value}`, by `human`, `gpt`, `system`, `function_call` and `observation` or `tool` |
+    | self-instruct | `instruction` and `instances`, a list of `{input, output}`: an example for each |
+    | alpaca | `instruction`, `output`, perhaps `input` (or `context`), which stands after the instruction |
+    | pairs | `prompt` and `completion`, `question` and `answer`, `problem` and `solution`, `query` and `response`, … |
+    | plain text | `text`: all of it is learnt; it has no turns, so neither `instruction` nor `system` are put to it |
+
+    A side of a pair may be a list of messages; what the assistant says in a prompt is not learnt. Beside a pair
+    `history` holds earlier turns, as pairs; beside any shape with turns `system` or `system_prompt` is the system
+    message and `tools` the tools on offer: a list, or JSON text of one.
+
+    A message may bring `thinking` (or `reasoning_content`, `reasoning`), `train` or OpenAI's `weight` (whether the turn
+    is learnt), `train_thinking`, and OpenAI's `tool_calls`, `tool_call_id` and `name`. Keys that are null in tools and
+    arguments are left out, for Parquet fills them in; where they matter, write JSON text.
+
+    The option `columns` names columns instead. The reference answer, `Example.answer`, is the text in the column
+    `answer`, else what the assistant says last, without thinking that stands before it in `<think>…</think>`.
     """
 
     def __init__(self, options: GeneralOptions) -> None:
         self.options = options
+        shapes = (
+            Shape("a row of modelwright prepare", _find_prepared, self._prepared),
+            Shape("chat", functools.partial(_find_chat, sharegpt=False), self._read, "(role/content)"),
+            Shape("sharegpt", functools.partial(_find_chat, sharegpt=True), self._read, "(from/value)"),
+            Shape("self-instruct", _find_instances, self._instances),
+            Shape("alpaca", _find_alpaca, self._read),
+            Shape("pair of messages", _find_messages, self._read),
+            Shape("pair", _find_pair, self._read),
+            Shape("plain text", _find_text, self._read),
+        )
+        self._shapes = mapped(options.columns, self._read) if options.columns else Shapes(shapes, _EXPECTED)
 
     def read(self, row: Mapping[str, Any]) -> Iterable[Example]:
-        """The example of one row.
+        """The examples of one row.
 
         Raises:
             RowError: columns are missing or hold the wrong things, or the conversation is none that can be learnt.
         """
-        prepared = interchange(row)
-        if prepared is not None and prepared.text is not None:
-            return [prepared]
-        examples = [prepared] if prepared else [_example(each) for each in _instances(row)]
-        return [evolve(example, messages=self._with_options(example.messages)) for example in examples]
+        return self._shapes.read(row)
 
-    def _with_options(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+    def recognise(self, row: Mapping[str, Any]) -> str:
+        """One line that says what `read` takes a row for, and by which columns.
+
+        Raises:
+            RowError: there is no shape that a row of these columns could have.
+        """
+        return self._shapes.recognise(row)
+
+    def _read(self, row: Mapping[str, Any], named: GeneralColumns) -> list[Example]:
+        if named.text is not None:
+            return [Example(text=text_column(row, named.text))]
+        turns = _chat(row, named.messages) if named.messages is not None else _pair(row, named)
+        messages = self._with_options(with_system(turns, row, named.system))
+        reference = reference_column(row, named.answer) if named.answer is not None else None
+        tools = None if named.tools is None else read_tools(row[named.tools], f"column {named.tools!r}")
+        return [Example(messages=messages, answer=reference or _last_said(messages), tools=tools)]
+
+    def _prepared(self, _row: Mapping[str, Any], found: _Prepared) -> list[Example]:
+        example = found.example
+        if example.text is not None or (self.options.instruction is None and self.options.system is None):
+            return [example]
+        return [evolve(example, messages=self._with_options(example.messages))]
+
+    def _instances(self, row: Mapping[str, Any], found: _Instances) -> list[Example]:
+        instances = row[found.instances]
+        if not instances:
+            raise RowError(f"column {found.instances!r} is empty")
+        examples = []
+        for number, instance in enumerate(instances):
+            if not isinstance(instance, Mapping) or "output" not in instance:
+                raise RowError(f"{found.instances}[{number}] must have input and output")
+            one = {**instance, "instruction": row[found.instruction]}
+            examples += self._read(one, _pair_columns(one, "instruction", "output"))
+        return examples
+
+    def _with_options(self, messages: Sequence[Message]) -> Sequence[Message]:
         return with_options(messages, instruction=self.options.instruction, system=self.options.system)
 
 
-def _instances(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The alpaca rows that a row of self-instruct holds; any other row is itself."""
-    instances = row.get("instances")
-    if "instruction" not in row or "output" in row or not isinstance(instances, list | tuple):
-        return [row]
-    if not instances:
-        raise RowError("column 'instances' is empty")
-    for number, instance in enumerate(instances):
-        if not isinstance(instance, Mapping) or "output" not in instance:
-            raise RowError(f"instances[{number}] must have input and output")
-    return [{**instance, "instruction": row["instruction"]} for instance in instances]
+# Which columns a row has
 
 
-def _example(row: Mapping[str, Any]) -> Example:
-    messages = conversation(row)
-    if messages is None:
-        pair = next((pair for pair in _PAIRS if all(column in row for column in pair)), None)
-        if pair is None:
-            raise RowError(
-                "expected the column messages (chat), instruction and output (alpaca), prompt and completion, question "
-                f"and answer, or problem and solution; this row has: {columns(row)}"
-            )
-        asked, said = question_text(row, pair[0]), text_column(row, pair[1])
-        messages = [Message(role="user", content=asked), Message(role="assistant", content=said)]
-    return Example(messages=messages, answer=reference_column(row) or messages[-1].content)
+def _find_prepared(row: Mapping[str, Any]) -> _Prepared | None:
+    example = interchange(row)
+    return None if example is None else _Prepared(example)
+
+
+def _find_chat(row: Mapping[str, Any], *, sharegpt: bool) -> GeneralColumns | None:
+    column = conversation_column(row, sharegpt=sharegpt)
+    return None if column is None else _columns(messages=column, **_beside(row, column))
+
+
+def _find_instances(row: Mapping[str, Any]) -> _Instances | None:
+    if "instruction" in row and "output" not in row and isinstance(row.get("instances"), list | tuple):
+        return _Instances()
+    return None
+
+
+def _find_alpaca(row: Mapping[str, Any]) -> GeneralColumns | None:
+    found = _find_pair(row)
+    return found if found is not None and (found.prompt, found.completion) == _PAIRS[0] else None
+
+
+def _find_messages(row: Mapping[str, Any]) -> GeneralColumns | None:
+    found = _find_pair(row)
+    sides = () if found is None else (row[found.prompt or ""], row[found.completion or ""])
+    return found if any(isinstance(side, list | tuple) for side in sides) else None
+
+
+def _find_pair(row: Mapping[str, Any]) -> GeneralColumns | None:
+    there = [pair for pair in _PAIRS if pair[0] in row and pair[1] in row]
+    if not there:
+        return None
+    # Files that were put together have the columns of all, and those of the others are empty.
+    return _pair_columns(row, *next((pair for pair in there if len(filled(row, pair)) == 2), there[0]))
+
+
+def _pair_columns(row: Mapping[str, Any], asked: str, said: str) -> GeneralColumns:
+    return _columns(
+        prompt=asked,
+        completion=said,
+        input=input_column(row, asked),
+        history=HISTORY if row.get(HISTORY) else None,
+        **_beside(row, said),
+    )
+
+
+def _beside(row: Mapping[str, Any], said: str) -> dict[str, str | None]:
+    """The columns that any conversation may have beside it."""
+    return {
+        "system": next(iter(filled(row, SYSTEMS)), None),
+        "tools": TOOLS if row.get(TOOLS) else None,
+        "answer": None if said == ANSWER or is_blank(row.get(ANSWER)) else ANSWER,
+    }
+
+
+def _find_text(row: Mapping[str, Any]) -> GeneralColumns | None:
+    return _columns(text=TEXT) if TEXT in row else None
+
+
+@functools.cache
+def _columns(**named: str | None) -> GeneralColumns:
+    """Made once for each of the few ways in which the tables above combine."""
+    return GeneralColumns(**named)
+
+
+# What the columns hold
+
+
+def _chat(row: Mapping[str, Any], column: str) -> list[Message]:
+    return checked(read_messages(row[column], column), column)
+
+
+def _pair(row: Mapping[str, Any], named: GeneralColumns) -> list[Message]:
+    """The turns of a row with a prompt and a completion, each of them a text or messages."""
+    prompt, completion = named.prompt or "", named.completion or ""
+    history = [] if named.history is None else _history(row[named.history], named.history)
+    turns = [*history, *_asked(row, prompt, named.input), *_said(row, completion)]
+    if isinstance(row[prompt], str) and isinstance(row[completion], str):
+        return turns
+    return checked(turns, f"{prompt} and {completion}")
+
+
+def _asked(row: Mapping[str, Any], column: str, given: str | None) -> list[Message]:
+    if not isinstance(row[column], list | tuple):
+        return [Message(role="user", content=question_text(row, column, given))]
+    if given is not None:
+        raise RowError(f"column {given!r} cannot stand behind the messages of {column!r}; put it into them")
+    # What stands in a prompt is there to be read; a message's own flag goes before that.
+    return [
+        evolve(message, train=False) if message.role == "assistant" and message.train is None else message
+        for message in read_messages(row[column], column)
+    ]
+
+
+def _said(row: Mapping[str, Any], column: str) -> list[Message]:
+    if isinstance(row[column], list | tuple):
+        return read_messages(row[column], column)
+    return [Message(role="assistant", content=answering(text_column(row, column), f"column {column!r}"))]
+
+
+def _history(value: Any, column: str) -> list[Message]:
+    """The turns of earlier questions and answers."""
+    if is_blank(value):
+        return []
+    if not isinstance(value, list | tuple):
+        raise RowError(
+            f"column {column!r} must be a list of pairs, what was asked and said, not {type(value).__name__}"
+        )
+    turns = []
+    for number, pair in enumerate(value):
+        if (
+            not isinstance(pair, list | tuple)
+            or len(pair) != 2
+            or not all(isinstance(text, str) and text.strip() for text in pair)
+        ):
+            raise RowError(f"{column}[{number}] must be a pair of texts: what was asked and what was said")
+        turns += [
+            Message(role="user", content=pair[0]),
+            Message(role="assistant", content=answering(pair[1], f"{column}[{number}]")),
+        ]
+    return turns
+
+
+def _last_said(messages: Sequence[Message]) -> str | None:
+    """What the assistant answers in the end; None where it only calls a tool."""
+    said = messages[-1].content
+    if said.lstrip().startswith(OPEN):
+        said = split_thinking(said)[1]
+    return said or None

@@ -2,25 +2,22 @@ r"""The format `math`: problems with worked solutions, and multiple choice, howe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.answers import HASHES, last_boxed
-from modelwright.plugins.formats.choices import CHOICES, read_choices
-from modelwright.plugins.formats.rows import columns, filled, reference_column, text_column, with_options
-from modelwright.plugins.formats.solutions import ends_with_hashes, final_answer, without_calculations
+from modelwright.plugins.formats.choices import CHOICES, RIGHT, read_choices
+from modelwright.plugins.formats.rows import answering, filled, reference_column, text_column, with_options
+from modelwright.plugins.formats.shapes import Shape, Shapes, mapped
+from modelwright.plugins.formats.solutions import final_answer, hashes_answer, without_calculations
 
-# The columns of the data sets that are recognised: what is asked, the solution, the reference answer.
-_SHAPES = (
-    ("problem", "solution", "answer"),
-    ("problem", "generated_solution", "expected_answer"),
-    ("question", "solution", "answer"),
-    ("question", "answer", None),
-)
+_EXPECTED = "expected the columns question and answer (GSM8K), problem and solution (MATH), or question and choices"
 _RATIONALES = ("rationale", "explanation", "solution")
+# What NuminaMath writes for a problem whose answer is none that could be graded.
+_NO_ANSWERS = ("proof", "notfound")
 
 _optional_text = validators.optional(validators.min_len(1))
 
@@ -100,6 +97,8 @@ class MathFormat:
 
     def __init__(self, options: MathOptions) -> None:
         self.options = options
+        shapes = [Shape(name, find, self._problem) for name, find in _SHAPES]
+        self._shapes = mapped(options.columns, self._problem) if options.columns else Shapes(shapes, _EXPECTED)
 
     def read(self, row: Mapping[str, Any]) -> Iterable[Example]:
         """The example of one row: an optional system message, the question, the solution.
@@ -107,69 +106,93 @@ class MathFormat:
         Raises:
             RowError: columns are missing or are not text, or the solution states no answer.
         """
-        problem = self._named(row, self.options.columns) if self.options.columns else self._recognised(row)
+        problem = self._shapes.read(row)
         said = _stated(problem, self.options)
         turns = Message(role="user", content=problem.question), Message(role="assistant", content=said)
         messages = with_options(turns, instruction=self.options.instruction, system=self.options.system)
         return [Example(messages=messages, answer=problem.answer, choices=problem.choices)]
 
-    def _recognised(self, row: Mapping[str, Any]) -> _Problem:
-        offered = filled(row, CHOICES)
-        if "question" in row and offered:
-            rationale = next(iter(filled(row, _RATIONALES)), None)
-            return self._choice(row, "question", offered[0], rationale, None)
-        for asked, solution, answer in _SHAPES:
-            if asked in row and solution in row:
-                return self._solved(row, asked, solution, answer if answer in row else None)
-        raise RowError(
-            "expected the columns question and answer (GSM8K), problem and solution (MATH), or question and choices; "
-            f"this row has: {columns(row)}"
-        )
+    def recognise(self, row: Mapping[str, Any]) -> str:
+        """One line that says what `read` takes a row for, and by which columns.
 
-    def _named(self, row: Mapping[str, Any], names: MathColumns) -> _Problem:
-        for name in filter(None, (names.question, names.solution, names.answer, names.choices)):
-            if name not in row:
-                raise RowError(
-                    f"there is no column {name!r}, which the option columns names; this row has: {columns(row)}"
-                )
-        if names.choices:
-            return self._choice(row, names.question, names.choices, names.solution, names.answer)
-        return self._solved(row, names.question, names.solution, names.answer)
+        Raises:
+            RowError: there is no shape that a row of these columns could have.
+        """
+        return self._shapes.recognise(row)
 
-    def _choice(
-        self, row: Mapping[str, Any], asked: str, offered: str, rationale: str | None, right: str | None
-    ) -> _Problem:
-        choices = read_choices(row, offered, right)
+    def _problem(self, row: Mapping[str, Any], named: MathColumns) -> _Problem:
+        return self._solved(row, named) if named.choices is None else self._choice(row, named, named.choices)
+
+    def _choice(self, row: Mapping[str, Any], named: MathColumns, offered: str) -> _Problem:
+        choices = read_choices(row, offered, named.answer)
         return _Problem(
-            question=f"{text_column(row, asked)}\n\n{choices.listed()}",
-            solution=self._solution(row, rationale),
+            question=f"{text_column(row, named.question)}\n\n{choices.listed()}",
+            solution=self._solution(row, named.solution),
             answer=choices.right,
             choices=choices.texts,
         )
 
-    def _solved(self, row: Mapping[str, Any], asked: str, solution: str | None, answer: str | None) -> _Problem:
-        worked = self._solution(row, solution)
-        reference = reference_column(row, answer) if answer else None
-        reference = reference and (final_answer(reference) or reference)
+    def _solved(self, row: Mapping[str, Any], named: MathColumns) -> _Problem:
+        worked = self._solution(row, named.solution)
+        reference = reference_column(row, named.answer) if named.answer is not None else None
+        if reference is not None:
+            reference = final_answer(reference) or (None if reference.strip().lower() in _NO_ANSWERS else reference)
         reference = reference or final_answer(worked)
         if not reference:
             raise RowError(
-                f"column {solution or answer!r} states no answer: expected {HASHES} and the answer at its end, or a "
-                r"complete \boxed{…} with something in it"
+                f"column {named.solution or named.answer!r} states no answer: expected {HASHES} and the answer at its "
+                r"end, or a complete \boxed{…} with something in it"
             )
-        return _Problem(question=text_column(row, asked), solution=worked, answer=reference)
+        return _Problem(question=text_column(row, named.question), solution=worked, answer=reference)
 
     def _solution(self, row: Mapping[str, Any], column: str | None) -> str:
         if column is None:
             return ""
-        text = text_column(row, column)
+        text = answering(text_column(row, column), f"column {column!r}")
         return without_calculations(text) if self.options.calculator == "remove" else text
+
+
+def _find_choices(row: Mapping[str, Any]) -> MathColumns | None:
+    offered = filled(row, CHOICES) if "question" in row else None
+    if not offered:
+        return None
+    rationale, right = (next(iter(filled(row, names)), None) for names in (_RATIONALES, RIGHT))
+    return MathColumns(question="question", solution=rationale, answer=right, choices=offered[0])
+
+
+def _having(columns: MathColumns) -> Callable[[Mapping[str, Any]], MathColumns | None]:
+    """Finds the rows that have all of these columns."""
+    names = [name for name in (columns.question, columns.solution, columns.answer) if name is not None]
+
+    def find(row: Mapping[str, Any]) -> MathColumns | None:
+        for name in names:
+            if name not in row:
+                return None
+        return columns
+
+    return find
+
+
+# How the data sets that are recognised call their columns; the first that a row has all of are read.
+_SHAPES: Sequence[tuple[str, Callable[[Mapping[str, Any]], MathColumns | None]]] = (
+    ("multiple choice", _find_choices),
+    ("NuminaMath", _having(MathColumns(question="problem", solution="solution", answer="answer"))),
+    ("MATH", _having(MathColumns(question="problem", solution="solution"))),
+    (
+        "OpenMathInstruct",
+        _having(MathColumns(question="problem", solution="generated_solution", answer="expected_answer")),
+    ),
+    ("OpenMathInstruct", _having(MathColumns(question="problem", solution="generated_solution"))),
+    ("worked solutions", _having(MathColumns(question="question", solution="solution", answer="answer"))),
+    ("worked solutions", _having(MathColumns(question="question", solution="solution"))),
+    ("GSM8K", _having(MathColumns(question="question", solution="answer"))),
+)
 
 
 def _stated(problem: _Problem, options: MathOptions) -> str:
     """The solution with the answer stated at its end."""
     worked = problem.solution
-    hashes = ends_with_hashes(worked)
+    hashes = hashes_answer(worked) is not None
     boxed = not hashes and last_boxed(worked) is not None
     marking = options.marking if options.marking != "own" else "hashes" if hashes else "boxed"
     statement = f"{HASHES} {problem.answer}" if marking == "hashes" else rf"\boxed{{{problem.answer}}}"

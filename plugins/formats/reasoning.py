@@ -2,6 +2,8 @@ r"""The format `reasoning`: a question, the thinking about it, and the answer, h
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,21 +11,35 @@ from attrs import evolve, field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.thinking import CLOSE, OPEN, split_thinking
-from modelwright.plugins.formats.conversations import conversation
+from modelwright.plugins.formats.conversations import checked, conversation_column, read_messages
 from modelwright.plugins.formats.rows import (
     ANSWER,
+    SYSTEMS,
+    answering,
     columns,
     filled,
+    input_column,
     question_text,
     reference_column,
     text_column,
     with_options,
+    with_system,
 )
+from modelwright.plugins.formats.shapes import Shape, Shapes, mapped
 from modelwright.plugins.formats.solutions import final_answer, read_solution
+from modelwright.plugins.formats.tools import read_tools
 
 PROMPTS = ("prompt", "question", "problem", "instruction")
 THINKINGS = ("thinking", "reasoning", "reasoning_content", "cot", "rationale")
 SAID = ("response", "output", "completion", "solution", ANSWER)
+_EXPECTED = (
+    f"expected the column messages, or a prompt ({', '.join(PROMPTS)}) and an answer ({', '.join(SAID)}); or say by "
+    "the option columns what stands where"
+)
+TOOLS = "tools"
+
+# R1-Zero's answers stand in tags of their own.
+_TAGGED_ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 
 _optional_text = validators.optional(validators.min_len(1))
 
@@ -36,11 +52,17 @@ class ReasoningColumns:
         prompt: holds the question.
         answer: holds the answer; with `<think>…</think>` before it where no column holds the thinking.
         thinking: holds the thinking.
+        input: holds what the prompt is about; it stands behind it with an empty line between.
+        system: holds the system message.
+        reference: holds the reference answer; default: what the answer comes to.
     """
 
     prompt: str = field(validator=validators.min_len(1))
     answer: str = field(validator=validators.min_len(1))
     thinking: str | None = field(default=None, validator=_optional_text)
+    input: str | None = field(default=None, validator=_optional_text)
+    system: str | None = field(default=None, validator=_optional_text)
+    reference: str | None = field(default=None, validator=_optional_text)
 
 
 @frozen(kw_only=True)
@@ -62,6 +84,31 @@ class ReasoningOptions:
     require_thinking: bool = True
 
 
+@frozen(kw_only=True)
+class _Chat:
+    """The columns of a row with a conversation."""
+
+    messages: str
+    system: str | None
+    tools: str | None
+    reference: str | None
+
+
+@frozen
+class _Thought:
+    """A row, read.
+
+    Attributes:
+        messages: the conversation, thinking and answers parted.
+        reference: the text with the reference answer.
+        tools: the tools on offer.
+    """
+
+    messages: Sequence[Message]
+    reference: str | None
+    tools: str | None = None
+
+
 class ReasoningFormat:
     r"""Reads rows of these shapes, the first that a row has; other columns are ignored.
 
@@ -73,17 +120,26 @@ class ReasoningFormat:
     | GSM8K | a prompt, an answer that ends with `#### 72` | the steps | `72` |
     | MATH | a prompt, an answer with `\boxed{…}` | the whole solution | `\boxed{…}` |
 
-    A prompt is `prompt`, `question`, `problem` or `instruction` (with `input`); a thinking is `thinking`, `reasoning`,
+    A prompt is `prompt`, `question`, `problem` or `instruction` (with `input` or `context`); a thinking is `thinking`, `reasoning`,
     `reasoning_content`, `cot` or `rationale`; an answer is `response`, `output`, `completion`, `solution` or `answer`:
     the first that is not empty, of the answers the first with tags. The option `columns` names them instead.
 
     Where `<think>` is missing because the prompt of the model that wrote the text had it, all before the first
     `</think>` is thinking. The reference answer, `Example.answer`, is the text in the column `answer` if that is not
-    what is said; of either, what stands behind `####` or in `\boxed{…}` where it has one.
+    what is said; of either, what stands behind `####`, in `\boxed{…}` or in `<answer>…</answer>` where it has one.
+    `system` or `system_prompt` is the system message; a conversation may have `tools`, as in `general`.
     """  # noqa: E501 - a table's row is a line
 
     def __init__(self, options: ReasoningOptions) -> None:
         self.options = options
+        shapes = (
+            Shape("chat", functools.partial(_find_chat, sharegpt=False), self._chat, "(role/content)"),
+            Shape("sharegpt", functools.partial(_find_chat, sharegpt=True), self._chat, "(from/value)"),
+            Shape("thinking in a column", _find_columns, self._columns),
+            Shape("thinking in <think>…</think>", _find_tags, self._columns),
+            Shape("worked solution", _find_solution, self._columns),
+        )
+        self._shapes = mapped(options.columns, self._columns) if options.columns else Shapes(shapes, _EXPECTED)
 
     def read(self, row: Mapping[str, Any]) -> Iterable[Example]:
         """The example of one row.
@@ -91,26 +147,34 @@ class ReasoningFormat:
         Raises:
             RowError: columns are missing or hold the wrong things, there is no thinking, or no answer after it.
         """
-        messages, reference = self._conversation(row)
+        thought = self._shapes.read(row)
+        messages = thought.messages
         if self.options.thinking == "mask":
             messages = [evolve(message, train_thinking=False) if message.thinking else message for message in messages]
         turns = with_options(messages, instruction=self.options.instruction, system=self.options.system)
-        return [Example(messages=turns, answer=final_answer(reference) or reference)]
+        reference = thought.reference or messages[-1].content or None
+        return [Example(messages=turns, answer=reference and _stated(reference), tools=thought.tools)]
 
-    def _conversation(self, row: Mapping[str, Any]) -> tuple[list[Message], str]:
-        """The messages, and the text with the reference answer."""
-        named = self.options.columns
-        messages = None if named else conversation(row)
-        if messages is None:
-            prompt, thinking, said = _recognised(row) if named is None else _named(row, named)
-            return self._turns(row, prompt, thinking, said)
-        parted = [_parted_message(message, number) for number, message in enumerate(messages)]
+    def recognise(self, row: Mapping[str, Any]) -> str:
+        """One line that says what `read` takes a row for, and by which columns.
+
+        Raises:
+            RowError: there is no shape that a row of these columns could have.
+        """
+        return self._shapes.recognise(row)
+
+    def _chat(self, row: Mapping[str, Any], named: _Chat) -> _Thought:
+        messages = checked(read_messages(row[named.messages], named.messages), named.messages)
+        parted = [_parted_message(message, f"{named.messages}[{index}]") for index, message in enumerate(messages)]
         if self.options.require_thinking and not any(message.thinking for message in parted):
             raise RowError("no thinking: expected a field thinking, or <think>…</think>, in a message of the assistant")
-        return parted, reference_column(row) or parted[-1].content
+        tools = None if named.tools is None else read_tools(row[named.tools], f"column {named.tools!r}")
+        reference = None if named.reference is None else reference_column(row, named.reference)
+        return _Thought(with_system(parted, row, named.system), reference, tools)
 
-    def _turns(self, row: Mapping[str, Any], prompt: str, thinking: str | None, said: str) -> tuple[list[Message], str]:
-        given = None if thinking is None else text_column(row, thinking)
+    def _columns(self, row: Mapping[str, Any], named: ReasoningColumns) -> _Thought:
+        said = named.answer
+        given = None if named.thinking is None else text_column(row, named.thinking)
         thought, answer = _parted(text_column(row, said), f"column {said!r}", given)
         solution = read_solution(answer) if thought is None else None
         if solution is not None:
@@ -120,22 +184,64 @@ class ReasoningFormat:
                 rf"no thinking: expected <think>…</think>, #### or \boxed{{…}} after some steps in column {said!r}, or "
                 f"a column with the thinking ({', '.join(THINKINGS)}); this row has: {columns(row)}"
             )
-        asked = Message(role="user", content=question_text(row, prompt))
-        reference = None if said == ANSWER or self.options.columns else reference_column(row)
-        return [asked, Message(role="assistant", content=answer, thinking=thought)], reference or answer
+        asked = Message(role="user", content=question_text(row, named.prompt, named.input))
+        reference = None if named.reference is None else reference_column(row, named.reference)
+        turns = asked, Message(role="assistant", content=answer, thinking=thought)
+        return _Thought(with_system(turns, row, named.system), reference)
 
 
-def _recognised(row: Mapping[str, Any]) -> tuple[str, str | None, str]:
-    """The names of the columns with the prompt, the thinking and the answer."""
+# Which columns a row has
+
+
+def _find_chat(row: Mapping[str, Any], *, sharegpt: bool) -> _Chat | None:
+    column = conversation_column(row, sharegpt=sharegpt)
+    if column is None:
+        return None
+    reference = next(iter(filled(row, (ANSWER,))), None)
+    return _Chat(messages=column, system=_system(row), tools=TOOLS if row.get(TOOLS) else None, reference=reference)
+
+
+def _find_columns(row: Mapping[str, Any]) -> ReasoningColumns | None:
+    thinkings = filled(row, THINKINGS)
+    return _found(row, thinkings[0]) if thinkings else None
+
+
+def _find_tags(row: Mapping[str, Any]) -> ReasoningColumns | None:
+    return _found(row, None) if any(map(functools.partial(_is_tagged, row), SAID)) else None
+
+
+def _find_solution(row: Mapping[str, Any]) -> ReasoningColumns | None:
+    return _found(row, None)
+
+
+def _found(row: Mapping[str, Any], thinking: str | None) -> ReasoningColumns | None:
+    """The columns with the prompt and the answer: of several answers the first with tags."""
     prompts, said = _there(row, PROMPTS), _there(row, SAID)
     if not prompts or not said:
-        raise RowError(
-            f"expected the column messages, or a prompt ({', '.join(PROMPTS)}) and an answer ({', '.join(SAID)}); "
-            f"this row has: {columns(row)}"
-        )
-    thinkings = filled(row, THINKINGS)
-    tagged = (name for name in said if isinstance(row[name], str) and CLOSE in row[name])
-    return prompts[0], thinkings[0] if thinkings else None, next(tagged, said[0])
+        return None
+    answer = next((name for name in said if _is_tagged(row, name)), said[0])
+    return _named(
+        prompt=prompts[0],
+        answer=answer,
+        thinking=thinking,
+        input=input_column(row, prompts[0]),
+        system=_system(row),
+        reference=ANSWER if answer != ANSWER and filled(row, (ANSWER,)) else None,
+    )
+
+
+@functools.cache
+def _named(*, prompt: str, answer: str, **others: str | None) -> ReasoningColumns:
+    """Made once for each of the few ways in which the names above combine."""
+    return ReasoningColumns(prompt=prompt, answer=answer, **others)
+
+
+def _system(row: Mapping[str, Any]) -> str | None:
+    return next(iter(filled(row, SYSTEMS)), None)
+
+
+def _is_tagged(row: Mapping[str, Any], name: str) -> bool:
+    return isinstance(text := row.get(name), str) and CLOSE in text
 
 
 def _there(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -143,33 +249,34 @@ def _there(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return filled(row, names) or [name for name in names if name in row]
 
 
-def _named(row: Mapping[str, Any], names: ReasoningColumns) -> tuple[str, str | None, str]:
-    for name in filter(None, (names.prompt, names.thinking, names.answer)):
-        if name not in row:
-            raise RowError(f"there is no column {name!r}, which the option columns names; this row has: {columns(row)}")
-    return names.prompt, names.thinking, names.answer
+# What the columns hold
 
 
-def _parted_message(message: Message, number: int) -> Message:
+def _stated(reference: str) -> str:
+    """The answer that a text with the reference comes to."""
+    tagged = _TAGGED_ANSWER.fullmatch(reference)
+    text = reference if tagged is None else tagged[1].strip()
+    return final_answer(text) or text
+
+
+def _parted_message(message: Message, where: str) -> Message:
     if message.role != "assistant":
         return message
-    thinking, answer = _parted(message.content, f"message {number}", message.thinking)
+    thinking, answer = _parted(message.content, where, message.thinking, called=message.tool_calls is not None)
     return evolve(message, thinking=thinking, content=answer)
 
 
-def _parted(text: str, where: str, given: str | None) -> tuple[str | None, str]:
+def _parted(text: str, where: str, given: str | None, *, called: bool = False) -> tuple[str | None, str]:
     """The thinking, `given` or in the tags of `text`, and the answer.
 
     Raises:
-        RowError: the tags are not closed, nothing follows them, or there are two thinkings.
+        RowError: the tags are not closed, nothing follows them and no tool is `called`, or there are two thinkings.
     """
-    begins = text.lstrip().startswith(OPEN)
+    begins = answering(text, where, called=called).lstrip().startswith(OPEN)
     if given is not None and not begins:
         return _bare(given), text
-    if begins and CLOSE not in text:
-        raise RowError(f"{where}: {OPEN} is not closed by {CLOSE}")
     thinking, answer = split_thinking(text, inside=CLOSE in text and OPEN not in text)
-    if not answer.strip() and thinking is not None:
+    if not answer.strip() and thinking is not None and not called:
         raise RowError(f"{where}: nothing stands after {CLOSE}")
     if given is not None and thinking is not None and _bare(given) != thinking:
         raise RowError(f"{where}: the thinking in its {OPEN} is another than the one that stands beside it")

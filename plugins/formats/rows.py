@@ -8,9 +8,13 @@ from typing import Any
 from attrs import evolve
 
 from modelwright.core.api import Message, RowError
+from modelwright.core.api.thinking import CLOSE, OPEN
 
 QUESTION = "{question}"
 ANSWER = "answer"
+SYSTEMS = ("system", "system_prompt")
+# What is asked about stands in a column of its own; each beside the columns that ask.
+_INPUTS = {"instruction": ("input", "context"), "question": ("context",)}
 _MOST_NAMES = 12
 
 
@@ -57,16 +61,34 @@ def reference_column(row: Mapping[str, Any], column: str = ANSWER) -> str | None
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else text_column(row, column)
 
 
-def question_text(row: Mapping[str, Any], column: str) -> str:
-    """What is asked; alpaca's `input` stands after the instruction with an empty line between.
+def input_column(row: Mapping[str, Any], prompt: str) -> str | None:
+    """The column with what a question is about: alpaca's `input`, Dolly's `context`; None where there is none."""
+    return next(iter(filled(row, _INPUTS.get(prompt, ()))), None)
+
+
+def question_text(row: Mapping[str, Any], prompt: str, given: str | None) -> str:
+    """What is asked; the text of the column `given` stands behind it with an empty line between.
 
     Raises:
         RowError: as `text_column`.
     """
-    asked = text_column(row, column)
-    if column != "instruction" or is_blank(row.get("input")):
-        return asked
-    return f"{asked}\n\n{text_column(row, 'input')}"
+    asked = text_column(row, prompt)
+    return asked if given is None or is_blank(row[given]) else f"{asked}\n\n{text_column(row, given)}"
+
+
+def answering(text: str, where: str, *, called: bool = False) -> str:
+    """A text of the assistant; thinking that it begins with must end, and an answer or a call must follow.
+
+    Raises:
+        RowError: it begins with `<think>` and has no `</think>`, or nothing stands behind that and no tool is `called`.
+    """
+    if OPEN in text and text.lstrip().startswith(OPEN):
+        _, closed, answer = text.partition(CLOSE)
+        if not closed:
+            raise RowError(f"{where}: {OPEN} is not closed by {CLOSE}; complete the text, or leave the row out")
+        if not called and not answer.strip():
+            raise RowError(f"{where}: nothing stands after {CLOSE}; an answer must follow the thinking")
+    return text
 
 
 def instruct(instruction: str | None, question: str) -> str:
@@ -84,12 +106,29 @@ def instruct(instruction: str | None, question: str) -> str:
     return f"{instruction}\n\n{question}"
 
 
-def with_options(messages: Sequence[Message], *, instruction: str | None, system: str | None) -> tuple[Message, ...]:
+def with_options(messages: Sequence[Message], *, instruction: str | None, system: str | None) -> Sequence[Message]:
     """The conversation with the instruction at its first question and, where it brings none, the system message."""
     changed = list(messages)
-    asked = next((index for index, message in enumerate(messages) if message.role == "user"), None)
-    if asked is not None:
-        changed[asked] = evolve(changed[asked], content=instruct(instruction, changed[asked].content))
+    if instruction is not None:
+        asked = next((index for index, message in enumerate(messages) if message.role == "user"), None)
+        if asked is not None:
+            changed[asked] = evolve(changed[asked], content=instruct(instruction, changed[asked].content))
     if system is not None and (not changed or changed[0].role != "system"):
         changed.insert(0, Message(role="system", content=system))
-    return tuple(changed)
+    return changed
+
+
+def with_system(messages: Sequence[Message], row: Mapping[str, Any], column: str | None) -> Sequence[Message]:
+    """The conversation behind the system message in a row's column.
+
+    Raises:
+        RowError: the column holds something else than text, or the conversation begins with another system message.
+    """
+    if column is None or is_blank(row[column]):
+        return messages
+    system = text_column(row, column)
+    if not messages or messages[0].role != "system":
+        return [Message(role="system", content=system), *messages]
+    if messages[0].content.strip() != system.strip():
+        raise RowError(f"column {column!r} and the first message are different system messages; leave one out")
+    return messages

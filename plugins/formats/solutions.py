@@ -29,7 +29,7 @@ class Solution:
 
 def without_calculations(solution: str) -> str:
     """A solution without GSM8K's calculator annotations."""
-    return _CALCULATION.sub("", solution)
+    return _CALCULATION.sub("", solution) if "<<" in solution else solution
 
 
 def read_solution(text: str) -> Solution | None:
@@ -38,10 +38,10 @@ def read_solution(text: str) -> Solution | None:
     GSM8K's steps are what stands before the `####`, MATH's the whole solution. None where the text is neither, or
     states its answer without any step.
     """
-    steps, _, answer = text.rpartition(HASHES)
-    if ends_with_hashes(text):
-        solution = Solution(without_calculations(steps).strip(), answer.strip(), answer.strip())
-        return solution if solution.steps else None
+    stated = hashes_answer(text)
+    if stated is not None:
+        steps = without_calculations(text.rpartition(HASHES)[0]).strip()
+        return Solution(steps, stated, stated) if steps else None
     boxed = last_boxed(text)
     if not boxed or not re.search(r"\w", text.replace(BOX, "").replace(boxed, "")):
         return None
@@ -50,10 +50,10 @@ def read_solution(text: str) -> Solution | None:
 
 def final_answer(text: str) -> str | None:
     r"""The answer that a text comes to: behind `####` on its last line, or else in its last `\boxed{…}`; else None."""
-    return text.rpartition(HASHES)[2].strip() if ends_with_hashes(text) else last_boxed(text) or None
+    return hashes_answer(text) or last_boxed(text) or None
 
 
-def ends_with_hashes(text: str) -> bool:
-    """Whether a text ends with `#### ANSWER`: in Markdown, hashes further up are a heading."""
+def hashes_answer(text: str) -> str | None:
+    """What stands behind `####` on a text's last line; None elsewhere: in Markdown, hashes further up are a heading."""
     _, hashes, answer = text.rstrip().rpartition(HASHES)
-    return bool(hashes and answer.strip() and "\n" not in answer)
+    return (answer.strip() or None) if hashes and "\n" not in answer else None

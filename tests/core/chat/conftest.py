@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -181,10 +182,20 @@ def words() -> Tokenizer:
 KINDS = {"byte_level": byte_level, "unigram": unigram, "llama2": llama2, "words": words}
 
 
-def _folder(folder: Path, kind: str, template: str | None, **config: object) -> Path:
+def _folder(
+    folder: Path,
+    kind: str,
+    template: str | None,
+    *,
+    added: Sequence[AddedToken | str] | None = None,
+    **config: object,
+) -> Path:
     tokenizer = KINDS[kind]()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in TAGS])
+    if added is None:
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL])
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in TAGS])
+    else:
+        tokenizer.add_tokens(list(added))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
@@ -213,7 +224,7 @@ def tags():
 
 @pytest.fixture(scope="session")
 def make_folder():
-    """(folder, kind, template, **config) → the folder, with a tokenizer in Hugging Face layout."""
+    """(folder, kind, template, **config) → the folder with a tokenizer in Hugging Face layout; `added` are its tokens."""
     return _folder
 
 

@@ -128,7 +128,13 @@ def test_the_careful_way_agrees_with_the_tokenizer(make_renderer, native, templa
     (rendered,) = renderer.train(Example(messages=(user(said), assistant(answered))))
     tokenizer = renderer._tokenizer
     careful = tokenizer._encode_apart(rendered.text, tokenizer.find_controls(rendered.text))
-    assert careful == tokenizer.encode(rendered.text)
+    quick = tokenizer.encode(rendered.text)
+    assert careful.ids == quick.ids
+    places = range(len(rendered.text) + 1)
+    assert [careful.tokens(0, place) for place in places] == [quick.tokens(0, place) for place in places]
+    assert [careful.tokens(place, len(places)) for place in places[:-1]] == [
+        quick.tokens(place, len(places)) for place in places[:-1]
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

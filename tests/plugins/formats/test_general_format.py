@@ -4,7 +4,7 @@ import pytest
 
 from modelwright import Example, Message, RowError
 from modelwright.core.plugins import discover
-from modelwright.plugins.formats.general import GeneralFormat, GeneralOptions
+from modelwright.plugins.formats.general import GeneralColumns, GeneralFormat, GeneralOptions
 
 USER = {"role": "user", "content": "Hello?"}
 ASSISTANT = {"role": "assistant", "content": "Good day."}
@@ -147,10 +147,147 @@ def test_options_reach_the_first_question_and_rows_without_a_system():
     assert turns(read_one(own, **options))[0] == ("system", "Its own.")
 
 
+def test_plain_text_has_no_turns():
+    """All of it is the example; what is put to questions is put to none."""
+    example = read_one({"text": "Once upon a time.\n"}, instruction="Q: {question}", system="Mine.")
+    assert (example.text, example.messages, example.answer) == ("Once upon a time.\n", (), None)
+
+
+def test_sides_of_a_pair_may_be_messages():
+    """What the assistant says in a prompt is read and not learnt, unless the message says so itself."""
+    row = {"prompt": [USER, ASSISTANT, USER, {**ASSISTANT, "train": True}, USER], "completion": [ASSISTANT]}
+    example = read_one(row)
+    assert [message.role for message in example.messages] == ["user", "assistant"] * 3
+    assert [message.train for message in example.messages] == [None, False, None, True, None, None]
+    for mixed in ({**row, "completion": "Good day."}, {"prompt": "Hello?", "completion": [ASSISTANT]}):
+        assert turns(read_one(mixed))[-2:] == [("user", "Hello?"), ("assistant", "Good day.")]
+
+
+@pytest.mark.parametrize("empty", [None, []])
+def test_history_stands_before_the_question(empty):
+    """Its turns are learnt like any other; the instruction goes to the first of its questions."""
+    row = {"instruction": "And him?", "input": "Tom", "output": "hi", "history": [["Say hi.", "hi"]]}
+    assert turns(read_one(row, instruction="Q: {question}")) == [
+        ("user", "Q: Say hi."),
+        ("assistant", "hi"),
+        ("user", "And him?\n\nTom"),
+        ("assistant", "hi"),
+    ]
+    assert len(read_one({**row, "history": empty}).messages) == 2
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+def test_a_column_may_hold_the_system_message(column):
+    """It goes before the option's; where the conversation begins with the same, it stands there once."""
+    own = {"role": "system", "content": "Be kind."}
+    for row in (
+        {"prompt": "Hello?", "completion": "Good day."},
+        {"messages": [USER, ASSISTANT]},
+        {"messages": [own, USER, ASSISTANT]},
+    ):
+        example = read_one({**row, column: "Be kind."}, system="Mine.")
+        assert turns(example) == [("system", "Be kind."), ("user", "Hello?"), ("assistant", "Good day.")]
+    assert turns(read_one({"prompt": "a", "completion": "b", column: ""}, system="Mine."))[0] == ("system", "Mine.")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Who?", "context": "Tom came.", "response": "Tom"},
+        {"question": "Who?", "context": "Tom came.", "answer": "Tom"},
+        {"instruction": "Who?", "input": "", "context": "Tom came.", "output": "Tom"},
+    ],
+)
+def test_what_is_asked_about_stands_behind_the_question(row):
+    """A question without its context would teach the model to make answers up."""
+    assert turns(read_one(row)) == [("user", "Who?\n\nTom came."), ("assistant", "Tom")]
+
+
+def test_the_first_pair_that_holds_something_is_read():
+    """Files that were put together have the columns of all."""
+    row = {"instruction": None, "output": None, "prompt": "a", "completion": "b"}
+    assert turns(read_one(row)) == [("user", "a"), ("assistant", "b")]
+
+
+def test_weights_say_which_turns_are_learnt():
+    """OpenAI's, 0 or 1; a file of numbers may have them as floats."""
+    weights = [{**ASSISTANT, "weight": weight} for weight in (0, 1, 1.0, None)]
+    messages = [message for weighted in weights for message in (USER, weighted)]
+    assert [message.train for message in read_one({"messages": messages}).messages[1::2]] == [False, True, True, None]
+
+
+def test_parts_of_text_are_one_text():
+    """OpenAI writes content as a list where there could be images."""
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo?"}]
+    row = {"messages": [{"role": "user", "content": parts}, ASSISTANT]}
+    assert turns(read_one(row))[0] == ("user", "Hello?")
+
+
+def test_thinking_in_tags_is_said_and_is_no_part_of_the_reference():
+    """The text stays as it is; what is graded is the answer."""
+    example = read_one({"prompt": "2 + 2?", "completion": "<think>two and two</think>\n4"})
+    assert (example.messages[-1].content, example.answer) == ("<think>two and two</think>\n4", "4")
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"prompt": "q", "completion": "a"}, [("user", "yes"), ("assistant", "good")]),
+        ({"prompt": "q", "input": "i", "completion": "a"}, [("user", "yes\n\nabout"), ("assistant", "good")]),
+        ({"prompt": "q", "completion": "a", "system": "s"}, [("system", "be"), ("user", "yes"), ("assistant", "good")]),
+        (
+            {"prompt": "q", "completion": "a", "history": "h"},
+            [("user", "x"), ("assistant", "y"), ("user", "yes"), ("assistant", "good")],
+        ),
+        ({"messages": "m"}, [("user", "Hello?"), ("assistant", "Good day.")]),
+        ({"prompt": "m", "completion": "a"}, None),
+        ({"text": "q"}, []),
+    ],
+)
+def test_named_columns_go_before_recognised_ones(named, expected):
+    """Nothing else in the row is read, prepared or not."""
+    row = dict.fromkeys(("instruction", "output", "answer", "system", "tools", "messages"), "no")
+    row |= {"q": "yes", "i": "about", "a": "good", "s": "be", "h": [["x", "y"]], "m": [USER, ASSISTANT]}
+    if expected is None:
+        row["m"] = [USER]
+        expected = [("user", "Hello?"), ("assistant", "good")]
+    example = read_one(row, columns=GeneralColumns(**named))
+    assert turns(example) == expected
+    assert example.text == ("yes" if "text" in named else None)
+    assert example.answer != "no"
+    if "text" not in named:
+        assert read_one(row, columns=GeneralColumns(**named, answer="answer")).answer == "no"
+
+
+def test_named_columns_must_be_there():
+    """The option is quoted with what the row has instead."""
+    with pytest.raises(RowError, match="no column 'gone', which the option columns names; this row has: q, a"):
+        read_one({"q": "a", "a": "b"}, columns=GeneralColumns(prompt="q", completion="gone"))
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ({}, "must name one of the three: messages, or prompt and completion, or text"),
+        ({"prompt": "a"}, "must name one of the three"),
+        ({"prompt": "a", "messages": "m"}, "must name one of the three"),
+        ({"text": "a", "messages": "m"}, "must name one of the three"),
+        ({"text": "a", "system": "s", "tools": "t"}, "cannot name system and tools beside text"),
+        ({"messages": "m", "history": "h"}, "cannot name history beside messages"),
+    ],
+)
+def test_names_of_columns_that_go_together_in_no_way_are_refused(named, reason):
+    """Nothing that a person named is left unread."""
+    with pytest.raises(ValueError, match=reason):
+        GeneralColumns(**named)
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"text": "plain"}, "expected the column messages .* this row has: text"),
+        ({"body": "plain"}, "expected the column messages .* by the option columns .* this row has: body"),
+        ({"text": " "}, "column 'text' is empty"),
+        ({"text": ["a"]}, "column 'text' must be text, not list"),
         ({"instruction": "a"}, "this row has: instruction"),
         ({"messages": None}, "this row has: messages"),
         ({"messages": "hi"}, "column 'messages' must be a list of messages, not str"),
@@ -168,26 +305,40 @@ def test_options_reach_the_first_question_and_rows_without_a_system():
         ({"messages": [USER, {"role": "bot", "content": "x"}]}, r"messages\[1\]: unknown role 'bot'"),
         ({"messages": [USER, {"role": ["user"], "content": "x"}]}, "unknown role"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "content must be text, not NoneType"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}, ASSISTANT]}, "content must be text, not list"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]},
+            r"messages\[0\]: content\[0\] must be text, or a part of type 'text' with its text, not type 'image_url'",
+        ),
+        ({"messages": [{"role": "user", "content": []}, ASSISTANT]}, "content must be text, not list"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0.5}]}, r"messages\[1\]: weight must be 0 or 1, not 0.5"),
+        ({"messages": [USER, {**ASSISTANT, "weight": True}]}, "weight must be 0 or 1, not True"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0, "train": True}]}, "train and weight say different things"),
         ({"messages": [USER]}, "must end with the assistant, not with role 'user'"),
         ({"messages": [ASSISTANT]}, "no message of the user"),
         ({"messages": [USER, {"role": "assistant", "content": " "}]}, "says last is empty"),
         ({"messages": [USER, {"role": "system", "content": "x"}, ASSISTANT]}, "a system message must be the first"),
-        (
-            {"messages": [USER, {"role": "tool", "content": "x"}, ASSISTANT]},
-            r"messages\[1\]: tool calls are not supported",
-        ),
-        ({"messages": [USER, {**ASSISTANT, "tool_calls": [{}]}]}, r"messages\[1\]: tool calls are not supported"),
-        ({"messages": [USER, ASSISTANT], "tools": [{"name": "x"}]}, "column 'tools': tool calls are not supported"),
         ({"messages": [USER, {**ASSISTANT, "thinking": 1}]}, "thinking must be text, not int"),
         ({"instruction": "a", "output": 3}, "column 'output' must be text, not int"),
         ({"instruction": "a", "input": {"x": 1}, "output": "b"}, "column 'input' must be text, not dict"),
         ({"prompt": "", "completion": "b"}, "column 'prompt' is empty"),
-        ({"prompt": [USER], "completion": [ASSISTANT]}, "column 'prompt' must be text, not list"),
+        ({"prompt": [USER], "completion": [USER]}, "column 'prompt and completion' must end with the assistant"),
+        ({"prompt": [USER], "completion": []}, "column 'completion' is an empty conversation"),
+        ({"prompt": {"x": 1}, "completion": "b"}, "column 'prompt' must be text, not dict"),
+        (
+            {"instruction": [USER], "input": "x", "output": "b"},
+            "column 'input' cannot stand behind the messages of 'ins",
+        ),
+        ({"prompt": "a", "completion": "b", "history": "c"}, "column 'history' must be a list of pairs, .* not str"),
+        ({"prompt": "a", "completion": "b", "history": [["c"]]}, r"history\[0\] must be a pair of texts"),
+        ({"prompt": "a", "completion": "b", "system": 1}, "column 'system' must be text, not int"),
+        (
+            {"messages": [{"role": "system", "content": "a"}, USER, ASSISTANT], "system": "b"},
+            "column 'system' and the first message are different system messages; leave one out",
+        ),
     ],
 )
 def test_unreadable_row_is_refused_with_its_reason(row, reason):
-    """What is wrong is named with its place; tools are refused rather than dropped."""
+    """What is wrong is named with its place."""
     with pytest.raises(RowError, match=reason):
         read_one(row)
 

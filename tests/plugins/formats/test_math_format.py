@@ -196,6 +196,20 @@ def test_a_reference_of_its_own_goes_before_what_the_solution_comes_to():
     )
 
 
+@pytest.mark.parametrize("none", ["proof", "notfound"])
+def test_numinamath_says_that_there_is_no_answer(none):
+    """Its words for that are no answer; what the solution comes to is one."""
+    assert read_one({**NUMINA, "answer": none, "solution": r"It is \boxed{42}."}).answer == "42"
+    with pytest.raises(RowError, match="column 'solution' states no answer"):
+        read_one({**NUMINA, "answer": none})
+
+
+def test_a_solution_that_is_cut_off_in_its_thinking_is_none():
+    """Whatever another column says of its answer."""
+    with pytest.raises(RowError, match="column 'solution': <think> is not closed by </think>; complete the text, or"):
+        read_one({**NUMINA, "solution": "<think>Six sevens"})
+
+
 @pytest.mark.parametrize(
     ("row", "marking", "said"),
     [

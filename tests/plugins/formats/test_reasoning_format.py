@@ -74,6 +74,8 @@ def test_worked_solutions_are_thinking_and_their_final_answers_the_answer():
         ({"question": "q", "cot": "t", "response": r"It is \boxed{7}."}, "7"),
         ({"question": "q", "cot": "t", "response": "It is 7.\n#### 7"}, "7"),
         ({"question": "q", "cot": "t", "response": "It is 7."}, "It is 7."),
+        ({"question": "q", "response": "<think>t</think>\n<answer> 7 </answer>"}, "7"),
+        ({"question": "q", "cot": "t", "response": r"<answer>\boxed{7}</answer>"}, "7"),
         ({"question": "q", "cot": "t", "response": "It is 7.", "answer": "7"}, "7"),
         ({"question": "q", "cot": "t", "response": "It is 7.", "answer": 7}, "7"),
         ({"question": "q", "cot": "t", "response": "It is 7.", "answer": "so\n#### 7"}, "7"),
@@ -93,6 +95,17 @@ def test_columns_are_named_by_an_option():
     assert said(read_one(row, columns=columns)) == ("2 + 2?", "two and two", "4", "4")
     tagged = ReasoningColumns(prompt="q", answer="a")
     assert said(read_one({**row, "a": TAGGED}, columns=tagged)) == ("2 + 2?", "two and two", "4", "4")
+
+
+def test_system_messages_contexts_and_references_have_columns():
+    """Recognised by their names, or named."""
+    row = {"system": "Think.", "instruction": "Who?", "context": "Tom came.", "cot": "t", "output": "Tom", "ref": "he"}
+    named = {"prompt": "instruction", "input": "context", "thinking": "cot", "answer": "output", "system": "system"}
+    for example in (read_one(row), read_one(row, columns=ReasoningColumns(**named, reference="ref"))):
+        assert [message.content for message in example.messages] == ["Think.", "Who?\n\nTom came.", "Tom"]
+    assert (read_one(row).answer, example.answer) == ("Tom", "he")
+    chat = {"messages": [USER, {"role": "assistant", "content": TAGGED}], "system": "Think."}
+    assert read_one(chat).messages[0].content == "Think."
 
 
 def test_masked_thinking_is_seen_and_not_learnt():
@@ -139,7 +152,10 @@ def test_rows_without_thinking_are_read_where_that_is_allowed():
         ({"prompt": "p", "response": "<think>t"}, "column 'response': <think> is not closed by </think>"),
         ({"prompt": "p", "response": "<think>t</think>\n"}, "column 'response': nothing stands after </think>"),
         ({"prompt": "p", "response": TAGGED, "thinking": "other"}, "another than the one that stands beside it"),
-        ({"messages": [USER, {"role": "assistant", "content": "<think>t"}]}, "message 1: <think> is not closed"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "<think>t"}]},
+            r"messages\[1\]: <think> is not closed by </think>; c",
+        ),
         (
             {"messages": [USER, {"role": "assistant", "content": "4", "reasoning": 1}]},
             "reasoning must be text, not int",
