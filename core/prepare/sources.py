@@ -17,9 +17,9 @@ from modelwright.core.api.files import sha256_file
 from modelwright.core.api.records import digest_json
 from modelwright.core.config.schema import SourceConfig
 from modelwright.core.prepare.builtin import BUILTIN_VERSION, builtin_rows, parse_builtin
-from modelwright.core.prepare.readers import READABLE, Row, is_readable, read_file, row_file, saved_dataset, shown_path
+from modelwright.core.prepare.readers import READABLE, RawRow, Row, is_readable, read_file, row_file, saved_dataset, shown_path
 
-__all__ = ["Row", "read_source", "share", "source_digests", "source_files"]
+__all__ = ["RawRow", "Row", "raw_rows", "read_source", "share", "source_digests", "source_files"]
 
 Notice = Callable[[str], None]
 
@@ -104,7 +104,12 @@ def source_digests(source: SourceConfig, seed: int) -> list[tuple[str, str]]:
     return [(file.name, sha256_file(file)) for file in source_files(source)]
 
 
-def read_source(source: SourceConfig, seed: int, *, notice: Notice | None = None) -> Iterator[Row]:
+def read_source(source: SourceConfig, seed: int) -> Iterator[Row]:
+    """The rows of a source, read; see `raw_rows`."""
+    return (row.read() for row in raw_rows(source, seed))
+
+
+def raw_rows(source: SourceConfig, seed: int, *, notice: Notice | None = None) -> Iterator[RawRow]:
     """The rows of a source, in order; `fraction` is drawn by `seed`, then `limit` cuts.
 
     Files of one source may have different columns: the format decides row by row what it can read.
@@ -122,7 +127,7 @@ def read_source(source: SourceConfig, seed: int, *, notice: Notice | None = None
     return itertools.islice(rows, source.limit)
 
 
-def _all_rows(source: SourceConfig, seed: int, notice: Notice | None) -> Iterator[Row]:
+def _all_rows(source: SourceConfig, seed: int, notice: Notice | None) -> Iterator[RawRow]:
     builtin = parse_builtin(source.path)
     if builtin:
         for number, value in enumerate(builtin_rows(*builtin, seed=seed), 1):
@@ -162,7 +167,7 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[st
             yield f"{name} is {now} and was {then}"
 
 
-def _drawn(rows: Iterator[Row], fraction: float, seed: int) -> Iterator[Row]:
+def _drawn(rows: Iterator[RawRow], fraction: float, seed: int) -> Iterator[RawRow]:
     if fraction == 1.0:
         return rows
     return (row for row in rows if share(f"{seed}:fraction:{row.file}:{row.line}") < fraction)

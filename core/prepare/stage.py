@@ -21,7 +21,7 @@ from modelwright.core.prepare.checks import check_inputs, checks
 from modelwright.core.prepare.examples import Counts, Rejected, write_examples
 from modelwright.core.prepare.look import look, page
 from modelwright.core.prepare.quality import Quality
-from modelwright.core.prepare.sources import Row, read_source, share, source_digests, source_files
+from modelwright.core.prepare.sources import Row, raw_rows, share, source_digests, source_files
 from modelwright.core.prepare.tokenizers import scratch_renderer
 from modelwright.core.prepare.tokens import TokenReport, write_tokens
 from modelwright.core.stage import Run
@@ -140,7 +140,7 @@ def _write_examples(
         quality = Quality(asked, folder / "removed.jsonl")
         for source in data.sources:
             part = write_examples(
-                read_source(source, run.config.seed, notice=notice),
+                (row.read() for row in raw_rows(source, run.config.seed, notice=notice)),
                 run.plugins.get(FormatSpec, data.format).create(data.options),
                 file,
                 format_name=data.format,

@@ -15,11 +15,11 @@ from modelwright.core.prepare.readers.json_files import json_rows, jsonl_rows
 from modelwright.core.prepare.readers.lines import Bytes
 from modelwright.core.prepare.readers.packing import PACKINGS, opened_text
 from modelwright.core.prepare.readers.parquet_files import parquet_rows
-from modelwright.core.prepare.readers.row import Columns, Row, row_file, shown_path
+from modelwright.core.prepare.readers.row import Columns, RawRow, Row, row_file, shown_path
 
-__all__ = ["READABLE", "Columns", "Row", "is_readable", "read_file", "row_file", "saved_dataset", "shown_path"]
+__all__ = ["READABLE", "Columns", "RawRow", "Row", "is_readable", "read_file", "row_file", "saved_dataset", "shown_path"]
 
-_TEXTS: dict[str, Callable[[Path, Bytes, Columns], Iterator[Row]]] = {
+_TEXTS: dict[str, Callable[[Path, Bytes, Columns], Iterator[RawRow]]] = {
     ".jsonl": jsonl_rows,
     ".json": json_rows,
     ".csv": csv_rows,
@@ -54,7 +54,7 @@ def is_readable(file: Path) -> bool:
     return _kind(file) is not None
 
 
-def read_file(file: Path, columns: Columns) -> Iterator[Row]:
+def read_file(file: Path, columns: Columns) -> Iterator[RawRow]:
     """The rows of a file whose name `is_readable`, in order; memory does not grow with it, but for a .json array.
 
     Args:
@@ -75,7 +75,7 @@ def read_file(file: Path, columns: Columns) -> Iterator[Row]:
         raise ModelwrightError(f"{shown_path(file)}: the file has no rows")
 
 
-def _rows(file: Path, kind: _Kind, columns: Columns) -> Iterator[Row]:
+def _rows(file: Path, kind: _Kind, columns: Columns) -> Iterator[RawRow]:
     if kind.suffix in _COLUMNS:
         yield from _COLUMNS[kind.suffix](file, columns)
         return

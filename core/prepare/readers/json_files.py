@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.prepare.readers.lines import CHUNK, Bytes, Line, read_lines
@@ -17,12 +17,25 @@ MAX_JSON = 2**30
 _TOO_DEEP = f"too deeply nested: a row may have {MAX_DEPTH} levels"
 
 
-def jsonl_rows(file: Path, opened: Bytes, columns: Columns) -> Iterator[Row]:  # noqa: ARG001 - rows have no schema
+class RawLine(NamedTuple):
+    """A line of a JSONL file, a `RawRow`: whoever has time parses it."""
+
+    file: str
+    line: int
+    size: int
+    text: bytes
+
+    def read(self) -> Row:
+        """Parse it."""
+        return _row(self.file, Line(self.line, self.size, self.text))
+
+
+def jsonl_rows(file: Path, opened: Bytes, columns: Columns) -> Iterator[RawLine]:  # noqa: ARG001 - rows have no schema
     """The rows of a JSONL file; blank lines are passed over."""
     name = row_file(file)
-    for line in read_lines(opened):
-        if line.text.strip():
-            yield _row(name, line)
+    for number, size, text in read_lines(opened):
+        if text and not text.isspace():
+            yield RawLine(name, number, size, text)
 
 
 class _UnreadableError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from attrs import frozen
 
@@ -15,6 +15,29 @@ Columns = Callable[[Mapping[str, str]], None]
 MAX_DEPTH = 100
 
 SHOWN = 2000  # characters of an unreadable row that are kept for `rejected.jsonl`
+
+
+class RawRow(Protocol):
+    """A row that may still be as it stood in its file, for whoever is to read it.
+
+    Attributes:
+        file: as `Row`'s.
+        line: as `Row`'s.
+        size: about how many bytes it takes.
+    """
+
+    @property
+    def file(self) -> str: ...  # noqa: D102 - see above
+
+    @property
+    def line(self) -> int: ...  # noqa: D102 - see above
+
+    @property
+    def size(self) -> int: ...  # noqa: D102 - see above
+
+    def read(self) -> Row:
+        """The row."""
+        ...
 
 
 @frozen(kw_only=True)
@@ -35,6 +58,15 @@ class Row:
     value: Mapping[str, Any] | None
     reason: str = ""
     text: str = ""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return len(repr(self.value)) + len(self.text)
+
+    def read(self) -> Self:
+        """See `RawRow`: it is read."""
+        return self
 
 
 def too_deep(value: Any) -> bool:

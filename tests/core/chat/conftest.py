@@ -224,7 +224,7 @@ def tags():
 
 @pytest.fixture(scope="session")
 def make_folder():
-    """(folder, kind, template, **config) → the folder with a tokenizer in Hugging Face layout; `added` are its tokens."""
+    """(folder, kind, template, **config) → the folder, a tokenizer in Hugging Face layout; `added`: its tokens."""
     return _folder
 
 

@@ -1,0 +1,142 @@
+"""Results that are kept by what they were made from: asked for again, they are there.
+
+    cache/KIND/KEY/
+    ├── manifest.json       sha256 and size of every other file
+    └── …                   what was made
+
+A key is a digest of all that the result depends on, so that an entry is right for ever or never asked for again. An
+entry appears whole; one that is damaged is made again. What is in use is linked from where it is used, so that an entry
+can be removed at any time between two runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from modelwright.core.api import files
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.places import why_no_folder
+
+MANIFEST = "manifest.json"
+
+
+@frozen(kw_only=True)
+class Entry:
+    """One result.
+
+    Attributes:
+        kind: what it is.
+        path: its folder.
+        used: when it was made or last asked for, in seconds since 1970.
+        sizes: by inode, the bytes of its files: entries share files.
+    """
+
+    kind: str
+    path: Path
+    used: float
+    sizes: dict[int, int]
+
+
+@frozen
+class Store:
+    """The results below a folder, which need not be there yet."""
+
+    root: Path
+
+    def get(self, kind: str, key: str) -> Path | None:
+        """The folder of an entry; None where there is none, or a damaged one, which is removed."""
+        path = self.root / kind / key
+        try:
+            if files.read_json(path / MANIFEST) == _manifest(path):
+                os.utime(path)
+                return path
+        except (OSError, ValueError):
+            pass
+        if path.exists():
+            _remove(path)
+        return None
+
+    def make(self, kind: str, key: str, write: Callable[[Path], None]) -> Path:
+        """The folder of an entry; where there is none, `write` fills it."""
+        found = self.get(kind, key)
+        if found is not None:
+            return found
+        path = self.root / kind / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = files.temporary_name(path)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o444)  # it is linked from elsewhere, and an edit there would be one here
+                    files.sync(file)
+            files.write_json(temporary / MANIFEST, _manifest(temporary))
+            with contextlib.suppress(OSError):  # another process has made the same meanwhile
+                temporary.rename(path)
+            files.sync_folder(path.parent)
+        finally:
+            if temporary.exists():
+                shutil.rmtree(temporary)
+        return path
+
+    def entries(self) -> Iterator[Entry]:
+        """Every entry, by kind and key."""
+        for kind in sorted(self.root.iterdir()) if self.root.is_dir() else ():
+            for path in sorted(kind.iterdir()) if kind.is_dir() else ():
+                stats = [file.stat() for file in path.rglob("*") if file.is_file()]
+                sizes = {each.st_ino: each.st_size for each in stats}
+                yield Entry(kind=kind.name, path=path, used=path.stat().st_mtime, sizes=sizes)
+
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry; the store must be `locked` alone."""
+        _remove(entry.path)
+
+    @contextlib.contextmanager
+    def locked(self, *, alone: bool = False) -> Iterator[None]:
+        """Hold the store: those who make and use entries together, whoever removes them alone.
+
+        Raises:
+            ModelwrightError: someone uses it, and it is to be held alone; or there is no place for it.
+        """
+        if why := why_no_folder(self.root):
+            raise ModelwrightError(f"{self.root} {why}")
+        with files.failing_as(f"{self.root} cannot be made"):
+            self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+            except BlockingIOError:
+                raise ModelwrightError(f"{self.root} is in use: a run prepares its data; try again then") from None
+            yield
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return {name: entry for name, entry in files.folder_manifest(folder).items() if name != MANIFEST}
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder so that it is gone at once, however long its files take."""
+    aside = files.temporary_name(path, "old-")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)
+        shutil.rmtree(aside)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; where the file system has no such thing, a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)
