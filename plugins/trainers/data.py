@@ -14,7 +14,7 @@ import torch
 from attrs import frozen
 from numpy.typing import NDArray
 
-from modelwright.core.api import TokenFile, TokenRow, TrainSettings
+from modelwright.core.api import TokenFolder, TokenRow, TrainSettings
 
 Rows = NDArray[np.int64]
 
@@ -137,7 +137,7 @@ class Corpus:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = TokenFile(path)
+        self._file = TokenFolder(path)
         self._lengths = self._file.lengths()
         self._supervised = self._file.supervised()
         self.rows: Rows = np.flatnonzero(self._supervised)
