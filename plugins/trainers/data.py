@@ -166,7 +166,7 @@ class Corpus:
         packs = self._folder.packs
         lengths, supervised = self._folder.lengths(), self._folder.supervised()
         self._taught = supervised > 0
-        lengths[~self._taught] = 0
+        lengths = np.where(self._taught, lengths, 0)
         rows = self._taught.astype(np.int32)
 
         def per_sequence(values: NDArray[np.int32]) -> NDArray[np.int64]:
