@@ -233,6 +233,18 @@ class TrainerContract:
         assert measured[-1]["loss"] < measured[0]["loss"]
         assert trained.holdout_loss == measured[-1]["loss"]
 
+    def test_packs_teach_what_their_rows_teach(self, tmp_path: Path) -> None:
+        """The documents of a pack do not see each other: the first loss over everything is that of the rows alone."""
+        rows, losses = counting_rows(12), []
+        base = write_model(tmp_path / "base", weights=True)
+        for name, packs in (("rows", None), ("packs", [[0, 1, 2, 3], [4, 5], [6], [7, 8, 9, 10, 11]])):
+            tokens = write_token_folder(tmp_path / name / "train", rows, packs=packs)
+            recorder = Recorder()
+            settings = self.settings(max_steps=1, batch_size=4 if packs else 12)
+            self.train(make_job(tmp_path / name, recorder, settings, model=base, tokens=tokens))
+            losses.append(recorder.of("step")[0]["loss"])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
     def test_it_stops_on_request_and_goes_on_where_it_stopped(self, tmp_path: Path) -> None:
         """A job that was stopped twice does every step once and ends with the weights of one that was not."""
         straight = make_job(tmp_path / "straight", Recorder(), self.settings())

@@ -66,7 +66,9 @@ class Train:
         Raises:
             UsageError: a batch would be larger than the data.
         """
-        _check_batch(run.config.train.batch_size, run.outputs("prepare")["rows"])
+        prepared = run.outputs("prepare")
+        packs = prepared["packs"]
+        _check_batch(run.config.train.batch_size, *((packs["packs"], "pack") if packs else (prepared["rows"], "row")))
         folder = run.folder.stage(self.name)
         order = _read_order(folder)
         if order is None or order["fingerprint"] != fingerprint:
@@ -91,7 +93,7 @@ def _read_order(folder: Path) -> dict[str, Any] | None:
     return files.read_state(folder / "order.json", {"fingerprint": str}, remedy=remedy)
 
 
-def _check_batch(size: int, rows: int) -> None:
-    if size > max(rows, _USUAL_BATCH):
-        there_are = "there is 1 row" if rows == 1 else f"there are {rows} rows"
-        raise UsageError(f"[train] batch_size is {size}, and {there_are} to train on: set it to {rows} or less")
+def _check_batch(size: int, count: int, kind: str) -> None:
+    if size > max(count, _USUAL_BATCH):
+        there_are = f"there is 1 {kind}" if count == 1 else f"there are {count} {kind}s"
+        raise UsageError(f"[train] batch_size is {size}, and {there_are} to train on: set it to {count} or less")

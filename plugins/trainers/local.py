@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from modelwright.core.api import Job, ModelwrightError, Trained, TrainSettings, UsageError
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import read_finished
-from modelwright.plugins.trainers.data import Corpus
+from modelwright.plugins.trainers.data import Corpus, held_out
 from modelwright.plugins.trainers.loop import Loop
 from modelwright.plugins.trainers.model import check_fits, load_model
 
@@ -43,16 +43,16 @@ class LocalTrainer:
         device = _device(job.settings)
         precision = _precision(job.settings, device)
         corpus = Corpus(job.tokens)
-        if not len(corpus.rows):
+        if not len(corpus.sequences):
             raise ModelwrightError(
                 f"{job.tokens}: none of its {corpus.skipped} examples has a token to learn: check the data, and turns "
                 "in [data.tokens]"
             )
         model = load_model(job)
         check_fits(model, largest_token=corpus.largest_token, longest=corpus.longest, tokens=job.tokens)
-        if job.holdout:
-            held_out = Corpus(job.holdout)
-            check_fits(model, largest_token=held_out.largest_token, longest=held_out.longest, tokens=job.holdout)
+        holdout = held_out(job)
+        if holdout:
+            check_fits(model, largest_token=holdout.largest_token, longest=holdout.longest, tokens=holdout.path)
         strategy = SingleDevice(model, job.settings, device=device, precision=precision)
         if self.options.gradient_checkpointing:
             _recompute_activations(model)

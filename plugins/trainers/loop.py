@@ -3,13 +3,12 @@
 The loss of an optimiser step is the mean cross-entropy over the step's supervised tokens, however the step is split
 into micro-batches: their token losses are summed, and each sum is divided by the step's total.
 
-Everything random is a function of (seed, step): the order of the rows, and dropout, whose generator is seeded anew at
-each step. A checkpoint therefore holds weights, optimiser and progress, and nothing else.
+Everything random is a function of (seed, step): the order of the sequences, and dropout, whose generator is seeded anew
+at each step. A checkpoint therefore holds weights, optimiser and progress, and nothing else.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Sequence
@@ -24,8 +23,12 @@ from attrs import asdict, frozen
 from modelwright.core.api import Job, ModelwrightError, Trained, files
 from modelwright.plugins.trainers import schedule
 from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress, write_finished
-from modelwright.plugins.trainers.data import Corpus, MicroBatch, Plan, Rows
-from modelwright.plugins.trainers.packed import check_isolation, forward
+from modelwright.plugins.trainers.data import Corpus, Numbers, Plan, held_out
+from modelwright.plugins.trainers.forward import SupervisedLogits
+from modelwright.plugins.trainers.isolation import check_isolation
+
+# With how many packs a model must show that it keeps documents apart.
+_CHECKED_PACKS = 4
 
 
 class Strategy(Protocol):
@@ -68,37 +71,6 @@ class Strategy(Protocol):
         ...
 
 
-class SupervisedLogits:
-    """Makes a model compute logits at chosen positions only: those of a whole vocabulary are what memory goes to first.
-
-    The positions are chosen before the output layer, by a hook on it, so that whatever a model does to its logits
-    afterwards (scaling, capping) still happens.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._positions: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._choose)
-
-    def _choose(self, _module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._positions is None:
-            return None
-        hidden, *rest = inputs  # hidden: [sequences, length, width]
-        return (hidden.flatten(0, 1).index_select(0, self._positions).unsqueeze(0), *rest)
-
-    def at_positions(self, model: Any, batch: MicroBatch) -> torch.Tensor:
-        """The logits at a micro-batch's positions, `[positions, vocabulary]`."""
-        self._positions = batch.positions
-        try:
-            return forward(model, batch)[0]
-        finally:
-            self._positions = None
-
-    def summed_loss(self, model: Any, batch: MicroBatch) -> torch.Tensor:
-        """The cross-entropy summed over the supervised tokens of a micro-batch, in nats: a scalar, float32."""
-        logits = self.at_positions(model, batch)
-        return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-
-
 @frozen
 class StepResult:
     """What one optimiser step did.
@@ -135,7 +107,7 @@ class Loop:
         self.corpus = corpus
         self.plan = Plan(corpus, job.settings, seed=job.seed)
         self.warmup = schedule.warmup_steps(self.plan.steps, job.settings.warmup)
-        self.holdout = Corpus(job.holdout) if job.holdout else None
+        self.holdout = held_out(job)
         self.checkpoints = Checkpoints(
             job.folder, fingerprint=job.fingerprint, keep=job.settings.keep_checkpoints, emit=job.emit
         )
@@ -146,14 +118,11 @@ class Loop:
         """Train to the end, or until someone asks to stop; then a checkpoint of the last whole step is left.
 
         Raises:
-            ModelwrightError: loss or gradient are no numbers any more, or the model does not keep the documents of a
-                pack apart.
+            ModelwrightError: loss or gradient are no numbers any more, or the model mixes the documents of a pack.
         """
         began = time.perf_counter()
         self._emit_started()
-        model = self.strategy.model
-        logits = functools.partial(self._logits.at_positions, model)
-        check_isolation(model, self.corpus, logits, self.strategy.autocast())
+        self._check_isolation()
         progress = self._resume()
         saved = progress.step
         self.strategy.model.train()
@@ -187,13 +156,19 @@ class Loop:
     def _emit_started(self) -> None:
         facts = {
             "steps": self.plan.steps,
-            "examples": len(self.corpus.rows),
+            "examples": self.corpus.examples,
+            "sequences": len(self.corpus.sequences),
             "skipped": self.corpus.skipped,
             "tokens": self.corpus.tokens,
-            "epochs": round(self.plan.examples / len(self.corpus.rows), 4),
+            "epochs": round(self.plan.count / len(self.corpus.sequences), 4),
             "parameters": sum(parameter.numel() for parameter in self.strategy.model.parameters()),
         }
         self.job.emit("started", facts | self.strategy.facts())
+
+    def _check_isolation(self) -> None:
+        packed = self.corpus.packed(self.corpus.sequences)[:_CHECKED_PACKS]
+        for part in self._split(self.corpus, packed):
+            check_isolation(self.strategy, self._logits, [self.corpus.documents(pack) for pack in part.tolist()])
 
     def _resume(self) -> Progress:
         newest = self.checkpoints.newest()
@@ -225,9 +200,9 @@ class Loop:
         A step left so changes nothing but the gradients; done again, it comes out the same.
         """
         torch.manual_seed(_step_seed(self.job.seed, step))
-        rows = self.plan.rows(step)
-        supervised = self.corpus.supervised(rows)
-        micro_batches = self._split(self.corpus, rows)
+        sequences = self.plan.sequences(step)
+        supervised = self.corpus.supervised(sequences)
+        micro_batches = self._split(self.corpus, sequences)
         losses: list[torch.Tensor] = []
         tokens = 0
         for part in micro_batches:
@@ -235,7 +210,7 @@ class Loop:
                 return None
             batch = self.corpus.read(part).to(self.strategy.device)
             with self.strategy.autocast():
-                loss = self._logits.summed_loss(self.strategy.model, batch) / supervised
+                loss = self._logits.summed_loss(batch) / supervised
             self.strategy.backward(loss)
             losses.append(loss.detach())
             tokens += batch.tokens
@@ -250,10 +225,10 @@ class Loop:
             loss=math.fsum(parts), grad_norm=grad_norm, learning_rate=rate, tokens=tokens, supervised=supervised
         )
 
-    def _split(self, corpus: Corpus, rows: Rows) -> list[Rows]:
-        return corpus.split(rows, size=self.settings.micro_batch_size, tokens=self._micro_batch_tokens)
+    def _split(self, corpus: Corpus, sequences: Numbers) -> list[Numbers]:
+        return corpus.split(sequences, size=self.settings.micro_batch_size, tokens=self._micro_batch_tokens)
 
-    def _check_finite(self, step: int, micro_batches: Sequence[Rows], losses: Sequence[float], norm: float) -> None:
+    def _check_finite(self, step: int, micro_batches: Sequence[Numbers], losses: Sequence[float], norm: float) -> None:
         wrong = [part for part, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
         if not wrong and math.isfinite(norm):
             return
@@ -265,17 +240,17 @@ class Loop:
         )
 
     def _measure_holdout(self, progress: Progress) -> Progress:
-        if self.holdout is None or not len(self.holdout.rows):
+        if self.holdout is None or not len(self.holdout.sequences):
             return progress
         total = 0.0
         self.strategy.model.eval()
         with torch.no_grad():
-            for part in self._split(self.holdout, self.holdout.rows):
+            for part in self._split(self.holdout, self.holdout.sequences):
                 batch = self.holdout.read(part).to(self.strategy.device)
                 with self.strategy.autocast():
-                    total += self._logits.summed_loss(self.strategy.model, batch).item()
+                    total += self._logits.summed_loss(batch).item()
         self.strategy.model.train()
-        loss = total / self.holdout.supervised(self.holdout.rows)
+        loss = total / self.holdout.supervised(self.holdout.sequences)
         self.job.emit("holdout", {"step": progress.step, "loss": loss})
         return Progress(step=progress.step, tokens=progress.tokens, loss=progress.loss, holdout_loss=loss)
 

@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 
 from modelwright.core.api import TokenFolder, TokenRow, TrainSettings
 from modelwright.core.testing.trainer import counting_rows, write_token_folder
-from modelwright.plugins.trainers.data import Corpus, Plan, RowOrder, collate, micro_batches
-
-
-def token_row(name, ids, trained):
-    return TokenRow(name, np.array(ids, np.int32), np.array(trained))
-
+from modelwright.plugins.trainers.data import Corpus, Plan, SequenceOrder, collate, micro_batches
 
 token_rows = st.lists(
     st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=12).map(
@@ -36,7 +31,7 @@ def test_a_token_file_counts_what_its_rows_teach(rows, tmp_path_factory):
 @given(rows=token_rows.map(lambda rows: [row for row in rows if row[1]]).filter(bool))
 def test_a_micro_batch_asks_for_each_supervised_token_from_the_place_before_it(rows):
     """Positions and targets are those of a plain loop; padding is masked and never asked for."""
-    batch = collate([[token_row(*row)] for row in rows], packed=False)
+    batch = collate([[TokenRow(name, np.array(ids, np.int32), np.array(trained))] for name, ids, trained in rows])
     width = max(len(ids) for _, ids, _ in rows)
     expected = [
         (row * width + place - 1, ids[place])
@@ -59,17 +54,17 @@ def test_a_micro_batch_asks_for_each_supervised_token_from_the_place_before_it(r
 @given(st.integers(1, 30), st.integers(0, 2**63 - 1), st.integers(0, 200), st.integers(1, 70))
 def test_the_order_is_a_permutation_for_each_epoch_wherever_one_begins_to_read(rows, seed, start, count):
     """Every epoch has each row once, and a part of the order is the same however it is reached."""
-    whole = RowOrder(rows, seed).take(0, start + count + rows)
-    assert RowOrder(rows, seed).take(start, count).tolist() == whole[start : start + count].tolist()
+    whole = SequenceOrder(rows, seed).take(0, start + count + rows)
+    assert SequenceOrder(rows, seed).take(start, count).tolist() == whole[start : start + count].tolist()
     for epoch in range((start + count) // rows):
         assert sorted(whole[epoch * rows : (epoch + 1) * rows].tolist()) == list(range(rows))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
     """Neither the next epoch nor another seed repeats an order."""
-    first, second = RowOrder(50, 1).take(0, 100).reshape(2, 50).tolist()
+    first, second = SequenceOrder(50, 1).take(0, 100).reshape(2, 50).tolist()
     assert first != second
-    assert first != RowOrder(50, 2).take(0, 50).tolist()
+    assert first != SequenceOrder(50, 2).take(0, 50).tolist()
 
 
 @given(
@@ -79,7 +74,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 )
 def test_micro_batches_hold_every_sequence_once_and_keep_their_limit(lengths, size, tokens):
     """By number where it is given, else by tokens with padding, but for a single sequence that is longer alone."""
-    lengths = np.array(lengths, np.int32)
+    lengths = np.array(lengths, np.int64)
     parts = list(micro_batches(lengths, size=size, tokens=tokens))
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(lengths)))
     for part in parts:
@@ -100,7 +95,7 @@ def corpus(tmp_path):
 def test_epochs_end_with_a_smaller_step_and_not_before(corpus, epochs, sizes):
     """An epoch's last batch goes on into the next one; only the last step of all may be smaller."""
     plan = Plan(corpus, TrainSettings(epochs=epochs, batch_size=4), seed=0)
-    taken = [plan.rows(step).tolist() for step in range(1, plan.steps + 1)]
+    taken = [plan.sequences(step).tolist() for step in range(1, plan.steps + 1)]
     assert [len(rows) for rows in taken] == sizes
     counts = np.bincount(np.concatenate(taken), minlength=10)
     assert counts.max() - counts.min() <= 1
@@ -111,8 +106,8 @@ def test_max_steps_are_full_steps_over_as_many_epochs_as_they_need(corpus):
     plan = Plan(corpus, TrainSettings(max_steps=3, batch_size=25), seed=0)
     assert plan.steps == 3
     for step in range(1, 4):
-        assert len(plan.rows(step)) == 25
-    everything = np.concatenate([plan.rows(step) for step in range(1, 4)])
+        assert len(plan.sequences(step)) == 25
+    everything = np.concatenate([plan.sequences(step) for step in range(1, 4)])
     assert set(np.bincount(everything).tolist()) <= {7, 8}
 
 

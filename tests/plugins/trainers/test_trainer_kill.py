@@ -9,9 +9,18 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
-from modelwright.core.testing.trainer import Recorder, TrainerContract, make_job, write_model
+from modelwright.core.prepare.packs import write_packs
+from modelwright.core.testing.trainer import (
+    Recorder,
+    TrainerContract,
+    counting_rows,
+    make_job,
+    write_model,
+    write_token_folder,
+)
 from modelwright.plugins.trainers import modelwright_trainers
 
 STEPS = 60
@@ -58,10 +67,14 @@ def kill_at(step, folder, events):
         process.wait()
 
 
-def test_a_training_killed_twice_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_training_killed_twice_ends_with_the_same_bytes(tmp_path, packed):
     """Weights are byte for byte those of a training that ran through, and so are all losses; dropout included."""
     for name in ("through", "killed"):
         write_model(tmp_path / name / "base", dropout=0.3)
+        tokens = write_token_folder(tmp_path / name / "train", counting_rows(24))
+        if packed:
+            write_packs(tokens, 20)
     through = Recorder()
     settings = TrainerContract().settings(max_steps=STEPS, checkpoint_every=5)
     (spec,) = modelwright_trainers()
