@@ -71,6 +71,8 @@ _REMOVED = {
     "duplicate": "duplicates",
     "near-duplicate": "near-duplicates",
     "contaminated": "from test sets",
+    "length": "too short or too long a text",
+    "insane": "repeating themselves or garbled",
     "unverified": "with another answer",
 }
 _LINES: dict[str, Callable[[Any], str]] = {

@@ -175,12 +175,18 @@ class QualityConfig:
         decontaminate_against: likewise, of these files, which are read by the format of the data.
         verify_answers: examples whose solution does not come to their reference answer, by the first metric of the
             run's test sets.
+        min_characters: examples with fewer characters to learn.
+        max_characters: likewise with more.
+        sanity: examples whose texts to learn repeat themselves, or are full of characters that nobody writes.
     """
 
     deduplicate: Literal["exact", "near", False] = "exact"
     decontaminate: bool = False
     decontaminate_against: tuple[FilePath, ...] = ()
     verify_answers: bool = False
+    min_characters: int = field(default=0, validator=validators.ge(0))
+    max_characters: int | None = field(default=None, validator=validators.optional(_positive))
+    sanity: bool = False
 
 
 @frozen(kw_only=True)

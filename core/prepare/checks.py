@@ -10,12 +10,13 @@ from modelwright.core.api.components import FormatSpec, MetricSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import Example
 from modelwright.core.config import to_plain
-from modelwright.core.config.schema import RunConfig, SourceConfig
+from modelwright.core.config.schema import QualityConfig, RunConfig, SourceConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.contamination import Contamination
 from modelwright.core.prepare.examples import read_examples
 from modelwright.core.prepare.near import check_datasketch
 from modelwright.core.prepare.quality import Check
+from modelwright.core.prepare.sanity import Length, Sanity
 from modelwright.core.prepare.sources import Row, read_source, source_digests
 from modelwright.core.prepare.verification import Verification
 
@@ -31,6 +32,10 @@ def lone_checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]
     quality = config.data.quality
     asked: list[Check] = []
     with contextlib.ExitStack() as stack:
+        if _asks_for_length(quality):
+            asked.append(Length(quality.min_characters, quality.max_characters))
+        if quality.sanity:
+            asked.append(Sanity())
         if _test_sets(config):
             asked.append(_contamination(config, plugins))
         if quality.verify_answers:
@@ -46,6 +51,8 @@ def asked_checks(config: RunConfig) -> list[str]:
     quality = config.data.quality
     asked = {
         "duplicate": quality.deduplicate is not False,
+        "length": _asks_for_length(quality),
+        "insane": quality.sanity,
         "contaminated": bool(_test_sets(config)),
         "unverified": quality.verify_answers,
         "near-duplicate": quality.deduplicate == "near",
@@ -55,7 +62,8 @@ def asked_checks(config: RunConfig) -> list[str]:
 
 def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
     """What the checks' verdicts depend on beside the data and `[data.quality]`, as JSON values."""
-    inputs: dict[str, Any] = {}
+    quality = config.data.quality
+    inputs: dict[str, Any] = {"length": [quality.min_characters, quality.max_characters], "sanity": quality.sanity}
     if sets := _test_sets(config):
         inputs["test_sets"] = [
             {
@@ -65,9 +73,13 @@ def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
             }
             for _, source, name, options in sets
         ]
-    if config.data.quality.verify_answers:
+    if quality.verify_answers:
         inputs["metric"] = plugins.origin(verifying_metric(config, plugins))
     return inputs
+
+
+def _asks_for_length(quality: QualityConfig) -> bool:
+    return quality.min_characters > 0 or quality.max_characters is not None
 
 
 def check_quality(config: RunConfig, plugins: Plugins) -> None:

@@ -181,3 +181,48 @@ def test_a_weight_below_one_leaves_examples_out_and_counts_them(prepare):
     assert outputs["rows"] + outputs["undrawn"] == 60
     assert 15 <= outputs["rows"] <= 45
     assert set(_times(folder).values()) == {1}
+
+
+def test_packs_are_made_where_they_are_asked_for_or_all_is_plain_text(prepare):
+    """Every row is in one pack, and none is longer than max_length; a report says how full they are."""
+    plain = [{"text": f"it is {n} " * (1 + n % 9)} for n in range(60)]
+    for rows, packing, packed in (
+        (ROWS, "pack", True), (ROWS, "auto", False), (plain, "auto", True), (plain, "bucket", False),
+    ):  # fmt: skip
+        outputs, folder = prepare(rows, f"data.tokens.packing='{packing}'", "data.tokens.max_length=64")
+        tokens = TokenFolder(folder / "train")
+        assert (tokens.packs is not None) == packed
+        assert (outputs["packs"] is not None) == packed
+        if packed:
+            assert sorted(row for pack in tokens.packs for row in pack.tolist()) == list(range(len(tokens)))
+            assert tokens.packs.sums(tokens.lengths()).max() <= 64
+            assert outputs["packs"]["packs"] == len(tokens.packs)
+            assert outputs["packs"]["filled"] == pytest.approx(outputs["tokens"] / 64 / len(tokens.packs))
+
+
+def test_texts_that_are_too_short_or_repeat_themselves_go_and_are_counted(prepare):
+    """Each by its own check, with the reason in removed.jsonl."""
+    bad = [{"prompt": "say it", "completion": "so"}, {"prompt": "say it", "completion": "I am sorry.\n" * 60}]
+    asked = ("data.quality.min_characters=4", "data.quality.sanity=true")
+    outputs, folder = prepare([*ROWS, *bad], *asked)
+    assert outputs["removed"] == {"duplicate": 0, "length": 1, "insane": 1}
+    told = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
+    assert [(line["check"], line["source"]) for line in told] == [
+        ("length", "rows.jsonl:61"),
+        ("insane", "rows.jsonl:62"),
+    ]
+    assert prepare([*ROWS, *bad])[0]["removed"] == {"duplicate": 0}
+
+
+def test_the_proof_of_the_labels_is_told_with_three_rows(prepare, home):
+    """Shares, counts and rows, whether the data were prepared now or are taken from an earlier run."""
+    from modelwright.core.events import read_events
+
+    outputs, folder = prepare(ROWS)
+    (home / "runs/prep/done/prepare.json").unlink()
+    prepare(ROWS)
+    first, second = [event.data for event in read_events(home / "runs/prep/events") if event.kind == "labels"]
+    assert first == second
+    assert [one["source"] for one in first["examples"]] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
+    assert first["trained_by_role"] == outputs["trained_by_role"]
+    assert (folder / "labels.html").exists()
