@@ -221,6 +221,18 @@ def _after_step(step):
     return lambda event: event.kind == "step" and event.data["step"] >= step
 
 
+def test_a_run_trains_on_packs(run_file, modelwright, home):
+    """From rows to packs to a registered model; the events say how many sequences there are."""
+    path = run_file(steps=6)
+    _ok(modelwright("run", path, "--set", "data.tokens.packing='pack'", "--set", "data.tokens.max_length=256"))
+    events = list(read_events(home / "runs" / "tiny" / "events"))
+    [prepared] = [event.data for event in events if event.kind == "prepared"]
+    [started] = [event.data for event in events if event.kind == "started"]
+    assert started["sequences"] == prepared["packs"]["packs"] < prepared["rows"]
+    assert len([event for event in events if event.kind == "step"]) == 6
+    assert _models(modelwright)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
 def test_a_signal_stops_the_run_at_a_step_with_75_and_the_same_command_resumes(run_file, modelwright, home, number):
     """The steps before the signal are not done again."""
