@@ -1,4 +1,4 @@
-"""One job on many items: in this process, or shared among worker processes, with the results in the items' order."""
+"""Jobs on many items: in this process, or shared among worker processes, with the results in the items' order."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
 from typing import Any, Protocol, Self, TypeVar
+
+from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.plugins import Plugins
@@ -50,52 +52,27 @@ def available_processes() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered(
-    job: Job[Item, Result], items: Iterable[Item], *, processes: int, plugins: Plugins, tick: Tick
-) -> Iterator[Result]:
-    """The results of `job` on each item, in order. A single item is no work for other processes.
+@frozen
+class _Begin:
+    """Tells a worker of its next job."""
+
+    job: Any
+
+
+class Pool:
+    """Does jobs in order, in this process or in several; use it as a context manager.
+
+    The processes are started when there is work for them, and do one job after the other.
 
     Args:
-        job: what to do.
-        items: asked for as they are needed.
         processes: at most so many.
         plugins: for a job that is done in this process.
-        tick: called often; may raise, which ends the processes.
-
-    Raises:
-        ModelwrightError: the job failed, or a process died.
     """
-    remaining = iter(items)
-    first = list(itertools.islice(remaining, 2))
-    everything = itertools.chain(first, remaining)
-    if processes == 1 or len(first) < 2:
-        with job.opened(plugins) as do:
-            for item in everything:
-                yield do(item, tick)
-        return
-    with _Workers(job, processes) as workers:
-        yield from workers.map(everything, tick)
 
-
-class _Workers:
-    """Processes that have begun the same job."""
-
-    def __init__(self, job: Any, processes: int) -> None:
+    def __init__(self, processes: int, plugins: Plugins) -> None:
+        self._count = processes
+        self._plugins = plugins
         self._processes: dict[connection.Connection, subprocess.Popen[bytes]] = {}
-        command = [sys.executable, "-P", "-m", "modelwright.core.prepare.worker"]
-        for _ in range(processes):
-            ours, theirs = connection.Pipe()
-            with theirs:
-                self._processes[ours] = subprocess.Popen(
-                    [*command, str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,  # what a plugin prints is not this command's output
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # a Ctrl-C at the terminal is for the runner, which ends them
-                    env=os.environ | _ONE_THREAD,
-                )
-        for ours in self._processes:
-            self._send(ours, job)
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +83,46 @@ class _Workers:
             process.kill()  # what a worker leaves is whole or is not there
             process.wait()
 
-    def map(self, items: Iterator[Any], tick: Tick) -> Iterator[Any]:
+    def ordered(self, job: Job[Item, Result], items: Iterable[Item], tick: Tick) -> Iterator[Result]:
+        """The results of `job` on each item, in order. A single item is no work for other processes.
+
+        Args:
+            job: what to do.
+            items: asked for as they are needed.
+            tick: called often; may raise, which ends the processes.
+
+        Raises:
+            ModelwrightError: the job failed, or a process died.
+        """
+        remaining = iter(items)
+        first = list(itertools.islice(remaining, 2))
+        everything = itertools.chain(first, remaining)
+        if self._count == 1 or len(first) < 2:
+            with job.opened(self._plugins) as do:
+                for item in everything:
+                    yield do(item, tick)
+            return
+        if not self._processes:
+            self._start()
+        for ours in self._processes:
+            self._send(ours, _Begin(job))
+        yield from self._map(everything, tick)
+
+    def _start(self) -> None:
+        command = [sys.executable, "-P", "-m", "modelwright.core.prepare.worker"]
+        for _ in range(self._count):
+            ours, theirs = connection.Pipe()
+            with theirs:
+                self._processes[ours] = subprocess.Popen(
+                    [*command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # what a plugin prints is not this command's output
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,  # a Ctrl-C at the terminal is for the runner, which ends them
+                    env=os.environ | _ONE_THREAD,
+                )
+
+    def _map(self, items: Iterator[Any], tick: Tick) -> Iterator[Any]:
         """The results in the items' order."""
         idle, busy = list(self._processes), dict[connection.Connection, int]()
         done: dict[int, Any] = {}
@@ -153,19 +169,21 @@ class _Workers:
 
 
 def serve(pipe: connection.Connection) -> None:
-    """A worker process from beginning to end: the job, then item after item, until nobody asks any more."""
-    with contextlib.suppress(EOFError, OSError):
-        job = pipe.recv()
-        with contextlib.ExitStack() as stack:
-            do: Callable[[Any, Tick], Any] | None = None
-            while True:
-                item = pipe.recv()
-                try:
-                    do = do or stack.enter_context(job.opened(None))
-                    answer = False, do(item, lambda: None)
-                except Exception as error:  # noqa: BLE001 - whatever it was, the runner must hear of it
-                    answer = True, _portable(error)
-                pipe.send(answer)
+    """A worker process from beginning to end: job after job, item after item, until nobody asks any more."""
+    with contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as stack:
+        do: Callable[[Any, Tick], Any] | None = None
+        while True:
+            item = pipe.recv()
+            if isinstance(item, _Begin):
+                stack.close()
+                job, do = item.job, None
+                continue
+            try:
+                do = do or stack.enter_context(job.opened(None))
+                answer = False, do(item, lambda: None)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the runner must hear of it
+                answer = True, _portable(error)
+            pipe.send(answer)
 
 
 def _portable(error: Exception) -> ModelwrightError:

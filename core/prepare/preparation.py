@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from attrs import asdict
 
@@ -18,7 +18,7 @@ from modelwright.core.prepare import reading, tokens
 from modelwright.core.prepare.checks import asked_checks, check_inputs
 from modelwright.core.prepare.examples import Rejected, written_examples
 from modelwright.core.prepare.packs import PackReport, write_packs
-from modelwright.core.prepare.pool import available_processes, ordered
+from modelwright.core.prepare.pool import Pool, available_processes
 from modelwright.core.prepare.reading import ReadShards
 from modelwright.core.prepare.shards import Shard, shards
 from modelwright.core.prepare.sifting import Sifter
@@ -34,7 +34,7 @@ Emit = Callable[[str, Mapping[str, Any]], None]
 
 
 class Preparation:
-    """Fills a folder; `read` comes first, then `render`.
+    """Fills a folder; `read` comes first, then `render`. Use it as a context manager: worker processes end with it.
 
     Args:
         run: what is prepared.
@@ -64,7 +64,14 @@ class Preparation:
         self._files: list[ExamplesFile] = []
         self._packs: PackReport | None = None
         workers = run.config.data.workers
-        self._processes = available_processes() if workers == "auto" else workers
+        self._pool = Pool(available_processes() if workers == "auto" else workers, run.plugins)
+
+    def __enter__(self) -> Self:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.__exit__()
 
     def read(self) -> None:
         """Rows to examples, and which of them stay.
@@ -85,7 +92,7 @@ class Preparation:
         plain = to_plain(config)
         recipe = [READING_VERSION, plugins.origin(spec), plain["data"]["options"], check_inputs(config, plugins)]
         job = ReadShards(plain, digest_json([*recipe, spec.name]), self._store)
-        results = ordered(job, passed_on(), processes=self._processes, plugins=plugins, tick=self.run.folder.check_stop)
+        results = self._pool.ordered(job, passed_on(), self.run.folder.check_stop)
         for number, entry in enumerate(results):
             shard = sources[number]
             facts = files.read_json(entry / reading.FACTS)
@@ -118,8 +125,7 @@ class Preparation:
             seed=config.seed,
         )
         job = RenderExamples(tokenizer, renderer.fingerprint, settings, self._store)
-        tick = self.run.folder.check_stop
-        results = ordered(job, self._files, processes=self._processes, plugins=self.run.plugins, tick=tick)
+        results = self._pool.ordered(job, self._files, self.run.folder.check_stop)
         for number, (given, entry) in enumerate(zip(self._files, results, strict=True), start=1):
             self._take_tokens(given.path.stem, entry)
             rendered = self.examples * number // len(self._files)

@@ -104,8 +104,7 @@ class Prepare:
         return summary | {"digest": _digest(target), "sources": _lineage(run), "files": files.sizes(target)}
 
     def _prepare(self, run: Run, target: Path, store: Store, emit: Emit) -> None:
-        with files.writing_folder(target) as folder:
-            done = Preparation(run, folder, store, emit)
+        with files.writing_folder(target) as folder, Preparation(run, folder, store, emit) as done:
             done.read()
             trouble = _too_many_rejected(done, target)
             if trouble is None:
