@@ -24,7 +24,7 @@ from modelwright.core.api.errors import ModelwrightError, RowError, UsageError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.records import Example, Message, digest_json
 from modelwright.core.conversation import Conversation
-from modelwright.core.layout import Layout, Prompt, SpanKind
+from modelwright.core.layout import Layout, SpanKind
 from modelwright.core.shapes import Shapes
 from modelwright.core.templates import ChatTemplate, TemplateRefusedError, read_template
 from modelwright.core.thinking import OPEN
@@ -304,27 +304,42 @@ def _wanted(messages: Sequence[Message], turns: Turns) -> list[int]:
 
 
 def _token_spans(layout: Layout, encoded: Encoded) -> tuple[list[Span], bool]:
-    """The stretches in tokens, and whether a prompt by itself ends in other tokens.
+    """The stretches in tokens, and whether a prompt ends in other tokens by itself.
 
     A stretch has every token that shares a character with it, but for those that the prompt before it has as well.
     """
-    starts = {prompt.end: _first_after(prompt, encoded) for prompt in layout.prompts}
     spans: list[Span] = []
-    taken = 0
+    taken, inside, left = 0, False, dict(layout.prompts)
     for stretch in sorted(layout.stretches, key=lambda each: each.start):
         low, high = encoded.tokens(stretch.start, stretch.end)
-        low = max(low, taken, starts.get(stretch.start) or 0)
+        prompt = left.pop(stretch.start, None)
+        if prompt is not None:
+            after = _first_after(stretch.start, prompt, low, encoded)
+            inside, low = inside or after is None, after or low
+        low = max(low, taken)
         if low < high:
             spans.append(Span(stretch.kind, stretch.message, low, high))
             taken = high
-    return spans, None in starts.values()
+    # What follows these is thinking that is not learnt.
+    for end, prompt in left.items():
+        inside |= _first_after(end, prompt, encoded.tokens(end, end + 1)[0], encoded) is None
+    return spans, inside
 
 
-def _first_after(prompt: Prompt, encoded: Encoded) -> int | None:
-    """The first token after a prompt; None where the tokens before it are not the prompt's."""
-    low, high = encoded.tokens(prompt.end, prompt.end + 1)
-    count = len(prompt.ids)
+def _first_after(end: int, prompt: tuple[int, ...], low: int, encoded: Encoded) -> int | None:
+    """The first token after a prompt, which ends at character `end`; None where it ends in other tokens here.
+
+    Args:
+        end: see above.
+        prompt: its last tokens.
+        low: the first token that shares a character with what follows.
+        encoded: the whole.
+    """
+    count = len(prompt)
+    if count and encoded.ids[low - count : low] == prompt:
+        return low
     if not count:
-        return low if prompt.end == 0 or encoded.tokens(prompt.end - 1, prompt.end)[1] == low else None
+        return low if end == 0 or encoded.tokens(end - 1, end)[1] == low else None
     # Several tokens can share a place, and some (those that strip the white space after them) reach beyond the prompt.
-    return next((at for at in range(low, high + 1) if encoded.ids[at - count : at] == prompt.ids), None)
+    high = encoded.tokens(end, end + 1)[1]
+    return next((at for at in range(low + 1, high + 1) if encoded.ids[at - count : at] == prompt), None)

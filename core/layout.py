@@ -26,19 +26,6 @@ WINDOW = 64
 
 
 @frozen
-class Prompt:
-    """Where the generation prompt of a trained turn ends.
-
-    Attributes:
-        end: the place, in characters.
-        ids: the last tokens of the prompt by itself: those that the texts before them have no part in.
-    """
-
-    end: int
-    ids: tuple[int, ...]
-
-
-@frozen
 class Stretch:
     """A trained stretch of the rendering."""
 
@@ -55,7 +42,8 @@ class Layout:
     Attributes:
         text: the rendering.
         stretches: what of it is learnt.
-        prompts: where the prompts of the turns that are learnt end, as far as that can be told.
+        prompts: where the prompts of the turns that are learnt end, as far as that can be told, and for each its last
+            tokens by itself, those that the texts before them have no part in.
         anomalies: what is not as the messages say; the names are `Rendered`'s.
         protected: the parts of it that someone typed and that could be taken for control tokens.
         controls: how many control tokens there are outside of those; None where nobody has counted.
@@ -63,7 +51,7 @@ class Layout:
 
     text: str
     stretches: tuple[Stretch, ...]
-    prompts: tuple[Prompt, ...]
+    prompts: Mapping[int, tuple[int, ...]]
     anomalies: tuple[str, ...]
     protected: tuple[Range, ...] = ()
     controls: int | None = None
@@ -92,7 +80,7 @@ def lay_out(
     controls = tokenizer.find_controls(conversation.text, conversation.protected)
     fields = conversation.locate(range(len(messages)))
     stretches: list[Stretch] = []
-    prompts: list[Prompt] = []
+    prompts: dict[int, tuple[int, ...]] = {}
     anomalies: dict[str, None] = {}
     for index in wanted:
         turn = _Turn(conversation, messages, index, fields, controls, tokenizer, turn_ends)
@@ -101,8 +89,7 @@ def lay_out(
         stretches += found
         anomalies.update(dict.fromkeys(strange))
         if found and prompt_end is not None:
-            ids = _last_tokens(conversation, prompt_end, fields, controls, tokenizer)
-            prompts.append(Prompt(prompt_end, ids))
+            prompts[prompt_end] = _last_tokens(conversation, prompt_end, fields, controls, tokenizer)
     if any("content" in each.dropped and messages[index].role != "assistant" for index, each in fields.items()):
         anomalies["message-dropped"] = None
     if conversation.template_reads_content:
@@ -110,7 +97,7 @@ def lay_out(
     return Layout(
         text=conversation.text,
         stretches=tuple(stretches),
-        prompts=tuple(prompts),
+        prompts=prompts,
         anomalies=tuple(anomalies),
         protected=conversation.protected,
         controls=len(controls),

@@ -22,7 +22,7 @@ from attrs import frozen
 
 from modelwright.core.api.records import Message
 from modelwright.core.conversation import Conversation
-from modelwright.core.layout import Layout, Prompt, SpanKind, Stretch, lay_out
+from modelwright.core.layout import Layout, SpanKind, Stretch, lay_out
 from modelwright.core.templates import ChatTemplate, TemplateRefusedError, template_message
 from modelwright.core.tokenizer import ControlledTokenizer
 from modelwright.core.turn_ends import TurnEnds
@@ -120,7 +120,7 @@ class Shapes:
                 Stretch(kind, message, before[start[0]] + start[1], before[end[0]] + end[1])
                 for kind, message, start, end in shape.stretches
             ),
-            prompts=tuple(Prompt(before[end[0]] + end[1], ids) for end, ids in shape.prompts),
+            prompts={before[end[0]] + end[1]: ids for end, ids in shape.prompts},
             anomalies=shape.anomalies,
             controls=shape.controls,
         )
@@ -159,7 +159,7 @@ class Shapes:
             if start is None or end is None:
                 return None
             stretches.append((stretch.kind, stretch.message, start, end))
-        prompts = [(place(prompt.end), prompt.ids) for prompt in layout.prompts]
+        prompts = [(place(end), ids) for end, ids in layout.prompts.items()]
         assert layout.controls is not None
         return _Shape(
             literals=literals,
