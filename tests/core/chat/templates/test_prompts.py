@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modelwright.core.api import Example, Message
 
@@ -102,3 +104,31 @@ def test_a_system_message_that_only_the_prompt_shows_is_an_anomaly(conversation,
     assert "Rule" not in rendered.text
     assert "Rule" in renderer.spell(renderer.prompt(messages[:-1]))
     assert rendered.anomalies == ("message-dropped",)
+
+
+SAYINGS = st.lists(
+    st.sampled_from(
+        ["hello", "It is 4.", " ", "\n", "\n\n", ")", ":", "é", "日本", "a", "2", ".\n", "▁", "##", "\u00a0"]
+    ),
+    max_size=4,
+).map("".join)
+
+
+@settings(max_examples=40, deadline=None)
+@given(asked=SAYINGS, answered=SAYINGS, kind=st.sampled_from(["byte_level", "unigram", "llama2"]))
+def test_a_prompts_end_is_reported_if_and_only_if_its_tokens_are_others(
+    family_name, families, renderer_of, theirs, asked, answered, kind
+):
+    """Whatever is said: otherwise its tokens are the first ones, and the first that follows is the first trained."""
+    messages = (Message(role="user", content=asked), Message(role="assistant", content=answered))
+    renderer = renderer_of(family_name, kind)
+    (rendered,) = renderer.train(Example(messages=messages))
+    prompt = renderer.prompt(messages[:1])
+    text = theirs(family_name, kind, messages[:1], add_generation_prompt=True, tokenize=False)
+    if families(family_name).opening:  # No history shows what this prompt opens.
+        assert rendered.anomalies == ()
+        return
+    assert rendered.text.startswith(text)
+    assert ("prompt-boundary" in rendered.anomalies) == (rendered.ids[: len(prompt)] != prompt)
+    if not rendered.anomalies:
+        assert rendered.trained.index(True) == len(prompt)
