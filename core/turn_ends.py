@@ -10,7 +10,7 @@ from attrs import frozen
 from modelwright.core.api.records import Message
 from modelwright.core.conversation import Conversation, Fields
 from modelwright.core.templates import ChatTemplate, TemplateRefusedError
-from modelwright.core.tokenizer import Control, ControlledTokenizer
+from modelwright.core.tokenizer import Control, ControlledTokenizer, Range
 
 _ASKED, _RULE = Message(role="user", content="Question"), Message(role="system", content="Rule")
 _SHORT = (_ASKED, Message(role="assistant", content="Answer"))
@@ -63,19 +63,30 @@ def _ends_of_answers(template: ChatTemplate, tokenizer: ControlledTokenizer) -> 
     """What ends answers: end-of-sequence where only control tokens stand before it, else the first control token."""
     eos = tokenizer.eos_id
     for conversation, messages in _accepted(template, tokenizer, _ANSWERS, None):
-        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         controls = tokenizer.find_controls(conversation.text)
-        runs = {
-            index: _run(conversation.text, fields.found["content"][1], controls)
-            for index, fields in conversation.locate(answers).items()
-            if "content" in fields.found
-        }
-        closers = {number for run in runs.values() if eos in run for number in run[: run.index(eos)]}
-        closers -= {run[0] for run in runs.values() if run and eos not in run}
-        last = {index: next((number for number in run if number not in closers), None) for index, run in runs.items()}
-        ends = frozenset(number for number in last.values() if number is not None)
-        return TurnEnds(ends, ends & {last.get(answers[-1])}, frozenset(closers))
+        located = conversation.locate(range(len(messages)))
+        asked, answered = (
+            [located[index].found.get("content") for index, message in enumerate(messages) if message.role == role]
+            for role in ("user", "assistant")
+        )
+        runs = [[] if place is None else _run(conversation.text, place[1], controls) for place in answered]
+        closers = {number for run in runs if eos in run for number in run[: run.index(eos)]}
+        closers -= {run[0] for run in runs if run and eos not in run}
+        *earlier, last = (frozenset([number for number in run if number not in closers][:1]) for run in runs)
+        opener = _opener(asked, answered, controls)
+        return TurnEnds(last.union(*(ends - opener for ends in earlier)), last, frozenset(closers))
     return TurnEnds()
+
+
+def _opener(
+    asked: Sequence[Range | None], answered: Sequence[Range | None], controls: Sequence[Control]
+) -> frozenset[int]:
+    """The token that opens a question right after an answer that has no end: it stands before the first one as well."""
+    if len(asked) < 2 or asked[0] is None or asked[1] is None or answered[0] is None:
+        return frozenset()
+    before = [control.id for control in controls if control.end <= asked[0][0]]
+    between = [control.id for control in controls if answered[0][1] <= control.start < asked[1][0]]
+    return frozenset(between) if between == before[-1:] else frozenset()
 
 
 def _ends_of_calls(template: ChatTemplate, tokenizer: ControlledTokenizer, known: frozenset[int]) -> frozenset[int]:

@@ -137,6 +137,17 @@ def test_a_missing_end_token_is_reported_for_each_kind_of_turn(make_renderer):
     assert last.train(Example(messages=TALK * 2))[0].anomalies == ("end-missing",)
 
 
+def test_the_token_that_opens_the_next_question_ends_no_answer(make_renderer):
+    """Learnt as an end, it would make the model ask the next question itself, since no generation stops there."""
+    renderer = make_renderer(
+        "{% for m in messages %}{{ ('[U]' if m.role == 'user' else '[A]') + m.content }}{% endfor %}"
+        "{{ '[A]' if add_generation_prompt else eos_token }}"
+    )
+    (rendered,) = renderer.train(Example(messages=TALK * 2))
+    assert learnt(renderer, rendered) == ["It is 4.", "It is 4.</s>"]
+    assert rendered.anomalies == ("end-missing",)
+
+
 def test_a_template_that_is_none_is_named_with_its_line(make_folder, tmp_path):
     """One line, in the folder's file, in its config, or in a file of the run."""
     file = tmp_path / "mine.jinja"
