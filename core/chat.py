@@ -336,10 +336,10 @@ def _first_after(end: int, prompt: tuple[int, ...], low: int, encoded: Encoded) 
         encoded: the whole.
     """
     count = len(prompt)
-    if count and encoded.ids[low - count : low] == prompt:
-        return low
     if not count:
         return low if end == 0 or encoded.tokens(end - 1, end)[1] == low else None
+    if encoded.ids[low - count : low] == prompt:
+        return low
     # Several tokens can share a place, and some (those that strip the white space after them) reach beyond the prompt.
     high = encoded.tokens(end, end + 1)[1]
     return next((at for at in range(low + 1, high + 1) if encoded.ids[at - count : at] == prompt), None)
