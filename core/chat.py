@@ -14,7 +14,7 @@ token; the newline after that is not trained.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +24,12 @@ from modelwright.core.api.errors import ModelwrightError, RowError, UsageError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.records import Example, Message, digest_json
 from modelwright.core.conversation import Conversation
-from modelwright.core.layout import Layout, SpanKind, Stretch, next_control
+from modelwright.core.layout import Layout, SpanKind
 from modelwright.core.shapes import Shapes
 from modelwright.core.templates import ChatTemplate, TemplateRefusedError, read_template
 from modelwright.core.thinking import OPEN
 from modelwright.core.tokenizer import ControlledTokenizer, Encoded, TokenizerFiles
+from modelwright.core.turn_ends import TurnEnds, find_turn_ends
 
 __all__ = [
     "RENDERER_VERSION",
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 # Part of every fingerprint: raised when the same messages begin to give other tokens or another mask.
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 
 # The file of a model folder that records, among other things, the fingerprint of its renderer.
 MODEL_RECORD = "modelwright.json"
@@ -78,6 +79,9 @@ class Rendered:
             "thinking-dropped": the template leaves out the thinking of a trained turn;
             "span-lost": a trained turn cannot be found in the rendering, and is not trained;
             "end-missing": no end-of-turn token follows a trained turn, so the model would not learn to stop;
+            "message-dropped": the template leaves out a message of the system, of a user or of a tool;
+            "prompt-boundary": the prompt of a trained turn ends in other tokens by itself than it does here, so that
+                the model is served what it never learnt from;
             "template-reads-content": the template acts upon control tokens typed in content;
             "begin-doubled": two begin-of-sequence tokens stand at the front;
             "nothing-trained": no token is trained.
@@ -124,12 +128,12 @@ class Renderer:
                 "date": self._template and self._template.date,
             }
         )
-        eos = self._tokenizer.eos_id
-        self._turn_ends: frozenset[int] = frozenset() if eos is None else frozenset({eos})
-        self.stop_token_ids = self._turn_ends
-        self._shapes: Shapes | None = None
+        eos = frozenset() if self._tokenizer.eos_id is None else frozenset({self._tokenizer.eos_id})
+        self._turn_ends = TurnEnds(eos, eos)
         if self._template is not None:
-            self._find_turn_ends()
+            self._turn_ends = find_turn_ends(self._template, self._tokenizer)
+        self.stop_token_ids = self._turn_ends.stops
+        self._shapes: Shapes | None = None
 
     @classmethod
     def from_folder(cls, folder: Path, *, chat_template: str | None = None) -> Renderer:
@@ -229,32 +233,6 @@ class Renderer:
             self._template, self._tokenizer, messages, tools, add_generation_prompt=add_generation_prompt
         )
 
-    def _find_turn_ends(self) -> None:
-        """Find the tokens that the template puts after an answer, by rendering a conversation that it accepts.
-
-        The last answer's goes into `stop_token_ids`; an earlier one's is only trained, since some templates (gpt-oss)
-        put the same token after thinking.
-        """
-        asked, answered = Message(role="user", content="Question"), Message(role="assistant", content="Answer")
-        opening = Message(role="system", content="Rule")
-        short = (asked, answered)
-        for messages in ((*short, *short), (opening, *short, *short), short, (opening, *short)):
-            try:
-                conversation = self._conversation(messages, None)
-            except TemplateRefusedError:
-                continue
-            answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-            controls = self._tokenizer.find_controls(conversation.text)
-            for index, fields in conversation.locate(answers).items():
-                if "content" not in fields.found:
-                    continue
-                control = next_control(conversation.text, fields.found["content"][1], controls)
-                ends = frozenset() if control is None else frozenset({control.id})
-                self._turn_ends |= ends
-                if index == answers[-1]:
-                    self.stop_token_ids |= ends
-            return
-
     def _train_text(self, text: str) -> Rendered:
         """Plain text: all of it is trained, with the end-of-sequence token."""
         encoded = self._encode_plain(text)
@@ -279,7 +257,9 @@ class Renderer:
         begin = self.special_ids.get("bos_token")
         if begin is not None and encoded.ids[:2] == (begin, begin):
             anomalies.append("begin-doubled")
-        spans = _token_spans(layout.stretches, encoded)
+        spans, inside = _token_spans(layout, encoded)
+        if inside:
+            anomalies.append("prompt-boundary")
         if not spans:
             anomalies.append("nothing-trained")
         return Rendered(ids=encoded.ids, spans=tuple(spans), anomalies=tuple(anomalies), text=layout.text)
@@ -323,14 +303,43 @@ def _wanted(messages: Sequence[Message], turns: Turns) -> list[int]:
     ]
 
 
-def _token_spans(stretches: Iterable[Stretch], encoded: Encoded) -> list[Span]:
-    """The stretches in tokens: every token that shares a character with one."""
+def _token_spans(layout: Layout, encoded: Encoded) -> tuple[list[Span], bool]:
+    """The stretches in tokens, and whether a prompt ends in other tokens by itself.
+
+    A stretch has every token that shares a character with it, but for those that the prompt before it has as well.
+    """
     spans: list[Span] = []
-    taken = 0
-    for stretch in sorted(stretches, key=lambda each: each.start):
+    taken, inside, left = 0, False, dict(layout.prompts)
+    for stretch in sorted(layout.stretches, key=lambda each: each.start):
         low, high = encoded.tokens(stretch.start, stretch.end)
+        prompt = left.pop(stretch.start, None)
+        if prompt is not None:
+            after = _first_after(stretch.start, prompt, low, encoded)
+            inside, low = inside or after is None, after or low
         low = max(low, taken)
         if low < high:
             spans.append(Span(stretch.kind, stretch.message, low, high))
             taken = high
-    return spans
+    # What follows these is thinking that is not learnt.
+    for end, prompt in left.items():
+        inside |= _first_after(end, prompt, encoded.tokens(end, end + 1)[0], encoded) is None
+    return spans, inside
+
+
+def _first_after(end: int, prompt: tuple[int, ...], low: int, encoded: Encoded) -> int | None:
+    """The first token after a prompt, which ends at character `end`; None where it ends in other tokens here.
+
+    Args:
+        end: see above.
+        prompt: its last tokens.
+        low: the first token that shares a character with what follows.
+        encoded: the whole.
+    """
+    count = len(prompt)
+    if not count:
+        return low if end == 0 or encoded.tokens(end - 1, end)[1] == low else None
+    if encoded.ids[low - count : low] == prompt:
+        return low
+    # Several tokens can share a place, and some (those that strip the white space after them) reach beyond the prompt.
+    high = encoded.tokens(end, end + 1)[1]
+    return next((at for at in range(low + 1, high + 1) if encoded.ids[at - count : at] == prompt), None)

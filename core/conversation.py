@@ -7,6 +7,7 @@ leading and trailing white space, which templates trim, and are characters that 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -77,6 +78,19 @@ class Conversation:
         self.template_reads_content = bool(self._typed) and self.text != self._apply(
             plain, plain_tools, add_generation_prompt=add_generation_prompt
         )
+
+    @functools.cached_property
+    def header(self) -> str:
+        """What the generation prompt adds to a question; nothing where the template refuses one."""
+        asked, opening = {"role": "user", "content": "Question"}, {"role": "system", "content": "Rule"}
+        for messages in ([asked], [opening, asked]):
+            try:
+                history, _ = self._render(messages, add_generation_prompt=False)
+                prompt, _ = self._render(messages, add_generation_prompt=True)
+            except TemplateRefusedError:
+                continue
+            return prompt[len(history) :] if prompt.startswith(history) else ""
+        return ""
 
     def before(self, index: int, *, add_generation_prompt: bool) -> str | None:
         """The rendering of the messages before `index`; None where the template refuses them."""
@@ -244,7 +258,8 @@ def _fields(marks: Sequence[tuple[FieldKind, str, str]], positions: Mapping[str,
         starts, ends = positions.get(before, ()), positions.get(after, ())
         if not starts and not ends:
             dropped.add(kind)
-        elif len(starts) == len(ends) == 1 and starts[0] <= ends[0]:
+        elif len(starts) == len(ends) and starts[0] <= ends[0] and (len(starts) == 1 or kind == "calls"):
+            # Later showings of a call's name are the tool's answer's.
             start, end = found.get(kind, (starts[0], ends[0]))
             found[kind] = (min(start, starts[0]), max(end, ends[0]))
         else:

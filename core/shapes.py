@@ -25,6 +25,7 @@ from modelwright.core.conversation import Conversation
 from modelwright.core.layout import Layout, SpanKind, Stretch, lay_out
 from modelwright.core.templates import ChatTemplate, TemplateRefusedError, template_message
 from modelwright.core.tokenizer import ControlledTokenizer
+from modelwright.core.turn_ends import TurnEnds
 
 # The shapes of real data are few; of data with as many shapes as conversations, not all are kept.
 MOST_SHAPES = 1000
@@ -42,6 +43,7 @@ class _Shape:
         literals: the text around and between the fields, one more than there are fields.
         fields: which core stands in each hole, by its number in the order of the messages.
         stretches: what is learnt: kind, message, and two places.
+        prompts: where the prompts of what is learnt end, and their last tokens.
         anomalies: as in `Layout`.
         controls: how many control tokens there are.
         starts: how often each character with which a control token may begin is in the literals.
@@ -50,6 +52,7 @@ class _Shape:
     literals: tuple[str, ...]
     fields: tuple[int, ...]
     stretches: tuple[tuple[SpanKind, int, _Place, _Place], ...]
+    prompts: tuple[tuple[_Place, tuple[int, ...]], ...]
     anomalies: tuple[str, ...]
     controls: int
     starts: tuple[int, ...]
@@ -64,7 +67,7 @@ class Shapes:
         turn_ends: the tokens that end a turn.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: ControlledTokenizer, turn_ends: frozenset[int]) -> None:
+    def __init__(self, template: ChatTemplate, tokenizer: ControlledTokenizer, turn_ends: TurnEnds) -> None:
         self._template = template
         self._tokenizer = tokenizer
         self._turn_ends = turn_ends
@@ -117,6 +120,7 @@ class Shapes:
                 Stretch(kind, message, before[start[0]] + start[1], before[end[0]] + end[1])
                 for kind, message, start, end in shape.stretches
             ),
+            prompts={before[end[0]] + end[1]: ids for end, ids in shape.prompts},
             anomalies=shape.anomalies,
             controls=shape.controls,
         )
@@ -155,11 +159,13 @@ class Shapes:
             if start is None or end is None:
                 return None
             stretches.append((stretch.kind, stretch.message, start, end))
+        prompts = [(place(end), ids) for end, ids in layout.prompts.items()]
         assert layout.controls is not None
         return _Shape(
             literals=literals,
             fields=tuple(number for _, _, number in found),
             stretches=tuple(stretches),
+            prompts=tuple((end, ids) for end, ids in prompts if end is not None),
             anomalies=layout.anomalies,
             controls=layout.controls,
             starts=tuple(sum(literal.count(start) for literal in literals) for start in self._starts),

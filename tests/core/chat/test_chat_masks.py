@@ -58,7 +58,9 @@ def test_answers_and_their_end_tokens_are_trained_and_nothing_else(
     """Every template and tokenizer: the trained tokens say the answers, each with its end-of-turn token."""
     renderer = make_renderer(template, kind)
     rendered = only(renderer.train(Example(messages=TWO_TURNS)))
-    assert rendered.anomalies == ()
+    # This tokenizer makes one token of the two newlines that Llama's prompt ends with, and two before a letter.
+    boundary = (template, kind) == ("llama3", "byte_level")
+    assert rendered.anomalies == (("prompt-boundary",) if boundary else ())
     texts = [text.strip() for text in trained_texts(native, renderer, rendered)]
     assert texts == [f"It is 4.{end}", f"hello world{last_end}"]
     assert [span.kind for span in rendered.spans] == ["answer", "end", "answer", "end"]
@@ -146,7 +148,7 @@ def test_thinking_that_the_template_drops_is_an_anomaly(make_renderer):
     """Qwen3 hides the thinking of earlier turns, Llama 3 hides all: what is left is not what the data says."""
     turns = (user("hello"), assistant("a", thinking="two"), user("again"), assistant("b", thinking="three"))
     assert only(make_renderer("qwen3").train(Example(messages=turns))).anomalies == ("thinking-dropped",)
-    assert only(make_renderer("llama3").train(Example(messages=turns))).anomalies == ("thinking-dropped",)
+    assert only(make_renderer("llama3", "words").train(Example(messages=turns))).anomalies == ("thinking-dropped",)
     assert only(make_renderer("qwen3").train(Example(messages=turns), "last")).anomalies == ()
 
 

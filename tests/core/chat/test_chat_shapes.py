@@ -32,7 +32,7 @@ def outcome(renderer, lay_out, *arguments):
     except TemplateRefusedError as error:
         return str(error)
     encoded = renderer._tokenizer.encode(layout.text, layout.protected)
-    return layout.text, layout.stretches, layout.anomalies, layout.controls, encoded.ids
+    return layout.text, layout.stretches, layout.prompts, layout.anomalies, layout.controls, encoded.ids
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

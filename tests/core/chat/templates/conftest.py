@@ -5,7 +5,8 @@
     «…»  is the trained stretch of an assistant's turn, one for every such turn, and in it
     ‹…›  what belongs to its thinking: with `train_thinking=False` it is not trained;
     †    the template drops this turn's thinking;  ✗  it hides or cuts this turn's fields: nothing of it is trained;
-    ␣    is a space at the end of a line.
+    ␣    is a space at the end of a line;
+    ¶    at the beginning: the template leaves out a message that is no answer.
 
 A section that begins with REFUSED holds a piece of what the template says instead.
 """
@@ -68,17 +69,6 @@ SHAPES = {
 }
 # What each turn of a shape is when the conversation ends with it.
 BEGINNINGS = {"turns": "single", "earlier_thinking": "thinking"}
-# What the renderer does not do as the transcripts say: (family, shape, None for any) → why.
-OPEN_PROMPT = "the generation prompt opens <think>, so where the turn begins is not found in a history without it"
-DEFECTS = {
-    ("commandr", None): "the turn ends at the first control token after the content, <|END_RESPONSE|>",
-    ("gptoss", "call"): "the tool's answer shows the call's name again, and <|call|> is not known to end a turn",
-    ("gptoss", "call_thinking"): "the tool's answer shows the call's name again, and <|call|> ends no turn",
-    ("gptoss", "assistant_first"): "no prompt can be rendered before the first message, so its header is not found",
-    ("zephyr", "assistant_first"): "nothing is rendered before the first message, so its header is taken for its own",
-    ("mistral", "system"): "the prompt shows the system message and the history does not, so the space is not trained",
-    **{("r1", shape): OPEN_PROMPT for shape in ("call", "call_thinking", "parallel", "empty", "spaces")},
-}
 WITH_TOOLS = ("call", "call_content", "call_thinking", "parallel")
 
 
@@ -93,10 +83,11 @@ class Turn:
 
 @frozen
 class Transcript:
-    """A rendering, and in characters what is trained of it."""
+    """A rendering, in characters what is trained of it, and what is strange about the whole."""
 
     text: str
     turns: tuple[Turn, ...]
+    anomalies: frozenset[str] = frozenset()
     refusal: str | None = None
 
 
@@ -142,10 +133,11 @@ def _replaced(text, said):
 
 def _read_marks(body):
     if body.startswith("REFUSED "):
-        return Transcript("", (), body.removeprefix("REFUSED "))
+        return Transcript("", (), refusal=body.removeprefix("REFUSED "))
+    whole = {"message-dropped"} if body.startswith("¶") else set()
     strange = {"†": "thinking-dropped", "✗": "span-lost"}
     text, turns, start, think, thinking, anomalies = "", [], None, None, [], set()
-    for character in body:
+    for character in body.removeprefix("¶"):
         if character == "«":
             start, thinking, anomalies = len(text), [], set()
         elif character == "‹":
@@ -159,7 +151,7 @@ def _read_marks(body):
             anomalies.add(strange[character])
         else:
             text += " " if character == "␣" else character
-    return Transcript(text, tuple(turns))
+    return Transcript(text, tuple(turns), frozenset(whole))
 
 
 @functools.cache
@@ -195,18 +187,6 @@ def family(family_name):
 def families():
     """A name → the family."""
     return _family
-
-
-@pytest.fixture
-def expect_defects(request, family):
-    """(a shape) → marks the test as one that fails today, where the renderer is known to be wrong about it."""
-
-    def mark(shape):
-        reason = DEFECTS.get((family.name, None)) or DEFECTS.get((family.name, shape))
-        if reason is not None and family.transcript(shape).refusal is None:
-            request.applymarker(pytest.mark.xfail(strict=True, reason=reason, raises=AssertionError))
-
-    return mark
 
 
 @pytest.fixture(scope="session")
@@ -287,7 +267,11 @@ def _as_dict(message):
 
 @pytest.fixture(scope="session")
 def tokens_in(renderer_of):
-    """(a family's name, a kind, a text, ranges of it) → for each of its tokens, whether it shares a character."""
+    """(a family's name, a kind, a text, ranges of it, where prompts end) → which tokens are trained, and what is wrong.
+
+    A token is trained if it shares a character with a range and is not the prompt's as well; "prompt-boundary", if a
+    prompt's tokens are not the first ones of the text's.
+    """
 
     @functools.cache
     def load(name, kind):
@@ -295,8 +279,17 @@ def tokens_in(renderer_of):
         tokenizer.post_processor = None  # ByteLevel's trims white space off the offsets.
         return tokenizer
 
-    def find(name, kind, text, ranges):
-        offsets = load(name, kind).encode(text, add_special_tokens=False).offsets
-        return tuple(any(low < end and start < high for low, high in ranges) for start, end in offsets)
+    def find(name, kind, text, ranges, prompts):
+        encoding = load(name, kind).encode(text, add_special_tokens=False)
+        trained = [any(low < end and start < high for low, high in ranges) for start, end in encoding.offsets]
+        anomalies = set()
+        for prompt in prompts:
+            ids = load(name, kind).encode(text[:prompt], add_special_tokens=False).ids
+            if encoding.ids[: len(ids)] != ids:
+                anomalies.add("prompt-boundary")
+                continue
+            for number in range(len(ids)):
+                trained[number] &= encoding.offsets[number][1] <= prompt
+        return tuple(trained), anomalies
 
     return find

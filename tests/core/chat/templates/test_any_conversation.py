@@ -81,6 +81,11 @@ def test_whatever_is_said_only_answers_are_trained_and_the_text_is_the_templates
     assert learnt.count(LEARNT) == len(answers) or "span-lost" in rendered.anomalies
     thoughts = sum(THOUGHT in (message.thinking or "") for message in answers)
     assert learnt.count(THOUGHT) == thoughts or {"span-lost", "thinking-dropped"} & set(rendered.anomalies)
+    context = [message.role != "assistant" for message in messages if CONTEXT in message.content]
+    if "message-dropped" in rendered.anomalies:
+        assert rendered.text.count(CONTEXT) < len(context)
+    else:
+        assert rendered.text.count(CONTEXT) >= sum(context)
     assert all(left.end <= right.start for left, right in pairwise(rendered.spans))
     inside = {number for span in rendered.spans for number in range(span.start, span.end)}
     assert inside == {number for number, trained in enumerate(rendered.trained) if trained}
