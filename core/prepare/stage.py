@@ -29,18 +29,19 @@ from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.chat import read_template
+from modelwright.core.chat import RENDERER_VERSION, read_template
 from modelwright.core.config import to_plain
+from modelwright.core.prepare import tokens
 from modelwright.core.prepare.builtin import parse_builtin
 from modelwright.core.prepare.checks import check_inputs
 from modelwright.core.prepare.look import look, page
-from modelwright.core.prepare.preparation import Preparation
+from modelwright.core.prepare.preparation import READING_VERSION, Preparation
 from modelwright.core.prepare.sources import source_digests, source_files
 from modelwright.core.prepare.store import ENTRY, Store, link
 from modelwright.core.prepare.tokens import TokenReport
 from modelwright.core.stage import Run
 
-# Counts up when the same inputs give other tokens than before.
+# Counts up when the same inputs give another folder than before; the shards have versions of their own.
 VERSION = 4
 # Whole preparations in the cache.
 KIND = "prepared"
@@ -66,7 +67,7 @@ class Prepare:
         spec = run.plugins.get(FormatSpec, config.data.format)
         scratch = config.model.scratch
         return {
-            "version": VERSION,
+            "version": [VERSION, READING_VERSION, tokens.VERSION, RENDERER_VERSION],
             "data": data | {"sources": [{**given, "path": None} for given in data["sources"]]},
             "sources": [source_digests(source, config.seed) for source in config.data.sources],
             "format": run.plugins.origin(spec),
@@ -172,8 +173,8 @@ def _too_many_rejected(done: Preparation, target: Path) -> str | None:
 
 def _unfit(run: Run, report: TokenReport) -> str | None:
     """Why the tokens must not be trained on, if so."""
-    tokens = run.config.data.tokens
-    stopping = {name: count for name, count in report.anomalies.items() if name not in tokens.allow}
+    settings = run.config.data.tokens
+    stopping = {name: count for name, count in report.anomalies.items() if name not in settings.allow}
     if stopping:
         named = "; ".join(f"{name}: {count} examples, first {report.shown[name]}" for name, count in stopping.items())
         allow = ", ".join(f'"{name}"' for name in stopping)
@@ -186,7 +187,7 @@ def _unfit(run: Run, report: TokenReport) -> str | None:
     if not report.rows:
         return (
             f"nothing is left to train on: {report.too_long} examples are longer than [data.tokens] max_length "
-            f"{tokens.max_length}, {report.holdout_rows} are held out"
+            f"{settings.max_length}, {report.holdout_rows} are held out"
         )
     return None
 
