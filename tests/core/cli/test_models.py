@@ -176,7 +176,7 @@ def test_show_lets_no_text_command_the_terminal(registry, tmp_path, printed):
 )
 def test_sizes_are_shown_in_decimal_units(size, shown):
     """As disks and file managers count."""
-    from modelwright.core.cli.models.shared import size_text
+    from modelwright.core.cli.common import size_text
 
     assert size_text(size) == shown
 
