@@ -111,8 +111,8 @@ class Shapes:
         )
         if text != rendering:
             return None
-        if tuple(map(text.count, self._starts)) != shape.starts:
-            return None  # someone may have typed a control token
+        if tuple(map(text.count, self._starts)) != shape.starts and self._typed(text, shape, pieces):
+            return None
         before = list(accumulate(map(len, chosen), initial=0))
         return Layout(
             text=text,
@@ -123,6 +123,15 @@ class Shapes:
             prompts={before[end[0]] + end[1]: ids for end, ids in shape.prompts},
             anomalies=shape.anomalies,
             controls=shape.controls,
+        )
+
+    def _typed(self, text: str, shape: _Shape, pieces: Sequence[str]) -> bool:
+        """Whether there are other control tokens than the shape's own: someone typed one, or part of one."""
+        found = self._tokenizer.find_controls(text)
+        edges = list(accumulate(map(len, pieces), initial=0))
+        fields = list(zip(edges[1::2], edges[2::2], strict=False))
+        return len(found) != shape.controls or any(
+            control.start < end and start < control.end for control in found for start, end in fields
         )
 
     def _shape(self, messages: Sequence[Message], wanted: Sequence[int]) -> _Shape | None:
