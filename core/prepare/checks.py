@@ -67,14 +67,16 @@ def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
     if sets := _test_sets(config):
         inputs["test_sets"] = [
             {
+                "name": name,
                 "data": source_digests(source, config.seed),
-                "format": plugins.origin(plugins.get(FormatSpec, name)),
+                "format": [plugins.origin(plugins.get(FormatSpec, format_name)), format_name],
                 "options": to_plain(options),
             }
-            for _, source, name, options in sets
+            for name, source, format_name, options in sets
         ]
     if quality.verify_answers:
-        inputs["metric"] = plugins.origin(verifying_metric(config, plugins))
+        metric = verifying_metric(config, plugins)
+        inputs["metric"] = [plugins.origin(metric), metric.name]
     return inputs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,7 +113,7 @@ class Sifter:
 
 def _compact(lines: Sequence[int]) -> Sequence[int]:
     """The same in as little memory as they need: neighbours are a range."""
-    if lines and lines[-1] - lines[0] == len(lines) - 1:
+    if lines and all(after - before == 1 for before, after in pairwise(lines)):
         return range(lines[0], lines[-1] + 1)
     import array
 

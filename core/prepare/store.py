@@ -12,6 +12,7 @@ can be removed at any time between two runs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -72,7 +73,8 @@ class Store:
         if not self.reuse:
             return None
         try:
-            if files.read_json(path / ENTRY) == _manifest(path):
+            manifest = _manifest(path)
+            if manifest and files.read_json(path / ENTRY) == manifest:
                 os.utime(path)
                 return path
         except (OSError, ValueError):
@@ -99,9 +101,19 @@ class Store:
             files.write_json(temporary / ENTRY, _manifest(temporary))
             if not self.reuse:
                 _remove(path)
-            with contextlib.suppress(OSError):  # another process has made the same meanwhile
+            try:
                 temporary.rename(path)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process has made the same meanwhile
+                    raise
             files.sync_folder(path.parent)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            reason = error.strerror or str(error)
+            raise ModelwrightError(
+                f"{self.root} cannot be written to: {reason}; with room, the same command goes on"
+            ) from error
         finally:
             if temporary.exists():
                 shutil.rmtree(temporary)

@@ -240,8 +240,9 @@ def test_a_disk_that_is_full_while_preparing_is_one_line(run_file, modelwright, 
         refused = _refused(modelwright("prepare", path, *more))
         folder = disk / "runs" / "sweep"
         full = "No space left on device; with room, the same command goes on"
-        assert refused == f"error: {folder} cannot be written to: {full}"
+        assert refused == f"error: {disk / 'cache'} cannot be written to: {full}"
         assert not (folder / "prepare").exists()
+        assert not list((disk / "cache").glob("*/.tmp-*"))
         assert not list(folder.glob(".tmp-*"))
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         done = modelwright("prepare", path, *more)

@@ -57,6 +57,15 @@ def test_all_but_the_first_of_one_content_go_and_the_first_is_named(tmp_path):
     assert sifter.counts == {"duplicate": 3}
 
 
+def test_the_first_is_named_by_its_own_line_where_a_row_gives_several_examples(tmp_path):
+    """Lines 1, 1 and 3 are not neighbours, though they span as many as there are."""
+    sifter = Sifter("exact", tmp_path / "removed.jsonl")
+    sift(sifter, tmp_path / "0", [example("a", 1), example("b", 1), example("c", 3)])
+    sift(sifter, tmp_path / "1", [example("b", 9)])
+    [told] = [json.loads(line) for line in (tmp_path / "removed.jsonl").read_text().splitlines()]
+    assert told["other"] == "train.jsonl:1"
+
+
 def test_duplicates_stay_where_nobody_asked_for_them_to_go(tmp_path):
     """And no file is written of what did not happen."""
     sifter = Sifter(deduplicate=False, removed=tmp_path / "removed.jsonl")
