@@ -229,11 +229,6 @@ def json_line(value: Any) -> str:
         return _ENCODER.encode(value) + "\n"
 
 
-def json_lines(file: IO[str]) -> Iterator[Any]:
-    """The values of a JSONL file that this program wrote."""
-    return (json.loads(line) for line in file)
-
-
 def appended_tables(content: bytes) -> Iterator[dict[str, Any]]:
     """The tables of a JSONL file to which a process appends.
 

@@ -67,10 +67,13 @@ class Pool:
     Args:
         processes: at most so many.
         plugins: for a job that is done in this process.
+        inherited: a descriptor that stays open while one of the processes lives, such as a lock's: they may outlive a
+            runner that is killed.
     """
 
-    def __init__(self, processes: int, plugins: Plugins) -> None:
+    def __init__(self, processes: int, plugins: Plugins, *, inherited: int) -> None:
         self._count = processes
+        self._inherited = inherited
         self._plugins = plugins
         self._processes: dict[connection.Connection, subprocess.Popen[bytes]] = {}
 
@@ -100,6 +103,7 @@ class Pool:
         if self._count == 1 or len(first) < 2:
             with job.opened(self._plugins) as do:
                 for item in everything:
+                    tick()
                     yield do(item, tick)
             return
         if not self._processes:
@@ -117,7 +121,7 @@ class Pool:
                     [*command, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # what a plugin prints is not this command's output
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), self._inherited),
                     start_new_session=True,  # a Ctrl-C at the terminal is for the runner, which ends them
                     env=os.environ | _ONE_THREAD,
                 )

@@ -64,7 +64,8 @@ class Preparation:
         self._files: list[ExamplesFile] = []
         self._packs: PackReport | None = None
         workers = run.config.data.workers
-        self._pool = Pool(available_processes() if workers == "auto" else workers, run.plugins)
+        assert store.lock is not None, "the store is held while it is used"
+        self._pool = Pool(available_processes() if workers == "auto" else workers, run.plugins, inherited=store.lock)
 
     def __enter__(self) -> Self:
         self._pool.__enter__()
@@ -81,25 +82,25 @@ class Preparation:
         """
         config, plugins = self.run.config, self.run.plugins
         (self.folder / "examples").mkdir()
-        sources: list[Shard] = []
+        origins: list[tuple[int, str]] = []
 
         def passed_on() -> Iterator[Shard]:
             for shard in shards(config.data.sources, config.seed, self._notice):
-                sources.append(Shard(shard.source, shard.file, b""))
+                origins.append((shard.source, shard.file))
                 yield shard
 
         spec = plugins.get(FormatSpec, config.data.format)
         plain = to_plain(config)
-        recipe = [READING_VERSION, plugins.origin(spec), plain["data"]["options"], check_inputs(config, plugins)]
-        job = ReadShards(plain, digest_json([*recipe, spec.name]), self._store)
+        recipe = [READING_VERSION, plugins.origin(spec), spec.name, plain["data"]["options"]]
+        job = ReadShards(plain, digest_json(recipe), digest_json(check_inputs(config, plugins)), self._store)
         results = self._pool.ordered(job, passed_on(), self.run.folder.check_stop)
         for number, entry in enumerate(results):
-            shard = sources[number]
+            source, file = origins[number]
             facts = files.read_json(entry / reading.FACTS)
             target = self.folder / "examples" / f"{number:05}.jsonl"
-            stay = self._sifter.sift(shard.file, facts, entry, target)
+            stay = self._sifter.sift(file, facts, entry, target)
             if stay:
-                self._files.append(ExamplesFile(target, config.data.sources[shard.source].weight))
+                self._files.append(ExamplesFile(target, config.data.sources[source].weight))
             self.rows += facts["rows"]
             self.examples += stay
             self._recognised.update(facts["recognised"])
@@ -133,6 +134,11 @@ class Preparation:
         if self._packed():
             self._packs = write_packs(self.folder / "train", settings.max_length)
 
+    @property
+    def removed(self) -> dict[str, int]:
+        """How many examples each check has left out, of those that were asked for."""
+        return {name: self._sifter.counts[name] for name in asked_checks(self.run.config)}
+
     def summary(self) -> dict[str, Any]:
         """What was counted, as JSON values."""
         return {
@@ -142,7 +148,7 @@ class Preparation:
             "rejected": self.rejected.count,
             "reasons": self.rejected.reasons,
             "notices": self._notices,
-            "removed": {name: self._sifter.counts[name] for name in asked_checks(self.run.config)},
+            "removed": self.removed,
             **self.report.to_plain(),
             "packs": self._packs and asdict(self._packs),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from attrs import frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.components import Format, FormatSpec
-from modelwright.core.api.errors import RowError
+from modelwright.core.api.errors import ModelwrightError, RowError
 from modelwright.core.api.records import Example, digest_json
 from modelwright.core.config import from_plain
 from modelwright.core.plugins import Plugins
-from modelwright.core.prepare.checks import lone_checks
+from modelwright.core.prepare.checks import check_inputs, lone_checks
 from modelwright.core.prepare.examples import Rejected, read_lines
 from modelwright.core.prepare.pool import Tick
 from modelwright.core.prepare.quality import Check, judged
 from modelwright.core.prepare.shards import Shard
-from modelwright.core.prepare.sources import Row
+from modelwright.core.prepare.sources import RawRow, Row
 from modelwright.core.prepare.store import Store
 from modelwright.core.processes import admitted
 
@@ -42,25 +42,33 @@ class ReadShards:
     Attributes:
         config: the run's, as JSON values.
         recipe: a digest of all that the examples depend on but the rows.
+        checks: likewise of what the verdicts depend on.
         store: keeps the entries.
     """
 
     config: Mapping[str, Any]
     recipe: str
+    checks: str
     store: Store
 
     @contextlib.contextmanager
     def opened(self, plugins: Plugins | None) -> Iterator[Callable[[Shard, Tick], Path]]:
-        """See `Job`."""
+        """See `Job`.
+
+        Raises:
+            ModelwrightError: beside what the checks raise, a test set was changed before it was read here.
+        """
         plugins = plugins or admitted(self.config)
         config = from_plain(self.config, plugins)
         data = config.data
         reader: Format = plugins.get(FormatSpec, data.format).create(data.options)
         with lone_checks(config, plugins) as checks:
+            if digest_json(check_inputs(config, plugins)) != self.checks:
+                raise ModelwrightError("a test set changed while the data were prepared: run the same command again")
             reading = _Reading(reader, data.format, checks)
 
             def read(shard: Shard, tick: Tick) -> Path:
-                key = digest_json([self.recipe, shard.digest])
+                key = digest_json([self.recipe, self.checks, shard.digest])
                 return self.store.make(KIND, key, lambda folder: reading.write(shard, folder, tick))
 
             yield read
@@ -81,11 +89,13 @@ class _Reading:
         verdicts: dict[int, Any] = {}
         with (folder / EXAMPLES).open("wb") as file:
             read = read_lines(
-                rows, self.reader, format_name=self.format_name, reject=rejected.add, look=recognised.look
+                _ticking(rows, tick),
+                self.reader,
+                format_name=self.format_name,
+                reject=rejected.add,
+                look=recognised.look,
             )
             for number, (example, line) in enumerate(read):
-                if number % ROWS_BETWEEN == 0:
-                    tick()
                 verdict = judged(self.checks, example)
                 if verdict is not None:
                     verdicts[number] = [verdict[0], verdict[1].reason, verdict[1].facts]
@@ -95,6 +105,13 @@ class _Reading:
         facts = {"rows": len(rows), "ids": ids, "lines": lines, "verdicts": verdicts}
         facts |= {"rejected": rejected.count, "reasons": rejected.reasons, "first": rejected.first}
         files.write_json(folder / FACTS, facts | {"recognised": recognised.counts})
+
+
+def _ticking(rows: Iterable[RawRow], tick: Tick) -> Iterator[RawRow]:
+    for number, row in enumerate(rows):
+        if number % ROWS_BETWEEN == 0:
+            tick()
+        yield row
 
 
 def _line_number(example: Example) -> int:

@@ -107,7 +107,6 @@ class Sifter:
                 told = {"check": check, "id": row["id"], "source": row["source"], "reason": removal.reason}
                 removed.write(json_line({**told, **removal.facts}).encode("utf-8"))
         if target is not None:
-            target.parent.mkdir(exist_ok=True)
             target.write_bytes(kept)
 
 

@@ -16,10 +16,8 @@ data, template or options change in part, does again only what it must.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.records import digest_json
 from modelwright.core.chat import RENDERER_VERSION, read_template
 from modelwright.core.config import to_plain
 from modelwright.core.prepare import tokens
@@ -37,7 +36,7 @@ from modelwright.core.prepare.checks import check_inputs
 from modelwright.core.prepare.look import look, page
 from modelwright.core.prepare.preparation import READING_VERSION, Preparation
 from modelwright.core.prepare.sources import source_digests, source_files
-from modelwright.core.prepare.store import ENTRY, Store, link
+from modelwright.core.prepare.store import ENTRY, Store, link, naming_full_disk
 from modelwright.core.prepare.tokens import TokenReport
 from modelwright.core.stage import Run
 
@@ -90,18 +89,19 @@ class Prepare:
         """Read, clean, render and write."""
         target = run.folder.stage(self.name)
         files.remove_temporaries(target.parent)
-        store = Store(home.cache(), reuse=not run.fresh)
-        with _naming(target.parent), store.locked():
+        with naming_full_disk(target.parent), Store(home.cache()).locked(fresh=run.fresh) as store:
             kept = store.get(KIND, fingerprint)
             if kept is None:
                 self._prepare(run, target, store, emit)
+                self._check_unchanged(run, fingerprint)
                 store.make(KIND, fingerprint, lambda folder: _link_all(target, folder))
             else:
                 with files.writing_folder(target) as folder:
                     _link_all(kept, folder)
-                    _prove(run, folder, emit)
+                    _write_page(run, folder)
         summary: dict[str, Any] = files.read_json(target / REPORT)
         emit("prepared", summary)
+        _emit_labels(target, emit)
         return summary | {"digest": _digest(target), "sources": _lineage(run), "files": files.sizes(target)}
 
     def _prepare(self, run: Run, target: Path, store: Store, emit: Emit) -> None:
@@ -110,23 +110,40 @@ class Prepare:
             trouble = _too_many_rejected(done, target)
             if trouble is None:
                 done.render()
-                trouble = _too_many_rejected(done, target) or _unfit(run, done.report)
+                trouble = _too_many_rejected(done, target) or _mislabelled(run, done.report) or _nothing_left(done)
             files.write_json(folder / REPORT, done.summary())
             if trouble is None:
                 files.write_json(folder / MANIFEST, files.folder_manifest(folder))
             if done.report.rows:
-                _prove(run, folder, emit)
+                _write_page(run, folder)
             if trouble is not None:
+                if done.report.rows:
+                    _emit_labels(folder, emit)
                 shutil.rmtree(folder / "train", ignore_errors=True)
         if trouble is not None:
             # The folder stands, with rejected.jsonl and report.json to look into, but is not marked as done.
             raise ModelwrightError(trouble)
 
+    def _check_unchanged(self, run: Run, fingerprint: str) -> None:
+        """The fingerprint is of the bytes that were there before they were read; nobody may find others under it.
 
-def _prove(run: Run, folder: Path, emit: Emit) -> None:
+        Raises:
+            ModelwrightError: they are others now.
+        """
+        if digest_json(self.inputs(run)) != fingerprint:
+            raise ModelwrightError(
+                f"{run.config.name}: a source, a test set or the template changed while it was read: run the same "
+                "command again"
+            )
+
+
+def _write_page(run: Run, folder: Path) -> None:
+    files.write_text(folder / LABELS, page(run.config.name, look(folder, SHOWN)))
+
+
+def _emit_labels(folder: Path, emit: Emit) -> None:
     """Show some rows as the model will see them, with what is learnt: whatever the counts say, people see mistakes."""
     looks = look(folder, SHOWN)
-    files.write_text(folder / LABELS, page(run.config.name, looks))
     report = files.read_json(folder / REPORT)
     counts = ("tokens", "trained_by_role", "untrained", "too_long", "anomalies")
     emit("labels", {name: report[name] for name in counts} | {"examples": [asdict(one) for one in looks]})
@@ -136,24 +153,6 @@ def _link_all(source: Path, target: Path) -> None:
     for path in sorted(source.rglob("*")):
         if path.is_file() and path.name not in (LABELS, ENTRY):
             link(path, target / path.relative_to(source))
-
-
-@contextlib.contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Say where there was no more room: a write to an open file does not.
-
-    Raises:
-        ModelwrightError: there was none.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        reason = error.strerror or str(error)
-        raise ModelwrightError(
-            f"{folder} cannot be written to: {reason}; with room, the same command goes on"
-        ) from error
 
 
 def _lineage(run: Run) -> dict[str, str]:
@@ -171,25 +170,35 @@ def _too_many_rejected(done: Preparation, target: Path) -> str | None:
     return trouble and f"{trouble}; all are in {target / 'rejected.jsonl'}"
 
 
-def _unfit(run: Run, report: TokenReport) -> str | None:
-    """Why the tokens must not be trained on, if so."""
-    settings = run.config.data.tokens
-    stopping = {name: count for name, count in report.anomalies.items() if name not in settings.allow}
-    if stopping:
-        named = "; ".join(f"{name}: {count} examples, first {report.shown[name]}" for name, count in stopping.items())
-        allow = ", ".join(f'"{name}"' for name in stopping)
-        return (
-            f"the label masks are not what the data says ({named}): mend the data or the template, "
-            f"or set [data.tokens] allow = [{allow}]"
-        )
-    if not report.rows + report.too_long + report.holdout_rows:
-        return "nothing is left to train on: no row gave an example"
-    if not report.rows:
-        return (
-            f"nothing is left to train on: {report.too_long} examples are longer than [data.tokens] max_length "
-            f"{settings.max_length}, {report.holdout_rows} are held out"
-        )
-    return None
+def _mislabelled(run: Run, report: TokenReport) -> str | None:
+    """Which anomalies stop the run, if any."""
+    allowed = run.config.data.tokens.allow
+    stopping = {name: count for name, count in report.anomalies.items() if name not in allowed}
+    if not stopping:
+        return None
+    named = "; ".join(f"{name}: {count} examples, first {report.shown[name]}" for name, count in stopping.items())
+    allow = ", ".join(f'"{name}"' for name in stopping)
+    return (
+        f"the label masks are not what the data says ({named}): mend the data or the template, "
+        f"or set [data.tokens] allow = [{allow}]"
+    )
+
+
+def _nothing_left(done: Preparation) -> str | None:
+    """What became of the examples, where none is left to train on."""
+    report = done.report
+    if report.rows:
+        return None
+    most = done.run.config.data.tokens.max_length
+    gone = {
+        f"longer than [data.tokens] max_length {most}": report.too_long,
+        "held out": report.holdout_rows,
+        "left out by the weight of their source": report.undrawn,
+        "without anything to learn": report.untrained,
+        **{f"removed as {name}": count for name, count in done.removed.items()},
+    }
+    told = ", ".join(f"{count} are {what}" for what, count in gone.items() if count)
+    return f"nothing is left to train on: {f'of the examples {told}' if told else 'no row gave an example'}"
 
 
 def _digest(folder: Path) -> str:

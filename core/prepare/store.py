@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.places import why_no_folder
 
-ENTRY = "entry.json"
+ENTRY, LOCK = "entry.json", ".lock"
 
 
 @frozen
@@ -61,27 +61,26 @@ class Store:
 
     Attributes:
         root: the folder.
-        reuse: whether what is there is used; else all is made anew, and takes its place.
+        since: entries that were made before this time, in nanoseconds of the folder's file system, count as none.
+        lock: the descriptor by which it is held, for the processes that work for the holder; None where it is not held.
     """
 
     root: Path
-    reuse: bool = True
+    since: int = 0
+    lock: int | None = None
 
     def get(self, kind: str, key: str) -> Path | None:
-        """The folder of an entry; None where there is none, or a damaged one, which is removed."""
+        """The folder of an entry; None where there is none, or a damaged one."""
         path = self.root / kind / key
-        if not self.reuse:
-            return None
         try:
             manifest = _manifest(path)
-            if manifest and files.read_json(path / ENTRY) == manifest:
-                os.utime(path)
-                return path
+            made = (path / ENTRY).stat().st_mtime_ns
+            if not manifest or made < self.since or files.read_json(path / ENTRY) != manifest:
+                return None
+            os.utime(path)
         except (OSError, ValueError):
-            pass
-        if path.exists():
-            _remove(path)
-        return None
+            return None
+        return path
 
     def make(self, kind: str, key: str, write: Callable[[Path], None]) -> Path:
         """The folder of an entry; where there is none, `write` fills it."""
@@ -93,47 +92,55 @@ class Store:
         temporary = files.temporary_name(path)
         temporary.mkdir()
         try:
-            write(temporary)
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    file.chmod(0o444)  # it is linked from elsewhere, and an edit there would be one here
-                    files.sync_file(file)
-            files.write_json(temporary / ENTRY, _manifest(temporary))
-            if not self.reuse:
-                _remove(path)
-            try:
-                temporary.rename(path)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process has made the same meanwhile
-                    raise
-            files.sync_folder(path.parent)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            reason = error.strerror or str(error)
-            raise ModelwrightError(
-                f"{self.root} cannot be written to: {reason}; with room, the same command goes on"
-            ) from error
+            with naming_full_disk(self.root):
+                write(temporary)
+                for file in temporary.rglob("*"):
+                    if file.is_file():
+                        file.chmod(0o444)  # it is linked from elsewhere, and an edit there would be one here
+                        files.sync_file(file)
+                files.write_json(temporary / ENTRY, _manifest(temporary))
+                self._publish(temporary, kind, key)
         finally:
             if temporary.exists():
                 shutil.rmtree(temporary)
         return path
 
+    def _publish(self, temporary: Path, kind: str, key: str) -> None:
+        path = self.root / kind / key
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            if self.get(kind, key) is not None:
+                return  # another process has made the same meanwhile
+            _remove(path)
+            temporary.rename(path)
+        files.sync_folder(path.parent)
+
     def entries(self) -> Iterator[Entry]:
         """Every entry, by kind and key."""
         for kind in self._kinds():
             for path in sorted(kind.glob("[!.]*")):
-                stats = [file.stat() for file in path.rglob("*") if file.is_file()]
-                kept = {each.st_ino: KeptFile(each.st_size, each.st_nlink) for each in stats}
-                yield Entry(kind=kind.name, path=path, used=path.stat().st_mtime, files=kept)
+                with contextlib.suppress(FileNotFoundError):  # a run beside this has just replaced it
+                    stats = [file.stat() for file in path.rglob("*") if file.is_file()]
+                    kept = {each.st_ino: KeptFile(each.st_size, each.st_nlink) for each in stats}
+                    yield Entry(kind=kind.name, path=path, used=path.stat().st_mtime, files=kept)
 
     def remove(self, entry: Entry) -> None:
         """Remove an entry; the store must be `locked` alone."""
         _remove(entry.path)
 
     @contextlib.contextmanager
-    def locked(self, *, alone: bool = False) -> Iterator[None]:
-        """Hold the store: those who make and use entries together, whoever removes them alone.
+    def locked(self, *, alone: bool = False, fresh: bool = False) -> Iterator[Store]:
+        """Hold the store: those who make and use entries together, whoever removes or replaces them alone.
+
+        Args:
+            alone: wait for nobody, and let nobody in.
+            fresh: let what is there now count as none; this is alone, too.
+
+        Yields:
+            The store that is held.
 
         Raises:
             ModelwrightError: someone uses it, and it is to be held alone; or there is no place for it.
@@ -142,13 +149,18 @@ class Store:
             raise ModelwrightError(f"{self.root} {why}")
         with files.failing_as(f"{self.root} cannot be made"):
             self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("ab") as lock:
+        with (self.root / LOCK).open("ab") as lock:
             self._sweep(lock.fileno())
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if alone or fresh else fcntl.LOCK_SH)
             except BlockingIOError:
                 raise ModelwrightError(f"{self.root} is in use: a run prepares its data; try again then") from None
-            yield
+            if fresh:
+                os.utime(lock.fileno())  # the file system's clock may be another machine's
+            try:
+                yield evolve(self, since=os.fstat(lock.fileno()).st_mtime_ns if fresh else 0, lock=lock.fileno())
+            finally:
+                self._sweep(lock.fileno())
 
     def _sweep(self, lock: int) -> None:
         """Remove what killed processes have left, where nobody else is at work."""
@@ -173,6 +185,24 @@ def freed(entries: Iterable[Entry]) -> int:
         names.update(entry.files.keys())
         sizes |= entry.files
     return sum(file.size for inode, file in sizes.items() if names[inode] == file.names)
+
+
+@contextlib.contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Say where there was no more room: the error of a write to an open file does not.
+
+    Raises:
+        ModelwrightError: there was none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = error.strerror or str(error)
+        raise ModelwrightError(
+            f"{folder} cannot be written to: {reason}; with room, the same command goes on"
+        ) from error
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -285,8 +285,3 @@ class _Rendering:
             if role not in report.spans:
                 report.spans[role] = Counter()
             report.spans[role][span.kind] += span.end - span.start
-
-
-def rendered_files(folder: Path) -> Iterable[Path]:
-    """The shards of a split, in order; its packs are no shard."""
-    return sorted(path for path in folder.glob("*.arrow") if path.stem.isdigit())

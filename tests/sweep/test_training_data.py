@@ -155,7 +155,7 @@ def test_rows_that_are_all_too_long_stop_before_training_and_a_longer_limit_goes
     path = run_file()
     refused = _refused(modelwright("run", path, "--set", "data.tokens.max_length=4"))
     assert refused == (
-        "error: nothing is left to train on: 3 examples are longer than [data.tokens] max_length 4, 0 are held out"
+        "error: nothing is left to train on: of the examples 3 are longer than [data.tokens] max_length 4"
     )
     assert modelwright("run", path).returncode == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -159,6 +160,73 @@ def test_what_an_option_changes_is_done_again_and_nothing_else(project, home, ch
     prepare(project, "--set", change.replace("TEMPLATE", f"{project}/own.jinja"))
     new = {kind: len(entries(home, kind).keys() - before[kind].keys()) for kind in before}
     assert new == {"examples": examples, "tokens": tokens}
+
+
+@pytest.mark.parametrize("change", ["metrics=['exact_match']", "name='renamed'", "format='math'"])
+def test_another_metric_or_test_set_gives_other_verdicts(project, home, change):
+    """Built-in metrics and formats come with one package: their names count."""
+    table = {"name": "'sums'", "path": "'sums.jsonl'", "metrics": "['math_accuracy']", "format": "'general'"}
+    (project / "sums.jsonl").write_text('{"question": "What is 1 and 1?", "answer": "#### 2"}\n')
+
+    def chosen():
+        suite = ", ".join(f"{key} = {value}" for key, value in table.items())
+        return (
+            "--set",
+            f"evaluate=[{{ {suite} }}]",
+            "--set",
+            "data.quality.verify_answers=true",
+            "--set",
+            ("data.quality.decontaminate=true"),
+        )
+
+    prepare(project, *chosen())
+    before = entries(home, "examples")
+    key, _, value = change.partition("=")
+    table[key] = value
+    prepare(project, *chosen())
+    assert len(entries(home, "examples").keys() - before.keys()) == FILES
+
+
+def test_a_fresh_preparation_waits_for_nobody_and_disturbs_nobody(project, home):
+    """It replaces what others may be reading."""
+    prepare(project)
+    with (home / "cache/.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        done = subprocess.run(command("--fresh"), cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cache is in use: a run prepares its data; try again then" in done.stderr
+
+
+def test_the_same_file_twice_is_prepared_fresh_once(project, home):
+    """Both have one entry, and the second must not take it away from the first."""
+    (project / "copy").mkdir()
+    (project / "copy/0.jsonl").write_bytes((project / "rows/0.jsonl").read_bytes())
+    twice = ("--set", 'data.sources=[{ path = "rows/0.jsonl" }, { path = "copy/0.jsonl" }]')
+    once = prepare(project, *twice)
+    assert prepare(project, *twice, "--fresh") == once
+    assert len(entries(home, "examples")) == 1
+
+
+def test_workers_of_a_killed_runner_hold_the_store_until_they_end(project, home):
+    """Nobody takes for left over what they are still writing."""
+    process = subprocess.Popen(command(), cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while not entries(home, "examples"):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    workers = [int(child) for child in children.read_text().split()]
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    process.kill()
+    process.wait()
+    refused = subprocess.run(
+        [sys.executable, "-m", "modelwright.core", "cache", "prune"], capture_output=True, text=True, check=False
+    )
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    assert "is in use" in refused.stderr
+    assert prepare(project) == prepare(project, home=project / "undisturbed")
 
 
 def test_another_run_of_the_same_data_takes_what_is_there(project, home):

@@ -86,9 +86,34 @@ def test_the_same_input_gives_the_same_digest_and_a_changed_byte_another(prepare
 def test_nothing_left_to_train_on_is_an_error_that_says_why(prepare):
     """Not an empty training."""
     with pytest.raises(
-        ModelwrightError, match=r"nothing is left to train on: 60 examples are longer than .* max_length 4"
+        ModelwrightError, match=r"nothing is left to train on: of the examples 60 are longer than .* max_length 4"
     ):
         prepare(ROWS, "data.tokens.max_length=4")
+
+
+def test_examples_that_checks_have_left_out_are_named_where_none_is_left(prepare):
+    """Each check by its name: "no row gave an example" would send people to the wrong place."""
+    with pytest.raises(ModelwrightError, match=r"of the examples 60 are removed as length$"):
+        prepare(ROWS, "data.quality.min_characters=1000")
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_kept_as_what_it_was(prepare, tmp_path, home, monkeypatch):
+    """The fingerprint is of the old bytes: whoever has them again must not be given the tokens of the others."""
+    real, path = Preparation.read, tmp_path / "rows.jsonl"
+
+    def changed(preparation):
+        before = path.read_bytes()
+        path.write_bytes(before.replace(b'it is 7"', b'it is 8"'))
+        real(preparation)
+
+    monkeypatch.setattr(Preparation, "read", changed)
+    with pytest.raises(ModelwrightError, match=r"prep: a source, .* changed while it was read: run the same command"):
+        prepare(ROWS)
+    assert not list((home / "cache").glob("prepared/*"))
+    monkeypatch.setattr(Preparation, "read", real)
+    _, folder = prepare(ROWS)
+    answers = [row["messages"][1]["content"] for row in written_rows(folder / "examples")]
+    assert "it is 7" in answers
 
 
 def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(prepare, tmp_path, install_plugin):
