@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BUILTIN = "builtin:"
+# What fsspec calls the files of a data set of the Hugging Face hub.
+HUB = "hf://datasets/"
 
 _EXPLICIT = re.compile(r"\.{0,2}/|~|\.{1,2}\Z")
 _TEMPLATE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
@@ -79,13 +81,13 @@ def _absolute(value: str, folder: Path, *, pattern: bool = False) -> str:
 
 
 def file_path(value: str) -> str:
-    """An absolute path or glob; `builtin:NAME/SPLIT` stays. No link is followed.
+    """An absolute path or glob; `builtin:NAME/SPLIT` and `hf://datasets/…` stay. No link is followed.
 
     Raises:
         Invalid: it is empty, a URL, or of an unknown user.
     """
     folder = _folder(value)
-    if folder is None or value.startswith(BUILTIN):
+    if folder is None or value.startswith((BUILTIN, HUB)):
         return str(value)
     check_on_disk(value)
     return _absolute(value, folder, pattern=True)

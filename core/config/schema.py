@@ -151,7 +151,8 @@ class SourceConfig:
 
     Attributes:
         path: a file (.jsonl, .json, .csv, .gz or .zst of one, .parquet, .arrow), a glob, a folder, a data set saved by
-            `datasets`, or `builtin:NAME/SPLIT`.
+            `datasets`, `hf://datasets/ORG/NAME/FILES` (ORG/NAME@REVISION) of the Hugging Face hub, or
+            `builtin:NAME/SPLIT`.
         limit: the most rows to take.
         fraction: the share of its rows to take, drawn by the run's seed.
         weight: how often each of its examples is trained on in a pass over the data: 2 is twice, 0.5 is half of them,

@@ -15,7 +15,9 @@ from attrs import define
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.files import sha256_file
 from modelwright.core.api.records import digest_json
+from modelwright.core.config.paths import HUB
 from modelwright.core.config.schema import SourceConfig
+from modelwright.core.hub import fetch_data
 from modelwright.core.prepare.builtin import BUILTIN_VERSION, builtin_rows, parse_builtin
 from modelwright.core.prepare.readers import (
     READABLE,
@@ -37,14 +39,16 @@ def source_files(source: SourceConfig) -> list[Path]:
     """The files of a source that is not built in, sorted; a file that is found twice, through links, is there once.
 
     Of a folder, the files that can be read and do not begin with a dot; folders in it are not looked into. Of a data
-    set that `datasets` saved to disk, its files in its order.
+    set that `datasets` saved to disk, its files in its order. Of one of the hub, the files that are asked for.
 
     Raises:
         UsageError: there is none, or one that cannot be read: of another kind, special, a folder, not permitted.
+        ModelwrightError: the hub cannot be reached.
     """
-    path = Path(source.path)
+    pattern = fetch_data(source.path) if source.path.startswith(HUB) else source.path
+    path = Path(pattern)
     try:
-        found = _found(source.path, path)
+        found = _found(pattern, path)
     except OSError as error:
         raise UsageError(f"{shown_path(path)}: cannot be read: {error.strerror}") from error
     real = {os.path.realpath(file): file for file in reversed(found)}

@@ -16,8 +16,10 @@ data, template or options change in part, does again only what it must.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
 from modelwright.core.chat import RENDERER_VERSION, read_template
 from modelwright.core.config import to_plain
+from modelwright.core.config.schema import ScratchConfig
 from modelwright.core.prepare import tokens
 from modelwright.core.prepare.builtin import parse_builtin
 from modelwright.core.prepare.checks import check_inputs
@@ -71,7 +74,7 @@ class Prepare:
             "sources": [source_digests(source, config.seed) for source in config.data.sources],
             "format": run.plugins.origin(spec),
             "quality": check_inputs(config, run.plugins),
-            "tokenizer": [scratch.tokenizer, scratch.vocab_size] if scratch else run.base and run.base.digest,
+            "tokenizer": _learnt_by(scratch) if scratch else run.base and run.base.digest,
             "template": config.model.chat_template and read_template(config.model.chat_template),
             "seed": config.seed,
         }
@@ -135,6 +138,14 @@ class Prepare:
                 f"{run.config.name}: a source, a test set or the template changed while it was read: run the same "
                 "command again"
             )
+
+
+def _learnt_by(scratch: ScratchConfig) -> list[Any]:
+    """What a tokenizer that is learnt from the data depends on beside them: another library may learn another."""
+    learnt: list[Any] = [scratch.tokenizer, scratch.vocab_size]
+    with contextlib.suppress(PackageNotFoundError):  # a plan can be made without it
+        learnt.append(version("tokenizers"))
+    return learnt
 
 
 def _write_page(run: Run, folder: Path) -> None:

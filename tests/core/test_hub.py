@@ -1,4 +1,4 @@
-"""`[model] base = "org/name"`: a model of the hub, from a hub that a test serves on this machine, or from its cache."""
+"""Models and data sets of the hub, from a hub that a test serves on this machine, or from its cache."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ max_steps = 1
 batch_size = 2
 """
 SCRATCH = RUN.replace('[model]\nbase = "{base}"', "[model.scratch]\nhidden_size = 16\nlayers = 1\nheads = 2")
+GATED = "its owner lets only some read it: ask for access on its page, then run hf auth login"
 NOTHING = "there is no such model, or it is private: check the name (a folder is ./org/nothing), or run hf auth login"
 
 
@@ -40,7 +41,12 @@ class Hub:
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
         self.branches = {"main": FIRST, "dev": SECOND}
-        self.repositories = {"org/model": files, "org/pickled": {**files, "pytorch_model.bin": b"\x80\x04N."}}
+        rows = [{"question": f"How much is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(30)]
+        data = ("".join(json.dumps(row) + "\n" for row in part).encode() for part in (rows[:20], rows[20:]))
+        names = ("main/train-0.jsonl", "main/train-1.jsonl")
+        splits = dict(zip(names, data, strict=True))
+        self.repositories = {"org/data": {**splits, "main/test.jsonl": b"{}\n", "README.md": b""}}
+        self.repositories |= {"org/model": files, "org/pickled": {**files, "pytorch_model.bin": b"\x80\x04N."}}
         del self.repositories["org/pickled"]["model.safetensors"]
         self.asked: list[str] = []
 
@@ -50,6 +56,7 @@ class Hub:
         self.asked.append("/".join(parts))
         if parts[0] == "api":
             return self._api("/".join(parts[2:4]), parts[4:])
+        parts = parts[parts[0] == "datasets" :]
         name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
         content = self.repositories.get(name, {}).get(file)
         if content is None:
@@ -194,7 +201,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub, prepare, revision, commit):
     ("base", "code", "line"),
     [
         ("org/nothing", 2, NOTHING),
-        ("org/gated", 2, "its owner lets only some read it: ask for access on its page, then run hf auth login"),
+        ("org/gated", 2, GATED),
         ("org/model@nowhere", 2, "the hub's org/model has no revision 'nowhere'"),
         (
             "org/broken",
@@ -242,3 +249,60 @@ def test_a_folder_of_that_name_is_the_folder(hub, run, tmp_path: Path):
     done = run("org/model")
     assert f"error: [model] base {tmp_path}/org/model: there is no config.json" in done.stderr
     assert hub.asked == []
+
+
+SPLITS = ("main/test.jsonl", "main/train-0.jsonl", "main/train-1.jsonl")
+DATA = RUN.replace('[model]\nbase = "{base}"', "[model.scratch]").replace("builtin:arithmetic/train", "{path}")
+
+
+@pytest.fixture
+def prepare_data(modelwright, tmp_path, home):
+    """Prepares data of the hub; gives the report, or the line of the error."""
+
+    def prepare(path, *more):
+        (tmp_path / "run.toml").write_text(DATA.format(path=path).replace("limit = 20\n", ""))
+        done = modelwright("prepare", "run.toml", *more)
+        if done.returncode:
+            return done.returncode, done.stderr.splitlines()[-1]
+        return json.loads((home / "runs/tuned/prepare/report.json").read_text())
+
+    return prepare
+
+
+@pytest.mark.parametrize(
+    ("path", "rows"), [("org/data/main/train-*.jsonl", 30), ("org/data@dev/main/train-1.jsonl", 10)]
+)
+def test_files_of_a_data_set_of_the_hub_are_downloaded_and_read(hub, prepare_data, path, rows):
+    """Those that are asked for: a test split is not trained on because it lies beside."""
+    assert prepare_data(f"hf://datasets/{path}")["read"] == rows
+    assert not any("test.jsonl" in asked for asked in hub.asked if "resolve" in asked)
+
+
+def test_a_data_set_that_was_downloaded_needs_no_network(hub, prepare_data, monkeypatch):
+    """And what has changed on its branch is prepared anew where there is one."""
+    path = "hf://datasets/org/data/main/train-*.jsonl"
+    first = prepare_data(path)
+    hub.asked.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert prepare_data(path, "--fresh") == first
+    assert hub.asked == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    hub.repositories["org/data"]["main/train-1.jsonl"] = b'{"question": "How much is 1 + 1?", "answer": "#### 2"}\n'
+    hub.branches["main"] = SECOND
+    assert prepare_data(path)["read"] == 21
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "line"),
+    [
+        ("org", 2, "expected hf://datasets/ORG/NAME/FILES or hf://datasets/ORG/NAME@REVISION/FILES"),
+        ("org/data/no/*.csv", 2, f"the data set has no such file (it has: {', '.join(SPLITS)})"),
+        ("org/nothing/x.jsonl", 2, "there is no such data set, or it is private: check the name, or run hf auth login"),
+        ("org/data@nowhere/x.jsonl", 2, "the hub's org/data has no revision 'nowhere'"),
+        ("org/gated/x.jsonl", 2, GATED),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("hub")
+def test_what_the_hub_does_not_give_is_one_line(prepare_data, path, code, line):
+    """Which data set, and what to do."""
+    assert prepare_data(f"hf://datasets/{path}") == (code, f"error: hf://datasets/{path}: {line}")

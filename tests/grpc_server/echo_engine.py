@@ -9,6 +9,7 @@ import json
 from modelwright import Delta, EngineSpec, hookimpl
 
 journal = []
+prompts = []  # the token ids of each request
 
 
 class EchoEngine:
@@ -32,6 +33,7 @@ class EchoEngine:
         assert not self.closed, "a closed engine was asked"
         if self.mute:
             raise RuntimeError("it does not speak")
+        prompts.append(tuple(request.prompt))
         said = [token for token in request.prompt if self.tokenizer.decode([token])]
         tokens = self.tokenizer.encode(f"{self.mark}:", add_special_tokens=False).ids + said
         self.running[request.id] = asyncio.Event()
