@@ -56,11 +56,22 @@ class TokenFolder:
     """
 
     def __init__(self, path: Path) -> None:
+        self._open(path, _shards(path))
+        self.packs = Packs(path / PACKS) if (path / PACKS).exists() else None
+
+    @classmethod
+    def each_shard(cls, path: Path) -> Iterator[TokenFolder]:
+        """The shards of a folder, each as a folder without packs: one is mapped at a time, however many there are."""
+        for shard in _shards(path):
+            alone = cls.__new__(cls)
+            alone._open(path, [shard])  # noqa: SLF001 - it is one of these
+            alone.packs = None
+            yield alone
+
+    def _open(self, path: Path, shards: Sequence[Path]) -> None:
         import pyarrow as pa
 
         self.path = path
-        # A folder that is not there is an error of its own, not a folder without rows.
-        shards = sorted(file for file in path.iterdir() if file.suffix == ".arrow" and file.stem.isdigit())
         schema = pa.schema(
             [("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))]
         )
@@ -68,7 +79,6 @@ class TokenFolder:
         self._ids = table.column("id")
         self._input_ids = table.column("input_ids")
         self._trained = table.column("trained")
-        self.packs = Packs(path / PACKS) if (path / PACKS).exists() else None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -157,6 +167,11 @@ class Packs(Sequence["NDArray[np.int64]"]):
             if len(starts):
                 sums.append(np.add.reduceat(values[chunk.flatten().to_numpy()], starts, dtype=np.int64))
         return np.concatenate(sums)
+
+
+def _shards(path: Path) -> list[Path]:
+    # A folder that is not there is an error of its own, not a folder without rows.
+    return sorted(file for file in path.iterdir() if file.suffix == ".arrow" and file.stem.isdigit())
 
 
 def _mapped(path: Path) -> Any:

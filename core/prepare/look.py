@@ -58,8 +58,7 @@ def look(folder: Path, count: int, *, skip: int = 0, split: str = TRAIN) -> list
         split: `TRAIN` or `HOLDOUT`.
     """
     renderer = Renderer.from_folder(folder / "tokenizer")
-    tokens = TokenFolder(folder / split)
-    rows = [tokens[index] for index in range(skip, min(skip + count, len(tokens)))]
+    rows = list(_rows(folder / split, skip, skip + count))
     sources = _sources(folder, {row.id for row in rows})
     return [
         Look(
@@ -71,6 +70,16 @@ def look(folder: Path, count: int, *, skip: int = 0, split: str = TRAIN) -> list
         )
         for row in rows
     ]
+
+
+def _rows(folder: Path, start: int, stop: int) -> Iterator[TokenRow]:
+    first = 0
+    for shard in TokenFolder.each_shard(folder):
+        if first >= stop:
+            return
+        last = first + len(shard)
+        yield from (shard[row - first] for row in range(max(start, first), min(stop, last)))
+        first = last
 
 
 def _sources(folder: Path, ids: set[str]) -> Mapping[str, str]:

@@ -69,19 +69,34 @@ def write_packs(folder: Path, max_length: int) -> PackReport:
         raise MissingDependencyError(
             f"preparing data needs pyarrow: pip install 'modelwright[train]' ({error})"
         ) from error
-    lengths = TokenFolder(folder).lengths()
     schema = pa.schema([("rows", pa.list_(pa.int64()))])
-    count = 0
+    count = tokens = first = 0
     with files.writing(folder / PACKS) as sink, pa.ipc.new_file(sink, schema) as writer:
-        for first in range(0, len(lengths), WINDOW):
-            packs = list(pack_window(lengths[first : first + WINDOW], max_length))
+        for lengths in _windows(folder):
+            packs = list(pack_window(lengths, max_length))
             ends = np.cumsum([0, *map(len, packs)], dtype=np.int32)
             rows = np.concatenate(packs).astype(np.int64) + first
             column = pa.ListArray.from_arrays(pa.array(ends), pa.array(rows))
             writer.write_batch(pa.record_batch([column], schema=schema))
             count += len(packs)
+            tokens += int(lengths.sum(dtype=np.int64))
+            first += len(lengths)
     places = count * max_length
-    return PackReport(packs=count, filled=int(lengths.sum(dtype=np.int64)) / places if places else 0.0)
+    return PackReport(packs=count, filled=tokens / places if places else 0.0)
+
+
+def _windows(folder: Path) -> Iterator[NDArray[np.int32]]:
+    """The lengths of the rows, `WINDOW` of them at a time, whatever the shards are."""
+    import numpy as np
+
+    waiting = np.zeros(0, np.int32)
+    for shard in TokenFolder.each_shard(folder):
+        waiting = np.concatenate([waiting, shard.lengths()])
+        while len(waiting) >= WINDOW:
+            yield waiting[:WINDOW]
+            waiting = waiting[WINDOW:]
+    if len(waiting):
+        yield waiting
 
 
 def pack_window(lengths: NDArray[np.int32], max_length: int) -> Iterator[Sequence[int]]:
