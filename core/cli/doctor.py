@@ -13,6 +13,8 @@ from modelwright.core.cli.common import json_option, print_json, print_table, re
 from modelwright.core.cli.run import open_runs
 
 Row = tuple[str, str]
+# So many packages are in a row of the table.
+_IN_A_ROW = 5
 
 
 @click.command()
@@ -53,7 +55,9 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[Row]:
     bfloat16 = {True: "bfloat16 in hardware", False: "bfloat16 emulated", None: "bfloat16 unknown"}
     yield "CPUs", f"{system['usable_cpus']} of {system['cpus']}, {system['cpu']}, {bfloat16[system['bfloat16']]}"
     yield "memory", size_text(system["memory"])
-    yield "packages", ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
+    versions = [f"{name} {version}" for name, version in facts["packages"].items() if version]
+    for start in range(0, len(versions), _IN_A_ROW):
+        yield "" if start else "packages", ", ".join(versions[start : start + _IN_A_ROW])
     yield "not installed", ", ".join(name for name, version in facts["packages"].items() if not version) or "none"
     yield from _torch(facts["torch"], facts["driver"])
     yield from _deepspeed(facts["deepspeed"], facts["build"])

@@ -40,7 +40,7 @@ def machine_facts() -> dict[str, Any]:
         with), `slurm`, `home`, `hub`.
     """
     asked: dict[str, Callable[[], Any]] = {name: partial(_probed, name) for name in _PROBED}
-    asked |= {"driver": _driver, "slurm": _slurm, "build": _build}
+    asked |= {"driver": _driver, "slurm": slurm_facts, "build": _build}
     with ThreadPoolExecutor(len(asked)) as pool:  # each waits for another process
         waiting = {name: pool.submit(ask) for name, ask in asked.items()}
         found = {name: one.result() for name, one in waiting.items()}
@@ -140,7 +140,8 @@ def _nvcc() -> str | None:
     return next((line.strip() for line in output.splitlines() if "release" in line), why)
 
 
-def _slurm() -> dict[str, Any] | None:
+def slurm_facts() -> dict[str, Any] | None:
+    """What Slurm says of its partitions: a row for each kind of node in each; None where its commands are not there."""
     if shutil.which("sbatch") is None:
         return None
     version = version_line("sbatch", "--version")

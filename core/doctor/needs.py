@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -86,10 +85,11 @@ def _components(run: Run, facts: Facts) -> Iterator[str]:
     for extra in dict.fromkeys(spec.needs for spec in specs):
         yield from _outdated(extra)
     broken = facts["torch"] is None or "error" in facts["torch"]
-    tried = [] if broken else specs  # most need torch, and that has a line of its own
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda spec: imported(spec.factory.partition(":")[0]), tried))
-    for spec, answer in zip(tried, found, strict=True):
+    modules = [spec.factory.partition(":")[0] for spec in specs]
+    if broken or "error" not in imported(*modules):  # most need torch, and that has a line of its own
+        return
+    for spec, module in zip(specs, modules, strict=True):
+        answer = imported(module)
         if "error" in answer:
             remedy = f"pip install '{spec.needs}'" if spec.needs else "ask its author, or choose another one"
             yield f"{spec.kind} {spec.name!r} cannot be imported: {answer['error']}: {remedy}"
@@ -204,8 +204,8 @@ def _gpus(run: Run, facts: Facts) -> Iterator[str]:
         return
     launcher = run.plugins.get(TrainerSpec, train.trainer).launcher
     if launcher == "deepspeed" and train.processes != "auto" and train.processes > len(gpus):
-        there = "1 GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
-        yield f'[train] processes is {train.processes}, and there is {there} here: set it to {len(gpus)} or "auto"'
+        there = "is 1 GPU" if len(gpus) == 1 else f"are {len(gpus)} GPUs"
+        yield f'[train] processes is {train.processes}, and there {there} here: set it to {len(gpus)} or "auto"'
     old = next((gpu["name"] for gpu in gpus if not gpu["bfloat16"]), None)
     if train.precision == "bfloat16" and old:
         yield f'[train] precision is "bfloat16", which {old} can only emulate, slowly: set it to "float32"'

@@ -1,4 +1,4 @@
-"""A process that imports what may fail, hang or end Python, and says what it found: `python -m … WHAT`.
+"""A process that imports what may fail, hang or end Python, and says what it found: `python -m … WHAT…`.
 
 The answer is one JSON object on standard output. Whatever the libraries print goes to standard error.
 """
@@ -9,7 +9,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # NVIDIA's GPUs compute in bfloat16 from this compute capability on (Ampere); older ones emulate it.
@@ -95,8 +95,9 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def _import(module: str) -> dict[str, Any]:
-    importlib.import_module(module)
+def _import(modules: Sequence[str]) -> dict[str, Any]:
+    for module in modules:
+        importlib.import_module(module)
     return {}
 
 
@@ -106,16 +107,16 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def main(what: str) -> None:
-    """Say what is found; `what` is one of `PROBES`, or a module to import."""
+def main(what: Sequence[str]) -> None:
+    """Say what is found; `what` is one of `PROBES`, or modules to import."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
         os.dup2(2, 1)
         try:
-            facts = PROBES[what]() if what in PROBES else _import(what)
+            facts = PROBES[what[0]]() if what[0] in PROBES else _import(what)
         except BaseException as error:  # noqa: BLE001 - a package may raise SystemExit, too
             facts = {"error": _line(error)}
         answer.write(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

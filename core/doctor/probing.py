@@ -16,14 +16,14 @@ IMPORT_WITHIN = 180.0
 PROGRAM_WITHIN = 20.0
 
 
-def imported(what: str, *, within: float = IMPORT_WITHIN) -> dict[str, Any]:
-    """What `probe` says of a package or module; `{"error": …}` where it cannot be imported.
+def imported(*what: str, within: float = IMPORT_WITHIN) -> dict[str, Any]:
+    """What `probe` says of a package or of modules; `{"error": …}` where one cannot be imported.
 
     Args:
         what: see `probe.main`.
         within: seconds.
     """
-    command = [sys.executable, "-P", "-m", "modelwright.core.doctor.probe", what]
+    command = [sys.executable, "-P", "-m", "modelwright.core.doctor.probe", *what]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=within, check=False, env=os.environ
