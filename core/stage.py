@@ -35,6 +35,7 @@ class Run:
         workers_lock: the descriptor that worker processes inherit; None while nothing may be written (planning).
         listener: hears every event.
         fresh: whether nothing that was made before is used.
+        merging: whether all rows must have been read before, by jobs that each did a part of them.
     """
 
     config: RunConfig
@@ -44,6 +45,7 @@ class Run:
     workers_lock: int | None = None
     listener: Listener | None = None
     fresh: bool = False
+    merging: bool = False
 
     @cached_property
     def registry(self) -> Registry:
