@@ -1,4 +1,4 @@
-"""The trainer `local`: one process, on the CPU or one GPU, all weights trained."""
+"""The trainer `local`: one process, on the CPU or one GPU; all weights are trained, or an adapter."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from modelwright.core.api import Job, ModelwrightError, Trained, TrainSettings, UsageError
 from modelwright.plugins.trainers import LocalOptions
+from modelwright.plugins.trainers.adapter import adapt, adapter_state, export_adapter, load_adapter_state
 from modelwright.plugins.trainers.checkpoints import read_finished
 from modelwright.plugins.trainers.data import Corpus, held_out
 from modelwright.plugins.trainers.loop import Loop
@@ -49,11 +50,12 @@ class LocalTrainer:
                 "in [data.tokens]"
             )
         model = load_model(job)
+        adapter = adapt(model, job)
         check_fits(model, largest_token=corpus.largest_token, longest=corpus.longest, tokens=job.tokens)
         holdout = held_out(job)
         if holdout:
             check_fits(model, largest_token=holdout.largest_token, longest=holdout.longest, tokens=holdout.path)
-        strategy = SingleDevice(model, job.settings, device=device, precision=precision)
+        strategy = SingleDevice(model, job.settings, device=device, precision=precision, adapter=adapter)
         if self.options.gradient_checkpointing:
             _recompute_activations(model)
         try:
@@ -67,10 +69,27 @@ class LocalTrainer:
 
 
 class SingleDevice:
-    """AdamW on one device; weights and optimiser states are float32 whatever the precision of the forward pass."""
+    """AdamW on one device; weights and optimiser states are float32 whatever the precision of the forward pass.
 
-    def __init__(self, model: Any, settings: TrainSettings, *, device: torch.device, precision: torch.dtype) -> None:
+    Args:
+        model: of transformers.
+        settings: the `[train]` table.
+        device: where to train.
+        precision: of the forward pass.
+        adapter: the `PeftModel` around `model`, where an adapter of it is trained, saved and exported.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: TrainSettings,
+        *,
+        device: torch.device,
+        precision: torch.dtype,
+        adapter: Any | None = None,
+    ) -> None:
         self.model = model.to(device)
+        self._adapter = adapter
         self.device = device
         self.precision = precision
         self._clip_norm = settings.clip_norm
@@ -104,22 +123,31 @@ class SingleDevice:
         return norm
 
     def save(self, folder: Path) -> None:
-        """Write `model.safetensors` and `optimizer.pt`."""
+        """Write `optimizer.pt`, and `model.safetensors` or `adapter.safetensors`."""
         with _writing_to(folder), (folder / "optimizer.pt").open("wb") as file:
-            safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
+            if self._adapter is None:
+                safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
+            else:
+                safetensors.torch.save_file(adapter_state(self.model), folder / "adapter.safetensors")
             torch.save(self._optimizer.state_dict(), file)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; the pickle may hold tensors and plain values only."""
-        safetensors.torch.load_model(self.model, str(folder / "model.safetensors"), device=str(self.device))
+        if self._adapter is None:
+            safetensors.torch.load_model(self.model, str(folder / "model.safetensors"), device=str(self.device))
+        else:
+            load_adapter_state(self.model, safetensors.torch.load_file(folder / "adapter.safetensors"))
         self._optimizer.load_state_dict(
             torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
         )
 
     def export(self, folder: Path) -> None:
-        """Write config, generation config and weights in Hugging Face layout, the weights as safetensors."""
+        """Write config, generation config and safetensors in Hugging Face layout; or the adapter."""
         with _writing_to(folder):
-            self.model.save_pretrained(folder)
+            if self._adapter is None:
+                self.model.save_pretrained(folder)
+            else:
+                export_adapter(self._adapter, folder)
 
     def facts(self) -> dict[str, Any]:
         """Device, precision, and the threads of a CPU."""

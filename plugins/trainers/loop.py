@@ -63,7 +63,7 @@ class Strategy(Protocol):
         ...
 
     def export(self, folder: Path) -> None:
-        """Write config and weights in Hugging Face layout."""
+        """Write config and weights in Hugging Face layout, or the adapter that was trained."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -154,6 +154,7 @@ class Loop:
         return trained
 
     def _emit_started(self) -> None:
+        parameters = list(self.strategy.model.parameters())
         facts = {
             "steps": self.plan.steps,
             "examples": self.corpus.examples,
@@ -161,7 +162,8 @@ class Loop:
             "skipped": self.corpus.skipped,
             "tokens": self.corpus.tokens,
             "epochs": round(self.plan.count / len(self.corpus.sequences), 4),
-            "parameters": sum(parameter.numel() for parameter in self.strategy.model.parameters()),
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         }
         self.job.emit("started", facts | self.strategy.facts())
 
