@@ -15,8 +15,8 @@ from typing import Any
 
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.files import read_json
+from modelwright.core.api.registry import ADAPTER_CONFIG
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 # What makes an adapter of the kinds that are trained here. Whatever else peft could be told is at its default: another
@@ -28,11 +28,6 @@ _SETTINGS = frozenset(
 _ABOUT = frozenset(
     {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "init_lora_weights"}
 )
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a model's folder holds an adapter, and no whole model."""
-    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def embedding_rows(model: Any) -> int:

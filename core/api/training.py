@@ -115,6 +115,7 @@ class Job:
             model's `config.json`.
         vocabulary: how many tokens the tokenizer can give. A model with fewer rows of embeddings gets that many, the
             new ones beginning as the mean of the old. None leaves them as they are.
+        hub: what `model` is called by everyone, `org/name@COMMIT`, where it is of the hub.
         seed: of initialisation, order and dropout.
         attention: the attention implementation asked for, "auto" for the trainer's choice.
         trust_remote_code: whether the model may bring code of its own.
@@ -133,6 +134,7 @@ class Job:
     settings: TrainSettings
     adapter: AdapterSettings | None = None
     vocabulary: int | None = None
+    hub: str | None = None
     seed: int
     attention: str = "auto"
     trust_remote_code: bool = False

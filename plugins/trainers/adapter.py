@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from modelwright.core.api import AdapterSettings, Job, UsageError
-from modelwright.core.api.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, embedding_rows, grow_embeddings
+from modelwright.core.api.adapters import ADAPTER_WEIGHTS, embedding_rows, grow_embeddings
+from modelwright.core.api.registry import ADAPTER_CONFIG
 
 ALL_LINEAR = "all-linear"
 # The layers that get an adapter; GPT-2 and its kin call a linear layer Conv1D.
@@ -46,7 +47,12 @@ def adapt(model: Any, job: Job) -> Any | None:
     grow_embeddings(model, job.vocabulary or 0)
     if job.adapter is None:
         return None
-    return attach(model, job.adapter, seed=job.seed, new_tokens=range(before, embedding_rows(model)))
+    adapter = attach(model, job.adapter, seed=job.seed, new_tokens=range(before, embedding_rows(model)))
+    # peft has put the path of the base's folder there.
+    name, _, commit = (job.hub or "").partition("@")
+    config = adapter.peft_config["default"]
+    config.base_model_name_or_path, config.revision = name or None, commit or None
+    return adapter
 
 
 def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequence[int] = ()) -> Any:
@@ -106,7 +112,7 @@ def load_adapter_state(model: Any, state: Mapping[str, Tensor]) -> None:
 
 
 def export_adapter(adapter: Any, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write an adapter as peft reads it, without the model, and the model's config; no path of this machine is in it.
+    """Write an adapter as peft reads it, without the model, and the model's config.
 
     Args:
         adapter: the `PeftModel`.
@@ -126,7 +132,7 @@ def export_adapter(adapter: Any, folder: Path, *, state: Mapping[str, Tensor] | 
         folder / ADAPTER_WEIGHTS,
         metadata={"format": "pt"},
     )
-    config = adapter.peft_config["default"].to_dict() | {"base_model_name_or_path": None, "inference_mode": True}
+    config = adapter.peft_config["default"].to_dict() | {"inference_mode": True}
     # Sets have no order, and the same adapter is to have the same digest.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")

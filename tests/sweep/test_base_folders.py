@@ -278,10 +278,6 @@ CASES = {
         lambda f: edit(f / "config.json", vocab_size=9),
         lambda tokens: [larger(tokens, 9, "<|im_end|>")],
     ),
-    "a token that was added": (
-        lambda f: add_token(f, "<think>", number=128, special=False),
-        [larger(129, 128, "<think>")],
-    ),
     "only pickled weights": (
         lambda f: pickled(f, "pytorch_model.bin"),
         [f"its weights are in pytorch_model.bin, {ONLY}"],
@@ -293,7 +289,7 @@ CASES = {
     "no weights": (pickled, [NO_WEIGHTS]),
     "an adapter": (
         lambda f: (pickled(f), (f / "adapter_config.json").write_text("{}")),
-        ["this is an adapter: merge it into its base model, and save that"],
+        ["this is an adapter: merge it into its base (modelwright models merge ADDRESS), and take that"],
     ),
     "weights cut short": (
         lambda f: header(f, b'{"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}' + b"12345678", hides=8),

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from modelwright.core.api import AdapterSettings, ModelwrightError, UsageError
-from modelwright.core.api.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, embedding_rows, put_on
+from modelwright.core.api.adapters import ADAPTER_WEIGHTS, embedding_rows, put_on
+from modelwright.core.api.registry import ADAPTER_CONFIG
 from modelwright.core.testing.trainer import (
     Recorder,
     TrainerContract,
@@ -98,6 +99,14 @@ def test_the_config_names_no_place_of_this_machine(job, train, tmp_path):
     for name in (ADAPTER_CONFIG, "config.json"):
         assert str(tmp_path) not in (done.output / name).read_text()
     assert json.loads((done.output / ADAPTER_CONFIG).read_text())["base_model_name_or_path"] is None
+
+
+def test_a_base_of_the_hub_is_named(job, train):
+    """Everybody's peft finds it then, by itself."""
+    done = job(hub="org/name@0123abc")
+    train(done)
+    config = json.loads((done.output / ADAPTER_CONFIG).read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "0123abc")
 
 
 def test_the_base_is_not_touched(job, train):
