@@ -36,6 +36,6 @@ def merge(address: str, name: str | None, registry: str | None, as_json: bool) -
     click.echo(f"{word} {click.style(done.version.address, bold=True)} (digest {done.version.digest})")
     if compared is not None:
         click.echo(
-            f"its logits differ by {compared.difference:.1g} at most, and {compared.allowed:.1g} would be rounding; the "
+            f"its logits differ by {compared.difference:.1g} at most ({compared.allowed:.1g} would be rounding); the "
             f"adapter moves them by up to {compared.moved:.2g}"
         )
