@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from modelwright.core.api.training import Job
 from modelwright.core.base_folder import token_count
 from modelwright.core.chat import Renderer
 from modelwright.core.config.schema import RunConfig
-from modelwright.core.processes import Worker, read_run_config, work
+from modelwright.core.processes import Place, Worker, read_run_config, work
 from modelwright.core.train.scratch import write_scratch
 
 
@@ -28,7 +29,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     renderer = Renderer.from_folder(prepared / "tokenizer")
     if config.model.scratch:
         base = folder / "initial"
-        write_scratch(base, config.model.scratch, renderer, max_length=config.data.tokens.max_length)
+        if worker.place.rank == 0:
+            write_scratch(base, config.model.scratch, renderer, max_length=config.data.tokens.max_length)
     else:
         base = Path(order["base"]["folder"])
     trainer = worker.plugins.get(TrainerSpec, config.train.trainer).create(config.train.options)
@@ -54,6 +56,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     if not trained.finished:
         done = f"step {trained.step} of {trained.steps}"
         raise StopRequested(f"{config.name}: stopped on request after {done}; the same command resumes it")
+    if worker.place.rank:
+        return {}
     model = folder / "model"
     if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
         raise ModelwrightError(
@@ -76,8 +80,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
 
 def _vocabulary(worker: Worker[RunConfig], base: Path) -> int:
     """How many tokens there are; those that the base has no embeddings for are told of."""
-    tokens, config = token_count(worker.folder.stage("prepare") / "tokenizer"), files.read_json(base / "config.json")
-    rows = config.get("vocab_size")
+    tokens = token_count(worker.folder.stage("prepare") / "tokenizer")
+    rows = None if worker.config.model.scratch else files.read_json(base / "config.json").get("vocab_size")
     if isinstance(rows, int) and rows < tokens:
         new = "1 token is" if tokens - rows == 1 else f"{tokens - rows} tokens are"
         worker.emit("notice", {"text": f"{new} new to the base: its embeddings grow from {rows} to {tokens}"})
@@ -89,5 +93,10 @@ def _hub_name(base: Mapping[str, Any] | None) -> str | None:
     return parent if parent and "/" in parent else None
 
 
+def place() -> Place:
+    """Which process this is, as its launcher says: the one of one where there was none."""
+    return Place(int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1))
+
+
 if __name__ == "__main__":
-    work("train", train, read_run_config)
+    work("train", train, read_run_config, place())

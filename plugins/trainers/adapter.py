@@ -26,19 +26,18 @@ from modelwright.core.api.registry import ADAPTER_CONFIG
 ALL_LINEAR = "all-linear"
 # The layers that get an adapter; GPT-2 and its kin call a linear layer Conv1D.
 _LINEAR = (nn.Linear, Conv1D)
+# peft names tensors from its own two layers around the model.
+_PREFIX = "base_model.model."
 # So many of a model's layers are named where none is the one that was asked for.
 _NAMED = 12
 
 
-def adapt(model: Any, job: Job) -> Any | None:
+def adapt(model: Any, job: Job) -> None:
     """Make a loaded model ready for the job: embeddings for every token of the tokenizer, and the job's adapter.
 
     Args:
         model: as `load_model` gives it; changed in place, before it is moved, wrapped or compiled.
         job: says what is wanted.
-
-    Returns:
-        The `PeftModel` whose `get_base_model()` is `model`; None where the whole model is trained.
 
     Raises:
         UsageError: the settings name a layer that the model does not have.
@@ -46,13 +45,17 @@ def adapt(model: Any, job: Job) -> Any | None:
     before = embedding_rows(model)
     grow_embeddings(model, job.vocabulary or 0)
     if job.adapter is None:
-        return None
-    adapter = attach(model, job.adapter, seed=job.seed, new_tokens=range(before, embedding_rows(model)))
+        return
+    attach(model, job.adapter, seed=job.seed, new_tokens=range(before, embedding_rows(model)))
     # peft has put the path of the base's folder there.
     name, _, commit = (job.hub or "").partition("@")
-    config = adapter.peft_config["default"]
+    config = _config(model)
     config.base_model_name_or_path, config.revision = name or None, commit or None
-    return adapter
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether an adapter of the model is trained, and not the model."""
+    return hasattr(model, "peft_config")
 
 
 def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequence[int] = ()) -> Any:
@@ -111,32 +114,33 @@ def load_adapter_state(model: Any, state: Mapping[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
-def export_adapter(adapter: Any, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
-    """Write an adapter as peft reads it, without the model, and the model's config.
+def export_adapter(model: Any, folder: Path, *, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write a model's adapter as peft reads it, without the model, and the model's config.
 
     Args:
-        adapter: the `PeftModel`.
+        model: of transformers, with an adapter attached.
         folder: exists.
-        state: what `adapter_state` gives, where it had to be gathered; default: of the model as it is here.
+        state: what `adapter_state` gives (other tensors may be among it), where it had to be gathered; default: of the
+            model as it is here.
     """
-    model = adapter.get_base_model()
     state = adapter_state(model) if state is None else state
-    # peft names tensors from its own two layers around the model.
-    tensors = peft.get_peft_model_state_dict(
-        adapter,
-        state_dict={f"base_model.model.{name}": value for name, value in state.items()},
-        save_embedding_layers=False,
-    )
+    tensors = peft.get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
     safetensors.torch.save_file(
-        {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in tensors.items()},
+        {f"{_PREFIX}{name}": value.detach().to("cpu", torch.float32).contiguous() for name, value in tensors.items()},
         folder / ADAPTER_WEIGHTS,
         metadata={"format": "pt"},
     )
-    config = adapter.peft_config["default"].to_dict() | {"inference_mode": True}
+    config = _config(model).to_dict() | {"inference_mode": True}
     # Sets have no order, and the same adapter is to have the same digest.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
     model.config.save_pretrained(folder)
+
+
+def _config(model: Any) -> Any:
+    """Peft's settings of the adapter that is attached; peft leaves them on the model itself too."""
+    (config,) = model.peft_config.values()
+    return config
 
 
 def _targets(model: Any, asked: str | Sequence[str]) -> list[str]:
