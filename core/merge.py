@@ -9,6 +9,11 @@ What is compared is the folder that is registered, as anyone will load it.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +131,11 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
     Raises:
         ModelwrightError: it cannot be made, or is not the same.
     """
-    require("peft")
     renderer = checked_renderer(adapter)
     try:
-        compared = _merge_weights(adapter, base.folder, folder)
+        with _quietly():
+            require("peft")
+            compared = _merge_weights(adapter, base.folder, folder)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ModelwrightError(f"{version.address} cannot be merged: {type(error).__name__}: {reason:.300}") from error
@@ -142,6 +148,19 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
     renderer.save(folder)
     files.write_json(folder / MODEL_RECORD, {"renderer": renderer.fingerprint})
     return compared
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what the libraries tell of themselves from people and from standard output, which is the command's."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _merge_weights(adapter: Path, base: Path, folder: Path) -> Compared:
