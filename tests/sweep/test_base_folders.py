@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelwright.core.api import Example, Message, ModelwrightError
+from modelwright.core.base_folder import check_base_folder, folder_problems, token_count
 from modelwright.core.config import read_run
 from modelwright.core.prepare.tokenizers import scratch_renderer
 from modelwright.core.runner import check, open_run
@@ -487,3 +488,11 @@ def test_a_special_token_that_nothing_names_may_lie_beyond_the_embedding(base, r
     assert done.returncode == 0, done.stderr
     shown = json.loads(modelwright("models", "show", "tiny", "--json").stdout)
     assert shown["parent"] is None
+
+
+def test_a_token_that_was_added_may_lie_beyond_the_embedding_of_a_base(base):
+    """Training makes the embedding fit; a folder that is to be served as it is must fit already."""
+    add_token(base, "<think>", number=128, special=False)
+    check_base_folder(base, "base")
+    assert list(folder_problems(base)) == [larger(129, 128, "<think>")]
+    assert token_count(base) == 129
