@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 
-import peft
 import pytest
 import torch
 from attrs import evolve
@@ -16,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from modelwright.core.api import AdapterSettings, ModelwrightError, UsageError
-from modelwright.core.api.adapters import ADAPTER_WEIGHTS, embedding_rows, put_on
+from modelwright.core.api.adapters import ADAPTER_WEIGHTS, put_on
 from modelwright.core.api.registry import ADAPTER_CONFIG
+from modelwright.core.testing.adapter import LORA, AdapterContract
 from modelwright.core.testing.trainer import (
     Recorder,
     TrainerContract,
@@ -30,8 +30,17 @@ from modelwright.plugins.trainers import LocalOptions, modelwright_trainers
 from modelwright.plugins.trainers.adapter import adapter_state, attach, export_adapter, load_adapter_state
 from modelwright.plugins.trainers.local import LocalTrainer
 
-LORA = AdapterSettings(rank=4, alpha=8)
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]])
+
+
+class TestLocalAdapters(AdapterContract):
+    """The contract."""
+
+    tolerance = 0.0
+
+    def trainer(self):
+        """The trainer, by its descriptor."""
+        return next(spec for spec in modelwright_trainers() if spec.name == "local").create()
 
 
 @pytest.fixture
@@ -69,43 +78,6 @@ def logits(model):
 def test_the_trainer_says_that_it_trains_adapters():
     """A run with [adapter] is refused where the trainer does not."""
     assert next(spec for spec in modelwright_trainers() if spec.name == "local").adapters
-
-
-def test_it_learns_and_leaves_an_adapter_alone(job, train, tmp_path):
-    """What a base knows is turned to something else; the output is peft's two files and the model's config."""
-    recorder = Recorder()
-    counting = job("counting", adapter=None, settings=TrainerContract().settings(max_steps=30))
-    train(counting)
-    backwards = [(name, [15 - token for token in ids], trained) for name, ids, trained in counting_rows(24)]
-    tokens = write_token_folder(tmp_path / "backwards", backwards)
-    settings = TrainerContract().settings(max_steps=60)
-    done = job(recorder=recorder, model=counting.output, tokens=tokens, settings=settings)
-    train(done)
-    losses = [data["loss"] for data in recorder.of("step")]
-    assert losses[-1] < losses[0] / 2
-    assert {path.name for path in done.output.iterdir()} == {ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json"}
-    names = load_file(done.output / ADAPTER_WEIGHTS)
-    assert all("lora_A" in name or "lora_B" in name for name in names)
-    started = recorder.of("started")[0]
-    assert started["trainable"] == sum(value.numel() for value in names.values())
-    assert started["parameters"] > 2 * started["trainable"]
-
-
-def test_the_config_names_no_place_of_this_machine(job, train, tmp_path):
-    """Whoever gets the adapter learns nothing of the disk that its base was on."""
-    done = job()
-    train(done)
-    for name in (ADAPTER_CONFIG, "config.json"):
-        assert str(tmp_path) not in (done.output / name).read_text()
-    assert json.loads((done.output / ADAPTER_CONFIG).read_text())["base_model_name_or_path"] is None
-
-
-def test_a_base_of_the_hub_is_named(job, train):
-    """Everybody's peft finds it then, by itself."""
-    done = job(hub="org/name@0123abc")
-    train(done)
-    config = json.loads((done.output / ADAPTER_CONFIG).read_text())
-    assert (config["base_model_name_or_path"], config["revision"]) == ("org/name", "0123abc")
 
 
 def test_the_base_is_not_touched(job, train):
@@ -158,20 +130,6 @@ def test_a_training_killed_twice_ends_with_the_same_bytes(job, train, tmp_path):
         assert (straight.output / name).read_bytes() == (killed.output / name).read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora"])
-def test_a_resumed_training_with_dropout_ends_with_the_same_bytes(job, train, kind):
-    """Stopped twice and gone on with: the exported adapter is byte for byte that of a training that was not."""
-    adapter = evolve(LORA, kind=kind, dropout=0.2)
-    straight = job("straight", adapter=adapter)
-    train(straight)
-    for stop_after in (3, 7):
-        assert not train(job("stopped", Recorder(stop_after=stop_after), adapter=adapter)).finished
-    resumed = job("stopped", adapter=adapter)
-    assert train(resumed).finished
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        assert (straight.output / name).read_bytes() == (resumed.output / name).read_bytes()
-
-
 def test_dropout_changes_what_is_learnt(job, train):
     """It is not merely recorded."""
     outputs = []
@@ -198,19 +156,6 @@ def test_packs_are_kept_apart(job, train, tmp_path):
     tokens = write_token_folder(tmp_path / "packed", rows, packs=[[0, 1, 2, 3], [4, 5], [6], [7, 8, 9, 10, 11]])
     settings = TrainerContract().settings(max_steps=2, batch_size=2)
     assert train(job(tokens=tokens, settings=settings)).finished
-
-
-@pytest.mark.parametrize("kind", ["lora", "rslora"])
-def test_trained_loaded_and_merged_say_the_same(job, train, kind):
-    """The exported adapter on its base, peft's own reading of it, and the merged weights: the same logits."""
-    done = job(kind, adapter=evolve(LORA, kind=kind), settings=TrainerContract().settings(max_steps=20))
-    train(done)
-    adapted = put_on(load(done.model), done.output)
-    with_adapter = logits(adapted)
-    assert (with_adapter - logits(load(done.model))).abs().max() > 0.1
-    assert torch.equal(with_adapter, logits(peft.PeftModel.from_pretrained(load(done.model), done.output).eval()))
-    merged = logits(adapted.merge_and_unload())
-    assert torch.allclose(merged, with_adapter, atol=1e-5)
 
 
 def test_the_scale_of_rslora_is_over_the_root_of_the_rank(tmp_path):
@@ -283,28 +228,6 @@ def _scramble(adapter):
         for parameter in adapter.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("adapter", [LORA, None])
-def test_added_tokens_are_trained_and_come_along(job, train, tmp_path, tied, adapter):
-    """A tokenizer with more tokens than the base: embeddings grow, the new rows learn, and are in what is saved."""
-    config = json.loads((write_model(tmp_path / "config") / "config.json").read_text())
-    small = LlamaConfig(**config | {"vocab_size": 14, "tie_word_embeddings": tied})
-    torch.manual_seed(2)
-    AutoModelForCausalLM.from_config(small).save_pretrained(tmp_path / "small")
-    done = job(model=tmp_path / "small", vocabulary=16, adapter=adapter)
-    assert train(done).finished
-    base = load(tmp_path / "small")
-    old = base.get_input_embeddings().weight.detach().clone()
-    model = put_on(base, done.output).get_base_model() if adapter else load(done.output)
-    assert model.config.vocab_size == embedding_rows(model) == 16
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        new = layer.weight[14:].detach()
-        assert not torch.allclose(new, old.mean(dim=0).expand_as(new))
-        assert not torch.allclose(new[0], new[1])
-    if adapter:
-        assert torch.equal(model.get_input_embeddings().weight[:14], old)
 
 
 def test_new_rows_begin_as_the_mean_of_the_old(job, train, tmp_path):
