@@ -30,6 +30,7 @@ from modelwright.core.testing.trainer import (
 )
 
 LORA = AdapterSettings(rank=4, alpha=8)
+Kind = Literal["lora", "rslora"]
 
 
 class AdapterContract:
@@ -123,7 +124,7 @@ class AdapterContract:
         assert (straight.output / ADAPTER_CONFIG).read_bytes() == (resumed.output / ADAPTER_CONFIG).read_bytes()
 
     @pytest.mark.parametrize("kind", ["lora", "rslora"])
-    def test_trained_loaded_and_merged_say_the_same(self, tmp_path: Path, kind: Literal["lora", "rslora"]) -> None:
+    def test_trained_loaded_and_merged_say_the_same(self, tmp_path: Path, kind: Kind) -> None:
         """The exported adapter on its base, peft's own reading of it, and the merged weights: the same logits."""
         import peft
         import torch
