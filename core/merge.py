@@ -153,14 +153,18 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep what the libraries tell of themselves from people and from standard output, which is the command's."""
-    before = logging.root.manager.disable
+    bars = require("transformers.utils.logging")
+    before, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
+    bars.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _merge_weights(adapter: Path, base: Path, folder: Path) -> Compared:
@@ -185,7 +189,6 @@ def _merge_weights(adapter: Path, base: Path, folder: Path) -> Compared:
 def _load(folder: Path) -> Any:
     """A whole model, float32: registered weights are that, and a sum in fewer digits would hide what was merged."""
     transformers, torch = require("transformers"), require("torch")
-    transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
     )

@@ -138,9 +138,12 @@ class Adapters:
     """
 
     def __init__(self, folder: Path, url: str) -> None:
+        from transformers.utils import logging
+
         from modelwright.core.plugins import discover
         from modelwright.core.registry import open_registry
 
+        logging.disable_progress_bar()  # tests look at what commands print
         self.folder = folder
         self.registry = open_registry(url, discover())
 

@@ -91,7 +91,7 @@ def test_tokens_that_were_added_to_the_folder_of_a_base_are_learnt(adapters, run
     assert version.metrics["sums"]["math_accuracy"].n == 4
     if not whole:
         merged = modelwright("models", "merge", "tuned", "--json")
-        assert merged.returncode == 0, merged.stderr
+        assert (merged.returncode, merged.stderr) == (0, "")
         assert json.loads(merged.stdout)["compared"]["moved"] > 0
 
 
