@@ -150,6 +150,18 @@ def test_gradient_checkpointing_changes_nothing(job, train):
     assert any(value.abs().max() > 0 for name, value in other.items() if "lora_B" in name)
 
 
+@pytest.mark.parametrize("vocabulary", [16, 18])
+def test_it_is_trained_in_bfloat16(job, train, vocabulary):
+    """The forward pass alone is in it; the adapter stays float32."""
+    recorder = Recorder()
+    settings = TrainerContract().settings(max_steps=20, precision="bfloat16")
+    done = job(recorder=recorder, settings=settings, vocabulary=vocabulary)
+    train(done)
+    losses = [data["loss"] for data in recorder.of("step")]
+    assert losses[-1] < losses[0]
+    assert {value.dtype for value in load_file(done.output / ADAPTER_WEIGHTS).values()} == {torch.float32}
+
+
 def test_packs_are_kept_apart(job, train, tmp_path):
     """The model that is called has its own signature still, so that packs are looked at and trained."""
     rows = counting_rows(12)
@@ -202,6 +214,17 @@ def test_transposed_layers_are_merged_as_they_are_computed(tmp_path):
     adapted = put_on(load(tmp_path / "base"), tmp_path / "adapter")
     before = logits(adapted)
     assert torch.allclose(logits(adapted.merge_and_unload()), before, atol=1e-5)
+
+
+def test_an_adapter_is_exported_from_a_state_that_was_gathered(tmp_path):
+    """As from the model itself, whatever else is in the state."""
+    model = load(write_model(tmp_path / "base", weights=True))
+    attach(model, LORA, seed=1, new_tokens=[14, 15])
+    for name, state in (("one", None), ("other", model.state_dict()), ("third", adapter_state(model))):
+        (tmp_path / name).mkdir()
+        export_adapter(model, tmp_path / name, state=state)
+    contents = {(tmp_path / name / ADAPTER_WEIGHTS).read_bytes() for name in ("one", "other", "third")}
+    assert len(contents) == 1
 
 
 @pytest.mark.parametrize(
