@@ -16,15 +16,13 @@ from modelwright.core.events import read_events
 from modelwright.core.processes import run_worker
 from modelwright.core.stage import Run
 from modelwright.core.train.launch import training_launch
+from modelwright.core.train.report import summary, write_report
 
 # Counts up when the same inputs give another model than before.
 VERSION = 1
 
 # Settings that change how the training is carried out, not what comes out of it.
 _NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes")
-
-# A batch of so many sequences may be larger than the data: with the usual sizes the tiniest data are repeated.
-_USUAL_BATCH = 1024
 
 
 class Train:
@@ -85,6 +83,9 @@ class Train:
         launch = training_launch(run.folder, spec.launcher, run.config.train.processes)
         emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})
         outputs = run_worker(run, self.name, launch.command, launch.environment)
+        events = read_events(run.folder.events, stage=self.name)
+        write_report(folder, events)
+        outputs["training"] |= summary(events)
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}
 
 
@@ -99,6 +100,6 @@ def _read_order(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_batch(size: int, count: int, kind: str) -> None:
-    if size > max(count, _USUAL_BATCH):
+    if size > count:
         there_are = f"there is 1 {kind}" if count == 1 else f"there are {count} {kind}s"
         raise UsageError(f"[train] batch_size is {size}, and {there_are} to train on: set it to {count} or less")
