@@ -107,7 +107,8 @@ class ModelConfig:
             `/` or `~`, or where a folder of that name is there.
         chat_template: a built-in name ("chatml", a bare word) or a file; default: the tokenizer's own.
         dtype: of the weights in memory.
-        attention: the implementation, such as "sdpa".
+        attention: the implementation; "auto" takes FlashAttention on a GPU where the package flash-attn is installed,
+            FlexAttention on a GPU for packs, else PyTorch's own ("sdpa").
         trust_remote_code: whether the base may bring code.
         scratch: instead of base.
     """
@@ -115,7 +116,7 @@ class ModelConfig:
     base: ModelSource | None = None
     chat_template: ChatTemplate | None = None
     dtype: Literal["auto"] = "auto"
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     trust_remote_code: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
     scratch: ScratchConfig | None = None
 
