@@ -125,8 +125,8 @@ def _explained(view: JobView, job: Submitted, before: Sequence[JobView]) -> JobV
         why: str | None = f"waits for {' and '.join(job.after)}"
     elif view.exit_code is None and view.state in ("CANCELLED", UNKNOWN, "PENDING") and failed:
         # It never began; where Slurm has forgotten it, it left no record.
-        return evolve(view, state="CANCELLED", why=f"{failed.stage} ({failed.job}) did not end well")
-    elif view.state == "COMPLETED":
+        return evolve(view, state="CANCELLED", why=f"{failed.stage} ({failed.job}) did not end well: {failed.state}")
+    elif view.state in ("COMPLETED", "CANCELLED"):
         why = None
     elif view.state == "TIMEOUT":
         why = "the time limit came before it had stopped: raise [cluster] stop_before, or time"

@@ -17,38 +17,43 @@ from modelwright.core.workspace import RunFolder
 
 SHARDS = "prepare-shards"
 
-# How a job ends is for people and for `modelwright jobs`, which finds the record when Slurm has forgotten the job.
-_RECORD = """\
+# What every script begins with, before anything can fail or be signalled.
+_BEGIN = """\
+# Slurm forgets a job minutes after its end; this line about it stays.
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
 began=$(date +%s)
-# Slurm forgets a job minutes after its end; this line of it stays.
 leave_record() {{
     printf '{{"job": "%s", "restarts": %d, "nodes": "%s", "began": %d, "ended": %d, "exit": %d}}\\n' \\
-        "$job" "${{SLURM_RESTART_COUNT:-0}}" "$SLURM_JOB_NODELIST" "$began" "$(date +%s)" "$1" >> {prefix}-"$job".end
+        "$job" "${{SLURM_RESTART_COUNT:-0}}" "$SLURM_JOB_NODELIST" "$began" "$(date +%s)" "$1" \\
+        >> {prefix}-"$job".end
 }}
 trap 'leave_record $?' EXIT
-"""
 
-_WORK = """\
-# Slurm tells this shell that the time limit is near (USR1), or that the job has to make way (TERM): the run hears it,
-# and stops at the next safe point. An exit code above 128 is a run that had not begun to listen.
+# Slurm tells this shell that the time limit is near (USR1), or that the job must make way (TERM). The run hears of it.
 stopping=
 run=
-pass_on() {{
+stop() {{
     stopping=1
     [ -z "$run" ] || kill -s "$1" "$run" 2>/dev/null
 }}
-trap 'pass_on USR1' USR1
-trap 'pass_on TERM' TERM
-{command} &
-run=$!
-[ -z "$stopping" ] || kill -s TERM "$run"
-while kill -0 "$run" 2>/dev/null; do wait "$run"; done
-wait "$run"
-code=$?
+trap 'stop USR1' USR1
+trap 'stop TERM' TERM
+"""
+
+# The command, and what its exit code means. One above 128 comes of a signal before the run had begun to listen.
+_END = """\
+code=75
+if [ -z "$stopping" ]; then
+    {command} &
+    run=$!
+    while kill -0 "$run" 2>/dev/null; do wait "$run"; done
+    wait "$run"
+    code=$?
+fi
+
+# 75: it has stopped at a safe point. Unless the job was cancelled, or is over its limit, it goes on there later.
 if [ -n "$stopping" ] && {{ [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }} &&
     [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-    # It is neither cancelled nor over its limit: it goes on where it stopped.
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
@@ -119,9 +124,9 @@ class Writer:
         parts = (
             f"#!/usr/bin/env bash\n{options}",
             f"# The stage {stage} of the run {self.folder.name}, as modelwright submit wrote it.\n",
-            _RECORD.format(prefix=shlex.quote(str(place / stage))),
+            _BEGIN.format(prefix=shlex.quote(str(place / stage))),
             "".join(f"{each}\n" for each in self._setup()),
-            _WORK.format(command=line),
+            _END.format(command=line),
         )
         return Script(stage=stage, path=place / f"{stage}.sbatch", text="\n".join(parts), array=array, log=log)
 
@@ -158,11 +163,12 @@ class Writer:
         programs = Path(sys.executable).parent
         if (programs / "modelwright").exists():
             yield f'export PATH={shlex.quote(str(programs))}:"$PATH"'
-        yield "set -e"
-        yield from (f"module load {shlex.quote(module)}" for module in self.cluster.modules)
-        yield from (f"export {name}={shlex.quote(value)}" for name, value in self.cluster.environment.items())
-        yield from self.cluster.setup
-        yield "set +e"
+        lines = [f"module load {shlex.quote(module)}" for module in self.cluster.modules]
+        lines += [f"export {name}={shlex.quote(value)}" for name, value in self.cluster.environment.items()]
+        lines += self.cluster.setup
+        if lines:
+            # What follows would fail in stranger words.
+            yield from ("set -e", *lines, "set +e")
 
 
 def _quoted(value: str) -> str:

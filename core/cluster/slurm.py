@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 
@@ -44,7 +44,7 @@ class QueuedJob:
         restarts: how often it was queued again; None where Slurm does not say.
         elapsed: how long it runs or ran, as Slurm writes it.
         nodes: where.
-        exit_code: of its script; None where it has not ended by itself.
+        exit_code: of its script; None where it has not ended, or never began.
     """
 
     job: str
@@ -115,7 +115,7 @@ def _queued(line: str) -> QueuedJob | None:
     if not values[0]:
         return None
     job, state, reason, restarts, elapsed, status, nodes = values
-    code = int(status) if status.isdigit() and state in ENDED else None
+    code = int(status) if status.isdigit() and state in ENDED and nodes else None
     return QueuedJob(
         job=job,
         state=state,
@@ -153,6 +153,8 @@ def accounted(jobs: Sequence[str]) -> dict[str, QueuedJob]:
             nodes="" if nodes == "None assigned" else nodes,
             exit_code=128 + int(number) if number.strip("0") else int(exit_code or 0),
         )
+        if found[job].state not in ENDED or not found[job].nodes:
+            found[job] = evolve(found[job], exit_code=None)
     return found
 
 

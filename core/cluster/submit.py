@@ -49,6 +49,7 @@ def write_scripts(run: Run) -> Submission:
     """
     cluster = run.config.cluster or ClusterConfig()
     _check_processes(run, cluster)
+    _check_idle(run)
     writer = Writer(
         folder=run.folder,
         cluster=cluster,
@@ -56,16 +57,22 @@ def write_scripts(run: Run) -> Submission:
         registry=run.registry_url,
         directory=working_directory(),
     )
-    stages = [step.stage for step in plan_run(run) if not step.done]
+    stages = [step.stage for step in plan_run(run) if not step.done and step.stage not in _idle(run)]
     scripts = [script for stage in stages for script in writer.stage(stage)]
     with run.folder.locked(), files.failing_as(f"the scripts of {run.config.name} cannot be written"):
-        _check_idle(run)
         if run.config.model.base and run.base:
             pin_base(run.config.model.base, run.base, run.folder)
         files.write_text(writer.config, tomli_w.dumps(to_plain(run.config)))
         for script in scripts:
             files.write_text(script.path, script.text)
     return Submission(run=run, scripts=scripts)
+
+
+def _idle(run: Run) -> list[str]:
+    """The last stages, where there is nothing for them to do: no job waits in the queue for that."""
+    if run.config.registry.promote:
+        return []
+    return ["promote"] if run.config.evaluate else ["evaluate", "promote"]
 
 
 def _check_processes(run: Run, cluster: ClusterConfig) -> None:

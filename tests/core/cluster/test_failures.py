@@ -1,0 +1,78 @@
+"""What goes wrong on a cluster is one clear line: which stage, which job, which log."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("slurm")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('partition = "gpu"', "there is no partition 'gpu' (there are: debug, high, low, paid): [cluster] partition"),
+        ("nodes = 9", "the default partition has 2 nodes, and 9 are asked for: [cluster] nodes"),
+        ('partition = "paid"\naccount = "ours"', "Invalid account or account/partition combination"),
+        ('memory = "9T"', "no node of the default partition has what [cluster] asks for (cpus, memory, gpus_per_node"),
+        ('sbatch = { constraint = "h200" }', "Invalid feature specification: [cluster] sbatch.constraint"),
+        ('sbatch = { no-such-option = true }', "unrecognized option '--no-such-option'"),
+    ],
+)
+def test_what_slurm_would_never_run_is_refused_before_anything_is_queued(slurm, run_file, more, said, home):
+    """The line names run, stage, key and script; no stage is queued, those that Slurm would take included."""
+    path = run_file(f"{more}\n")
+    if "nodes" in more:
+        path.write_text(path.read_text().replace("[train]", '[train]\ntrainer = "deepspeed"'))
+    done = slurm.modelwright("submit", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: tiny: Slurm refuses the job of ")
+    assert said in line
+    assert str(home / "runs" / "tiny" / "slurm") in line
+    assert subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_without_slurm_there_are_the_scripts(modelwright, run_file, monkeypatch, tmp_path, home):
+    """On a machine of no cluster, submit says so, and --print writes what would be submitted."""
+    path = run_file()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused = modelwright("submit", path)
+    assert refused.returncode == 2
+    assert "there is no sbatch on the path" in refused.stderr
+    assert not home.exists()
+    printed = modelwright("submit", path, "--print", "--json")
+    assert printed.returncode == 0, printed.stderr
+    scripts = [row["script"] for row in json.loads(printed.stdout)]
+    assert [row["stage"] for row in json.loads(printed.stdout)] == ["prepare", "train", "register"]
+    for script in scripts:
+        subprocess.run(["/bin/bash", "-n", script], check=True)
+
+
+def test_a_failed_stage_leaves_its_dependants_cancelled_and_jobs_says_why(
+    slurm, run_file, rows_file, tmp_path, start_cluster, monkeypatch
+):
+    """Even when Slurm has forgotten the jobs."""
+    rows_file(tmp_path / "data.jsonl", [{"question": "1 + 1?", "answer": "2"}] * 8)
+    jobs = slurm.submit(run_file(path=f'"{tmp_path}/data.jsonl"'), "--set", "data.quality.deduplicate=false")
+    (tmp_path / "data.jsonl").write_text("{}\n")  # between submitting and beginning
+    slurm.wait(*jobs.values())
+
+    def check():
+        prepare, train, register = slurm.jobs("tiny")
+        assert (prepare["state"], prepare["exit_code"], train["state"], register["state"]) == (
+            ("FAILED", 1, "CANCELLED", "CANCELLED")
+        )
+        assert "max_rejected" in prepare["why"]
+        assert prepare["log"].endswith(f"prepare-{jobs['tiny', 'prepare']}.log")
+        assert train["why"] == register["why"] == f"prepare ({prepare['job']}) did not end well: FAILED"
+        shown = slurm.modelwright("jobs", "tiny").stdout
+        assert prepare["why"] in shown
+        assert prepare["log"] in shown
+        assert prepare["why"] in slurm.modelwright("jobs", "logs", "tiny").stdout
+
+    check()
+    monkeypatch.setenv("SLURM_CONF", start_cluster(nodes=1, extra=""))  # one that never heard of them
+    check()
