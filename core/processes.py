@@ -6,6 +6,7 @@ The status file carries the result, not the exit code: a launcher between the tw
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -29,6 +30,8 @@ from modelwright.core.stage import Listener
 from modelwright.core.workspace import RunFolder
 
 POLL_SECONDS = 0.1
+# How soon a process of several ends once another one has failed.
+TOGETHER_SECONDS = 0.3
 # Waiting threads sleep instead of spinning: beside other work on the same cores that is many times faster.
 _SHARING_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -97,7 +100,14 @@ def _status(folder: RunFolder, stage: str) -> Path:
     return folder.path / "status" / f"{stage}.json"
 
 
-def run_worker(run: Following, stage: str, command: Sequence[str]) -> dict[str, Any]:
+def _failure(folder: RunFolder, stage: str) -> Path:
+    """Who makes this file is the first to fail of several processes."""
+    return folder.path / "status" / f"{stage}.failed"
+
+
+def run_worker(
+    run: Following, stage: str, command: Sequence[str], environment: Mapping[str, str | None] | None = None
+) -> dict[str, Any]:
     """Start a stage's worker, pass its events to the run's listener, and return the outputs that it left.
 
     The worker has a process group of its own, so a Ctrl-C at the terminal reaches the runner alone. Its standard input
@@ -111,8 +121,10 @@ def run_worker(run: Following, stage: str, command: Sequence[str]) -> dict[str, 
     folder = run.folder
     status, log = _status(folder, stage), folder.log(stage)
     status.unlink(missing_ok=True)
+    _failure(folder, stage).unlink(missing_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     tail = EventTail(folder.events, from_now=True)
+    variables: dict[str, str | None] = {**_SHARING_CORES, **os.environ, **(environment or {})}
     with log.open("ab") as output:
         begin = output.tell()
         process = subprocess.Popen(
@@ -122,7 +134,7 @@ def run_worker(run: Following, stage: str, command: Sequence[str]) -> dict[str, 
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=(run.writing,),
-            env=_SHARING_CORES | os.environ,
+            env={name: value for name, value in variables.items() if value is not None},
         )
         try:
             while process.poll() is None:
@@ -174,17 +186,20 @@ class Worker(Generic[Config]):
         folder: the run's folder.
         config: the resolved configuration, of the kind that the worker's stage reads.
         plugins: the plugins that it admits.
-        events: the worker's own events.
+        place: which of several processes it is.
+        events: the worker's own events; None where another process tells them.
     """
 
     folder: RunFolder
     config: Config
     plugins: Plugins
-    events: EventWriter
+    place: Place
+    events: EventWriter | None = None
 
     def emit(self, kind: str, data: Mapping[str, Any]) -> None:
-        """Write an event."""
-        self.events.emit(kind, data)
+        """Write an event; of several processes the first one does."""
+        if self.events is not None:
+            self.events.emit(kind, data)
 
 
 # Finds the configuration of a stage in the run's folder, and the plugins that it admits.
@@ -204,20 +219,41 @@ def admitted(values: Mapping[str, Any]) -> Plugins:
     return discover(disable=table.get("disable", ()), prefer=table.get("prefer"))
 
 
-def work(stage: str, body: Callable[[Worker[Config]], dict[str, Any]], read: Reader[Config]) -> None:
+@frozen
+class Place:
+    """Which of the processes of a stage this one is.
+
+    Attributes:
+        rank: its number; the first one, 0, writes events and status.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+
+def work(
+    stage: str, body: Callable[[Worker[Config]], dict[str, Any]], read: Reader[Config], place: Place | None = None
+) -> None:
     """A worker process from beginning to end: `read` the configuration, do `body`, leave the status.
 
-    Its arguments are the run's folder and name.
+    Its arguments are the run's folder and name. Of several processes the first one leaves the status; or the first that
+    fails, and then the others end at once, instead of waiting for it until their network library gives up.
     """
-    folder = RunFolder(Path(sys.argv[1]), sys.argv[2])
+    folder, place = RunFolder(Path(sys.argv[1]), sys.argv[2]), place or Place()
+    _hold(folder)
     _end_with_the_runner()
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda _number, _frame: folder.request_stop())
+    if place.size > 1:
+        _end_together(folder, stage)
+    else:
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda _number, _frame: folder.request_stop())
     status: dict[str, Any]
     try:
-        outputs = _in_worker(folder, stage, body, read)
+        outputs = _in_worker(folder, stage, body, read, place)
         status = {"state": "done", "outputs": outputs}
-        files.write_json(_status(folder, stage), status)
+        if place.rank == 0:
+            files.write_json(_status(folder, stage), status)
     except StopRequested as error:
         status = {"state": "stopped", "error": str(error)}
     except ModelwrightError as error:
@@ -225,20 +261,59 @@ def work(stage: str, body: Callable[[Worker[Config]], dict[str, Any]], read: Rea
     except Exception as error:  # noqa: BLE001 - whatever it was, the runner must hear of it
         traceback.print_exc()
         status = {"state": "failed", "error": f"{stage}: {type(error).__name__}: {error}", "unexpected": True}
-    if status["state"] != "done":
+    if status["state"] == "stopped" and place.rank == 0:
         files.write_json(_status(folder, stage), status)
+    if status["state"] == "failed":
+        _leave_failure(folder, stage, status, place)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if status["state"] == "done" else 75 if status["state"] == "stopped" else 1)
+    # The launcher of several takes any other code for a failure, and says so at length.
+    stopped = 75 if place.size == 1 else 0
+    os._exit(0 if status["state"] == "done" else stopped if status["state"] == "stopped" else 1)
+
+
+def _leave_failure(folder: RunFolder, stage: str, status: Mapping[str, Any], place: Place) -> None:
+    try:
+        os.close(os.open(_failure(folder, stage), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return  # another process failed before, and tells why
+    told = dict(status)
+    if place.size > 1:
+        told["error"] = f"{status['error']} (process {place.rank} of {place.size})"
+    files.write_json(_status(folder, stage), told)
+
+
+def _hold(folder: RunFolder) -> None:
+    """Share a lock until this process ends, which a new runner waits for: launchers hand no descriptors on."""
+    descriptor = os.open(folder.ranks_lock, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def _end_together(folder: RunFolder, stage: str) -> None:
+    """End this process soon after another one has failed."""
+    failure, status = _failure(folder, stage), _status(folder, stage)
+
+    def watch() -> None:
+        while not (failure.exists() and status.exists()):
+            time.sleep(TOGETHER_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="failure-watch", daemon=True).start()
 
 
 def _in_worker(
-    folder: RunFolder, stage: str, body: Callable[[Worker[Config]], dict[str, Any]], read: Reader[Config]
+    folder: RunFolder,
+    stage: str,
+    body: Callable[[Worker[Config]], dict[str, Any]],
+    read: Reader[Config],
+    place: Place,
 ) -> dict[str, Any]:
     config, plugins = read(folder)
+    if place.rank:
+        return body(Worker(folder=folder, config=config, plugins=plugins, place=place))
     events = EventWriter(folder.events, run=folder.name, stage=stage, role=WORKER)
     try:
-        return body(Worker(folder=folder, config=config, plugins=plugins, events=events))
+        return body(Worker(folder=folder, config=config, plugins=plugins, place=place, events=events))
     finally:
         events.close()
 

@@ -3,6 +3,7 @@
 runs/NAME/
 ├── runner.lock         held by the runner
 ├── workers.lock        held by the runner and its workers
+├── ranks.lock          shared by the workers that a launcher started between
 ├── stop                someone asked the run to stop
 ├── config.json         the resolved configuration, for the worker processes
 ├── events/             one file for each process that wrote
@@ -35,7 +36,7 @@ KILLED_ENDS_WITHIN = 1.0
 ORPHANS_END_WITHIN = 60.0
 
 _FOLDERS = ("done", "events", "logs", "status")
-_FILES = ("runner.lock", "workers.lock", "config.json", "stop")
+_FILES = ("runner.lock", "workers.lock", "ranks.lock", "config.json", "stop")
 
 
 @frozen(kw_only=True)
@@ -82,6 +83,11 @@ class RunFolder:
     def stage(self, stage: str) -> Path:
         """What a stage makes is below this folder."""
         return self.path / stage
+
+    @property
+    def ranks_lock(self) -> Path:
+        """The lock that every worker process shares."""
+        return self.path / "ranks.lock"
 
     def log(self, stage: str) -> Path:
         """What the stage's worker process prints."""
@@ -165,7 +171,7 @@ class RunFolder:
     def locked(self) -> Iterator[int]:
         """Hold the folder's two locks; gives the descriptor of the second, which workers inherit and so hold too.
 
-        Both belong to the open file (flock), so the system frees them however a process ends. `runner.lock` is the
+        They belong to the open file (flock), so the system frees them however a process ends. `runner.lock` is the
         runner's alone: who finds it held meets a living runner. `workers.lock` is freed when the last worker of a
         killed runner has noticed that its pipe closed: a new runner waits for that.
 
@@ -187,13 +193,21 @@ class RunFolder:
                 )
             os.ftruncate(runner, 0)
             os.pwrite(runner, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            workers = stack.enter_context(_opened(self.path / "workers.lock"))
-            if not self._lock_within(workers, ORPHANS_END_WITHIN):
+            workers = stack.enter_context(self._left_alone(self.path / "workers.lock"))
+            with self._left_alone(self.ranks_lock):
+                pass
+            yield workers
+
+    @contextlib.contextmanager
+    def _left_alone(self, lock: Path) -> Iterator[int]:
+        """Hold a lock that the workers of a killed runner may hold still."""
+        with _opened(lock) as descriptor:
+            if not self._lock_within(descriptor, ORPHANS_END_WITHIN):
                 raise ModelwrightError(
                     f"{self.path}: workers of a killed run are still there after {ORPHANS_END_WITHIN:.0f} s: "
-                    f"end them (fuser {self.path / 'workers.lock'} names them)"
+                    f"end them (fuser {lock} names them)"
                 )
-            yield workers
+            yield descriptor
 
     def _lock_within(self, descriptor: int, seconds: float) -> bool:
         give_up = time.monotonic() + seconds

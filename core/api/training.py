@@ -41,7 +41,14 @@ class TrainSettings:
         precision: of the forward and backward pass; weights and optimiser states stay float32.
         compile: whether `torch.compile` is used.
         checkpoint_every: optimiser steps between checkpoints.
-        keep_checkpoints: how many of the newest are kept.
+        keep_checkpoints: how many of the newest are kept, beside the one with the lowest held-out loss.
+        preflight: whether the longest batches, a step, a measurement and a checkpoint are tried before the first step.
+        on_bad_step: what happens where loss or gradient of a step are no numbers, or the loss is a spike: the training
+            stops, or the step's gradient is dropped and the training goes on.
+        loss_spike: a loss is a spike where it is more than so many times the median of the last 32 steps' losses; 0: no
+            loss is.
+        early_stopping: after how many measurements on the held-out data without a lower loss the training ends; the
+            result is the model with the lowest. None: it goes on to the end, and the last step's is the result.
         options: the trainer's own options, an instance of its spec's `options` class.
     """
 
@@ -60,6 +67,10 @@ class TrainSettings:
     compile: bool = False
     checkpoint_every: int = field(default=100, validator=_positive)
     keep_checkpoints: int = field(default=2, validator=_positive)
+    preflight: bool = True
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    loss_spike: float = field(default=0.0, validator=validators.or_(validators.in_((0,)), validators.gt(1.0)))
+    early_stopping: int | None = field(default=None, validator=validators.optional(_positive))
     options: Any = None
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -124,10 +124,10 @@ class _Reader:
             spec = self.plugins.get(TrainerSpec, name)
         except UsageError:
             return
-        if spec.launcher != "python":
-            self.findings.append((("train", "trainer"), f"{spec.launcher}'s launcher is not supported by this version"))
-        elif isinstance(train.get("processes", 1), int) and train.get("processes", 1) > 1:
-            self.findings.append((("train", "processes"), f"must be 1: trainer {name} runs in one process"))
+        processes = train.get("processes", 1)
+        if spec.launcher == "python" and isinstance(processes, int) and processes > 1:
+            message = f'must be 1: trainer {name} runs in one process; trainer = "deepspeed" takes several'
+            self.findings.append((("train", "processes"), message))
 
     def metric(self, name: str, path: KeyPath) -> None:
         """Whether there is such a metric, and what it grades can be had."""

@@ -13,13 +13,13 @@ from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
 from modelwright.core.processes import run_worker
 from modelwright.core.stage import Run
-from modelwright.core.train.launch import training_command
+from modelwright.core.train.launch import training_launch
 
 # Counts up when the same inputs give another model than before.
 VERSION = 1
 
 # Settings that change how the training is carried out, not what comes out of it.
-_NOT_INPUTS = ("checkpoint_every", "keep_checkpoints")
+_NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes")
 
 # A batch of so many sequences may be larger than the data: with the usual sizes the tiniest data are repeated.
 _USUAL_BATCH = 1024
@@ -77,9 +77,10 @@ class Train:
         files.remove_temporaries(folder)
         base = run.base
         files.write_json(folder / "order.json", {"fingerprint": fingerprint, "base": base and str(base.folder)})
-        command = training_command(run.folder)
-        emit("starting", {"command": command, "log": str(run.folder.log(self.name))})
-        outputs = run_worker(run, self.name, command)
+        spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
+        launch = training_launch(run.folder, spec.launcher, run.config.train.processes)
+        emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})
+        outputs = run_worker(run, self.name, launch.command, launch.environment)
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}
 
 

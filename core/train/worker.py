@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.api.training import Job
 from modelwright.core.chat import Renderer
 from modelwright.core.config.schema import RunConfig
-from modelwright.core.processes import Worker, read_run_config, work
+from modelwright.core.processes import Place, Worker, read_run_config, work
 from modelwright.core.train.scratch import write_scratch
 
 
@@ -25,7 +26,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     renderer = Renderer.from_folder(prepared / "tokenizer")
     if config.model.scratch:
         base = folder / "initial"
-        write_scratch(base, config.model.scratch, renderer, max_length=config.data.tokens.max_length)
+        if worker.place.rank == 0:
+            write_scratch(base, config.model.scratch, renderer, max_length=config.data.tokens.max_length)
     else:
         base = Path(order["base"])
     trainer = worker.plugins.get(TrainerSpec, config.train.trainer).create(config.train.options)
@@ -48,6 +50,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     if not trained.finished:
         done = f"step {trained.step} of {trained.steps}"
         raise StopRequested(f"{config.name}: stopped on request after {done}; the same command resumes it")
+    if worker.place.rank:
+        return {}
     model = folder / "model"
     if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
         raise ModelwrightError(
@@ -61,5 +65,10 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest), "files": files.sizes(model)}
 
 
+def place() -> Place:
+    """Which process this is, as its launcher says: the one of one where there was none."""
+    return Place(int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1))
+
+
 if __name__ == "__main__":
-    work("train", train, read_run_config)
+    work("train", train, read_run_config, place())

@@ -2,23 +2,26 @@
 
 FOLDER/checkpoints/step-00000100/
 ├── state.json       Progress
-├── manifest.json    fingerprint, and each file's sha256 and size
-└── …                what the trainer's strategy wrote: weights, optimiser
+├── manifest.json    fingerprint, layout, and each file's sha256 and size
+└── …                what the trainer's strategy wrote: weights, optimiser; of each process its share
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
+from safetensors import SafetensorError
 
-from modelwright.core.api import Job, Trained, files
+from modelwright.core.api import Job, ModelwrightError, Trained, files
+from modelwright.plugins.trainers.ranks import Ranks
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FINISHED = "finished.json"
@@ -26,19 +29,52 @@ FINISHED = "finished.json"
 
 @frozen(kw_only=True)
 class Progress:
-    """How far a training is.
+    """How far a training is, and all that its next step depends on beside weights and optimiser.
 
     Attributes:
         step: optimiser steps done.
         tokens: tokens that went through the model in them, padding aside.
         loss: the last step's, in nats.
+        recent: the losses of the last steps, oldest first; a spike is measured against them.
+        skipped: steps whose gradient was dropped.
+        bad_in_a_row: how many of the last steps were dropped.
         holdout_loss: the last measured, in nats.
+        best_step: the step with the lowest held-out loss.
+        best_holdout_loss: that loss.
+        without_better: how many measurements have passed since.
     """
 
     step: int = 0
     tokens: int = 0
     loss: float | None = None
+    recent: Sequence[float] = ()
+    skipped: int = 0
+    bad_in_a_row: int = 0
     holdout_loss: float | None = None
+    best_step: int | None = None
+    best_holdout_loss: float | None = None
+    without_better: int = 0
+
+    def measured(self, loss: float) -> Progress:
+        """The same after the held-out data were measured."""
+        if self.best_holdout_loss is None or loss < self.best_holdout_loss:
+            return evolve(self, holdout_loss=loss, best_step=self.step, best_holdout_loss=loss, without_better=0)
+        return evolve(self, holdout_loss=loss, without_better=self.without_better + 1)
+
+
+@frozen(kw_only=True)
+class Checkpoint:
+    """A checkpoint that is whole.
+
+    Attributes:
+        path: its folder.
+        progress: how far the training was.
+        layout: how its files are shared out among processes, as the strategy that wrote it says.
+    """
+
+    path: Path
+    progress: Progress
+    layout: Mapping[str, Any]
 
 
 class _UnusableError(Exception):
@@ -57,52 +93,84 @@ def _verify(folder: Path, recorded: Mapping[str, Any]) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one training.
+    """The checkpoints of one training, as one of its processes sees them; the first process alone decides and removes.
 
     Args:
         folder: the trainer's own folder (`job.folder`).
         fingerprint: of all that went into the training.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay, beside the one with the lowest held-out loss.
         emit: writes events; `checkpoint_rejected` names each checkpoint that was passed over, and why.
+        ranks: the processes that train together.
     """
 
     def __init__(
-        self, folder: Path, *, fingerprint: str, keep: int, emit: Callable[[str, Mapping[str, Any]], None]
+        self,
+        folder: Path,
+        *,
+        fingerprint: str,
+        keep: int,
+        emit: Callable[[str, Mapping[str, Any]], None],
+        ranks: Ranks,
     ) -> None:
         self.folder = folder / "checkpoints"
-        self.begun_before = self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.ranks = ranks
+        self.begun_before: bool = ranks.told(self.folder.exists())
         self._fingerprint = fingerprint
         self._keep = keep
         self._emit = emit
         self._rejected: set[Path] = set()
-        files.remove_temporaries(self.folder)
+        if ranks.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.remove_temporaries(self.folder)
 
-    def newest(self) -> tuple[Path, Progress] | None:
-        """The newest checkpoint of this training that is whole, and its progress; None where there is none."""
-        for _, path in self._found():
-            try:
-                return path, self._checked(path)
-            except _UnusableError as error:
-                self._rejected.add(path)
-                self._emit("checkpoint_rejected", {"checkpoint": path.name, "reason": str(error)})
-        return None
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint of this training that is whole; None where there is none."""
+        found: Checkpoint | None = self.ranks.told(self._newest() if self.ranks.first else None)
+        return found
 
-    def save(self, progress: Progress, write: Callable[[Path], None]) -> None:
-        """Write a checkpoint, then remove those that it makes superfluous.
+    def at(self, step: int) -> Checkpoint | None:
+        """The checkpoint of this training after a step, if it is there and whole."""
+        found: Checkpoint | None = self.ranks.told(self._usable(self._path(step)) if self.ranks.first else None)
+        return found
+
+    def save(self, progress: Progress, write: Callable[[Path], None], layout: Mapping[str, Any]) -> None:
+        """Write a checkpoint, all processes together, then remove those that it makes superfluous.
 
         Args:
             progress: how far the training is.
-            write: writes weights and optimiser into the folder that it is given.
+            write: writes this process's share of weights and optimiser into the folder that it is given.
+            layout: how the files are shared out among processes.
         """
-        path = self.folder / f"step-{progress.step:08d}"
-        with files.writing_folder(path) as folder:
+        path = self._path(progress.step)
+        with shared_folder(self.ranks, path) as folder:
             write(folder)
-            files.write_json(folder / STATE, {"version": VERSION, **asdict(progress)})
-            manifest = {"version": VERSION, "fingerprint": self._fingerprint, "files": files.folder_manifest(folder)}
-            files.write_json(folder / MANIFEST, manifest)
-        self._rejected.discard(path)
-        self._prune(progress.step)
+            self.ranks.wait()
+            if self.ranks.first:
+                files.write_json(folder / STATE, {"version": VERSION, **asdict(progress)})
+                manifest = {
+                    "version": VERSION,
+                    "fingerprint": self._fingerprint,
+                    "layout": dict(layout),
+                    "files": files.folder_manifest(folder),
+                }
+                files.write_json(folder / MANIFEST, manifest)
+        if self.ranks.first:
+            self._rejected.discard(path)
+            self._prune(progress)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _newest(self) -> Checkpoint | None:
+        return next((usable for _, path in self._found() if (usable := self._usable(path))), None)
+
+    def _usable(self, path: Path) -> Checkpoint | None:
+        try:
+            return self._checked(path)
+        except _UnusableError as error:
+            self._rejected.add(path)
+            self._emit("checkpoint_rejected", {"checkpoint": path.name, "reason": str(error)})
+            return None
 
     def _found(self) -> list[tuple[int, Path]]:
         def steps() -> Iterator[tuple[int, Path]]:
@@ -126,16 +194,19 @@ class Checkpoints:
             raise _UnusableError("it belongs to a training of other inputs")
         return manifest
 
-    def _checked(self, path: Path) -> Progress:
-        _verify(path, self._manifest(path)["files"])
+    def _checked(self, path: Path) -> Checkpoint:
+        manifest = self._manifest(path)
+        _verify(path, manifest["files"])
         state = files.read_json(path / STATE)
-        return Progress(**{key: value for key, value in state.items() if key != "version"})
+        progress = Progress(**{key: value for key, value in state.items() if key != "version"})
+        return Checkpoint(path=path, progress=progress, layout=manifest["layout"])
 
-    def _prune(self, step: int) -> None:
+    def _prune(self, progress: Progress) -> None:
         kept = 0
         for number, path in self._found():
-            if number <= step and path not in self._rejected and kept < self._keep and self._is_ours(path):
-                kept += 1
+            newest = number <= progress.step and kept < self._keep
+            if path not in self._rejected and (newest or number == progress.best_step) and self._is_ours(path):
+                kept += newest
             else:
                 shutil.rmtree(path)
 
@@ -145,6 +216,38 @@ class Checkpoints:
         except _UnusableError:
             return False
         return True
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Say that `folder` cannot be written to, where the libraries' own words are "unexpected pos 756544 vs 756432".
+
+    Raises:
+        ModelwrightError: it cannot; the disk is full, say.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch hides what the file's write raised behind an error of its own.
+        told = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(told, OSError | SafetensorError):
+            raise
+        raise ModelwrightError(
+            f"{folder.parent} cannot be written to: {told}; once it can, the same command goes on"
+        ) from error
+
+
+@contextlib.contextmanager
+def shared_folder(ranks: Ranks, path: Path) -> Iterator[Path]:
+    """As `files.writing_folder`, for several processes that write into one folder of a file system that they share."""
+    if not ranks.first:
+        yield Path(ranks.told(None))
+        ranks.wait()
+        return
+    with files.writing_folder(path) as folder:
+        ranks.told(str(folder))
+        yield folder
+    ranks.wait()
 
 
 def write_finished(job: Job, trained: Trained) -> None:

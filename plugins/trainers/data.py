@@ -18,6 +18,7 @@ from attrs import asdict, frozen
 from numpy.typing import NDArray
 
 from modelwright.core.api import Job, TokenFolder, TokenRow, TrainSettings
+from modelwright.plugins.trainers.ranks import Ranks
 
 # Numbers of sequences: of packs where the folder has them, else of rows.
 Numbers = NDArray[np.int64]
@@ -123,25 +124,48 @@ class SequenceOrder:
         return np.concatenate(parts)
 
 
-def micro_batches(lengths: NDArray[np.int64], *, size: int | None, tokens: int) -> Iterator[Numbers]:
-    """Split the sequences of one step, given their lengths, into micro-batches of similar length.
+@frozen
+class Part:
+    """What one process takes of one forward pass.
 
-    Longest first, so that little is padded, and so that memory which does not suffice is met at once.
+    Attributes:
+        sequences: their numbers, one at least.
+        counts: False where there is nothing left for this process: all of them must compute equally often, so it
+            computes what another one does, and its loss is multiplied by 0.
+    """
+
+    sequences: Numbers
+    counts: bool = True
+
+
+def micro_batches(
+    lengths: NDArray[np.int64], *, size: int | None, tokens: int, ranks: int = 1
+) -> Iterator[list[Numbers]]:
+    """Split the sequences of one step, given their lengths, into micro-batches of similar length for each process.
+
+    Longest first, so that little is padded, and so that memory which does not suffice is met at once. The processes
+    are dealt sequences in turn, so that none waits long for another:
+
+        lengths   9 8 7 7 5 4 3        two processes, two sequences each
+        process 0 [9, 7] [5, 3]
+        process 1 [8, 7] [4]
 
     Args:
         lengths: in tokens, int64 `[sequences]`.
         size: sequences in a micro-batch; None: as many as fit into `tokens` with their padding, one at least.
         tokens: see `size`.
+        ranks: how many processes there are.
 
     Yields:
-        Indices into `lengths`; every sequence once.
+        For each process indices into `lengths`, at the end perhaps none; every sequence once.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
         longest = int(lengths[order[start]])
-        count = size or max(1, tokens // longest)
-        yield order[start : start + count]
+        count = (size or max(1, tokens // longest)) * ranks
+        dealt = order[start : start + count]
+        yield [dealt[rank::ranks] for rank in range(ranks)]
         start += count
 
 
@@ -188,9 +212,19 @@ class Corpus:
         """How many tokens are learnt in these sequences."""
         return int(self._supervised[sequences].sum())
 
-    def split(self, sequences: Numbers, *, size: int | None, tokens: int) -> list[Numbers]:
-        """These sequences as micro-batches; see `micro_batches`."""
-        return [sequences[part] for part in micro_batches(self._lengths[sequences], size=size, tokens=tokens)]
+    def parts(self, sequences: Numbers, ranks: Ranks, *, size: int | None, tokens: int) -> list[Part]:
+        """What this process takes of these sequences, pass after pass; see `micro_batches`."""
+        rounds = micro_batches(self._lengths[sequences], size=size, tokens=tokens, ranks=ranks.size)
+        return [
+            Part(sequences[dealt[ranks.rank]])
+            if len(dealt[ranks.rank])
+            else Part(sequences[dealt[0][:1]], counts=False)
+            for dealt in rounds
+        ]
+
+    def longest_sequences(self, count: int) -> Numbers:
+        """The numbers of the `count` longest sequences."""
+        return self.sequences[np.argsort(-self._lengths[self.sequences], kind="stable")[:count]]
 
     def documents(self, sequence: int) -> list[TokenRow]:
         """Read the rows of a sequence that teach something."""

@@ -7,27 +7,40 @@ switches that off without a word, and every document attends to those before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from modelwright.plugins.trainers.data import MicroBatch
+from modelwright.plugins.trainers.loss import chunked_loss
 
 
 class SupervisedLogits:
     """Makes a model compute logits at chosen positions only: those of a whole vocabulary are what memory goes to first.
 
     The positions are chosen before the output layer, by a hook on it, so that whatever a model does to its logits
-    afterwards (scaling, capping) still happens.
+    afterwards (scaling, capping) still happens. For the loss even those logits are never there all at once: the output
+    layer itself gives the loss, chunk by chunk (`ChunkedLoss`), where nothing but a scaling happens afterwards.
 
     Args:
         model: a causal language model of transformers.
+        forward: what is called in its place: the model, or what wraps it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, forward: Callable[..., Any]) -> None:
         self.model = model
+        self._call = forward
         self._positions: torch.Tensor | None = None
-        model.get_output_embeddings().register_forward_pre_hook(self._choose)
+        self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._scale: float | None = None
+        self._head = model.get_output_embeddings()
+        self._head_forward = self._head.forward
+        self._head.register_forward_pre_hook(self._choose)
+        # An adapter on the output layer makes it another class, whose product is more than one with a matrix.
+        self._probed = type(self._head) is not torch.nn.Linear
+        if not self._probed:
+            self._head.forward = self._head_or_instead
 
     def _choose(self, _module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._positions is None:
@@ -35,19 +48,58 @@ class SupervisedLogits:
         hidden, *rest = inputs  # hidden: [sequences, length, width]
         return (hidden.flatten(0, 1).index_select(0, self._positions).unsqueeze(0), *rest)
 
-    def at(self, batch: MicroBatch, positions: torch.Tensor) -> torch.Tensor:
-        """The logits at `positions` (int64 `[chosen]`, in the flattened `input_ids`): `[chosen, vocabulary]`."""
+    def _head_or_instead(self, hidden: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = (self._instead or self._head_forward)(hidden)
+        return result
+
+    def _logits(self, batch: MicroBatch, positions: torch.Tensor) -> torch.Tensor:
         self._positions = positions
         try:
-            logits: torch.Tensor = self.model(**inputs(self.model, batch), use_cache=False).logits
+            logits: torch.Tensor = self._call(**inputs(self.model, batch), use_cache=False).logits
         finally:
             self._positions = None
-        return logits[0]
+        return logits
+
+    def at(self, batch: MicroBatch, positions: torch.Tensor) -> torch.Tensor:
+        """The logits at `positions` (int64 `[chosen]`, in the flattened `input_ids`): `[chosen, vocabulary]`."""
+        return self._logits(batch, positions)[0]
 
     def summed_loss(self, batch: MicroBatch) -> torch.Tensor:
         """The cross-entropy summed over the supervised tokens of a micro-batch, in nats: a scalar, float32."""
-        logits = self.at(batch, batch.positions)
-        return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        if not self._probed:
+            self._scale = self._probe(batch)
+            self._probed = True
+        scale = self._scale
+        if scale is None:
+            logits = self.at(batch, batch.positions)
+            return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        differentiated = torch.is_grad_enabled()
+
+        def loss(hidden: torch.Tensor) -> torch.Tensor:
+            return chunked_loss(
+                hidden[0], self._head.weight, self._head.bias, batch.targets, scale=scale, differentiated=differentiated
+            ).view(1, 1, 1)
+
+        # The model scales what it takes for logits.
+        return self._with(loss, batch).view(()) / scale
+
+    def _with(self, instead: Callable[[torch.Tensor], torch.Tensor], batch: MicroBatch) -> torch.Tensor:
+        self._instead = instead
+        try:
+            return self._logits(batch, batch.positions)
+        finally:
+            self._instead = None
+
+    def _probe(self, batch: MicroBatch) -> float | None:
+        """What a model multiplies its logits with; None where it does something else to them."""
+        known = torch.linspace(-32, 32, 8, device=batch.input_ids.device)
+        with torch.no_grad():
+            seen = self._with(lambda _hidden: known.view(1, 1, -1), batch).flatten().float()
+        if seen.shape != known.shape:
+            return None
+        ratio = (seen / known).double()
+        scale = float(ratio.mean())
+        return scale if scale and torch.allclose(ratio, ratio.mean(), rtol=1e-6, atol=0) else None
 
 
 def attention_of(model: Any) -> str:

@@ -1,31 +1,46 @@
 """The training loop that the trainers share.
 
 The loss of an optimiser step is the mean cross-entropy over the step's supervised tokens, however the step is split
-into micro-batches: their token losses are summed, and each sum is divided by the step's total.
+into micro-batches and over processes: their token losses are summed, and each sum is divided by the step's total.
 
-Everything random is a function of (seed, step): the order of the sequences, and dropout, whose generator is seeded anew
-at each step. A checkpoint therefore holds weights, optimiser and progress, and nothing else.
+Everything random is a function of (seed, step, process): the order of the sequences, and dropout, whose generator is
+seeded anew at each step. A checkpoint therefore holds weights, optimiser and progress, and no state of a generator.
+
+Several processes run this loop in lockstep. What they decide (to stop, to drop a step) they decide together, from
+numbers that all of them have.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
-from modelwright.core.api import Job, ModelwrightError, Trained, files
+from modelwright.core.api import Job, Trained
 from modelwright.plugins.trainers import schedule
-from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress, write_finished
-from modelwright.plugins.trainers.data import Corpus, Numbers, Plan, held_out
-from modelwright.plugins.trainers.forward import SupervisedLogits
+from modelwright.plugins.trainers.ahead import ahead
+from modelwright.plugins.trainers.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    Progress,
+    shared_folder,
+    write_finished,
+)
+from modelwright.plugins.trainers.data import Corpus, MicroBatch, Numbers, Part, Plan
+from modelwright.plugins.trainers.forward import SupervisedLogits, attention_of
+from modelwright.plugins.trainers.health import Health
 from modelwright.plugins.trainers.isolation import check_isolation
+from modelwright.plugins.trainers.meter import Meter
+from modelwright.plugins.trainers.preflight import preflight
+from modelwright.plugins.trainers.ranks import Ranks
 
 # With how many packs a model must show that it keeps documents apart.
 _CHECKED_PACKS = 4
@@ -35,35 +50,46 @@ class Strategy(Protocol):
     """How one kind of trainer computes; the loop decides what is computed, and when.
 
     Attributes:
-        model: the module that is called, a causal language model of transformers.
+        model: a causal language model of transformers.
+        forward: what is called in its place: the model, or what wraps it.
         device: where its inputs go.
+        precision: of its forward pass.
+        ranks: the processes that train together.
+        layout: how a checkpoint is shared out among them; one with another layout may not load.
     """
 
     model: Any
+    forward: Callable[..., Any]
     device: torch.device
+    precision: torch.dtype
+    ranks: Ranks
+    layout: dict[str, Any]
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of the forward pass."""
         ...
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of `loss` (a scalar) to those of the step so far."""
+        """Add the gradient of `loss` (a scalar, this process's part of the step's) to those of the step so far."""
         ...
 
-    def step(self, learning_rate: float) -> torch.Tensor:
-        """Clip the gradients, step, forget them; gives their 2-norm before clipping, a scalar."""
+    def step(self, learning_rate: float) -> float:
+        """Clip the gradients of all processes together, step, forget them; gives their 2-norm before clipping.
+
+        Where the norm is no finite number, nothing is stepped: weights and optimiser stay as they were.
+        """
         ...
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser into a checkpoint's folder."""
+        """Write this process's share of weights and optimiser into a checkpoint's folder."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Read what `save` wrote, also back into the strategy that wrote it."""
         ...
 
     def export(self, folder: Path) -> None:
-        """Write config and weights in Hugging Face layout."""
+        """Write config and weights in Hugging Face layout; every process calls it, the first one writes."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -73,49 +99,67 @@ class Strategy(Protocol):
 
 @frozen
 class StepResult:
-    """What one optimiser step did.
+    """What one optimiser step did, over all processes.
 
     Attributes:
-        loss: mean over its supervised tokens, in nats.
-        grad_norm: the gradient's 2-norm before clipping.
+        loss: mean over its supervised tokens, in nats; None where it is no finite number.
+        grad_norm: the gradient's 2-norm before clipping; None where the step was dropped.
         learning_rate: what was stepped with.
         tokens: tokens that went through the model, padding aside.
         supervised: tokens that were learnt.
+        order: a digest of the numbers of its sequences.
     """
 
-    loss: float
-    grad_norm: float
+    loss: float | None
+    grad_norm: float | None
     learning_rate: float
     tokens: int
     supervised: int
+    order: str
 
 
 class Loop:
-    """One training job.
+    """One training job, in one of its processes.
 
     Args:
         job: what to train.
         strategy: how.
         corpus: the job's tokens.
+        holdout: its held-out tokens, where there are any.
+        checkpoints: of the job.
         micro_batch_tokens: the most tokens of a micro-batch where the settings give no size.
     """
 
-    def __init__(self, job: Job, strategy: Strategy, corpus: Corpus, *, micro_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        strategy: Strategy,
+        corpus: Corpus,
+        *,
+        holdout: Corpus | None,
+        checkpoints: Checkpoints,
+        micro_batch_tokens: int,
+    ) -> None:
         self.job = job
         self.settings = job.settings
         self.strategy = strategy
+        self.ranks = strategy.ranks
         self.corpus = corpus
         self.plan = Plan(corpus, job.settings, seed=job.seed)
         self.warmup = schedule.warmup_steps(self.plan.steps, job.settings.warmup)
-        self.holdout = held_out(job)
-        self.checkpoints = Checkpoints(
-            job.folder, fingerprint=job.fingerprint, keep=job.settings.keep_checkpoints, emit=job.emit
-        )
+        self.holdout = holdout
+        self.checkpoints = checkpoints
+        self.health = Health(corpus, job, self.ranks)
+        self.logits = SupervisedLogits(strategy.model, strategy.forward)
+        length = corpus.tokens / max(1, corpus.examples)
+        self.meter = Meter(strategy.model, strategy.device, strategy.precision, length=length, ranks=self.ranks)
         self._micro_batch_tokens = micro_batch_tokens
-        self._logits = SupervisedLogits(strategy.model)
 
-    def run(self) -> Trained:
+    def run(self, newest: Checkpoint | None) -> Trained:
         """Train to the end, or until someone asks to stop; then a checkpoint of the last whole step is left.
+
+        Args:
+            newest: what to go on from.
 
         Raises:
             ModelwrightError: loss or gradient are no numbers any more, or the model mixes the documents of a pack.
@@ -123,10 +167,12 @@ class Loop:
         began = time.perf_counter()
         self._emit_started()
         self._check_isolation()
-        progress = self._resume()
+        if newest is None and self.settings.preflight:
+            preflight(self)
+        progress = self._resume(newest)
         saved = progress.step
         self.strategy.model.train()
-        while progress.step < self.plan.steps:
+        while not self._is_over(progress):
             further = self._advance(progress)
             if further is None:
                 # The optimiser has not stepped: weights and states are those of the last step still.
@@ -134,129 +180,187 @@ class Loop:
                     self._checkpoint(progress)
                 return self._trained(progress, finished=False)
             progress = further
-            if progress.step == self.plan.steps:
-                break
             due = progress.step % self.settings.checkpoint_every == 0
-            if due:
+            if due or progress.step == self.plan.steps:
                 progress = self._measure_holdout(progress)
-            stop = self.job.stopping()
+            if self._is_over(progress):
+                break
+            stop = self.ranks.any(self.job.stopping())
             if due or stop:
                 self._checkpoint(progress)
                 saved = progress.step
             if stop:
                 return self._trained(progress, finished=False)
-        progress = self._measure_holdout(progress)
-        with files.writing_folder(self.job.output) as folder:
+        return self._finish(progress, began)
+
+    def _is_over(self, progress: Progress) -> bool:
+        patience = self.settings.early_stopping
+        return progress.step >= self.plan.steps or (patience is not None and progress.without_better >= patience)
+
+    def _finish(self, progress: Progress, began: float) -> Trained:
+        best = progress.best_step
+        if self.settings.early_stopping is not None and best not in (None, progress.step):
+            assert best is not None
+            checkpoint = self.checkpoints.at(best)
+            if checkpoint is not None:
+                self.strategy.load(checkpoint.path)
+                progress = evolve(progress, loss=checkpoint.progress.loss, holdout_loss=progress.best_holdout_loss)
+                self.job.emit("best", {"best_step": best, "holdout_loss": progress.holdout_loss})
+        with shared_folder(self.ranks, self.job.output) as folder:
             self.strategy.export(folder)
         trained = self._trained(progress, finished=True)
-        write_finished(self.job, trained)
-        self.job.emit("finished", {**asdict(progress), "seconds": round(time.perf_counter() - began, 3)})
+        if self.ranks.first:
+            write_finished(self.job, trained)
+        totals = {"step": progress.step, "tokens": progress.tokens, "loss": progress.loss, "skipped": progress.skipped}
+        self.job.emit(
+            "finished",
+            totals | {"holdout_loss": progress.holdout_loss, "seconds": round(time.perf_counter() - began, 3)},
+        )
         return trained
 
     def _emit_started(self) -> None:
-        facts = {
+        facts: dict[str, Any] = {
             "steps": self.plan.steps,
             "examples": self.corpus.examples,
             "sequences": len(self.corpus.sequences),
             "skipped": self.corpus.skipped,
             "tokens": self.corpus.tokens,
             "epochs": round(self.plan.count / len(self.corpus.sequences), 4),
-            "parameters": sum(parameter.numel() for parameter in self.strategy.model.parameters()),
+            "processes": self.ranks.size,
         }
-        self.job.emit("started", facts | self.strategy.facts())
+        facts |= {"attention": attention_of(self.strategy.model)}
+        self.job.emit("started", facts | self.meter.facts() | self.strategy.facts())
 
     def _check_isolation(self) -> None:
         packed = self.corpus.packed(self.corpus.sequences)[:_CHECKED_PACKS]
-        for part in self._split(self.corpus, packed):
-            check_isolation(self.strategy, self._logits, [self.corpus.documents(pack) for pack in part.tolist()])
+        for part in self.split(self.corpus, packed):
+            packs = [self.corpus.documents(pack) for pack in part.sequences.tolist()]
+            check_isolation(self.strategy, self.logits, packs)
 
-    def _resume(self) -> Progress:
-        newest = self.checkpoints.newest()
+    def _resume(self, newest: Checkpoint | None) -> Progress:
         if newest is None:
             if self.checkpoints.begun_before:
                 # An earlier attempt left events and nothing to go on from: readers drop what it said.
                 self.job.emit("resumed", {"step": 0})
             return Progress()
-        folder, progress = newest
-        self.strategy.load(folder)
-        self.job.emit("resumed", {"step": progress.step})
-        return progress
+        self.strategy.load(newest.path)
+        self.job.emit("resumed", {"step": newest.progress.step})
+        return newest.progress
 
     def _advance(self, progress: Progress) -> Progress | None:
         began = time.perf_counter()
         step = progress.step + 1
-        result = self.step(step)
+        result = self.step(progress)
         if result is None:
             return None
-        event = {"step": step, "steps": self.plan.steps, **asdict(result)}
-        self.job.emit("step", event | {"seconds": round(time.perf_counter() - began, 6)})
-        return Progress(
-            step=step, tokens=progress.tokens + result.tokens, loss=result.loss, holdout_loss=progress.holdout_loss
+        event: dict[str, Any] = {"step": step, "steps": self.plan.steps, **asdict(result)}
+        self.job.emit("step", event | self.meter.measured(result.tokens, result.supervised, began))
+        further = evolve(progress, step=step, tokens=progress.tokens + result.tokens)
+        if result.grad_norm is None or result.loss is None:
+            return evolve(further, skipped=progress.skipped + 1, bad_in_a_row=progress.bad_in_a_row + 1)
+        return evolve(
+            further, loss=result.loss, recent=self.health.remembered(progress.recent, result.loss), bad_in_a_row=0
         )
 
-    def step(self, step: int) -> StepResult | None:
-        """Do optimiser step `step` (1 to the plan's steps); None where someone asked to stop before its end.
+    def step(self, progress: Progress) -> StepResult | None:
+        """Do the optimiser step after `progress`; None where someone asked to stop before its end.
 
         A step left so changes nothing but the gradients; done again, it comes out the same.
+
+        Raises:
+            ModelwrightError: loss or gradient are bad, and the settings do not say to drop such a step.
         """
-        torch.manual_seed(_step_seed(self.job.seed, step))
+        step = progress.step + 1
+        torch.manual_seed(_step_seed(self.job.seed, step, self.ranks.rank))
         sequences = self.plan.sequences(step)
         supervised = self.corpus.supervised(sequences)
-        micro_batches = self._split(self.corpus, sequences)
-        losses: list[torch.Tensor] = []
+        parts = self.split(self.corpus, sequences)
+        summed: list[torch.Tensor] = []
         tokens = 0
-        for part in micro_batches:
-            if self.job.stopping():  # a large batch on a slow machine takes hours, and whoever asks waits for minutes
+        for part, batch in self._batches(self.corpus, parts):
+            # A large batch on a slow machine takes hours, and whoever asks waits for minutes.
+            if self.ranks.any(self.job.stopping()):
                 return None
-            batch = self.corpus.read(part).to(self.strategy.device)
-            with self.strategy.autocast():
-                loss = self._logits.summed_loss(batch) / supervised
+            loss = self._loss(batch, part) / supervised
             self.strategy.backward(loss)
-            losses.append(loss.detach())
-            tokens += batch.tokens
-        rate = self.settings.learning_rate * schedule.factor(
+            summed.append(loss.detach())
+            tokens += batch.tokens if part.counts else 0
+        rate = self._rate(step)
+        # One transfer a step: reading each number alone would wait for the device each time.
+        losses = torch.stack(summed).tolist()
+        total, tokens_of_all = self.ranks.sums([math.fsum(losses), tokens])
+        bad = self.health.bad_loss(total, progress)
+        if bad:
+            self._poison(parts[-1])
+        norm = self.strategy.step(rate)
+        if bad is None and not math.isfinite(norm):
+            bad = f"the gradient's norm is {norm}"
+        if bad:
+            self.health.dropped(step, bad, parts, losses, progress)
+        return StepResult(
+            loss=total if math.isfinite(total) else None,
+            grad_norm=None if bad else norm,
+            learning_rate=rate,
+            tokens=round(tokens_of_all),
+            supervised=supervised,
+            order=hashlib.sha256(sequences.tobytes()).hexdigest()[:16],
+        )
+
+    def _rate(self, step: int) -> float:
+        return self.settings.learning_rate * schedule.factor(
             step, steps=self.plan.steps, warmup=self.warmup, schedule=self.settings.schedule
         )
-        norm = self.strategy.step(rate)
-        # One transfer a step: reading each number alone would wait for the device each time.
-        *parts, grad_norm = torch.stack([*losses, norm.to(losses[0])]).tolist()
-        self._check_finite(step, micro_batches, parts, grad_norm)
-        return StepResult(
-            loss=math.fsum(parts), grad_norm=grad_norm, learning_rate=rate, tokens=tokens, supervised=supervised
-        )
 
-    def _split(self, corpus: Corpus, sequences: Numbers) -> list[Numbers]:
-        return corpus.split(sequences, size=self.settings.micro_batch_size, tokens=self._micro_batch_tokens)
+    def _loss(self, batch: MicroBatch, part: Part) -> torch.Tensor:
+        """The summed loss of a micro-batch; 0, with a gradient of 0, where another process counts it."""
+        with self.strategy.autocast():
+            loss = self.logits.summed_loss(batch)
+        return loss if part.counts else loss * 0.0
 
-    def _check_finite(self, step: int, micro_batches: Sequence[Numbers], losses: Sequence[float], norm: float) -> None:
-        wrong = [part for part, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]
-        if not wrong and math.isfinite(norm):
-            return
-        what = f"the loss is {math.fsum(losses)}" if wrong else f"the gradient's norm is {norm}"
-        ids = [example for part in (wrong or micro_batches) for example in self.corpus.read(part).ids]
-        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        raise ModelwrightError(
-            f"step {step}: {what}, in the examples {shown}: lower learning_rate, lengthen warmup, or look at the data"
-        )
+    def _poison(self, part: Part) -> None:
+        """Make the step's gradient no number, which every strategy drops: none has another way to forget it."""
+        (_, batch), *_ = self._batches(self.corpus, [part])
+        self.strategy.backward(self._loss(batch, part) * math.nan)
+
+    def split(self, corpus: Corpus, sequences: Numbers) -> list[Part]:
+        """What this process takes of these sequences, pass after pass."""
+        return corpus.parts(sequences, self.ranks, size=self.settings.micro_batch_size, tokens=self._micro_batch_tokens)
+
+    def _batches(self, corpus: Corpus, parts: Sequence[Part]) -> Iterator[tuple[Part, MicroBatch]]:
+        for part, batch in zip(parts, ahead(lambda part: corpus.read(part.sequences), parts), strict=True):
+            yield part, batch.to(self.strategy.device)
+
+    def rehearse(self, sequences: Numbers, *, stepping: bool) -> None:
+        """The two longest micro-batches of these sequences forward and back, and a step unless told not to take it."""
+        torch.manual_seed(_step_seed(self.job.seed, 0, self.ranks.rank))
+        self.strategy.model.train()
+        parts = self.split(self.corpus, sequences)[:2]
+        for part, batch in self._batches(self.corpus, parts):
+            self.strategy.backward(self._loss(batch, part) / self.corpus.supervised(sequences))
+        if not stepping:
+            self._poison(parts[-1])
+        self.strategy.step(self._rate(1))
+
+    def mean_loss(self, corpus: Corpus, sequences: Numbers) -> float:
+        """The mean loss over the supervised tokens of these sequences, without training on them, in nats."""
+        total = 0.0
+        self.strategy.model.eval()
+        with torch.no_grad():
+            for part, batch in self._batches(corpus, self.split(corpus, sequences)):
+                total += self._loss(batch, part).item()
+        self.strategy.model.train()
+        return self.ranks.sums([total])[0] / corpus.supervised(sequences)
 
     def _measure_holdout(self, progress: Progress) -> Progress:
         if self.holdout is None or not len(self.holdout.sequences):
             return progress
-        total = 0.0
-        self.strategy.model.eval()
-        with torch.no_grad():
-            for part in self._split(self.holdout, self.holdout.sequences):
-                batch = self.holdout.read(part).to(self.strategy.device)
-                with self.strategy.autocast():
-                    total += self._logits.summed_loss(batch).item()
-        self.strategy.model.train()
-        loss = total / self.holdout.supervised(self.holdout.sequences)
+        loss = self.mean_loss(self.holdout, self.holdout.sequences)
         self.job.emit("holdout", {"step": progress.step, "loss": loss})
-        return Progress(step=progress.step, tokens=progress.tokens, loss=progress.loss, holdout_loss=loss)
+        return progress.measured(loss)
 
     def _checkpoint(self, progress: Progress) -> None:
         began = time.perf_counter()
-        self.checkpoints.save(progress, self.strategy.save)
+        self.checkpoints.save(progress, self.strategy.save, self.strategy.layout)
         self.job.emit("checkpoint", {"step": progress.step, "seconds": round(time.perf_counter() - began, 3)})
 
     def _trained(self, progress: Progress, *, finished: bool) -> Trained:
@@ -269,5 +373,6 @@ class Loop:
         )
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Another one for each process, or all of them would drop the same units out."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])

@@ -1,0 +1,281 @@
+"""The trainer `deepspeed`: ZeRO over as many processes as there are, on GPUs or CPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+
+from modelwright.core.api import Job, ModelwrightError, Trained, UsageError, files
+from modelwright.plugins.trainers import DeepSpeedOptions
+from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
+from modelwright.plugins.trainers.memory import check_memory, needs
+from modelwright.plugins.trainers.ranks import Ranks
+from modelwright.plugins.trainers.training import BETAS, decay_groups, device_facts, precision_of, train
+from modelwright.plugins.trainers.zero_config import zero_config
+
+# All files of a checkpoint lie in the folder of this name within it.
+TAG = "zero"
+UNIVERSAL = "universal"
+
+
+class DeepSpeedTrainer:
+    """Trains in this process, which the DeepSpeed launcher, or another that sets RANK and WORLD_SIZE, started."""
+
+    def __init__(self, options: DeepSpeedOptions) -> None:
+        self.options = options
+
+    def train(self, job: Job) -> Trained:
+        """Train until the job is done or asked to stop; go on from a checkpoint where there is one.
+
+        Raises:
+            UsageError: the settings ask for what ZeRO cannot do.
+            ModelwrightError: model and data do not fit, the training diverged, or another process is gone.
+        """
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        device = _device()
+        with _losing_others():
+            ranks = _join(device)
+            precision = precision_of(job.settings.precision, device)
+
+            def strategy(model: Any, newest: Checkpoint | None) -> Zero:
+                return Zero(model, job, self.options, device=device, precision=precision, ranks=ranks, newest=newest)
+
+            return train(
+                job,
+                ranks,
+                strategy,
+                micro_batch_tokens=self.options.micro_batch_tokens,
+                recompute=self.options.gradient_checkpointing,
+            )
+
+
+class Zero:
+    """A DeepSpeed engine as the loop's strategy."""
+
+    def __init__(
+        self,
+        model: Any,
+        job: Job,
+        options: DeepSpeedOptions,
+        *,
+        device: torch.device,
+        precision: torch.dtype,
+        ranks: Ranks,
+        newest: Checkpoint | None,
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.ranks = ranks
+        self.layout: dict[str, Any] = {"strategy": "zero", "stage": options.zero_stage, "ranks": ranks.size}
+        self._options = options
+        self._clip_norm = job.settings.clip_norm
+        self._reshaped = newest is not None and self._is_reshaped(newest)
+        self._check_memory(model)
+        if job.settings.compile:
+            model.base_model.compile()
+        optimizer = torch.optim.AdamW(
+            decay_groups(model, job.settings.weight_decay), lr=job.settings.learning_rate, betas=BETAS, fused=True
+        )
+        config = zero_config(options, job.settings, low=precision == torch.bfloat16, reshaped=self._reshaped)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self.forward = self.engine
+        if options.zero_stage == 0:
+            # The norm must be known before the step, and without ZeRO nothing but this program looks at it.
+            self.engine.enable_backward_allreduce = False
+
+    def _is_reshaped(self, checkpoint: Checkpoint) -> bool:
+        """Whether the checkpoint was written by another number of processes.
+
+        Raises:
+            UsageError: it cannot be taken over.
+        """
+        there = checkpoint.layout
+        if there.get("strategy") != "zero" or there["stage"] != self._options.zero_stage:
+            raise UsageError(
+                f"{checkpoint.path} was written with {_named(there)}, and [train.options] says zero_stage = "
+                f"{self._options.zero_stage}: go on with what it was written with, or train anew with --only train "
+                "--fresh"
+            )
+        return self._options.zero_stage > 0 and there["ranks"] != self.ranks.size
+
+    def _check_memory(self, model: Any) -> None:
+        needed = needs(
+            parameters=sum(p.numel() for p in model.parameters()),
+            trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            low=self.precision == torch.bfloat16,
+            stage=self._options.zero_stage,
+            ranks=self.ranks.size,
+            offload=self._options.offload,
+        )
+        check_memory(needed, self.device, on_machine=_on_machine())
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Nothing: the engine has turned the weights into the precision of the forward pass."""
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss`; the engine divides the sum over the processes by their number."""
+        self.engine.backward(loss * self.ranks.size)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, step, forget the gradients; gives the norm before clipping; a step without one is dropped by ZeRO."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._options.zero_stage == 0:
+            return self._step_alone()
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm())
+
+    def _step_alone(self) -> float:
+        self.engine.allreduce_gradients()
+        if self.precision == torch.bfloat16:
+            self.engine.step()
+            return float(self.engine.get_global_grad_norm())
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if norm - norm == 0:
+            self.engine.step()
+        else:
+            self.engine.zero_grad()
+        return norm
+
+    def save(self, folder: Path) -> None:
+        """Write this process's share into the folder `zero`."""
+        with writing_to(folder):
+            self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; what another number of processes wrote is brought into a common form first."""
+        if self._reshaped:
+            self._reshaped = False
+            with self._universal(folder) as place:
+                self._read(place.parent, place.name)
+            return
+        self._read(folder, TAG)
+
+    def _read(self, folder: Path, tag: str) -> None:
+        path, _ = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+        if path is None:
+            raise ModelwrightError(f"{folder / tag}: DeepSpeed found no checkpoint there")
+
+    @contextlib.contextmanager
+    def _universal(self, folder: Path) -> Iterator[Path]:
+        """The checkpoint in the form that any number of processes can read; it goes away again."""
+        place = folder.parent / f"{files.TEMPORARY}{folder.name}-{UNIVERSAL}"
+        if self.ranks.first:
+            shutil.rmtree(place, ignore_errors=True)
+            _convert(folder / TAG, place, stage=self._options.zero_stage)
+        self.ranks.wait()
+        # The engine is told at its beginning that it will read such a checkpoint, and must not expect a second one.
+        yield place
+        self.ranks.wait()
+        self.engine._config.load_universal_checkpoint = False  # noqa: SLF001 - there is no public switch
+        if self.ranks.first:
+            shutil.rmtree(place)
+
+    def export(self, folder: Path) -> None:
+        """Write config, generation config and weights in Hugging Face layout, the weights as safetensors."""
+        state = self._whole_state()
+        if self.ranks.first:
+            with writing_to(folder):
+                self.model.save_pretrained(folder, state_dict=state)
+
+    def _whole_state(self) -> dict[str, torch.Tensor]:
+        # What DeepSpeed offers in public writes a pickle.
+        if self._options.zero_stage < 3:
+            state: dict[str, torch.Tensor] = self.model.state_dict()
+            return state
+        gathered: dict[str, torch.Tensor] = self.engine._consolidated_16bit_state_dict()  # noqa: SLF001 - see above
+        return gathered
+
+    def facts(self) -> dict[str, Any]:
+        """Device, precision, the threads of a CPU, and ZeRO's stage."""
+        return device_facts(self.device, self.precision) | {"zero_stage": self._options.zero_stage}
+
+
+def _named(layout: Mapping[str, Any]) -> str:
+    return f"zero_stage = {layout['stage']}" if layout.get("strategy") == "zero" else "another trainer"
+
+
+def _convert(source: Path, place: Path, *, stage: int) -> None:
+    """Turn a checkpoint into DeepSpeed's universal form, as its script `ds_to_universal` does."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    arguments = ds_to_universal.argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(place),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        # Only the launchers of Megatron leave the state that stages 1 and 2 are asked for.
+        inject_missing_state=stage < 3,
+    )
+    ds_to_universal.main(arguments)
+
+
+def _on_machine() -> int:
+    """How many of the processes are on this machine; torchrun and the DeepSpeed launcher name it differently."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
+def _device() -> torch.device:
+    accelerator = deepspeed.get_accelerator()
+    if accelerator.device_name() == "cpu":
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    count = accelerator.device_count()
+    if local >= count:
+        raise UsageError(
+            f"[train] processes: this machine has {count} GPUs, and process {local + 1} of it has none: set it to "
+            f'{count} or less, or to "auto"'
+        )
+    accelerator.set_device(local)
+    return torch.device(accelerator.device_name(), local)
+
+
+def _join(device: torch.device) -> Ranks:
+    """Meet the other processes."""
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = "29500"
+    if not torch.distributed.is_initialized():
+        backend = "gloo" if device.type == "cpu" else deepspeed.get_accelerator().communication_backend_name()
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return Ranks.joined()
+
+
+# What is left of a connection when the process at its other end is gone.
+_LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
+# So long whoever failed first, or the launcher, has to tell the reason.
+_PATIENCE = 5.0
+
+
+@contextlib.contextmanager
+def _losing_others() -> Iterator[None]:
+    """Say so where a process only failed because another one is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, ModelwrightError) or not any(word in str(error).lower() for word in _LOST):
+            raise
+        time.sleep(_PATIENCE)
+        raise ModelwrightError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost another one, which was killed or whose "
+            "machine is gone (out of memory, perhaps: see dmesg there); once that is mended the same command goes on "
+            f"from the last checkpoint ({' '.join(str(error).split())[:160]})"
+        ) from error

@@ -1,0 +1,83 @@
+"""Try everything once before the first step: what fails after hours can fail in the first minute."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelwright.core.api import ModelwrightError, files
+
+if TYPE_CHECKING:
+    from modelwright.plugins.trainers.loop import Loop
+
+# Checkpoints beyond so many bytes are not tried: writing them takes longer than the rest.
+_LARGEST_TRIED = 8e9
+# How far two computations of one loss may be apart, relative: on a GPU sums have no fixed order.
+_SAME = 1e-3
+# Bytes of a trained weight in a checkpoint: itself and AdamW's two moments, in float32.
+_IN_CHECKPOINT = 12
+
+
+def preflight(loop: Loop) -> None:
+    """The two longest micro-batches forward and back, a step, a held-out micro-batch, a checkpoint written and read.
+
+    Afterwards weights and optimiser are what they were.
+
+    Raises:
+        ModelwrightError: there is too little room on the disk, or the checkpoint does not give the model back.
+    """
+    began = time.perf_counter()
+    size = _IN_CHECKPOINT * loop.meter.trainable
+    _check_disk(loop, size)
+    longest = loop.corpus.longest_sequences(2 * loop.settings.batch_size)
+    with contextlib.ExitStack() as stack:
+        folder, before = None, math.nan
+        if size <= _LARGEST_TRIED:
+            folder = stack.enter_context(_rehearsal(loop))
+            before = loop.mean_loss(loop.corpus, longest[:1])
+            loop.strategy.save(folder)
+            loop.ranks.wait()
+        loop.rehearse(longest, stepping=folder is not None)
+        if loop.holdout is not None and len(loop.holdout.sequences):
+            loop.mean_loss(loop.holdout, loop.holdout.longest_sequences(1))
+        if folder is not None:
+            loop.strategy.load(folder)
+            after = loop.mean_loss(loop.corpus, longest[:1])
+            if not math.isclose(before, after, rel_tol=_SAME) and math.isfinite(before):
+                raise ModelwrightError(
+                    f"a checkpoint does not give the model back: its loss was {before:.6f}, and is {after:.6f} after "
+                    "loading: this trainer cannot resume it; look for buffers that the model does not save"
+                )
+    loop.job.emit("preflight", {"seconds": round(time.perf_counter() - began, 3), "checkpoint_bytes": size})
+
+
+def _check_disk(loop: Loop, size: int) -> None:
+    needed = size * (1 + loop.settings.keep_checkpoints)
+    free = shutil.disk_usage(loop.job.folder).free
+    if needed > free:
+        raise ModelwrightError(
+            f"{loop.job.folder}: {loop.settings.keep_checkpoints} checkpoints and the one being written take "
+            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on the disk: free some, lower keep_checkpoints "
+            "in [train], or set MODELWRIGHT_HOME to a folder on another one"
+        )
+
+
+@contextlib.contextmanager
+def _rehearsal(loop: Loop) -> Iterator[Path]:
+    """A folder for a checkpoint that goes away again."""
+    place = files.temporary_name(loop.checkpoints.folder / "rehearsal")
+    place = Path(loop.ranks.told(str(place)))
+    if loop.ranks.first:
+        place.mkdir()
+    loop.ranks.wait()
+    try:
+        yield place
+        loop.ranks.wait()
+    finally:
+        if loop.ranks.first:
+            shutil.rmtree(place, ignore_errors=True)
