@@ -121,9 +121,16 @@ class Slurm:
     def begin_again(self, job: str) -> None:
         """A job that was queued again would wait for two minutes."""
         self.wait(job, states="PENDING")
-        while self.state(job) == "PENDING":
-            _output("scontrol", "update", f"JobId={job}", "StartTime=now")
-            time.sleep(0.2)
+        give_up = time.monotonic() + 30
+        while self.state(job) != "RUNNING":  # it may still be seen to its end, and is given its time anew then
+            assert time.monotonic() < give_up, _output("scontrol", "show", "job", job)
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
+            self._until_running(job, seconds=2)
+
+    def _until_running(self, job: str, *, seconds: float) -> None:
+        give_up = time.monotonic() + seconds
+        while self.state(job) != "RUNNING" and time.monotonic() < give_up:
+            time.sleep(0.1)
 
     def signal_as_the_limit_would(self, job: str) -> None:
         """Slurm looks at time limits twice a minute; this is what it sends then."""
