@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     loss: float | None = None
-    recent: Sequence[float] = ()
+    recent: tuple[float, ...] = ()
     skipped: int = 0
     bad_in_a_row: int = 0
     holdout_loss: float | None = None
@@ -96,28 +96,18 @@ class Checkpoints:
     """The checkpoints of one training, as one of its processes sees them; the first process alone decides and removes.
 
     Args:
-        folder: the trainer's own folder (`job.folder`).
-        fingerprint: of all that went into the training.
-        keep: how many of the newest stay, beside the one with the lowest held-out loss.
-        emit: writes events; `checkpoint_rejected` names each checkpoint that was passed over, and why.
+        job: its settings say how many of the newest stay, beside the one with the lowest held-out loss. Its event
+            `checkpoint_rejected` names each checkpoint that was passed over, and why.
         ranks: the processes that train together.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        fingerprint: str,
-        keep: int,
-        emit: Callable[[str, Mapping[str, Any]], None],
-        ranks: Ranks,
-    ) -> None:
-        self.folder = folder / "checkpoints"
+    def __init__(self, job: Job, ranks: Ranks) -> None:
+        self.folder = job.folder / "checkpoints"
         self.ranks = ranks
         self.begun_before: bool = ranks.told(self.folder.exists())
-        self._fingerprint = fingerprint
-        self._keep = keep
-        self._emit = emit
+        self._fingerprint = job.fingerprint
+        self._keep = job.settings.keep_checkpoints
+        self._emit = job.emit
         self._rejected: set[Path] = set()
         if ranks.first:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +188,8 @@ class Checkpoints:
         manifest = self._manifest(path)
         _verify(path, manifest["files"])
         state = files.read_json(path / STATE)
-        progress = Progress(**{key: value for key, value in state.items() if key != "version"})
+        values = {key: value for key, value in state.items() if key != "version"}
+        progress = Progress(**values | {"recent": tuple(values["recent"])})
         return Checkpoint(path=path, progress=progress, layout=manifest["layout"])
 
     def _prune(self, progress: Progress) -> None:

@@ -25,12 +25,12 @@ class SupervisedLogits:
 
     Args:
         model: a causal language model of transformers.
-        forward: what is called in its place: the model, or what wraps it.
+        forward: what is called in its place, where something wraps it.
     """
 
-    def __init__(self, model: Any, forward: Callable[..., Any]) -> None:
+    def __init__(self, model: Any, forward: Callable[..., Any] | None = None) -> None:
         self.model = model
-        self._call = forward
+        self._call = forward or model
         self._positions: torch.Tensor | None = None
         self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._scale: float | None = None
@@ -93,7 +93,9 @@ class SupervisedLogits:
     def _probe(self, batch: MicroBatch) -> float | None:
         """What a model multiplies its logits with; None where it does something else to them."""
         known = torch.linspace(-32, 32, 8, device=batch.input_ids.device)
-        with torch.no_grad():
+        # Dropout in it must not move what is drawn for the step.
+        devices = [known.device] if known.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
             seen = self._with(lambda _hidden: known.view(1, 1, -1), batch).flatten().float()
         if seen.shape != known.shape:
             return None

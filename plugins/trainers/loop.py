@@ -125,8 +125,8 @@ class Loop:
         job: what to train.
         strategy: how.
         corpus: the job's tokens.
-        holdout: its held-out tokens, where there are any.
         checkpoints: of the job.
+        holdout: its held-out tokens, where there are any.
         micro_batch_tokens: the most tokens of a micro-batch where the settings give no size.
     """
 
@@ -135,9 +135,9 @@ class Loop:
         job: Job,
         strategy: Strategy,
         corpus: Corpus,
-        *,
-        holdout: Corpus | None,
         checkpoints: Checkpoints,
+        *,
+        holdout: Corpus | None = None,
         micro_batch_tokens: int,
     ) -> None:
         self.job = job
@@ -258,9 +258,8 @@ class Loop:
         further = evolve(progress, step=step, tokens=progress.tokens + result.tokens)
         if result.grad_norm is None or result.loss is None:
             return evolve(further, skipped=progress.skipped + 1, bad_in_a_row=progress.bad_in_a_row + 1)
-        return evolve(
-            further, loss=result.loss, recent=self.health.remembered(progress.recent, result.loss), bad_in_a_row=0
-        )
+        recent = self.health.remembered(progress.recent, result.loss)
+        return evolve(further, loss=result.loss, recent=recent, bad_in_a_row=0)
 
     def step(self, progress: Progress) -> StepResult | None:
         """Do the optimiser step after `progress`; None where someone asked to stop before its end.

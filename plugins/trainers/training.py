@@ -45,9 +45,7 @@ def train(job: Job, ranks: Ranks, make: MakeStrategy, *, micro_batch_tokens: int
             "in [data.tokens]"
         )
     holdout = held_out(job)
-    checkpoints = Checkpoints(
-        job.folder, fingerprint=job.fingerprint, keep=job.settings.keep_checkpoints, emit=job.emit, ranks=ranks
-    )
+    checkpoints = Checkpoints(job, ranks)
     newest = checkpoints.newest()
     model = load_model(job)
     for tokens in (corpus, holdout):
@@ -56,7 +54,7 @@ def train(job: Job, ranks: Ranks, make: MakeStrategy, *, micro_batch_tokens: int
     if recompute:
         recompute_activations(model)
     strategy = make(model, newest)
-    loop = Loop(job, strategy, corpus, holdout=holdout, checkpoints=checkpoints, micro_batch_tokens=micro_batch_tokens)
+    loop = Loop(job, strategy, corpus, checkpoints, holdout=holdout, micro_batch_tokens=micro_batch_tokens)
     try:
         return loop.run(newest)
     except torch.OutOfMemoryError as error:

@@ -13,11 +13,12 @@ from attrs import evolve
 from modelwright.core.testing.trainer import Recorder, TrainerContract, make_job
 from modelwright.plugins.trainers import modelwright_trainers
 from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress
+from modelwright.plugins.trainers.ranks import Ranks
 
 
 class _Local(TrainerContract):
     def trainer(self):
-        (spec,) = modelwright_trainers()
+        spec, *_ = modelwright_trainers()
         return spec.create()
 
 
@@ -75,7 +76,7 @@ def other_version(path):
         (remove_file, "state.json is missing"),
         (remove_manifest, "manifest.json is missing"),
         (spoil_manifest, "manifest.json is not JSON"),
-        (other_version, "manifest.json is not of version 1"),
+        (other_version, "manifest.json is not of version 2"),
     ],
 )
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(stopped, damage, reason):
@@ -129,19 +130,20 @@ def test_the_newest_are_kept_and_no_more(tmp_path):
 
 def test_a_write_that_fails_leaves_the_checkpoints_as_they_were(tmp_path):
     """A full disk, say: neither a broken new one nor a lost old one."""
-    recorder = Recorder()
-    checkpoints = Checkpoints(tmp_path, fingerprint="one", keep=1, emit=recorder.emit)
-    checkpoints.save(Progress(step=1, loss=0.5), lambda folder: (folder / "weights").write_bytes(b"1"))
+    job = make_job(tmp_path, Recorder(), _Local().settings(keep_checkpoints=1))
+    checkpoints = Checkpoints(job, Ranks())
+    checkpoints.save(Progress(step=1, loss=0.5), lambda folder: (folder / "weights").write_bytes(b"1"), {"ranks": 1})
 
     def full(folder):
         (folder / "weights").write_bytes(b"2")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        checkpoints.save(Progress(step=2), full)
-    path, progress = Checkpoints(tmp_path, fingerprint="one", keep=1, emit=recorder.emit).newest()
-    assert (path / "weights").read_bytes() == b"1"
-    assert progress == Progress(step=1, loss=0.5)
+        checkpoints.save(Progress(step=2), full, {"ranks": 1})
+    newest = Checkpoints(job, Ranks()).newest()
+    assert (newest.path / "weights").read_bytes() == b"1"
+    assert newest.progress == Progress(step=1, loss=0.5)
+    assert newest.layout == {"ranks": 1}
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000001"]
 
 
@@ -156,7 +158,7 @@ def test_a_checkpoint_cannot_run_code(stopped, tmp_path):
     path = stopped.folder / "checkpoints" / "step-00000010"
     (path / "optimizer.pt").write_bytes(pickle.dumps(Harm()))
     (path / "manifest.json").unlink()
-    manifest = {"version": 1, "fingerprint": "one", "files": files.folder_manifest(path)}
+    manifest = {"version": 2, "fingerprint": "one", "layout": {}, "files": files.folder_manifest(path)}
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(pickle.UnpicklingError):
         go_on(stopped)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from modelwright.core.api import TokenFolder, TokenRow, TrainSettings
 from modelwright.core.testing.trainer import counting_rows, write_token_folder
 from modelwright.plugins.trainers.data import Corpus, Plan, SequenceOrder, collate, micro_batches
+from modelwright.plugins.trainers.ranks import Ranks
 
 token_rows = st.lists(
     st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=12).map(
@@ -71,19 +74,37 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     st.lists(st.integers(1, 60), min_size=1, max_size=40),
     st.one_of(st.none(), st.integers(1, 9)),
     st.integers(1, 200),
+    st.integers(1, 5),
 )
-def test_micro_batches_hold_every_sequence_once_and_keep_their_limit(lengths, size, tokens):
+def test_micro_batches_hold_every_sequence_once_and_keep_their_limit(lengths, size, tokens, ranks):
     """By number where it is given, else by tokens with padding, but for a single sequence that is longer alone."""
     lengths = np.array(lengths, np.int64)
-    parts = list(micro_batches(lengths, size=size, tokens=tokens))
+    rounds = list(micro_batches(lengths, size=size, tokens=tokens, ranks=ranks))
+    assert all(len(dealt) == ranks and len(dealt[0]) for dealt in rounds)
+    parts = [part for dealt in rounds for part in dealt if len(part)]
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(lengths)))
     for part in parts:
         if size is not None:
             assert len(part) <= size
         else:
             assert len(part) == 1 or len(part) * lengths[part].max() <= tokens
-    ordered = lengths[np.concatenate(parts)].tolist()
-    assert ordered == sorted(ordered, reverse=True)
+    sizes = [[len(part) for part in dealt] for dealt in rounds]
+    assert all(max(each) - min(each) <= 1 for each in sizes), "no process has much more to do than another"
+    for dealt, then in itertools.pairwise(rounds):
+        assert lengths[np.concatenate(dealt)].min() >= lengths[np.concatenate(then)].max()
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_processes_take_as_many_passes_each_and_together_every_sequence_once(tmp_path, count, ranks, size):
+    """Who has nothing left computes along with what does not count: collective operations must meet."""
+    corpus = Corpus(write_token_folder(tmp_path / "rows", counting_rows(count)))
+    shares = [corpus.parts(corpus.sequences, Ranks(rank, ranks), size=size, tokens=30) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    assert all(len(part.sequences) for share in shares for part in share)
+    counted = [number for share in shares for part in share if part.counts for number in part.sequences.tolist()]
+    assert sorted(counted) == corpus.sequences.tolist()
 
 
 @pytest.fixture
@@ -113,7 +134,7 @@ def test_max_steps_are_full_steps_over_as_many_epochs_as_they_need(corpus):
 
 def test_a_corpus_gives_rows_by_their_number(corpus):
     """Micro-batches cover the rows that were asked for, and read as written."""
-    parts = corpus.split(np.array([2, 7, 5]), size=2, tokens=1)
-    assert [len(part) for part in parts] == [2, 1]
-    assert {name for part in parts for name in corpus.read(part).ids} == {"row-2", "row-7", "row-5"}
+    parts = corpus.parts(np.array([2, 7, 5]), Ranks(), size=2, tokens=1)
+    assert [len(part.sequences) for part in parts] == [2, 1]
+    assert {name for part in parts for name in corpus.read(part.sequences).ids} == {"row-2", "row-7", "row-5"}
     assert corpus.supervised(np.array([2, 7])) == sum(sum(counting_rows(10)[row][2]) for row in (2, 7))

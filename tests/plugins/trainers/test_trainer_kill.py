@@ -39,7 +39,7 @@ def emit(kind, data):
     with events.open("a") as file:
         file.write(json.dumps([kind, data]) + "\\n")
 
-(spec,) = modelwright_trainers()
+spec, *_ = modelwright_trainers()
 spec.create().train(make_job(folder, recorder, settings, emit=emit))
 """
 
@@ -77,7 +77,7 @@ def test_a_training_killed_twice_ends_with_the_same_bytes(tmp_path, packed):
             write_packs(tokens, 20)
     through = Recorder()
     settings = TrainerContract().settings(max_steps=STEPS, checkpoint_every=5)
-    (spec,) = modelwright_trainers()
+    spec, *_ = modelwright_trainers()
     assert spec.create().train(make_job(tmp_path / "through", through, settings)).finished
 
     logs = [tmp_path / f"killed-{attempt}.jsonl" for attempt in range(2)]

@@ -28,7 +28,7 @@ class TestLocalTrainer(TrainerContract):
 
     def trainer(self):
         """The trainer, by its descriptor."""
-        (spec,) = modelwright_trainers()
+        spec, *_ = modelwright_trainers()
         return spec.create()
 
 
@@ -216,7 +216,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, settings, t
         recorder = Recorder()
         write_model(tmp_path / name / "base", dropout=0.2)
         job = make_job(tmp_path / name, recorder, settings(max_steps=4))
-        (spec,) = modelwright_trainers()
+        spec, *_ = modelwright_trainers()
         spec.create(options).train(job)
         losses.append([data["loss"] for data in recorder.of("step")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -224,10 +224,10 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, settings, t
 
 def test_weight_decay_is_on_matrices_only():
     """Norms and biases, which are vectors, do not decay."""
-    from modelwright.plugins.trainers.local import _decay_groups
+    from modelwright.plugins.trainers.training import decay_groups
 
     model = torch.nn.Sequential(torch.nn.Embedding(3, 4), torch.nn.Linear(4, 2), torch.nn.LayerNorm(2))
-    matrices, vectors = _decay_groups(model, 0.1)
+    matrices, vectors = decay_groups(model, 0.1)
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert [tuple(parameter.shape) for parameter in matrices["params"]] == [(3, 4), (2, 4)]
     assert all(parameter.ndim == 1 for parameter in vectors["params"])
@@ -245,7 +245,7 @@ def test_the_gradient_is_clipped_by_its_norm_over_all_weights(tmp_path, settings
         )
         model.weight.grad = torch.full((2, 2), 4.0)
         model.bias.grad = torch.full((2,), 18.0**0.5)
-        assert strategy.step(1e-3).item() == pytest.approx(10.0)
+        assert strategy.step(1e-3) == pytest.approx(10.0)
         moments = [state["exp_avg"] for state in strategy._optimizer.state_dict()["state"].values()]
         norm = torch.cat([moment.flatten() for moment in moments]).norm() / (1 - 0.9)
         assert norm.item() == pytest.approx(expected, rel=1e-5)

@@ -19,10 +19,12 @@ from modelwright.core.testing.trainer import (
     write_token_folder,
 )
 from modelwright.plugins.trainers import LocalOptions
+from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress
 from modelwright.plugins.trainers.data import Corpus
 from modelwright.plugins.trainers.local import LocalTrainer, SingleDevice
 from modelwright.plugins.trainers.loop import Loop
 from modelwright.plugins.trainers.model import load_model
+from modelwright.plugins.trainers.ranks import Ranks
 
 
 class _Local(TrainerContract):
@@ -58,8 +60,8 @@ def one_step(tmp_path, *, tokens=8192, **changes):
     job = evolve(job, tokens=write_token_folder(tmp_path / "uneven", UNEVEN))
     model = load_model(job)
     strategy = KeepsGradients(model, job.settings, device=torch.device("cpu"), precision=torch.float32)
-    loop = Loop(job, strategy, Corpus(job.tokens), micro_batch_tokens=tokens)
-    return loop.step(1), strategy.gradients, job
+    loop = Loop(job, strategy, Corpus(job.tokens), Checkpoints(job, Ranks()), micro_batch_tokens=tokens)
+    return loop.step(Progress()), strategy.gradients, job
 
 
 @pytest.fixture
@@ -160,8 +162,8 @@ def test_dropout_is_drawn_anew_each_step_and_the_same_for_the_same_step(tmp_path
     job = make_job(tmp_path, Recorder(), settings(learning_rate=1e-12, batch_size=24, clip_norm=0.0))
     model = load_model(job).train()
     strategy = SingleDevice(model, job.settings, device=torch.device("cpu"), precision=torch.float32)
-    loop = Loop(job, strategy, Corpus(job.tokens), micro_batch_tokens=8192)
-    one, two, one_again = (loop.step(step).loss for step in (1, 2, 1))
+    loop = Loop(job, strategy, Corpus(job.tokens), Checkpoints(job, Ranks()), micro_batch_tokens=8192)
+    one, two, one_again = (loop.step(Progress(step=done)).loss for done in (0, 1, 0))
     assert one == pytest.approx(one_again, rel=1e-6)
     assert abs(one - two) > 1e-6
 

@@ -19,10 +19,12 @@ from modelwright.core.testing.trainer import (
     write_token_folder,
 )
 from modelwright.plugins.trainers import LocalOptions
+from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress
 from modelwright.plugins.trainers.data import Corpus, collate
 from modelwright.plugins.trainers.local import LocalTrainer, SingleDevice
 from modelwright.plugins.trainers.loop import Loop
 from modelwright.plugins.trainers.model import load_model
+from modelwright.plugins.trainers.ranks import Ranks
 
 ROWS = counting_rows(24)
 
@@ -104,7 +106,9 @@ def one_epoch(folder, tokens, **changes):
         return step(rate)
 
     strategy.step = keep
-    return Loop(job, strategy, Corpus(tokens), micro_batch_tokens=64).step(1), gradients
+    return Loop(job, strategy, Corpus(tokens), Checkpoints(job, Ranks()), micro_batch_tokens=64).step(
+        Progress()
+    ), gradients
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
