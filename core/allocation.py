@@ -16,6 +16,7 @@ class Allocation:
         own: the id by which Slurm's commands know it; a task of an array has one of its own.
         nodes: how many.
         node_list: their names, in Slurm's short form, such as `n[1-2]`.
+        cpus: cores of each task; None where the job asked for no number.
         restarts: how often it was queued again.
     """
 
@@ -23,6 +24,7 @@ class Allocation:
     own: str
     nodes: int
     node_list: str
+    cpus: int | None
     restarts: int
 
 
@@ -37,5 +39,6 @@ def allocation() -> Allocation | None:
         own=own,
         nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", "1")),
         node_list=os.environ.get("SLURM_JOB_NODELIST", ""),
+        cpus=int(cpus) if (cpus := os.environ.get("SLURM_CPUS_PER_TASK")) else None,
         restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )

@@ -77,7 +77,7 @@ def _idle(run: Run) -> list[str]:
 
 def _check_processes(run: Run, cluster: ClusterConfig) -> None:
     name = run.config.train.trainer
-    processes = cluster.nodes * cluster.processes
+    processes = cluster.nodes * (cluster.processes or 1)
     if processes > 1 and run.plugins.get(TrainerSpec, name).launcher == "python":
         raise UsageError(
             f"{run.config.name}: [cluster] asks for {processes} processes, and trainer {name!r} runs in one: "

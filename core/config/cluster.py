@@ -79,7 +79,7 @@ class ClusterConfig:
 
     Attributes:
         nodes: how many train.
-        processes_per_node: how many processes train on each; default: one for each of `gpus_per_node`, else one.
+        processes_per_node: how many processes train on each; default: `gpus_per_node`, else `[train] processes`.
         gpus_per_node: how many GPUs of each; an evaluation has one of them, the other stages have none.
         cpus: CPU cores of each node, which its processes share.
         memory: of each node, such as "64G".
@@ -116,9 +116,9 @@ class ClusterConfig:
     sbatch: Mapping[str, str | int | bool] = field(factory=dict)
 
     @property
-    def processes(self) -> int:
-        """How many processes train on each node."""
-        return self.processes_per_node or self.gpus_per_node or 1
+    def processes(self) -> int | None:
+        """How many processes train on each node; None: as many as `[train]` says."""
+        return self.processes_per_node or self.gpus_per_node
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, and with the names in its tables, as (key, message)."""

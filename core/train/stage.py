@@ -78,7 +78,7 @@ class Train:
         base = run.base
         files.write_json(folder / "order.json", {"fingerprint": fingerprint, "base": base and str(base.folder)})
         spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
-        launch = training_launch(run.folder, spec.launcher, run.config.train.processes)
+        launch = training_launch(run.folder, spec.launcher, run.config.train.processes, run.config.cluster)
         emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})
         outputs = run_worker(run, self.name, launch.command, launch.environment)
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}

@@ -86,6 +86,9 @@ def cluster(start_cluster):
     return start_cluster()
 
 
+ENDED = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL"
+
+
 class Slurm:
     """What a person at the cluster does."""
 
@@ -108,7 +111,9 @@ class Slurm:
     def state(self, job: str) -> str:
         return _output("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()
 
-    def wait(self, *jobs: str, states: str = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL", seconds: float = 90) -> None:
+    def wait(
+        self, *jobs: str, states: str = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL", seconds: float = 90
+    ) -> None:
         """Until each job is in one of the states."""
         give_up = time.monotonic() + seconds
         while not all(self.state(job) in states.split() for job in jobs):
@@ -161,7 +166,9 @@ def run_file(tmp_path):
         text = RUN + more
         for name, value in values.items():
             assert name in text
-            text = "\n".join(f"{name} = {value}" if line.startswith(f"{name} = ") else line for line in text.split("\n"))
+            text = "\n".join(
+                f"{name} = {value}" if line.startswith(f"{name} = ") else line for line in text.split("\n")
+            )
         path.write_text(text)
         return path
 

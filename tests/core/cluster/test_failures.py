@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("slurm")
         ('partition = "paid"\naccount = "ours"', "Invalid account or account/partition combination"),
         ('memory = "9T"', "no node of the default partition has what [cluster] asks for (cpus, memory, gpus_per_node"),
         ('sbatch = { constraint = "h200" }', "Invalid feature specification: [cluster] sbatch.constraint"),
-        ('sbatch = { no-such-option = true }', "unrecognized option '--no-such-option'"),
+        ("sbatch = { no-such-option = true }", "unrecognized option '--no-such-option'"),
     ],
 )
 def test_what_slurm_would_never_run_is_refused_before_anything_is_queued(slurm, run_file, more, said, home):

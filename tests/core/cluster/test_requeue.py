@@ -1,4 +1,4 @@
-"""Time limits and preemption: a job stops at a checkpoint, is queued again, and goes on; nothing of it shows at the end."""
+"""Time limits and preemption: a job stops at a checkpoint, is queued again, and goes on as if nothing had been."""
 
 from __future__ import annotations
 
@@ -62,10 +62,6 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
     [prepare, *_] = slurm.jobs("limited")
     assert (prepare["job"], prepare["state"], prepare["restarts"]) == (limited, "PENDING", 1)
     assert prepare["why"].startswith("queued again")
-
-
-def test_a_job_that_makes_way_for_another_goes_on_when_that_one_has_ended(slurm, run_file, home):
-    """Preemption: the same as a limit that comes at any time."""
 
 
 def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(slurm, run_file, home, modelwright):
