@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -16,12 +18,17 @@ from modelwright.core.allocation import Allocation, allocation
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.config.cluster import ClusterConfig
+from modelwright.core.events import WORKER, EventTail
 from modelwright.core.processes import worker_command
 from modelwright.core.workspace import RunFolder
 
 MODULE = "modelwright.core.train.worker"
 # Where the first process listens for those of other nodes: by the job's id, below the ports that systems give out.
 _PORTS = range(12000, 32000)
+# What srun says of the first task that did not end well.
+_FAILED = re.compile(r"^srun: error: (?P<node>[^:\s]+): task [^:]+: (?P<how>[^\d\n]*(?P<code>\d+)?.*)$", re.MULTILINE)
+# So many times a job may be stopped before its training has done a step.
+_ATTEMPTS = 3
 # What a launcher tells its processes; a process that no launcher started must not take someone else's for its own.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -142,6 +149,34 @@ def _scontrol(*arguments: str) -> str:
     if done.returncode != 0:
         raise ModelwrightError(f"Slurm does not tell about the nodes: {' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def node_that_failed(log: Path, begin: int) -> str | None:
+    """Whose launcher failed first, of several nodes, as srun told in a log from a place on; None where none did."""
+    with log.open("rb") as file:
+        file.seek(begin)
+        told = _FAILED.search(file.read().decode("utf-8", "replace"))
+    if told is None:
+        return None
+    node, how, code = told["node"], told["how"], int(told["code"] or 0)
+    # Python and DeepSpeed's launcher end with minus the number of the signal that ended a process.
+    if code > 256 - signal.NSIG:
+        how = f"a process was ended by {signal.Signals(256 - code).name}"
+    return f"node {node} failed first ({how[0].lower()}{how[1:]}), and the others were ended"
+
+
+def has_not_advanced(folder: RunFolder) -> str | None:
+    """Why it is of no use to queue a job again: several in a row were stopped before a single step was done."""
+    if allocation() is None:
+        return None
+    steps: dict[str, int] = {}
+    for event in EventTail(folder.events).poll():
+        if event.stage == "train" and event.role == WORKER:
+            steps[event.writer] = steps.get(event.writer, 0) + (event.kind == "step")
+    last = list(steps.values())[-_ATTEMPTS:]
+    if len(last) < _ATTEMPTS or any(last):
+        return None
+    return f"{folder.name}: {_ATTEMPTS} jobs in a row were stopped before one step was done: raise [cluster] time"
 
 
 def gpu_count() -> int:

@@ -8,12 +8,12 @@ from typing import Any
 
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
-from modelwright.core.api.errors import UsageError
+from modelwright.core.api.errors import ModelwrightError, StopRequested, UsageError
 from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
-from modelwright.core.processes import run_worker
+from modelwright.core.processes import WorkerDiedError, run_worker
 from modelwright.core.stage import Run
-from modelwright.core.train.launch import training_launch
+from modelwright.core.train.launch import has_not_advanced, node_that_failed, training_launch
 
 # Counts up when the same inputs give another model than before.
 VERSION = 1
@@ -80,7 +80,16 @@ class Train:
         spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
         launch = training_launch(run.folder, spec.launcher, run.config.train.processes, run.config.cluster)
         emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})
-        outputs = run_worker(run, self.name, launch.command, launch.environment)
+        log = run.folder.log(self.name)
+        begin = log.stat().st_size if log.exists() else 0
+        try:
+            outputs = run_worker(run, self.name, launch.command, launch.environment)
+        except WorkerDiedError as error:
+            node = node_that_failed(log, begin)
+            raise (WorkerDiedError(f"{self.name}: {node}; all that was printed: {log}") if node else error) from error
+        except StopRequested as error:
+            stuck = has_not_advanced(run.folder)
+            raise (ModelwrightError(stuck) if stuck else error) from error
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}
 
 
