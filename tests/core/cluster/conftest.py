@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from modelwright.core.events import read_events
+
 REPOSITORY = Path(__file__).parents[3]
 TOOL = REPOSITORY.parent / "shared" / "tools" / "mini-slurm.sh"
 
@@ -118,6 +120,16 @@ class Slurm:
         give_up = time.monotonic() + seconds
         while not all(self.state(job) in states.split() for job in jobs):
             assert time.monotonic() < give_up, _output("scontrol", "show", "job") + self._logs()
+            time.sleep(0.1)
+
+    def wait_for_step(self, run: str, step: int, *, seconds: float = 180) -> None:
+        """Until a training has done so many steps."""
+        folder = self.home / "runs" / run / "events"
+        give_up = time.monotonic() + seconds
+        while not any(
+            event.kind == "step" and event.data["step"] >= step for event in read_events(folder, stage="train")
+        ):
+            assert time.monotonic() < give_up, self._logs()
             time.sleep(0.1)
 
     def _logs(self) -> str:

@@ -7,22 +7,11 @@ import time
 
 import pytest
 
-from modelwright.core.events import EventTail, read_events
+from modelwright.core.events import EventTail
 
 pytestmark = pytest.mark.xdist_group("slurm")
 
 TIMES = 5
-
-
-def _wait_for_step(home, run, step, *, seconds=60):
-    folder = home / "runs" / run / "events"
-    give_up = time.monotonic() + seconds
-    while True:
-        steps = [event.data["step"] for event in read_events(folder, stage="train") if event.kind == "step"]
-        if steps and steps[-1] >= step:
-            return
-        assert time.monotonic() < give_up, f"{run} has not come to step {step}"
-        time.sleep(0.1)
 
 
 def _digest(home, run):
@@ -39,7 +28,7 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
     jobs = slurm.submit(path)
     train = jobs["tiny", "train"]
     for number in range(TIMES):
-        _wait_for_step(home, "tiny", number * 80 + 40)
+        slurm.wait_for_step("tiny", number * 80 + 40)
         slurm.signal_as_the_limit_would(train)
         slurm.begin_again(train)
     uninterrupted = modelwright("train", path, "--set", 'name="whole"')
@@ -69,7 +58,7 @@ def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(
     path = run_file(max_steps=20000)
     jobs = slurm.submit(path)
     train = jobs["tiny", "train"]
-    _wait_for_step(home, "tiny", 20)
+    slurm.wait_for_step("tiny", 20)
     again = modelwright("submit", path)
     assert again.returncode == 2
     assert f"tiny is submitted already: its job {train} (train) is RUNNING" in again.stderr
