@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -135,10 +137,22 @@ def _explained(view: JobView, job: Submitted, before: Sequence[JobView]) -> JobV
     elif view.state == UNKNOWN:
         why = "Slurm has forgotten it, and it left no record of its end: it was killed, or never began"
     elif view.state in ENDED:
-        why = _last_error(view.log) or _REASONS.get(view.why or "", view.why)
+        why = _last_error(view.log) or _full(view.log.parent) or _REASONS.get(view.why or "", view.why)
     else:
         why = _REASONS.get(view.why or "", view.why)
     return evolve(view, why=why)
+
+
+def _full(folder: Path) -> str | None:
+    """Whether nothing more can be written where the logs are: a job that finds it so cannot say it there."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"nothing can be written to {folder}: {(error.strerror or str(error)).lower()}"
+    return None
 
 
 def _last_error(log: Path) -> str | None:

@@ -59,7 +59,10 @@ def write_scripts(run: Run) -> Submission:
     )
     stages = [step.stage for step in plan_run(run) if not step.done and step.stage not in _idle(run)]
     scripts = [script for stage in stages for script in writer.stage(stage)]
-    with run.folder.locked(), files.failing_as(f"the scripts of {run.config.name} cannot be written"):
+    with (
+        files.failing_as(f"the scripts of {run.config.name} cannot be written to {run.folder.path}"),
+        run.folder.locked(),
+    ):
         if run.config.model.base and run.base:
             pin_base(run.config.model.base, run.base, run.folder)
         files.write_text(writer.config, tomli_w.dumps(to_plain(run.config)))
@@ -139,20 +142,17 @@ def _look(run: Run, script: Script) -> None:
     if said is None:
         return
     cluster = run.config.cluster or ClusterConfig()
-    if "partition" in said.lower() and "account" not in said.lower() and cluster.partition:
-        there = slurm.partitions()
-        if cluster.partition not in there:
-            said = f"there is no partition {cluster.partition!r} (there are: {', '.join(there)}): [cluster] partition"
-    elif "node configuration" in said or "Node count" in said:
-        has = slurm.partition(cluster.partition)
-        where = f"partition {cluster.partition}" if cluster.partition else "the default partition"
-        nodes = cluster.nodes if script.stage == "train" else 1
-        if has and nodes > has.nodes:
-            said = f"{where} has {has.nodes} nodes, and {nodes} are asked for: [cluster] nodes"
-        elif has and has.away:
+    nodes = cluster.nodes if script.stage == "train" else 1
+    where = f"partition {cluster.partition}" if cluster.partition else "the default partition"
+    has = slurm.partition(cluster.partition)
+    if cluster.partition and cluster.partition not in (there := slurm.partitions()):
+        said = f"there is no partition {cluster.partition!r} (there are: {', '.join(there)}): [cluster] partition"
+    elif has and nodes > has.nodes:
+        said = f"{where} has {has.nodes} nodes, and {nodes} are asked for: [cluster] nodes"
+    elif "node configuration" in said:
+        if has and has.away:
             return  # The nodes may come back; until then the job waits, and `modelwright jobs` says for what.
-        else:
-            said += f": no node of {where} has what [cluster] asks for (cpus, memory, gpus_per_node, sbatch)"
+        said += f": no node of {where} has what [cluster] asks for (cpus, memory, gpus_per_node, sbatch)"
     for word, key in (("account", "account"), ("qos", "qos"), ("time limit", "time"), ("feature", "sbatch.constraint")):
         if word in said.lower() and "[cluster]" not in said:
             said += f": [cluster] {key}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 
@@ -76,3 +77,42 @@ def test_a_failed_stage_leaves_its_dependants_cancelled_and_jobs_says_why(
     check()
     monkeypatch.setenv("SLURM_CONF", start_cluster(nodes=1, extra=""))  # one that never heard of them
     check()
+
+
+@pytest.fixture
+def small_home(tmp_path, monkeypatch):
+    """A home that holds little, and a way to fill it."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(f"a full disk needs a small file system, and mounting one needs root: {done.stderr.strip()}")
+    monkeypatch.setenv("MODELWRIGHT_HOME", str(folder))
+
+    def fill() -> None:
+        with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"0" * 4096)
+
+    yield fill
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_quota_is_named_by_submit_and_by_jobs(slurm, run_file, small_home, tmp_path):
+    """At submitting, and when a job finds it full, which cannot write that into its log."""
+    path = run_file('setup = ["while [ ! -e full ]; do sleep 0.1; done"]\n')
+    jobs = slurm.submit(path)
+    slurm.wait(jobs["tiny", "prepare"], states="RUNNING")
+    small_home()
+    (tmp_path / "full").touch()
+    slurm.wait(*jobs.values())
+    prepare, *_ = slurm.jobs("tiny")
+    assert (prepare["stage"], prepare["state"], prepare["exit_code"]) == ("prepare", "FAILED", 1)
+    assert "no space left on device" in prepare["why"].lower()
+    refused = slurm.modelwright("submit", path, "--set", 'name="other"')
+    assert refused.returncode == 1
+    assert "no space left on device" in refused.stderr.lower()
+    assert str(tmp_path / "small") in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
