@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def folder_problems(folder: Path) -> Iterator[str]:
             yield from _other_shape(found["weights"], found["config"])
         if not numbers and "tokenizer" in found:
             yield from _too_large(found["tokenizer"], found["config"])
+
+
+def parameter_count(folder: Path) -> int:
+    """How many numbers the weights of a folder are that `check_base_folder` passes.
+
+    Raises:
+        WrongError: they cannot be read.
+    """
+    return sum(math.prod(shape) for shape in _weights(folder).values())
 
 
 # Tokenizers

@@ -65,8 +65,13 @@ class EventWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.run = run
         self.stage = stage
-        self.writer = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{stage}-{role}-{os.getpid()}"
-        self._file = (folder / f"{self.writer}.jsonl").open("a", encoding="utf-8", buffering=1)
+        while True:
+            self.writer = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{stage}-{role}-{os.getpid()}"
+            try:
+                self._file = (folder / f"{self.writer}.jsonl").open("x", encoding="utf-8", buffering=1)
+            except FileExistsError:  # by a process of the same number on another machine
+                continue
+            break
 
     def emit(self, kind: str, data: Mapping[str, Any] | None = None) -> Event:
         """Write an event and return it."""

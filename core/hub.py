@@ -45,7 +45,7 @@ class HubModel:
         return f"{self.name}@{self.commit}"
 
 
-def fetch(source: str, files: Sequence[str]) -> HubModel:
+def fetch(source: str, files: Sequence[str], *, only_cached: bool = False) -> HubModel:
     """A model of the hub, out of the cache where it is there, else downloaded.
 
     `HF_HOME`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and `HF_TOKEN` are huggingface_hub's to read.
@@ -53,6 +53,7 @@ def fetch(source: str, files: Sequence[str]) -> HubModel:
     Args:
         source: `org/name` or `org/name@revision`; a revision is a branch, a tag or a commit.
         files: patterns of the files wanted.
+        only_cached: ask nobody.
 
     Raises:
         UsageError: it is no hub id, there is no such model or revision, or it may not be read.
@@ -65,7 +66,7 @@ def fetch(source: str, files: Sequence[str]) -> HubModel:
             "NAME@VERSION or @ALIAS), or one of the hub (org/name or org/name@revision)"
         )
     repository = _Repository(f"[model] base {source}", "model", match["name"], match["revision"])
-    folder = repository.download(files, _NOT)
+    folder = repository.download(files, _NOT, only_cached=only_cached)
     return HubModel(name=match["name"], commit=folder.name, folder=folder)
 
 
@@ -107,7 +108,7 @@ class _Repository:
     name: str
     revision: str | None
 
-    def download(self, files: Sequence[str], without: Sequence[str]) -> Path:
+    def download(self, files: Sequence[str], without: Sequence[str], *, only_cached: bool = False) -> Path:
         """The folder with those of its files that match `files` and not `without`, in the hub's cache."""
         if not sys.stderr.isatty():
             require("huggingface_hub.utils").disable_progress_bars()
@@ -119,6 +120,7 @@ class _Repository:
                     revision=self.revision,
                     allow_patterns=list(files),
                     ignore_patterns=list(without),
+                    local_files_only=only_cached,
                 )
             )
         except Exception as error:  # noqa: BLE001 - beside the hub's own, errors of its HTTP client, another by version

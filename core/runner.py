@@ -78,8 +78,13 @@ def open_run(
     )
 
 
-def check(runs: Sequence[Run], stages: Sequence[str] = NAMES) -> None:
+def check(runs: Sequence[Run], stages: Sequence[str] = NAMES, *, registry: bool = True) -> None:
     """Find what is wrong before anything starts; nothing is written.
+
+    Args:
+        runs: from `open_run`.
+        stages: what is to be done of them.
+        registry: look whether the registry answers, even if only stages after these need it.
 
     Raises:
         ModelwrightError: a package, component, base, chat template, registry or data file that the stages cannot work
@@ -87,7 +92,7 @@ def check(runs: Sequence[Run], stages: Sequence[str] = NAMES) -> None:
     """
     errors: dict[str, ModelwrightError] = {}
     for run in runs:
-        for look in _looks(run, stages):
+        for look in _looks(run, stages, registry=registry):
             try:
                 look()
             except ModelwrightError as error:
@@ -97,7 +102,7 @@ def check(runs: Sequence[Run], stages: Sequence[str] = NAMES) -> None:
         raise found[0] if len(found) == 1 else SeveralErrors(found)
 
 
-def _looks(run: Run, stages: Sequence[str]) -> Iterator[Callable[[], Any]]:
+def _looks(run: Run, stages: Sequence[str], *, registry: bool) -> Iterator[Callable[[], Any]]:
     config = run.config
     yield from (partial(check_packages, stage) for stage in stages)
     if "prepare" in stages:
@@ -113,7 +118,8 @@ def _looks(run: Run, stages: Sequence[str]) -> Iterator[Callable[[], Any]]:
     yield lambda: run.base
     if "prepare" in stages:
         yield partial(_check_template, run)
-    yield lambda: run.registry.find(config.name)
+    if registry:
+        yield lambda: run.registry.find(config.name)
 
 
 def _check_template(run: Run) -> None:

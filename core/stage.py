@@ -36,6 +36,7 @@ class Run:
         workers_lock: the descriptor that worker processes inherit; None while nothing may be written (planning).
         listener: hears every event.
         fresh: whether nothing that was made before is used.
+        merging: whether all rows must have been read before, by jobs that each did a part of them.
     """
 
     config: RunConfig
@@ -45,6 +46,7 @@ class Run:
     workers_lock: int | None = None
     listener: Listener | None = None
     fresh: bool = False
+    merging: bool = False
 
     @cached_property
     def registry(self) -> Registry:

@@ -9,6 +9,7 @@ runs/NAME/
 ├── events/             one file for each process that wrote
 ├── logs/               what worker processes printed
 ├── done/STAGE.json     fingerprint, inputs and outputs of a finished stage
+├── parts/2-of-4/       where a job works that prepares one part of the data
 └── STAGE/              what the stage made
 """
 
@@ -141,6 +142,17 @@ class RunFolder:
             aside = files.temporary_name(self.stage(stage), "old-")
             self.stage(stage).rename(aside)
             shutil.rmtree(aside)
+
+    # Parts of the data, prepared by jobs of their own
+
+    def part(self, number: int, of: int) -> RunFolder:
+        """Where one of `of` jobs works, which share nothing but the events: to stop one is not to stop the others."""
+        return RunFolder(self.path / "parts" / f"{number}-of-{of}", self.name)
+
+    def parts(self) -> int | None:
+        """How many jobs the data were shared among the last time; None where they never were."""
+        begun = {folder.stat().st_mtime_ns: folder for folder in (self.path / "parts").glob("*-of-*")}
+        return int(begun[max(begun)].name.rpartition("-")[2]) if begun else None
 
     # Stop requests
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cache": ("cache:cache", "List or remove what preparations keep for the next ones."),
     "plugins": ("plugins:plugins", "List the plugins that are installed."),
     "config": ("config:config", "Check or show a run.toml."),
+    "doctor": ("doctor:doctor", "Say what this machine has, and what a run.toml would miss on it."),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelwright.core.cli.common import print_json, print_table
-from modelwright.core.cli.given import DiskPath
-from modelwright.core.cli.run import perform_stages, stage_options
+from modelwright.core.cli.given import DiskPath, once
+from modelwright.core.cli.run import open_runs, perform_stages, stage_options
 
 if TYPE_CHECKING:
     from modelwright.core.prepare.convert import Converted, Raw
+    from modelwright.core.prepare.shards import Part
 
 EVENTS_EVERY = 1000
 
@@ -26,6 +28,8 @@ _OF_A_RUN = {
     "registry": "--registry",
     "dry_run": "--dry-run",
     "fresh": "--fresh",
+    "part": "--shard",
+    "merging": "--merge",
 }
 _OF_FILES = {
     "format_name": "--format",
@@ -55,8 +59,36 @@ class _Share(click.FloatRange):
         return number
 
 
+def _given_part(context: click.Context, param: click.Parameter, values: Sequence[str]) -> Part | None:
+    """A callback for `--shard I/N`.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    from modelwright.core.api.errors import UsageError
+    from modelwright.core.prepare.shards import Part
+
+    value = once(context, param, values)
+    if value is None:
+        return None
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value)
+    part = Part(int(found[1]), int(found[2])) if found else None
+    if part is None or not 1 <= part.number <= part.of:
+        raise UsageError(f"--shard {value!r}: expected I/N, part I of N counted from 1, such as 2/4")
+    return part
+
+
 @click.command()
 @functools.partial(stage_options, required=False)
+@click.option(
+    "--shard",
+    "part",
+    multiple=True,
+    callback=_given_part,
+    metavar="I/N",
+    help="Prepare part I of N only, beside jobs that do the others.",
+)
+@click.option("--merge", "merging", is_flag=True, help="Finish what such jobs have prepared.")
 @click.option("--format", "format_name", metavar="NAME", help="The format that reads the rows.")
 @click.option("--all-formats", is_flag=True, help="Every format that can read them: OUTPUT/FORMAT.jsonl each.")
 @click.option("--input", "inputs", multiple=True, metavar="PATH", help="A file, glob or folder of rows; may repeat.")
@@ -88,6 +120,9 @@ def prepare(context: click.Context, /, path: Path | None, *, as_json: bool, **gi
     which any run can use as a source of the format general:
 
       modelwright prepare --format math --input raw.jsonl --output math.jsonl
+
+    On a cluster, N jobs that share $MODELWRIGHT_HOME prepare a run's data in parts, with --shard 1/N to N/N, and one
+    after them finishes with --merge: what comes of it is the same as without them.
     """
     from modelwright.core.api.errors import UsageError
 
@@ -99,12 +134,54 @@ def prepare(context: click.Context, /, path: Path | None, *, as_json: bool, **gi
     if path is not None:
         if of_files:
             raise UsageError(f"{path} says what to prepare: leave out {of_files}, or leave out the file")
-        run_values = {name: given[name] for name in _OF_A_RUN}
-        perform_stages("prepare", path=path, as_json=as_json, **run_values)
+        part, chosen = given["part"], {name: given[name] for name in ("variants", "overrides", "registry")}
+        how = {name: given[name] for name in ("dry_run", "fresh", "merging")}
+        _check_together(part, **how)
+        if part is None:
+            perform_stages("prepare", path=path, as_json=as_json, **how, **chosen)
+        else:
+            _prepare_part(part, path=path, as_json=as_json, **chosen)
         return
     if of_a_run:
         raise UsageError(f"{of_a_run} is for a run: give its RUN.toml")
     _prepare_files(as_json=as_json, **{name: given[name] for name in _OF_FILES})
+
+
+def _check_together(part: Part | None, *, merging: bool, fresh: bool, dry_run: bool) -> None:
+    """Refuse options that say two things.
+
+    Raises:
+        UsageError: which, and what to do.
+    """
+    from modelwright.core.api.errors import UsageError
+
+    if part is not None and merging:
+        raise UsageError("--shard prepares one part, and --merge finishes when all are there: give one of them")
+    if part is not None and dry_run:
+        raise UsageError("--shard does not mark the stage as done, so there is no plan of it: leave out --dry-run")
+    if fresh and (part is not None or merging):
+        raise UsageError(
+            "--fresh would take away what other parts have made: leave it out "
+            "(to begin anew: modelwright cache prune --older-than 0, before the parts)"
+        )
+
+
+def _prepare_part(part: Part, *, as_json: bool, **chosen: Any) -> None:
+    """Prepare a part of every variant chosen."""
+    from modelwright.core import runner
+    from modelwright.core.cli.progress import Display
+    from modelwright.core.prepare.part import prepare_part
+
+    with Display() as display:
+        runs = open_runs(**chosen, listener=display)
+        runner.check(runs, ["prepare"], registry=False)
+        done = []
+        for one in runs:
+            done.append({"run": one.config.name, **prepare_part(one, part)})
+            if one is not runs[-1]:
+                one.folder.part(part.number, part.of).check_stop()  # as between whole runs
+    if as_json:
+        print_json(done)
 
 
 def _prepare_files(

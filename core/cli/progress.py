@@ -41,6 +41,12 @@ def _prepared(data: Any) -> str:
     return ", ".join(parts + [f"{n:,} {name}" for n, name in left_out if n])
 
 
+def _part(data: Any) -> str:
+    if not data["shards"]:
+        return f"nothing to do: the data have {data['of']} shard{'s' if data['of'] != 1 else ''} only"
+    return f"{data['shards']} of {data['of']} shards, {data['rows']:,} rows read, {data['examples']:,} examples"
+
+
 def _graded(data: Any) -> str:
     return f"{_pair(data)}: " + ", ".join(named_figures(data["metrics"]))
 
@@ -77,6 +83,7 @@ _REMOVED = {
 }
 _LINES: dict[str, Callable[[Any], str]] = {
     "notice": lambda data: data["text"],
+    "part": _part,
     "prepared": _prepared,
     "labels": label_text,
     "started": lambda data: f"{data['parameters']:,} parameters on {data['device']}, {data['steps']} steps",
@@ -146,7 +153,8 @@ class Display:
             return
 
     def _show(self, event: Event) -> None:
-        stage = event.stage
+        # Of jobs that share a stage, each says which part is its own.
+        stage = f"{event.stage} {event.data['part']}" if "part" in event.data else event.stage
         line = describe(event)
         if line is None:
             self._move(event, stage)

@@ -13,7 +13,7 @@ from modelwright.core.cli.common import Command, json_option, print_json, print_
 
 if TYPE_CHECKING:
     from modelwright.core.runner import Result
-    from modelwright.core.stage import Run
+    from modelwright.core.stage import Listener, Run
 
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
 
@@ -51,36 +51,52 @@ register = _stage_command("register", "Register RUN.toml's trained model.")
 promote = _stage_command("promote", "Move RUN.toml's alias to the registered model, if the condition holds.")
 
 
-def perform_stages(
-    only: str | None,
+def open_runs(
     *,
     path: Path,
     variants: Sequence[str],
     overrides: Sequence[str],
     registry: str | None,
-    dry_run: bool,
-    fresh: bool,
-    as_json: bool,
-) -> None:
-    """Plan or do the stages of every variant chosen; `only` is one of `STAGES`, None for all."""
+    listener: Listener | None = None,
+) -> list[Run]:
+    """The runs of every variant chosen, not checked yet."""
     from modelwright.core import runner
-    from modelwright.core.cli.progress import Display
     from modelwright.core.config import read_run
 
     read = read_run(path, variants=variants or None, overrides=overrides)
-    runs = [runner.open_run(config, read.plugins, registry=registry) for config in read.configs]
-    runner.check(runs, [only] if only else runner.NAMES)
+    return [runner.open_run(each, read.plugins, registry=registry, listener=listener) for each in read.configs]
+
+
+def perform_stages(
+    only: str | None, *, dry_run: bool, fresh: bool, as_json: bool, merging: bool = False, **chosen: Any
+) -> None:
+    """Plan or do the stages of every variant chosen.
+
+    Args:
+        only: one of `STAGES`; None for all.
+        dry_run: plan only.
+        fresh: forget what was done before.
+        as_json: print JSON alone.
+        merging: see `Run`.
+        chosen: see `open_runs`.
+    """
+    from modelwright.core import runner
+    from modelwright.core.cli.progress import Display
+
+    runs = open_runs(**chosen)
+    # A training on a cluster asks nothing of the registry's database: many nodes would, on a shared file system.
+    runner.check(runs, [only] if only else runner.NAMES, registry=only != "train")
     if dry_run:
         _print_plan(runs, only, fresh=fresh, as_json=as_json)
         return
     results = []
     with Display() as display:
         for one in runs:
-            one.listener = display
+            one.listener, one.merging = display, merging
             results.append(runner.execute(one, only=only, fresh=fresh))
             if one is not runs[-1]:
                 one.folder.check_stop()  # asked for in this run's last moments; the next one has not heard of it
-    _print_results(results, registry, as_json=as_json)
+    _print_results(results, chosen["registry"], as_json=as_json)
 
 
 def _print_plan(runs: Sequence[Run], only: str | None, *, fresh: bool, as_json: bool) -> None:

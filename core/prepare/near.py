@@ -40,21 +40,21 @@ class NearDuplicates:
 
         self._library: Any = datasketch
         self._index = datasketch.MinHashLSH(threshold=ALIKE, num_perm=PERMUTATIONS)
-        self._kept: dict[str, tuple[Any, str]] = {}
+        self._kept: list[tuple[Any, str]] = []
 
     def look(self, example: Example) -> Removal | None:
         """See `Check`."""
         text = whole(example)
         sketch = self._sketch(text)
-        for key in self._index.query(sketch):
+        # The earliest is named: the index gives them in the order of their hashes, which is another in each process.
+        for key in sorted(self._index.query(sketch)):
             other, source = self._kept[key]
             similarity = float(sketch.jaccard(other))
             if similarity >= ALIKE:
                 facts = {"other": source, "similarity": round(similarity, 4), "text": text}
                 return Removal(f"it is almost the same as {source}", facts)
-        key = str(len(self._kept))
-        self._kept[key] = (sketch, example.source)
-        self._index.insert(key, sketch)
+        self._index.insert(len(self._kept), sketch)
+        self._kept.append((sketch, example.source))
         return None
 
     def _sketch(self, text: str) -> Any:

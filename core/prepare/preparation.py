@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from attrs import asdict
 
 from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
+from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
 from modelwright.core.chat import Renderer, read_template
 from modelwright.core.config import to_plain
@@ -20,7 +21,7 @@ from modelwright.core.prepare.examples import Rejected, written_examples
 from modelwright.core.prepare.packs import PackReport, write_packs
 from modelwright.core.prepare.pool import Pool, available_processes
 from modelwright.core.prepare.reading import ReadShards
-from modelwright.core.prepare.shards import Shard, shards
+from modelwright.core.prepare.shards import Part, Shard, shards
 from modelwright.core.prepare.sifting import Sifter
 from modelwright.core.prepare.store import Store, link
 from modelwright.core.prepare.tokenizers import scratch_renderer
@@ -30,7 +31,42 @@ from modelwright.core.stage import Run
 # Counts up when the same rows give other examples than before.
 READING_VERSION = 1
 
+# So many parts are named where some are missing.
+NAMED = 5
+
 Emit = Callable[[str, Mapping[str, Any]], None]
+
+
+def reading_job(run: Run, store: Store) -> ReadShards:
+    """The job of reading a run's shards.
+
+    Raises:
+        UsageError: a test set to compare with is not there.
+    """
+    config, plugins = run.config, run.plugins
+    spec = plugins.get(FormatSpec, config.data.format)
+    plain = to_plain(config)
+    recipe = [READING_VERSION, plugins.origin(spec), spec.name, plain["data"]["options"]]
+    return ReadShards(plain, digest_json(recipe), digest_json(check_inputs(config, plugins)), store, run.merging)
+
+
+def base_renderer(run: Run) -> Renderer | None:
+    """The renderer of what the training begins from; None for a model from scratch, whose data make the tokenizer.
+
+    Raises:
+        UsageError: there is no tokenizer or template.
+    """
+    template = run.config.model.chat_template
+    if run.base is None:
+        return None
+    return Renderer.from_folder(run.base.folder, chat_template=read_template(template) if template else None)
+
+
+def pool_of(run: Run, store: Store) -> Pool:
+    """The processes that a run works with, which hold the store as this one does."""
+    workers = run.config.data.workers
+    assert store.lock is not None, "the store is held while it is used"
+    return Pool(available_processes() if workers == "auto" else workers, run.plugins, inherited=store.lock)
 
 
 class Preparation:
@@ -63,9 +99,7 @@ class Preparation:
         self._sifter = Sifter(run.config.data.quality.deduplicate, folder / "removed.jsonl")
         self._files: list[ExamplesFile] = []
         self._packs: PackReport | None = None
-        workers = run.config.data.workers
-        assert store.lock is not None, "the store is held while it is used"
-        self._pool = Pool(available_processes() if workers == "auto" else workers, run.plugins, inherited=store.lock)
+        self._pool = pool_of(run, store)
 
     def __enter__(self) -> Self:
         self._pool.__enter__()
@@ -78,9 +112,9 @@ class Preparation:
         """Rows to examples, and which of them stay.
 
         Raises:
-            ModelwrightError: a source or its format failed.
+            ModelwrightError: a source or its format failed; or parts are to be merged of which some are missing.
         """
-        config, plugins = self.run.config, self.run.plugins
+        config = self.run.config
         (self.folder / "examples").mkdir()
         origins: list[tuple[int, str]] = []
 
@@ -89,23 +123,17 @@ class Preparation:
                 origins.append((shard.source, shard.file))
                 yield shard
 
-        spec = plugins.get(FormatSpec, config.data.format)
-        plain = to_plain(config)
-        recipe = [READING_VERSION, plugins.origin(spec), spec.name, plain["data"]["options"]]
-        job = ReadShards(plain, digest_json(recipe), digest_json(check_inputs(config, plugins)), self._store)
+        job = reading_job(self.run, self._store)
         results = self._pool.ordered(job, passed_on(), self.run.folder.check_stop)
+        missing: list[int] = []
         for number, entry in enumerate(results):
-            source, file = origins[number]
-            facts = files.read_json(entry / reading.FACTS)
-            target = self.folder / "examples" / f"{number:05}.jsonl"
-            stay = self._sifter.sift(file, facts, entry, target)
-            if stay:
-                self._files.append(ExamplesFile(target, config.data.sources[source].weight))
-            self.rows += facts["rows"]
-            self.examples += stay
-            self._recognised.update(facts["recognised"])
-            self._take_rejected(entry / reading.REJECTED, facts)
-            self._emit("reading", {"rows": self.rows})
+            if entry is None:
+                missing.append(number)
+            elif not missing:
+                source, file = origins[number]
+                self._take_examples(number, file, config.data.sources[source].weight, entry)
+        if missing:
+            raise ModelwrightError(_unread(self.run, missing, len(origins)))
 
     def render(self) -> None:
         """Examples to tokens.
@@ -162,6 +190,18 @@ class Preparation:
         self._notices.append(text)
         self._emit("notice", {"text": text})
 
+    def _take_examples(self, number: int, file: str, weight: float, entry: Path) -> None:
+        facts = files.read_json(entry / reading.FACTS)
+        target = self.folder / "examples" / f"{number:05}.jsonl"
+        stay = self._sifter.sift(file, facts, entry, target)
+        if stay:
+            self._files.append(ExamplesFile(target, weight, entry))
+        self.rows += facts["rows"]
+        self.examples += stay
+        self._recognised.update(facts["recognised"])
+        self._take_rejected(entry / reading.REJECTED, facts)
+        self._emit("reading", {"rows": self.rows})
+
     def _take_rejected(self, file: Path, facts: Mapping[str, Any]) -> None:
         self.rejected.add_all(file, facts["rejected"], facts["reasons"], facts["first"])
 
@@ -178,13 +218,28 @@ class Preparation:
 
     def _renderer(self) -> Renderer:
         model = self.run.config.model
-        template = read_template(model.chat_template) if model.chat_template else None
-        if self.run.base:
-            return Renderer.from_folder(self.run.base.folder, chat_template=template)
+        renderer = base_renderer(self.run)
+        if renderer is not None:
+            return renderer
         assert model.scratch is not None
         return scratch_renderer(
             model.scratch.tokenizer,
             written_examples(self.folder / "examples"),
             vocab_size=model.scratch.vocab_size,
-            template=template or read_template("chatml"),
+            template=read_template(model.chat_template or "chatml"),
         )
+
+
+def _unread(run: Run, missing: Sequence[int], shards: int) -> str:
+    """Which jobs are to be done before the parts are merged."""
+    of = run.folder.parts()
+    if of is None:
+        which = "every part I/N"
+    else:
+        parts = sorted({number % of + 1 for number in missing})
+        which = ", ".join(str(Part(number, of)) for number in parts[:NAMED])
+        which += f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+    return (
+        f"{run.config.name}: {len(missing)} of {shards} shards of the data are not read yet: do "
+        f"modelwright prepare --shard for {which} first; without --merge, this job reads them itself"
+    )

@@ -44,15 +44,17 @@ class ReadShards:
         recipe: a digest of all that the examples depend on but the rows.
         checks: likewise of what the verdicts depend on.
         store: keeps the entries.
+        only_kept: make none; one that is not there is None.
     """
 
     config: Mapping[str, Any]
     recipe: str
     checks: str
     store: Store
+    only_kept: bool = False
 
     @contextlib.contextmanager
-    def opened(self, plugins: Plugins | None) -> Iterator[Callable[[Shard, Tick], Path]]:
+    def opened(self, plugins: Plugins | None) -> Iterator[Callable[[Shard, Tick], Path | None]]:
         """See `Job`.
 
         Raises:
@@ -67,8 +69,10 @@ class ReadShards:
                 raise ModelwrightError("a test set changed while the data were prepared: run the same command again")
             reading = _Reading(reader, data.format, checks)
 
-            def read(shard: Shard, tick: Tick) -> Path:
+            def read(shard: Shard, tick: Tick) -> Path | None:
                 key = digest_json([self.recipe, self.checks, shard.digest])
+                if self.only_kept:
+                    return self.store.get(KIND, key)
                 return self.store.make(KIND, key, lambda folder: reading.write(shard, folder, tick))
 
             yield read

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
-from attrs import define
+from attrs import define, frozen
 
 from modelwright.core.config.schema import SourceConfig
 from modelwright.core.prepare.sources import RawRow, raw_rows
@@ -42,23 +42,62 @@ class Shard:
         return hashlib.sha256(self.file.encode() + b"\0" + self.packed).hexdigest()
 
 
+@frozen
+class Part:
+    """Every `of`-th shard from the `number`-th on, both from 1: what one of so many jobs does of the data."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard, numbered from 0, is in it."""
+        return shard % self.of == self.number - 1
+
+
 def shards(sources: Sequence[SourceConfig], seed: int, notice: Callable[[str], None]) -> Iterator[Shard]:
     """All rows of the sources in order. Where a shard ends depends on the rows alone.
 
     Raises:
         As `raw_rows`.
     """
+    return (_packed(source, rows) for source, rows in _groups(sources, seed, notice))
+
+
+def shards_of(part: Part, sources: Sequence[SourceConfig], seed: int, passed: Callable[[], None]) -> Iterator[Shard]:
+    """The shards of a part, in order; the rows of the others are found but not read.
+
+    Args:
+        part: which ones.
+        sources: all of them.
+        seed: as for `shards`.
+        passed: called for each shard when it is found, of this part or not.
+
+    Raises:
+        As `raw_rows`.
+    """
+    for number, (source, rows) in enumerate(_groups(sources, seed, lambda _: None)):
+        passed()
+        if part.has(number):
+            yield _packed(source, rows)
+
+
+def _groups(
+    sources: Sequence[SourceConfig], seed: int, notice: Callable[[str], None]
+) -> Iterator[tuple[int, list[RawRow]]]:
     for number, source in enumerate(sources):
         rows: list[RawRow] = []
         size = 0
         for row in raw_rows(source, seed, notice=notice):
             if rows and (size >= SHARD_BYTES or len(rows) == SHARD_ROWS or row.file != rows[0].file):
-                yield _packed(number, rows)
+                yield number, rows
                 rows, size = [], 0
             rows.append(row)
             size += row.size
         if rows:
-            yield _packed(number, rows)
+            yield number, rows
 
 
 def _packed(source: int, rows: list[RawRow]) -> Shard:

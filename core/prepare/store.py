@@ -107,15 +107,17 @@ class Store:
 
     def _publish(self, temporary: Path, kind: str, key: str) -> None:
         path = self.root / kind / key
-        try:
-            temporary.rename(path)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            if self.get(kind, key) is not None:
-                return  # another process has made the same meanwhile
-            _remove(path)
-            temporary.rename(path)
+        while True:
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                if self.get(kind, key) is not None:
+                    return  # another process has made the same meanwhile
+                _remove(path)
+            else:
+                break
         files.sync_folder(path.parent)
 
     def entries(self) -> Iterator[Entry]:
@@ -132,42 +134,56 @@ class Store:
         _remove(entry.path)
 
     @contextlib.contextmanager
-    def locked(self, *, alone: bool = False, fresh: bool = False) -> Iterator[Store]:
+    def locked(self, *, alone: bool = False, fresh: bool = False, sweep: bool = True) -> Iterator[Store]:
         """Hold the store: those who make and use entries together, whoever removes or replaces them alone.
 
         Args:
             alone: wait for nobody, and let nobody in.
             fresh: let what is there now count as none; this is alone, too.
+            sweep: remove what killed processes have left, if nobody else is at work. Jobs that work side by side leave
+                that to the one after them: some file systems of clusters keep each machine's locks to itself, and what
+                one job writes would look left to another.
 
         Yields:
             The store that is held.
 
         Raises:
-            ModelwrightError: someone uses it, and it is to be held alone; or there is no place for it.
+            ModelwrightError: someone uses it, and it is to be held alone; or there is no place for it, or one without
+                locks.
         """
         if why := why_no_folder(self.root):
             raise ModelwrightError(f"{self.root} {why}")
         with files.failing_as(f"{self.root} cannot be made"):
             self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / LOCK).open("ab") as lock:
-            self._sweep(lock.fileno())
+        # Open for reading, too: NFS locks as fcntl does, and gives a shared lock to none but readers.
+        with (self.root / LOCK).open("a+b") as lock:
+            if sweep:
+                self._sweep(lock.fileno())
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if alone or fresh else fcntl.LOCK_SH)
             except BlockingIOError:
                 raise ModelwrightError(f"{self.root} is in use: a run prepares its data; try again then") from None
+            except OSError as error:
+                raise ModelwrightError(
+                    f"{self.root}: this file system gives no locks ({error.strerror}): "
+                    "set MODELWRIGHT_HOME to a folder on another one"
+                ) from error
             if fresh:
                 os.utime(lock.fileno())  # the file system's clock may be another machine's
             try:
                 yield evolve(self, since=os.fstat(lock.fileno()).st_mtime_ns if fresh else 0, lock=lock.fileno())
             finally:
-                self._sweep(lock.fileno())
+                if sweep:
+                    self._sweep(lock.fileno())
 
     def _sweep(self, lock: int) -> None:
         """Remove what killed processes have left, where nobody else is at work."""
-        with contextlib.suppress(BlockingIOError):
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for kind in self._kinds():
-                files.remove_temporaries(kind)
+        except OSError:
+            return
+        for kind in self._kinds():
+            files.remove_temporaries(kind)
 
     def _kinds(self) -> list[Path]:
         return sorted(path for path in self.root.iterdir() if path.is_dir()) if self.root.is_dir() else []

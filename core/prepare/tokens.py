@@ -19,6 +19,7 @@ from modelwright.core.chat import Rendered, Renderer
 from modelwright.core.plugins import Plugins
 from modelwright.core.prepare.examples import Rejected
 from modelwright.core.prepare.pool import Tick
+from modelwright.core.prepare.renderings import ShardRenderer
 from modelwright.core.prepare.sources import Row, share
 from modelwright.core.prepare.store import Store
 
@@ -161,10 +162,17 @@ class TokenSettings:
 
 @frozen
 class ExamplesFile:
-    """A shard of examples, as interchange JSONL; each is trained on `weight` times."""
+    """A shard of examples, as interchange JSONL.
+
+    Attributes:
+        path: those that stay.
+        weight: each is trained on so many times.
+        entry: all that there were, in the store (see `reading`), if they are there.
+    """
 
     path: Path
     weight: float
+    entry: Path | None = None
 
 
 @frozen
@@ -194,7 +202,12 @@ class RenderExamples:
 
         def render(given: ExamplesFile, tick: Tick) -> Path:
             key = digest_json([*recipe, given.weight, files.sha256_file(given.path)])
-            return self.store.make(KIND, key, lambda folder: _Rendering(renderer, settings, folder).write(given, tick))
+
+            def write(folder: Path) -> None:
+                shard = ShardRenderer(renderer, settings.turns, self.store, given.entry)
+                _Rendering(shard, settings, folder).write(given, tick)
+
+            return self.store.make(KIND, key, write)
 
         yield render
 
@@ -202,7 +215,7 @@ class RenderExamples:
 class _Rendering:
     """One shard on its way."""
 
-    def __init__(self, renderer: Renderer, settings: TokenSettings, folder: Path) -> None:
+    def __init__(self, renderer: ShardRenderer, settings: TokenSettings, folder: Path) -> None:
         self.renderer = renderer
         self.settings = settings
         self.folder = folder
@@ -217,15 +230,15 @@ class _Rendering:
             for number, line in enumerate(file):
                 if number % EXAMPLES_BETWEEN == 0:
                     tick()
-                row = orjson.loads(line)
-                self._add(row["id"], Example.from_row(row), given.weight)
+                self._add(line, given.weight)
         self.train.write(self.folder / TRAIN)
         self.holdout.write(self.folder / HOLDOUT)
         facts = {"rejected": self.rejected.count, "reasons": self.rejected.reasons, "first": self.rejected.first}
         files.write_json(self.folder / FACTS, {"report": self.report.to_plain(), **facts})
 
-    def _add(self, example_id: str, example: Example, weight: float) -> None:
-        seed = self.settings.seed
+    def _add(self, line: bytes, weight: float) -> None:
+        row = orjson.loads(line)
+        example_id, example, seed = row["id"], Example.from_row(row), self.settings.seed
         times = int(weight)
         if times != weight:
             times += share(f"{seed}:weight:{example_id}") < weight % 1
@@ -233,7 +246,7 @@ class _Rendering:
             self.report.undrawn += 1
             return
         try:
-            turns = self.renderer.train(example, self.settings.turns)
+            turns = self.renderer.train(line, example)
         except RowError as error:
             self._reject(example, str(error))
             return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+from modelwright.core import events
 from modelwright.core.events import EventTail, EventWriter, read_events
 
 
@@ -64,3 +67,17 @@ def test_lines_of_another_version_are_left_to_its_readers(tmp_path):
     event = EventWriter(tmp_path, run="r", stage="train").emit("started")
     (tmp_path / "20990101T000000.0-train-worker-1.jsonl").write_text('{"v": 2, "what": "ever"}\n')
     assert read_events(tmp_path) == [event]
+
+
+def test_writers_of_one_number_on_two_machines_have_a_file_each(tmp_path, monkeypatch):
+    """A clock that stands still stands for the chance that nobody can wait for: both begin in one microsecond."""
+    times = iter([datetime(2026, 1, 1, tzinfo=UTC)] * 2)
+
+    class Clock:
+        def now(self, zone):
+            return next(times, datetime.now(zone))
+
+    monkeypatch.setattr(events, "datetime", Clock())
+    writers = {EventWriter(tmp_path, run="r", stage="prepare").writer for _ in range(2)}
+    assert {f"{writer}.jsonl" for writer in writers} == {path.name for path in tmp_path.iterdir()}
+    assert len(writers) == 2

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelwright.core.api.files import sha256_file
+from modelwright.core.prepare.store import Store
 
 FILES, ROWS = 8, 250
 RUN = """
@@ -195,6 +196,12 @@ def test_a_fresh_preparation_waits_for_nobody_and_disturbs_nobody(project, home)
         done = subprocess.run(command("--fresh"), cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "cache is in use: a run prepares its data; try again then" in done.stderr
+
+
+def test_the_store_is_locked_by_one_who_may_read_the_lock(tmp_path):
+    """NFS gives a shared lock to none but those who opened the file for reading; there is no NFS here to show it."""
+    with Store(tmp_path / "cache").locked() as store:
+        assert fcntl.fcntl(store.lock, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
 
 
 def test_the_same_file_twice_is_prepared_fresh_once(project, home):

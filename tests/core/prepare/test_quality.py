@@ -166,6 +166,21 @@ def test_what_was_kept_is_found_again_and_it_is_the_same_every_time(sentences):
     assert runs[0] == runs[1]
 
 
+def test_of_several_that_are_alike_the_first_is_named():
+    """In every process: the bytes of removed.jsonl do not hang on the order in which an index keeps its keys."""
+    middle = [f"word{number}" for number in range(100)]
+    first = [*middle[:92], *(f"last{number}" for number in range(8))]
+    ninth = [*(f"early{number}" for number in range(8)), *middle[8:]]
+    check = NearDuplicates()
+    kept = [" ".join(first), *(" ".join(f"x{line}y{n}" for n in range(30)) for line in range(7)), " ".join(ninth)]
+    assert [check.look(example(text, source=f"a:{line}")) for line, text in enumerate(kept, 1)] == [None] * 9
+    assert check.look(example(" ".join(middle))).facts["other"] == "a:1"
+    again = NearDuplicates()
+    reordered = [*kept[1:], kept[0]]
+    assert [again.look(example(text, source=f"b:{line}")) for line, text in enumerate(reordered, 1)] == [None] * 9
+    assert again.look(example(" ".join(middle))).facts["other"] == "b:8"
+
+
 # Answers
 
 
