@@ -64,11 +64,16 @@ def training_launch(
     if launcher == "python":
         return Launch(command=worker_command(MODULE, folder), environment=dict.fromkeys(_LAUNCHED))
     job = allocation()
-    count, cores = _processes(processes, cluster if job else None), os.cpu_count() or 1
+    cluster = cluster if job else None
+    gpus = gpu_count()
+    if job and cluster and cluster.nodes > 1:
+        # This process may be on a machine that has none, as in a shell that salloc gave.
+        gpus = gpus or cluster.gpus_per_node or 0
+    count = _processes(processes, gpus, cluster)
     environment: dict[str, str | None] = {"PYTHONSAFEPATH": "1"}  # as -P does for other workers
-    if not gpu_count():
+    if not gpus:
         # Processes with as many threads each as there are cores spin one another to a crawl.
-        threads = max(1, (job.cpus if job and job.cpus else cores) // count)
+        threads = max(1, ((job.cpus if job else None) or os.cpu_count() or 1) // count)
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     if job and cluster and cluster.nodes > 1:
         return Launch(command=_on_nodes(folder, count, cluster, job), environment=environment)
@@ -88,13 +93,13 @@ def _worker(folder: RunFolder) -> list[str]:
     return ["--no_local_rank", "--module", MODULE, str(folder.path), folder.name]
 
 
-def _processes(processes: int | Literal["auto"], cluster: ClusterConfig | None) -> int:
+def _processes(processes: int | Literal["auto"], gpus: int, cluster: ClusterConfig | None) -> int:
     """How many on each machine; those of `[cluster]` go before those of `[train]`.
 
     Raises:
         UsageError: there are fewer GPUs.
     """
-    gpus, key = gpu_count(), "[train] processes"
+    key = "[train] processes"
     if cluster and cluster.processes:
         processes, key = cluster.processes, "[cluster] processes_per_node"
     count = max(1, gpus) if processes == "auto" else processes
