@@ -91,6 +91,7 @@ def _views(folder: RunFolder, job: Submitted, known: Mapping[str, QueuedJob]) ->
     for task in job.tasks:
         log = log_of(folder, job.stage, task)
         ends = ends_of(folder, job.stage, task)
+        last: dict[str, Any] = ends[-1] if ends else {}
         found = known.get(task)
         if found is not None:
             yield JobView(
@@ -99,13 +100,12 @@ def _views(folder: RunFolder, job: Submitted, known: Mapping[str, QueuedJob]) ->
                 state=found.state,
                 why=found.reason,
                 elapsed=found.elapsed,
-                restarts=len(ends) if found.restarts is None else found.restarts,
+                restarts=last.get("restarts", 0) if found.restarts is None else found.restarts,
                 nodes=found.nodes or None,
                 exit_code=found.exit_code,
                 log=log,
             )
             continue
-        last: dict[str, Any] = ends[-1] if ends else {}
         code = last.get("exit")
         yield JobView(
             stage=job.stage,

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 
@@ -25,6 +25,8 @@ _COLUMNS = {
     "exit_code": 12,
     "NodeList": 400,
 }
+
+_ACCOUNTED = ("JobID", "State", "Reason", "Elapsed", "ExitCode", "NodeList")
 
 ENDED = frozenset(
     ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"]
@@ -44,7 +46,7 @@ class QueuedJob:
         restarts: how often it was queued again; None where Slurm does not say.
         elapsed: how long it runs or ran, as Slurm writes it.
         nodes: where.
-        exit_code: of its script; None where it has not ended, or never began.
+        exit_code: of its script; None where it has not ended by itself, or never began.
     """
 
     job: str
@@ -115,7 +117,7 @@ def _queued(line: str) -> QueuedJob | None:
     if not values[0]:
         return None
     job, state, reason, restarts, elapsed, status, nodes = values
-    code = int(status) if status.isdigit() and state in ENDED and nodes else None
+    code = int(status) if status.isdigit() and _by_itself(state) and nodes else None
     return QueuedJob(
         job=job,
         state=state,
@@ -127,34 +129,31 @@ def _queued(line: str) -> QueuedJob | None:
     )
 
 
+def _by_itself(state: str) -> bool:
+    return state in ENDED - {"CANCELLED", "PREEMPTED"}
+
+
 def accounted(jobs: Sequence[str]) -> dict[str, QueuedJob]:
-    """As `queued`, from the accounting database; nothing where there is none."""
+    """As `queued`, from the accounting database, which does not forget; nothing where there is none."""
     if not jobs or shutil.which("sacct") is None:
         return {}
-    fields = "JobID,State,Reason,Restarts,Elapsed,ExitCode,NodeList"
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--jobs={','.join(jobs)}"]
-    done = _run([*command, f"--format={fields}"])
-    if done.returncode != 0 and "Restarts" in done.stderr:  # that field came with Slurm 23.02
-        done = _run([*command, f"--format={fields.replace('Restarts', 'CPUTimeRAW')}"])
-        fields = fields.replace("Restarts", "")
+    options = ["--noheader", "--parsable2", "--allocations", f"--format={','.join(_ACCOUNTED)}"]
+    done = _run(["sacct", *options, f"--jobs={','.join(jobs)}"])
     found = {}
     for line in done.stdout.splitlines() if done.returncode == 0 else ():
-        values = line.split("|")
-        if len(values) != len(fields.split(",")):
-            continue
-        job, state, reason, restarts, elapsed, code, nodes = values
-        exit_code, _, number = code.partition(":")
+        job, state, reason, elapsed, status, nodes = line.split("|")
+        state = state.partition(" ")[0]  # "CANCELLED by 1000"
+        code, _, number = status.partition(":")
+        began = nodes not in ("", "None assigned")
         found[job] = QueuedJob(
             job=job,
-            state=state.partition(" ")[0],  # "CANCELLED by 1000"
+            state=state,
             reason=None if reason in ("", "None") else reason,
-            restarts=int(restarts) if "Restarts" in fields and restarts.isdigit() else None,
+            restarts=None,
             elapsed=elapsed,
-            nodes="" if nodes == "None assigned" else nodes,
-            exit_code=128 + int(number) if number.strip("0") else int(exit_code or 0),
+            nodes=nodes if began else "",
+            exit_code=(128 + int(number) if int(number) else int(code)) if began and _by_itself(state) else None,
         )
-        if found[job].state not in ENDED or not found[job].nodes:
-            found[job] = evolve(found[job], exit_code=None)
     return found
 
 

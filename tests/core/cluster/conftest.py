@@ -52,11 +52,15 @@ cpus = 1
 """
 
 
-def _missing() -> str | None:
+def not_installed(*programs: str) -> str | None:
+    """The first program that is missing."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    for program in ("slurmctld", "slurmd", "sbatch", "munged"):
-        if shutil.which(program, path=path) is None:
-            return f"{program} is not installed (Debian: slurm-wlm, munge)"
+    return next((program for program in programs if shutil.which(program, path=path) is None), None)
+
+
+def _missing() -> str | None:
+    if program := not_installed("slurmctld", "slurmd", "sbatch", "munged"):
+        return f"{program} is not installed (Debian: slurm-wlm, munge)"
     return None if TOOL.is_file() else "mini-slurm.sh, which starts a cluster, is not beside this checkout"
 
 
@@ -67,9 +71,9 @@ def start_cluster(tmp_path_factory):
         pytest.skip(missing)
     started = []
 
-    def start(nodes: int = 2, extra: str = EXTRA) -> str:
+    def start(nodes: int = 2, extra: str = EXTRA, **knobs: str) -> str:
         folder = tmp_path_factory.mktemp("slurm")
-        environment = os.environ | {"MINI_SLURM_EXTRA": extra}
+        environment = os.environ | {"MINI_SLURM_EXTRA": extra} | knobs
         done = subprocess.run(
             [TOOL, "start", folder, str(nodes)], capture_output=True, text=True, check=False, env=environment
         )
@@ -89,6 +93,14 @@ def cluster(start_cluster):
 
 
 ENDED = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL"
+
+
+@pytest.fixture(scope="session")
+def accounting_cluster(start_cluster):
+    """The configuration file of a cluster that keeps accounts."""
+    if program := not_installed("slurmdbd", "mariadbd", "mariadb-install-db"):
+        pytest.skip(f"{program} is not installed (Debian: slurmdbd, mariadb-server)")
+    return start_cluster(nodes=1, extra="", MINI_SLURM_DBD="1")
 
 
 class Slurm:
