@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,10 @@ def jobs() -> None:
 @_variant
 @json_option
 def show(runs: Sequence[str], variant: str | None, as_json: bool) -> None:
-    """Show each job's state, why it is so, how long it ran, how often it was queued again, and its log.
+    """Show how the jobs fare.
 
-    The states are Slurm's: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT and others.
+    Each one's state, why it is so, how long it ran, how often it was queued again, its nodes and its log. The states
+    are Slurm's: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT and others.
     """
     from modelwright.core.cluster.jobs import look
 
@@ -81,7 +83,10 @@ def cancel(runs: Sequence[str], variant: str | None, as_json: bool) -> None:
 @click.argument("stage", metavar="[STAGE]", required=False)
 @click.option("--variant", metavar="NAME", help="Of a run.toml with variants.")
 def logs(run: str, stage: str | None, variant: str | None) -> None:
-    """Print what a job has printed; without STAGE that of the one which failed, else of the last one that began."""
+    """Print what a job has printed.
+
+    Without STAGE, that of the one which failed, or else of the last one that began.
+    """
     from modelwright.core.api.errors import UsageError
     from modelwright.core.cli.runs import find_run
     from modelwright.core.cluster.jobs import look
@@ -114,22 +119,38 @@ def _plain(view: JobView) -> dict[str, Any]:
     return asdict(view, value_serializer=lambda _one, _field, value: str(value) if isinstance(value, Path) else value)
 
 
-def _cells(view: JobView) -> tuple[str, ...]:
-    return view.stage, view.job, view.state, view.elapsed or "", str(view.restarts), view.nodes or ""
-
-
 def _print(found: Sequence[tuple[RunFolder, Sequence[JobView]]]) -> None:
+    columns = ("run", "stage", "job", "state", "elapsed", "restarts", "nodes")
+    groups = [(folder, list(_groups(views))) for folder, views in found]
     print_table(
-        ("run", "stage", "job", "state", "elapsed", "restarts", "nodes"),
+        columns,
         [
-            ("" if number else folder.name, *_cells(view))
-            for folder, views in found
-            for number, view in enumerate(views)
+            ("" if number else folder.name, *_cells(group))
+            for folder, grouped in groups
+            for number, group in enumerate(grouped)
         ],
     )
-    for _folder, views in found:
-        for view in views:
-            if view.why:
-                click.echo(f"{view.job} {view.stage}: {view.why}")
-            if view.log.is_file() and (view.exit_code or not view.ended):
-                click.echo(f"    log: {view.log}")
+    for group in (group for _, grouped in groups for group in grouped):
+        first = group[0]
+        if first.why:
+            click.echo(f"{_ids(group)} {first.stage}: {first.why}")
+        if first.log.is_file() and (first.exit_code or not first.ended):
+            click.echo(f"    log: {first.log}")
+
+
+def _groups(views: Sequence[JobView]) -> Iterator[list[JobView]]:
+    """Tasks of an array that fare alike share a row."""
+    for _, alike in itertools.groupby(views, key=lambda view: (view.stage, view.state, view.why)):
+        yield list(alike)
+
+
+def _cells(group: Sequence[JobView]) -> tuple[str, ...]:
+    first = group[0]
+    nodes = dict.fromkeys(view.nodes for view in group if view.nodes)
+    longest = max((view.elapsed or "" for view in group), key=lambda text: (len(text), text))
+    return first.stage, _ids(group), first.state, longest, str(sum(view.restarts for view in group)), ",".join(nodes)
+
+
+def _ids(group: Sequence[JobView]) -> str:
+    array, _, _ = group[0].job.partition("_")
+    return group[0].job if len(group) == 1 else f"{array}_[{','.join(view.job.partition('_')[2] for view in group)}]"

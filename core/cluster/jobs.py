@@ -124,7 +124,7 @@ def _explained(view: JobView, job: Submitted, before: Sequence[JobView]) -> JobV
     """The same with a `why` for people."""
     failed = next((one for one in before if one.ended and one.state not in ("COMPLETED", UNKNOWN)), None)
     if view.state == "PENDING" and view.why == "Dependency":
-        why: str | None = f"waits for {' and '.join(job.after)}"
+        why: str | None = f"waits for {' and '.join(f'{before[-1].stage} ({each})' for each in job.after)}"
     elif view.exit_code is None and view.state in ("CANCELLED", UNKNOWN, "PENDING") and failed:
         # It never began; where Slurm has forgotten it, it left no record.
         return evolve(view, state="CANCELLED", why=f"{failed.stage} ({failed.job}) did not end well: {failed.state}")

@@ -133,7 +133,7 @@ class Writer:
     def _options(self, stage: str, array: int | None, place: Path, log: str) -> Iterator[str]:
         cluster = self.cluster
         gpus = {"train": cluster.gpus_per_node, "evaluate": cluster.gpus_per_node and 1}.get(stage)
-        asked: dict[str, str | int | bool | None] = {
+        asked: dict[str, str | int | None] = {
             "job-name": f"{self.folder.name}/{stage}",
             "output": f"{str(place).replace('%', '%%')}/{log}",
             "open-mode": "append",
@@ -148,15 +148,13 @@ class Writer:
             "cpus-per-task": cluster.cpus,
             "mem": cluster.memory,
             "gpus-per-node": gpus,
-            "requeue": True,
+            "requeue": "",
             "signal": f"B:USR1@{cluster.stop_before}",
             **cluster.sbatch,
         }
         for name, value in asked.items():
-            if value is True:
-                yield f"--{name}"
-            elif value is not None and value is not False:
-                yield f"--{name}={_quoted(str(value))}"
+            if value is not None:
+                yield f"--{name}={_quoted(str(value))}" if value != "" else f"--{name}"
 
     def _setup(self) -> Iterator[str]:
         yield f"export MODELWRIGHT_HOME={shlex.quote(str(self.home))}"

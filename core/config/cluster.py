@@ -95,7 +95,7 @@ class ClusterConfig:
         setup: lines of shell after that, such as "source venv/bin/activate". One that fails ends the job.
         container: what stands before `modelwright` and `deepspeed` to run them in a container, such as
             "apptainer exec --nv train.sif".
-        sbatch: more options of sbatch, by name; true is an option without a value.
+        sbatch: more options of sbatch, by name; `""` for one without a value.
     """
 
     nodes: int = field(default=1, validator=_positive)
@@ -113,7 +113,7 @@ class ClusterConfig:
     environment: Mapping[str, str] = field(factory=dict)
     setup: tuple[str, ...] = ()
     container: str | None = field(default=None, validator=_word)
-    sbatch: Mapping[str, str | int | bool] = field(factory=dict)
+    sbatch: Mapping[str, str] = field(factory=dict)
 
     @property
     def processes(self) -> int | None:
@@ -136,5 +136,5 @@ class ClusterConfig:
                 yield f"sbatch.{name}", f"must stand in [cluster] {_KEYS[name]}"
             elif not _OPTION.fullmatch(name):
                 yield f"sbatch.{name}", "must be the long name of an option, without its dashes"
-            elif isinstance(value, str) and not value.isprintable():
+            elif not value.isprintable():
                 yield f"sbatch.{name}", f"must be a line of text, not {shown(value)}"

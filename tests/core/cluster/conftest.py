@@ -148,10 +148,11 @@ class Slurm:
         return "\n".join(path.read_text() for path in self.home.glob("runs/*/slurm/*.log"))
 
     def begin_again(self, job: str) -> None:
-        """A job that was queued again would wait for two minutes."""
+        """A job that was queued again would wait for two minutes; a node refuses it while it clears up after it."""
         self.wait(job, states="PENDING")
+        time.sleep(2)
         give_up = time.monotonic() + 30
-        while self.state(job) != "RUNNING":  # it may still be seen to its end, and is given its time anew then
+        while self.state(job) != "RUNNING":
             assert time.monotonic() < give_up, _output("scontrol", "show", "job", job)
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
             self._until_running(job, seconds=2)

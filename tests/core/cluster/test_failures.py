@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("slurm")
         ('partition = "paid"\naccount = "ours"', "Invalid account or account/partition combination"),
         ('memory = "9T"', "no node of the default partition has what [cluster] asks for (cpus, memory, gpus_per_node"),
         ('sbatch = { constraint = "h200" }', "Invalid feature specification: [cluster] sbatch.constraint"),
-        ("sbatch = { no-such-option = true }", "unrecognized option '--no-such-option'"),
+        ('sbatch = { no-such-option = "" }', "unrecognized option '--no-such-option'"),
     ],
 )
 def test_what_slurm_would_never_run_is_refused_before_anything_is_queued(slurm, run_file, more, said, home):
@@ -77,6 +77,15 @@ def test_a_failed_stage_leaves_its_dependants_cancelled_and_jobs_says_why(
     check()
     monkeypatch.setenv("SLURM_CONF", start_cluster(nodes=1, extra=""))  # one that never heard of them
     check()
+
+
+def test_a_setup_line_that_fails_ends_the_job_with_what_it_said(slurm, run_file):
+    """Before anything runs in the wrong environment."""
+    jobs = slurm.submit(run_file('setup = ["source /no/such/venv/bin/activate", "touch unreached"]\n'))
+    slurm.wait(*jobs.values())
+    prepare, *_ = slurm.jobs("tiny")
+    assert (prepare["state"], prepare["exit_code"]) == ("FAILED", 1)
+    assert "/no/such/venv/bin/activate: No such file or directory" in prepare["why"]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 
 import pytest
@@ -51,6 +52,25 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
     [prepare, *_] = slurm.jobs("limited")
     assert (prepare["job"], prepare["state"], prepare["restarts"]) == (limited, "PENDING", 1)
     assert prepare["why"].startswith("queued again")
+
+
+def test_a_job_that_makes_way_for_another_is_queued_again_and_goes_on(slurm, run_file, home):
+    """Preemption: Slurm sends what it sends before a limit, whenever it likes."""
+    path = run_file('partition = "low"\n', max_steps=3000)
+    train = slurm.submit(path)["tiny", "train"]
+    slurm.wait_for_step("tiny", 20)
+    command = ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    urgent = subprocess.run([*command, "--wrap=true"], capture_output=True, text=True, check=True).stdout.strip()
+    slurm.wait(urgent)
+    slurm.begin_again(train)
+    folder = home / "runs" / "tiny" / "events"
+    resumed = [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"]
+    give_up = time.monotonic() + 60
+    while not resumed:
+        assert time.monotonic() < give_up
+        resumed = [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"]
+    assert resumed[0] >= 20
+    assert slurm.modelwright("jobs", "cancel", "tiny").returncode == 0
 
 
 def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(slurm, run_file, home, modelwright):

@@ -72,7 +72,7 @@ def test_names_of_all_kinds_reach_slurm_and_the_shell_as_they_are(slurm, run_fil
         "container": "env CONTAINED=yes",
         "environment": {"GREETING": "it's $HOME"},
         "setup": ["""test "$GREETING" = "it's \\$HOME" """],
-        "sbatch": {"comment": "two words # and more", "nice": 7, "exclusive": True},
+        "sbatch": {"comment": "two words # and more", "nice": "7", "exclusive": ""},
     }
     path = run_file(tomli_w.dumps({"cluster": values}).replace("[cluster]\n", ""))
     slurm.home = odd
@@ -87,24 +87,3 @@ def test_names_of_all_kinds_reach_slurm_and_the_shell_as_they_are(slurm, run_fil
     assert "Nice=7" in shown
     assert "Comment=two words # and more" in shown
     assert "JobName=tiny/train" in shown
-
-
-def test_a_training_asks_nothing_of_the_registry(modelwright, run_file, home, tmp_path):
-    """Its base was pinned when the run was submitted: the database may be away."""
-    first = modelwright("run", run_file(max_steps=1))
-    assert first.returncode == 0, first.stderr
-    path = run_file(max_steps=1, name='"next"')
-    text = path.read_text()
-    path.write_text(
-        text.replace(text[text.index("[model.scratch]") : text.index("[data]")], '[model]\nbase = "tiny"\n')
-    )
-    printed = modelwright("submit", path, "--print", "--json")
-    assert printed.returncode == 0, printed.stderr
-    prepared = modelwright("prepare", path)
-    assert prepared.returncode == 0, prepared.stderr
-    (home / "registry.db").write_text("no database at all")
-    trained = modelwright("train", path)
-    assert trained.returncode == 0, trained.stderr
-    refused = modelwright("register", path)
-    assert refused.returncode == 1
-    assert "is no SQLite database" in refused.stderr
