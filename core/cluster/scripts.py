@@ -164,11 +164,16 @@ class Writer:
         lines = [f"module load {shlex.quote(module)}" for module in self.cluster.modules]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in self.cluster.environment.items()]
         lines += self.cluster.setup
+        # Where sbatch was told to pass no variables on, srun would pass none of these on either.
+        yield "export SLURM_EXPORT_ENV=ALL"
         if lines:
             # What follows would fail in stranger words.
             yield from ("set -e", *lines, "set +e")
 
 
 def _quoted(value: str) -> str:
-    """A value on an #SBATCH line, which sbatch splits at blanks and ends at a `#`; it reads quotes as a shell does."""
-    return value if all(letter.isalnum() or letter in "-_.:,/@%=+[]()&|*" for letter in value) else f'"{value}"'
+    """A value on an #SBATCH line, which sbatch reads much as a shell reads words."""
+    if all(letter.isalnum() or letter in "-_.:,/@%=+[]()&|*" for letter in value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,31 @@ def test_a_death_on_one_node_ends_the_other_and_is_named_and_nothing_is_register
     assert [job["state"] for job in dependants] == ["CANCELLED"] * 3
     assert {job["why"] for job in dependants} == {f"train ({train}) did not end well: FAILED"}
     assert json.loads(modelwright("models", "list", "--json").stdout) == []
+
+
+def test_a_runner_that_is_killed_takes_the_processes_of_all_nodes_with_it(
+    slurm, two_nodes, modelwright, home, tmp_path
+):
+    """In a shell that salloc gave, where no job ends with the runner: its pipe closes."""
+    more = ("--variant", "long", "--set", "train.max_steps=100000")
+    prepared = modelwright("prepare", two_nodes, *more)
+    assert prepared.returncode == 0, prepared.stderr
+    train = [sys.executable, "-m", "modelwright.core", "train", two_nodes, *more]
+    allocation = subprocess.Popen(
+        ["salloc", "--nodes=2", "--cpus-per-task=1", "--mem=800M", *train],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    slurm.wait_for_step("tiny-long", 2)
+    ranks = [_rank(number, "tiny-long") for number in (0, 1)]
+    told = subprocess.run(["pgrep", "--parent", str(allocation.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(told.stdout), signal.SIGKILL)
+    give_up = time.monotonic() + 10
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < give_up, "they work on"
+        time.sleep(0.1)
+    allocation.communicate(timeout=30)
+    plan = json.loads(modelwright("run", two_nodes, *more, "--dry-run", "--json").stdout)["tiny-long"]
+    assert plan[1]["why"].startswith("interrupted") or plan[1]["why"] == "not done yet"

@@ -72,7 +72,7 @@ def test_names_of_all_kinds_reach_slurm_and_the_shell_as_they_are(slurm, run_fil
         "container": "env CONTAINED=yes",
         "environment": {"GREETING": "it's $HOME"},
         "setup": ["""test "$GREETING" = "it's \\$HOME" """],
-        "sbatch": {"comment": "two words # and more", "nice": "7", "exclusive": ""},
+        "sbatch": {"comment": """two "words" # and 'more' \\ of them""", "nice": "7", "exclusive": ""},
     }
     path = run_file(tomli_w.dumps({"cluster": values}).replace("[cluster]\n", ""))
     slurm.home = odd
@@ -85,5 +85,5 @@ def test_names_of_all_kinds_reach_slurm_and_the_shell_as_they_are(slurm, run_fil
         ["scontrol", "show", "job", jobs["tiny", "train"]], capture_output=True, text=True, check=True
     ).stdout
     assert "Nice=7" in shown
-    assert "Comment=two words # and more" in shown
+    assert f"Comment={values['sbatch']['comment']}" in shown
     assert "JobName=tiny/train" in shown
