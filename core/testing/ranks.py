@@ -1,0 +1,111 @@
+"""Several processes of one training, for tests of trainers whose processes a launcher starts."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from attrs import evolve
+
+from modelwright.core.api import Job, ModelwrightError, Trained
+from modelwright.core.api.components import TrainerSpec
+from modelwright.core.testing.trainer import Recorder
+
+
+def train_in_ranks(
+    spec: TrainerSpec, options: Any, job: Job, recorder: Recorder, *, size: int, stop_after: int | None = None
+) -> Trained:
+    """Do a job in processes that find RANK, WORLD_SIZE and their like in their environment, as a launcher sets them.
+
+    They are forked from a server that has imported the trainer already, with one thread each, on the CPU.
+
+    Args:
+        spec: of the trainer.
+        options: an instance of its options class.
+        job: `emit` and `stopping` are replaced: the processes cannot share them.
+        recorder: hears the first process's events when all have ended.
+        size: how many processes.
+        stop_after: as `Recorder.stop_after`.
+
+    Returns:
+        What the first process returned.
+
+    Raises:
+        Exception: what the first process to fail raised; the others are killed.
+    """
+    environment = {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = str(_free_port())
+    bare = evolve(job, emit=None, stopping=None)
+    context = _context(spec.factory.partition(":")[0])
+    with ExitStack() as stack:
+        ends: list[Connection] = []
+        processes: list[BaseProcess] = []
+        for rank in range(size):
+            here, there = context.Pipe(duplex=False)
+            variables = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = context.Process(target=_rank, args=(there, variables, spec, options, bare, stop_after))
+            process.start()
+            there.close()
+            stack.callback(process.join)
+            stack.callback(process.kill)
+            ends.append(here)
+            processes.append(process)
+        return _outcome(ends, recorder)
+
+
+@functools.cache
+def _context(module: str) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module, "transformers.models.llama.modeling_llama"])
+    return context
+
+
+def _rank(
+    end: Connection, variables: Mapping[str, str], spec: TrainerSpec, options: Any, job: Job, stop_after: int | None
+) -> None:
+    os.environ |= variables
+    import torch
+
+    torch.set_num_threads(1)
+    recorder = Recorder(stop_after=stop_after)
+    first = variables["RANK"] == "0"
+    emit = recorder.emit if first else lambda _kind, _data: None
+    try:
+        trained = spec.create(options).train(evolve(job, emit=emit, stopping=recorder.stopping))
+        end.send((trained, recorder.events, None))
+    except ModelwrightError as error:
+        end.send((None, recorder.events, error))
+    except BaseException as error:  # noqa: BLE001 - whatever it was, the test must see it
+        traceback.print_exc()
+        end.send((None, recorder.events, RuntimeError(f"process {variables['RANK']}: {error!r}")))
+    end.close()
+    os._exit(0)
+
+
+def _outcome(ends: list[Connection], recorder: Recorder) -> Trained:
+    results: dict[Connection, Trained] = {}
+    while len(results) < len(ends):
+        for end in wait([end for end in ends if end not in results]):
+            assert isinstance(end, Connection)
+            trained, events, error = end.recv()
+            recorder.events += events
+            if error is not None:
+                raise error
+            results[end] = trained
+    return results[ends[0]]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
