@@ -45,9 +45,9 @@ def test_options_of_a_run_need_one(here):
     )
 
 
-def test_a_wrong_run_file_is_told_as_by_every_command(here, tmp_path):
+def test_a_wrong_run_file_is_told_as_by_every_command(modelwright, tmp_path):
     """With exit code 2: what it would miss is not known."""
     (tmp_path / "run.toml").write_text(RUN + "nonsense = 1\n")
-    code, error = here("doctor", tmp_path / "run.toml")
-    assert code == 2
-    assert "nonsense" in error
+    done = modelwright("doctor", "run.toml", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "run.toml:10 [train] nonsense: unknown key" in done.stderr

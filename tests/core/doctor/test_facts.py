@@ -50,7 +50,8 @@ def test_deepspeed_says_which_of_its_ops_can_be_had(doctor):
     assert facts["deepspeed"]["version"] == metadata.version("deepspeed")
     assert {"cpu_adam", "async_io"} <= facts["deepspeed"]["ops"].keys()
     report = subprocess.run(["ds_report"], capture_output=True, text=True, check=False, env=tools())
-    table = re.findall(r"^(\w+) \.+ \[(?:NO|YES)\] \.+ \[(NO|OKAY)\]$", re.sub(r"\x1b\[\d+m", "", report.stdout), re.MULTILINE)
+    plain = re.sub(r"\x1b\[\d+m", "", report.stdout)
+    table = re.findall(r"^(\w+) \.+ \[(?:NO|YES)\] \.+ \[(NO|OKAY)\]$", plain, re.MULTILINE)
     said = {name: compatible == "OKAY" for name, compatible in table}
     known = {name: op["compatible"] for name, op in facts["deepspeed"]["ops"].items() if name in said}
     assert known
