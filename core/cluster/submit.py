@@ -22,6 +22,10 @@ from modelwright.core.runner import plan_run
 from modelwright.core.stage import Run
 
 
+# What Slurm says of jobs that it takes all the same, and lets wait.
+_LATER = ("down, drained or reserved", "not available now")
+
+
 @frozen(kw_only=True)
 class Submission:
     """The scripts of one run, and their jobs once they are queued.
@@ -139,14 +143,16 @@ def _chain(submission: Submission, queued: list[str]) -> Submission:
 
 def _look(run: Run, script: Script) -> None:
     said = slurm.test(script.path)
-    if said is None:
+    if said is None or any(words in said for words in _LATER):
         return
     cluster = run.config.cluster or ClusterConfig()
     nodes = cluster.nodes if script.stage == "train" else 1
     where = f"partition {cluster.partition}" if cluster.partition else "the default partition"
     has = slurm.partition(cluster.partition)
-    if cluster.partition and cluster.partition not in (there := slurm.partitions()):
-        said = f"there is no partition {cluster.partition!r} (there are: {', '.join(there)}): [cluster] partition"
+    there = slurm.partitions()
+    unknown = [name for name in (cluster.partition or "").split(",") if name and name not in there]
+    if unknown:
+        said = f"there is no partition {unknown[0]!r} (there are: {', '.join(there)}): [cluster] partition"
     elif has and nodes > has.nodes:
         said = f"{where} has {has.nodes} nodes, and {nodes} are asked for: [cluster] nodes"
     elif "node configuration" in said:
