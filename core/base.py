@@ -69,10 +69,19 @@ def find_base(source: str, registry: Callable[[], Registry], run: RunFolder) -> 
 def _in_folder(folder: Path, source: str, *, parent: str | None = None) -> Base:
     check_base_folder(folder, source)
     try:
-        manifest = {path.name: files.sha256_file(path) for pattern in PARTS for path in sorted(folder.glob(pattern))}
+        return Base(folder=folder, digest=folder_digest(folder), parent=parent)
     except OSError as error:
         raise UsageError(f"[model] base {source}: {error.filename} cannot be read: {error.strerror}") from error
-    return Base(folder=folder, digest=digest_json(manifest), parent=parent)
+
+
+def folder_digest(folder: Path) -> str:
+    """The digest of a base's files; reads all of them.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    paths = (path for pattern in PARTS for path in folder.glob(pattern))
+    return digest_json({path.name: files.sha256_file(path) for path in paths})
 
 
 def pin_base(source: str, base: Base, run: RunFolder) -> None:

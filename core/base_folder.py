@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import frozen
+
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
 from modelwright.core.base_config import CONFIG, WrongError, number_problems, read_config, read_object
 
@@ -39,14 +41,20 @@ def check_base_folder(folder: Path, source: str) -> None:
         raise UsageError(f"[model] base {source}: there is no such folder")
     if not is_folder:
         raise UsageError(f"[model] base {source}: this is a file: name the folder with its config.json")
-    problems = list(folder_problems(folder))
+    problems = list(folder_problems(folder, growing=True))
     errors: list[ModelwrightError] = [UsageError(f"[model] base {source}: {problem}") for problem in problems]
     if errors:
         raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
 
 
-def folder_problems(folder: Path) -> Iterator[str]:
-    """What is wrong with a folder as a model in Hugging Face layout, in lines without the folder's name."""
+def folder_problems(folder: Path, *, growing: bool = False) -> Iterator[str]:
+    """What is wrong with a folder as a model in Hugging Face layout, in lines without the folder's name.
+
+    Args:
+        folder: the folder.
+        growing: the embeddings will be made to fit the tokenizer, so that it may have more tokens; those of its own
+            vocabulary, which the model must have learnt, excepted.
+    """
     found: dict[str, Any] = {}
     for name, look in (("config", read_config), ("tokenizer", _tokenizer), ("weights", _weights)):
         try:
@@ -61,7 +69,7 @@ def folder_problems(folder: Path) -> Iterator[str]:
         if not numbers and "weights" in found:
             yield from _other_shape(found["weights"], found["config"])
         if not numbers and "tokenizer" in found:
-            yield from _too_large(found["tokenizer"], found["config"])
+            yield from _too_large(found["tokenizer"], found["config"], growing=growing)
 
 
 def parameter_count(folder: Path) -> int:
@@ -78,8 +86,33 @@ def parameter_count(folder: Path) -> int:
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def _tokenizer(folder: Path) -> dict[int, str]:
-    """The texts of the tokens that a training text or the template can give, by their ids."""
+@frozen
+class _Tokens:
+    """The texts of the tokens that a text or the template can give, by their ids.
+
+    Attributes:
+        learnt: of the vocabulary itself.
+        added: put beside it later.
+    """
+
+    learnt: Mapping[int, str]
+    added: Mapping[int, str]
+
+
+def token_count(folder: Path) -> int:
+    """How many tokens the tokenizer of a folder can give: the highest id that can come up, and one.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        tokens = _tokenizer(folder)
+    except WrongError as error:
+        raise UsageError(f"{folder}: {error}") from error
+    return max((*tokens.learnt, *tokens.added), default=-1) + 1
+
+
+def _tokenizer(folder: Path) -> _Tokens:
     if not (folder / "tokenizer.json").is_file():
         raise WrongError(
             "there is no tokenizer.json: save the fast tokenizer there, with "
@@ -97,11 +130,13 @@ def _tokenizer(folder: Path) -> dict[int, str]:
     if (folder / _SETTINGS[0]).exists():
         read_object(folder / _SETTINGS[0])
     settings = _settings(folder)
-    added = tree.get("added_tokens")
-    for token in added if isinstance(added, list) else ():
-        if isinstance(token, dict) and isinstance(token.get("id"), int) and _used(token, settings):
-            tokens[token["id"]] = str(token.get("content"))
-    return tokens
+    listed = tree.get("added_tokens")
+    added = {
+        token["id"]: str(token.get("content"))
+        for token in (listed if isinstance(listed, list) else ())
+        if isinstance(token, dict) and isinstance(token.get("id"), int) and _used(token, settings)
+    }
+    return _Tokens(tokens, added)
 
 
 def _settings(folder: Path) -> str:
@@ -123,14 +158,16 @@ def _used(token: Mapping[str, Any], settings: str) -> bool:
     return not token.get("special") or str(token.get("content")) in settings
 
 
-def _too_large(tokens: Mapping[int, str], config: Mapping[str, Any]) -> Iterator[str]:
+def _too_large(tokens: _Tokens, config: Mapping[str, Any], *, growing: bool) -> Iterator[str]:
     text = config.get("text_config")
     rows = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
-    largest = max(tokens, default=-1)
+    every = {**tokens.learnt, **tokens.added}
+    largest = max(tokens.learnt if growing else every, default=-1)
     if isinstance(rows, int) and largest >= rows:
+        largest = max(every)
         yield (
             f"its tokenizer has {largest + 1} tokens and its embedding {rows} (vocab_size in config.json): the "
-            f"tokenizer is another model's, or {tokens[largest]!r} was added without resizing the embedding"
+            f"tokenizer is another model's, or {every[largest]!r} was added without resizing the embedding"
         )
 
 
@@ -177,7 +214,7 @@ def _weight_files(folder: Path) -> list[str]:
             "save the model with save_pretrained() of a recent transformers"
         )
     if (folder / "adapter_config.json").is_file():
-        raise WrongError("this is an adapter: merge it into its base model, and save that")
+        raise WrongError("this is an adapter: merge it into its base (modelwright models merge ADDRESS), and take that")
     raise WrongError(f"there are no weights: expected {WEIGHTS} (a model from nothing is [model.scratch])")
 
 

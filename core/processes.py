@@ -273,6 +273,7 @@ def work(
 
 
 def _leave_failure(folder: RunFolder, stage: str, status: Mapping[str, Any], place: Place) -> None:
+    _failure(folder, stage).parent.mkdir(parents=True, exist_ok=True)
     try:
         os.close(os.open(_failure(folder, stage), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from attrs import define, field
 
+from modelwright.core.adapters import adapter_base, load_engine
 from modelwright.core.api.components import Engine, EngineSpec, Registry
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
 from modelwright.core.api.generation import GenerationRequest, Sampling
@@ -89,9 +90,10 @@ def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> L
             f"(expected {' or '.join(CONTEXT_KEYS)})"
         )
     renderer = checked_renderer(folder)
+    base = adapter_base(registry, version)
     engine: Engine = spec.create()
     try:
-        engine.load(folder)
+        load_engine(engine, spec, folder, None if base is None else base.folder)
     except Exception as error:
         engine.close()
         if _interrupted(error):

@@ -127,3 +127,100 @@ def shared_rows(shared_data: Path) -> Callable[[str], list[dict]]:
         return [json.loads(line) for line in (shared_data / name).read_text(encoding="utf-8").splitlines()]
 
     return read
+
+
+class Adapters:
+    """Tiny bases and adapters of them, in folders and in a registry of the test's own.
+
+    Attributes:
+        folder: where the folders go.
+        registry: the home's, which the command line opens when nobody names another.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        from transformers.utils import logging
+
+        from modelwright.core.plugins import discover
+        from modelwright.core.registry import open_registry
+
+        logging.disable_progress_bar()  # tests look at what commands print
+        self.folder = folder
+        self.registry = open_registry(url, discover())
+
+    def base(self, name: str = "base", *, seed: int = 1, added: int = 0, **changes: object) -> Path:
+        """A random Llama with a tokenizer of words, which has so many tokens more than the model has embeddings."""
+        import torch
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        from modelwright.core.api.records import Example, Message
+        from modelwright.core.chat import read_template
+        from modelwright.core.config.schema import ScratchConfig
+        from modelwright.core.prepare.tokenizers import scratch_renderer
+        from modelwright.core.train.scratch import scratch_config
+
+        turns = [Message(role="user", content="What is 1 and 2?"), Message(role="assistant", content="It is 3.")]
+        renderer = scratch_renderer("words", [Example(messages=turns)], vocab_size=80, template=read_template("chatml"))
+        renderer.save(self.folder / name)
+        config = scratch_config(ScratchConfig(hidden_size=16, layers=2, heads=2), renderer, max_length=128)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**config | changes))
+        model.save_pretrained(self.folder / name)
+        for number in range(added):
+            self._add_token(self.folder / name / "tokenizer.json", f"<|new-{number}|>")
+        return self.folder / name
+
+    @staticmethod
+    def _add_token(file: Path, text: str) -> None:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.add_tokens([text])
+        tokenizer.save(str(file))
+
+    def adapter(self, base: Path, name: str = "adapter", *, seed: int = 2, **settings: object) -> Path:
+        """An adapter of a base that does something, as a training leaves it, with the base's tokenizer."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from modelwright.core.api import AdapterSettings
+        from modelwright.core.api.adapters import embedding_rows, grow_embeddings
+        from modelwright.core.base_folder import token_count
+        from modelwright.core.chat import Renderer
+        from modelwright.plugins.trainers.adapter import adapter_state, attach, export_adapter
+
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        before = embedding_rows(model)
+        grow_embeddings(model, token_count(base))
+        chosen = AdapterSettings(**{"rank": 4, **settings})
+        attach(model, chosen, seed=seed, new_tokens=range(before, embedding_rows(model)))
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in adapter_state(model).values():
+            tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.3)
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        export_adapter(model, folder)
+        renderer = Renderer.from_folder(base)
+        renderer.save(folder)
+        (folder / "modelwright.json").write_text(json.dumps({"renderer": renderer.fingerprint}))
+        return folder
+
+    def add(self, folder: Path, name: str | None = None, *, source: str | None = None, **model: object):
+        """Register a folder; `source` is what `[model] base` said."""
+        from modelwright import NewModel
+
+        name = name or folder.name
+        config = {"model": {"base": source}} if source else {}
+        return self.registry.add(NewModel(name=name, fingerprint=name, config=config, **model), folder)
+
+    def pair(self, **settings: object):
+        """A registered base and an adapter of it."""
+        base = self.add(self.base())
+        folder = self.adapter(self.folder / "base", **settings)
+        adapter = self.add(folder, source="base", base=base.digest, parent=base.address)
+        return base, adapter
+
+
+@pytest.fixture
+def adapters(tmp_path: Path, home: Path) -> Adapters:
+    """Tiny bases and adapters of them."""
+    return Adapters(tmp_path / "adapters", f"sqlite:///{home}/registry.db")

@@ -2,6 +2,7 @@
 
 from modelwright.core.api.components import (
     API_VERSION,
+    AdapterEngine,
     ComponentSpec,
     Engine,
     EngineSpec,
@@ -30,10 +31,12 @@ from modelwright.core.api.hooks import hookimpl
 from modelwright.core.api.records import Example, Figure, Message, Output, Score, wilson, wilson_mean
 from modelwright.core.api.registry import Alias, ModelFile, ModelVersion, NewModel, RegistryEvent
 from modelwright.core.api.tokens import TokenFolder, TokenRow
-from modelwright.core.api.training import Job, Trained, TrainSettings
+from modelwright.core.api.training import AdapterSettings, Job, Trained, TrainSettings
 
 __all__ = [
     "API_VERSION",
+    "AdapterEngine",
+    "AdapterSettings",
     "Alias",
     "AliasConflictError",
     "ComponentSpec",

@@ -228,6 +228,15 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class AdapterEngine(Engine, Protocol):
+    """An engine that runs adapters as well."""
+
+    def load(self, folder: Path, *, base: Path | None = None) -> None:
+        """As `Engine.load`; with `base`, `folder` holds an adapter of the model in `base`."""
+        ...
+
+
 @frozen(kw_only=True)
 class FormatSpec(ComponentSpec):
     """A data format; its factory makes a `Format`."""
@@ -241,12 +250,14 @@ class TrainerSpec(ComponentSpec):
 
     Attributes:
         launcher: the program that starts its processes, "python" or "deepspeed".
+        adapters: whether it trains adapters (`Job.adapter`); where not, a run with `[adapter]` is refused.
     """
 
     kind: ClassVar[str] = "trainer"
     launcher: Literal["python", "deepspeed"] = field(
         default="python", validator=validators.in_(("python", "deepspeed"))
     )
+    adapters: bool = False
 
 
 @frozen(kw_only=True)
@@ -282,10 +293,12 @@ class EngineSpec(ComponentSpec):
     Attributes:
         abilities: what it can do beyond greedy decoding: any of "temperature", "top_p", "top_k", "stop", "seed",
             "logprobs". A request for anything else is refused, never ignored.
+        adapters: whether its factory makes an `AdapterEngine`; where not, an adapter is refused.
     """
 
     kind: ClassVar[str] = "engine"
     abilities: frozenset[str] = field(converter=_name_set, default=frozenset())
+    adapters: bool = False
 
 
 SPECS: tuple[type[ComponentSpec], ...] = (FormatSpec, TrainerSpec, MetricSpec, RegistrySpec, EngineSpec)

@@ -22,6 +22,10 @@ ALIAS_NAME = re.compile(r"(?![0-9]+\Z)[a-z0-9][a-z0-9._-]{0,127}")
 
 LONGEST_KEY = 200
 
+# The file of an adapter's settings, as peft names it, and those of a whole model's weights.
+ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS = frozenset({"model.safetensors", "model.safetensors.index.json"})
+
 MetricTable = Mapping[str, Mapping[str, Figure]]
 
 # Unpickling runs whatever code the file names, so no registry takes weights in these forms.
@@ -96,6 +100,11 @@ class ModelVersion:
         """`NAME@VERSION`."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter of the model that `model.base` and `model.parent` name, and no whole model."""
+        return is_adapter(file.path for file in self.files)
+
 
 @frozen(kw_only=True)
 class Alias:
@@ -165,6 +174,12 @@ def check_alias(alias: str) -> str:
             f"'-', beginning with a letter or digit{digits}"
         )
     return alias
+
+
+def is_adapter(names: Iterable[str]) -> bool:
+    """Whether a model's files are an adapter's: with peft's config, and without the weights of a whole model."""
+    names = set(names)
+    return ADAPTER_CONFIG in names and not names & WEIGHTS
 
 
 def model_digest(files: Iterable[ModelFile]) -> str:

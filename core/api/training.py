@@ -1,4 +1,4 @@
-"""What a trainer is given and what it gives back: the `[train]` table, the job, and its outcome."""
+"""What a trainer is given and what it gives back: the `[train]` and `[adapter]` tables, the job, and its outcome."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto
 # More passes than any training takes, and few enough that their steps can be counted.
 _passes = validators.and_(validators.gt(0.0), validators.le(1e6))
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
+_less_than_all = validators.and_(validators.ge(0.0), validators.lt(1.0))
+
+
+def _some_targets(_instance: Any, _attribute: Any, value: str | tuple[str, ...]) -> None:
+    if not value or not all(value):
+        raise ValueError('must not be empty: name layers, such as ["q_proj", "v_proj"], or write "all-linear"')
 
 
 @frozen(kw_only=True)
@@ -80,6 +86,30 @@ class TrainSettings:
 
 
 @frozen(kw_only=True)
+class AdapterSettings:
+    """The `[adapter]` table of a run.toml: train an adapter and leave the model's own weights as they are.
+
+    A layer W becomes W x + scale · B A x, and A and B alone, of low rank, are trained (E. Hu et al., "LoRA: Low-Rank
+    Adaptation of Large Language Models", 2021).
+
+    Attributes:
+        kind: "lora", or "rslora", whose scale is alpha over the square root of the rank: it does not fade as the rank
+            grows (D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
+        rank: of the low-rank matrices.
+        alpha: the scale is alpha over rank.
+        dropout: of what the adapter's layers see, in training.
+        targets: the last parts of the layers' names, such as "q_proj", or "all-linear": every linear layer but the
+            output layer.
+    """
+
+    kind: Literal["lora", "rslora"] = "lora"
+    rank: int = field(default=16, validator=_positive)
+    alpha: float = field(default=32, validator=_positive)
+    dropout: float = field(default=0.0, validator=_less_than_all)
+    targets: str | tuple[str, ...] = field(default="all-linear", validator=_some_targets)
+
+
+@frozen(kw_only=True)
 class Job:
     """One training job, as every process of it sees it.
 
@@ -91,12 +121,19 @@ class Job:
             the documents in it apart: none attends to another, and positions begin anew in each.
         holdout: tokens held out for the loss curve, where there are any (a `TokenFolder`, packed or not).
         settings: the `[train]` table.
+        adapter: the `[adapter]` table; None where the whole model is trained. With one, `output` gets the adapter
+            without the model: `adapter_config.json` and `adapter_model.safetensors`, as peft writes them, and the
+            model's `config.json`.
+        vocabulary: how many tokens the tokenizer can give. A model with fewer rows of embeddings gets that many, the
+            new ones beginning as the mean of the old. None leaves them as they are.
+        hub: what `model` is called by everyone, `org/name@COMMIT`, where it is of the hub.
         seed: of initialisation, order and dropout.
         attention: the attention implementation asked for, "auto" for the trainer's choice.
         trust_remote_code: whether the model may bring code of its own.
         fingerprint: of all that went in; a checkpoint with another one is not resumed.
-        emit: writes an event: `emit(kind, data)`. Progress is shown from `started` {steps, parameters, device}, `step`
-            {step, steps, loss, tokens, seconds, …}, `resumed` {step} and `checkpoint` {step}; other kinds are kept.
+        emit: writes an event: `emit(kind, data)`. Progress is shown from `started` {steps, parameters, trainable,
+            device}, `step` {step, steps, loss, tokens, seconds, …}, `resumed` {step} and `checkpoint` {step}; other
+            kinds are kept.
         stopping: whether someone asked the run to stop; asked at each step's end, and before each micro-batch.
     """
 
@@ -106,6 +143,9 @@ class Job:
     tokens: Path
     holdout: Path | None
     settings: TrainSettings
+    adapter: AdapterSettings | None = None
+    vocabulary: int | None = None
+    hub: str | None = None
     seed: int
     attention: str = "auto"
     trust_remote_code: bool = False

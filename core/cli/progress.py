@@ -66,6 +66,13 @@ def named_figures(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
     return [f"{name} {figure_text(each['value'], each['low'], each['high'])}" for name, each in metrics.items()]
 
 
+def _trained(data: Mapping[str, Any]) -> str:
+    """How many parameters there are, and how many are trained, where that is another number."""
+    every = data["parameters"]
+    trainable = data.get("trainable", every)
+    return f"{every:,}" if trainable == every else f"{trainable:,} of {every:,}"
+
+
 _LEFT_OUT = (
     ("rejected", "rejected"),
     ("too_long", "too long"),
@@ -86,7 +93,7 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "part": _part,
     "prepared": _prepared,
     "labels": label_text,
-    "started": lambda data: f"{data['parameters']:,} parameters on {data['device']}, {data['steps']} steps",
+    "started": lambda data: f"{_trained(data)} parameters on {data['device']}, {data['steps']} steps",
     "resumed": lambda data: f"resumes after step {data['step']}",
     "registered": lambda data: f"{data['address']}, sha256 {data['digest'][:12]}",
     "graded": _graded,

@@ -13,7 +13,6 @@ from modelwright.core.config.reader import (
     to_plain,
 )
 from modelwright.core.config.schema import (
-    AdapterConfig,
     DataConfig,
     EvalConfig,
     EvalRegistryConfig,
@@ -35,7 +34,6 @@ from modelwright.core.config.schema import (
 )
 
 __all__ = [
-    "AdapterConfig",
     "ClusterConfig",
     "ConfigError",
     "DataConfig",

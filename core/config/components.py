@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -53,6 +54,7 @@ def run_components(values: Mapping[str, Any], plugins: Plugins) -> Components[Ru
     trainer = train.get("trainer", default) if train is not None else None
     train_options = reader.options(TrainerSpec, trainer, train, ("train",), "trainer")
     reader.launching(trainer, train)
+    reader.adapting(trainer, values)
     suites = reader.suites(values, data_format, data_options)
     reader.registry(values)
 
@@ -128,6 +130,14 @@ class _Reader:
         if spec.launcher == "python" and isinstance(processes, int) and processes > 1:
             message = f'must be 1: trainer {name} runs in one process; trainer = "deepspeed" takes several'
             self.findings.append((("train", "processes"), message))
+
+    def adapting(self, name: Any, values: Mapping[str, Any]) -> None:
+        """Whether the trainer trains adapters, where one is asked for; an unknown trainer has been told of."""
+        if values.get("adapter") is None or name not in self.plugins.names(TrainerSpec.kind):
+            return
+        with contextlib.suppress(UsageError):
+            if not self.plugins.get(TrainerSpec, name).adapters:
+                self.findings.append((("adapter",), f"trainer {name} trains no adapters: remove [adapter]"))
 
     def metric(self, name: str, path: KeyPath) -> None:
         """Whether there is such a metric, and what it grades can be had."""

@@ -1,4 +1,4 @@
-"""The tables of a run.toml as attrs classes; `TrainSettings`, the `[train]` table, is part of the plugin contract.
+"""The tables of a run.toml as attrs classes; `[train]` and `[adapter]` are part of the plugin contract.
 
 A class's `problems()` says what is wrong between its fields. A value that this version cannot honour yet is refused,
 never ignored.
@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NewType
 
-from attrs import field, frozen, has, validators
+from attrs import field, frozen, validators
 
 from modelwright.core.api.components import SPECS
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
-from modelwright.core.api.training import TrainSettings
+from modelwright.core.api.training import AdapterSettings, TrainSettings
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.condition import parse_condition
 from modelwright.core.config.words import closest, either, shown
@@ -55,8 +55,7 @@ def _not_yet(refused: Callable[[Any], bool], instead: str) -> Any:
 
     def check(_instance: Any, _attribute: Any, value: Any) -> None:
         if refused(value):
-            what = "" if has(type(value)) else f"{shown(value)} "
-            raise ValueError(f"{what}is not supported by this version: {instead}")
+            raise ValueError(f"{shown(value)} is not supported by this version: {instead}")
 
     return check
 
@@ -125,25 +124,6 @@ class ModelConfig:
         """What is wrong between fields, as (key, message)."""
         if (self.base is None) == (self.scratch is None):
             yield "base", "exactly one of base and [model.scratch] must be given"
-
-
-@frozen(kw_only=True)
-class AdapterConfig:
-    """`[adapter]`: train an adapter instead of the whole model.
-
-    Attributes:
-        kind: LoRA, or LoRA whose scale is alpha over the square root of the rank.
-        rank: of the low-rank matrices.
-        alpha: the scale is alpha over rank.
-        dropout: before the adapter.
-        targets: the names of the layers, or "all-linear".
-    """
-
-    kind: Literal["lora", "rslora"] = "lora"
-    rank: int = field(default=16, validator=_positive)
-    alpha: float = field(default=32, validator=_positive)
-    dropout: float = field(default=0.0, validator=_share)
-    targets: str | tuple[str, ...] = "all-linear"
 
 
 @frozen(kw_only=True)
@@ -360,10 +340,7 @@ class RunConfig:
     name: str = field(validator=_named(MODEL_NAME, "a lower-case letter, then any of a-z 0-9 . _ -"))
     seed: int = field(default=17, validator=validators.and_(validators.ge(0), validators.lt(2**63)))
     model: ModelConfig
-    adapter: AdapterConfig | None = field(
-        default=None,
-        validator=validators.optional(_not_yet(lambda _: True, "remove [adapter]; without it all weights are trained")),
-    )
+    adapter: AdapterSettings | None = None
     data: DataConfig
     train: TrainSettings
     evaluate: tuple[SuiteConfig, ...] = ()
@@ -375,6 +352,9 @@ class RunConfig:
         """What is wrong between fields, as (key, message)."""
         yield from _same_names(self.evaluate)
         yield from self._promotion_problems()
+        if self.adapter is not None and self.model.scratch is not None:
+            message = "needs a model that has learnt something: give [model] base instead of [model.scratch]"
+            yield "adapter", message
         if self.data.quality.decontaminate and not self.evaluate:
             message = "there is no [[evaluate]] to compare with: name files instead, by decontaminate_against"
             yield "data.quality.decontaminate", message

@@ -27,10 +27,10 @@ from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.config.schema import EvalConfig
 from modelwright.core.evaluate.models import Chosen, Models, raise_all
-from modelwright.core.evaluate.order import STAGE, Failure, Order, OrderedModel, Pair, folder_name, make_order
+from modelwright.core.evaluate.order import STAGE, Failure, Order, Pair, folder_name, make_order
 from modelwright.core.evaluate.report import REPORT, write_report
 from modelwright.core.evaluate.results import RESULTS, SAMPLES, collect, describe
-from modelwright.core.evaluate.stage import carry_out
+from modelwright.core.evaluate.stage import carry_out, ordered
 from modelwright.core.evaluate.suites import looks
 from modelwright.core.events import EventWriter
 from modelwright.core.plugins import Plugins
@@ -197,12 +197,9 @@ def _order(evaluation: Evaluation, chosen: Sequence[Chosen]) -> tuple[Order, lis
     for one in chosen:
         model = one.model
         try:
-            folder = str(evaluation.registry.folder(model))
-        except RegistryError as error:
+            models.append(ordered(evaluation.registry, model, place=folder_name(model.address)))
+        except ModelwrightError as error:
             failures.append(Failure(model=model.address, suite=None, error=str(error)))
-            continue
-        place = folder_name(model.address)
-        models.append(OrderedModel(address=model.address, digest=model.digest, folder=folder, place=place))
     return make_order(evaluation.config, models, evaluation.plugins), failures
 
 

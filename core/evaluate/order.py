@@ -59,12 +59,14 @@ class OrderedModel:
         address: `NAME@VERSION`.
         digest: of its files.
         folder: where they lie.
+        base: where those of its base lie, where it is an adapter.
         place: its folder in the stage's; empty in a run.
     """
 
     address: str
     digest: str
     folder: str
+    base: str | None = None
     place: str = ""
 
 

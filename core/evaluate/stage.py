@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from modelwright.core.adapters import adapter_base
 from modelwright.core.api import files
+from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.files import DamagedError
 from modelwright.core.api.records import Figure
+from modelwright.core.api.registry import ModelVersion
 from modelwright.core.evaluate.order import (
     RESULTS,
     STAGE,
@@ -94,10 +97,23 @@ class Evaluate:
     def _order(run: Run) -> Order:
         registered = run.outputs("register")
         model = run.registry.get(registered["name"], registered["version"])
-        ordered = OrderedModel(
-            address=model.address, digest=model.digest, folder=str(run.registry.folder(model)), place=""
-        )
-        return make_order(of_run(run.config, model.address), [ordered], run.plugins)
+        return make_order(of_run(run.config, model.address), [ordered(run.registry, model, place="")], run.plugins)
+
+
+def ordered(registry: Registry, model: ModelVersion, *, place: str) -> OrderedModel:
+    """A model as the worker is told of it.
+
+    Raises:
+        ModelwrightError: its files, or those of its base, cannot be had.
+    """
+    base = adapter_base(registry, model)
+    return OrderedModel(
+        address=model.address,
+        digest=model.digest,
+        folder=str(registry.folder(model)),
+        base=None if base is None else str(base.folder),
+        place=place,
+    )
 
 
 def carry_out(run: Following, order: Order, emit: Emit) -> list[Failure]:

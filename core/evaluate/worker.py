@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from modelwright.core.adapters import load_engine
 from modelwright.core.api.components import Engine, EngineSpec
 from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.api.records import Example
@@ -71,9 +72,10 @@ def _grade_model(
     write_current(root, model, None)
     with _isolated(root, model, None, emit):
         renderer = checked_renderer(folder)
-        engine: Engine = worker.plugins.get(EngineSpec, ENGINE).create()
+        spec = worker.plugins.get(EngineSpec, ENGINE)
+        engine: Engine = spec.create()
         with contextlib.closing(engine):
-            engine.load(folder)
+            load_engine(engine, spec, folder, Path(model.base) if model.base else None)
             loaded = Loaded(engine=engine, renderer=renderer, context=context_length(folder))
             for suite in suites:
                 worker.folder.check_stop()

@@ -26,6 +26,7 @@ def model_card(version: ModelVersion) -> str:
     """The card as text, its last line ended."""
     model = version.model
     lineage = {
+        "adapter of": (model.parent or "the base with this digest") if version.is_adapter else None,
         "base": model.base,
         "continues": model.parent,
         "digest": version.digest,
@@ -55,11 +56,14 @@ def _header(version: ModelVersion) -> str:
     from ruamel.yaml import YAML
 
     model = version.model
-    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    library = "peft" if version.is_adapter else "transformers"
+    header: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     # What is continued is of the hub where it is named as org/name; this registry's addresses mean nothing to others.
     hub_id = (model.parent or "").partition("@")[0]
     if _HUB_ID.fullmatch(hub_id):
         header["base_model"] = hub_id
+        if version.is_adapter:
+            header["base_model_relation"] = "adapter"
     header["tags"] = ["modelwright", *(f"{key}:{value}" for key, value in model.tags.items())]
     datasets = list(dict.fromkeys(PurePosixPath(path).name or path for path in model.data))
     if datasets:
@@ -170,7 +174,15 @@ def _use(version: ModelVersion) -> str:
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
     )
-    return (
-        "FOLDER is where this model was exported to (`modelwright models export`).\n\n"
-        f"{block('bash', serve)}\n\n{block('python', load)}"
-    )
+    where = "FOLDER is where this model was exported to (`modelwright models export`)"
+    if version.is_adapter:
+        where += f", BASE the folder of its base, whose digest is {code(version.model.base)}"
+        load = (
+            "from peft import PeftModel\nfrom transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer\n\n"
+            'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+            'base = AutoModelForCausalLM.from_pretrained("BASE")\n'
+            'rows = AutoConfig.from_pretrained("FOLDER").get_text_config().vocab_size\n'
+            "base.resize_token_embeddings(rows)  # of no effect, unless tokens were added\n"
+            'model = PeftModel.from_pretrained(base, "FOLDER")'
+        )
+    return f"{where}.\n\n{block('bash', serve)}\n\n{block('python', load)}"

@@ -67,7 +67,7 @@ def import_model(
     source = absolute(source)
     _check_source(source)
     try:
-        with _gathering() as folder:
+        with gathering() as folder:
             record, left_out = _gather(source, folder)
             if record is None:
                 check(folder, source)
@@ -91,7 +91,8 @@ def _check_source(source: Path) -> None:
 
 
 @contextlib.contextmanager
-def _gathering() -> Iterator[Path]:
+def gathering() -> Iterator[Path]:
+    """An empty folder in the home's cache, for what is about to be registered; it is gone afterwards."""
     cache = home.home() / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     for left in cache.glob(f"{_PREFIX}*"):

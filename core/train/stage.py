@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from attrs import asdict
+
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, StopRequested, UsageError
@@ -36,7 +38,8 @@ class Train:
         # The template's text is in the tokenizer that the tokens were made with; its path says nothing.
         model = {key: value for key, value in values["model"].items() if key != "chat_template"}
         spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
-        return {
+        adapter = {"adapter": values["adapter"]} if "adapter" in values else {}
+        return adapter | {
             "version": VERSION,
             "prepared": run.outputs("prepare")["digest"],
             "model": model | {"base": run.base and run.base.digest},
@@ -76,7 +79,8 @@ class Train:
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder)
         base = run.base
-        files.write_json(folder / "order.json", {"fingerprint": fingerprint, "base": base and str(base.folder)})
+        order = {"fingerprint": fingerprint, "base": base and {**asdict(base), "folder": str(base.folder)}}
+        files.write_json(folder / "order.json", order)
         spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
         launch = training_launch(run.folder, spec.launcher, run.config.train.processes, run.config.cluster)
         emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})

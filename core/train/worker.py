@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import attrs
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, StopRequested
+from modelwright.core.api.registry import ADAPTER_CONFIG
 from modelwright.core.api.training import Job
+from modelwright.core.base_folder import token_count
 from modelwright.core.chat import Renderer
 from modelwright.core.config.schema import RunConfig
 from modelwright.core.processes import Place, Worker, read_run_config, work
@@ -29,7 +32,7 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
         if worker.place.rank == 0:
             write_scratch(base, config.model.scratch, renderer, max_length=config.data.tokens.max_length)
     else:
-        base = Path(order["base"])
+        base = Path(order["base"]["folder"])
     trainer = worker.plugins.get(TrainerSpec, config.train.trainer).create(config.train.options)
     trained = trainer.train(
         Job(
@@ -39,6 +42,9 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             tokens=prepared / "train",
             holdout=prepared / "holdout" if config.data.holdout.fraction else None,
             settings=config.train,
+            adapter=config.adapter,
+            vocabulary=_vocabulary(worker, base),
+            hub=_hub_name(order["base"]),
             seed=config.seed,
             attention=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
@@ -57,12 +63,34 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
         raise ModelwrightError(
             f"trainer {config.train.trainer!r} ended without a model: {model} must hold config.json and *.safetensors"
         )
+    if config.adapter is not None and not (model / ADAPTER_CONFIG).is_file():
+        raise ModelwrightError(
+            f"trainer {config.train.trainer!r} ended without an adapter: {model} must hold {ADAPTER_CONFIG}"
+        )
     # A worker that was killed here before may have left half a file, which would be taken for part of the model.
     files.remove_temporaries(model)
     renderer.save(model)
-    files.write_json(model / "modelwright.json", {"renderer": renderer.fingerprint})
+    record: dict[str, Any] = {"renderer": renderer.fingerprint}
+    if config.adapter is not None:
+        record["base"] = {"address": order["base"]["parent"], "digest": order["base"]["digest"]}
+    files.write_json(model / "modelwright.json", record)
     manifest = files.folder_manifest(model)
     return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest), "files": files.sizes(model)}
+
+
+def _vocabulary(worker: Worker[RunConfig], base: Path) -> int:
+    """How many tokens there are; those that the base has no embeddings for are told of."""
+    tokens = token_count(worker.folder.stage("prepare") / "tokenizer")
+    rows = None if worker.config.model.scratch else files.read_json(base / "config.json").get("vocab_size")
+    if isinstance(rows, int) and rows < tokens:
+        new = "1 token is" if tokens - rows == 1 else f"{tokens - rows} tokens are"
+        worker.emit("notice", {"text": f"{new} new to the base: its embeddings grow from {rows} to {tokens}"})
+    return tokens
+
+
+def _hub_name(base: Mapping[str, Any] | None) -> str | None:
+    parent = base and base["parent"]
+    return parent if parent and "/" in parent else None
 
 
 def place() -> Place:

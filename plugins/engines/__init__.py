@@ -41,4 +41,5 @@ def modelwright_engines() -> Iterable[EngineSpec]:
         factory="modelwright.plugins.engines.torch_engine:TorchEngine",
         needs="modelwright[train]",
         abilities=frozenset({"temperature", "top_p", "top_k", "stop", "seed", "logprobs"}),
+        adapters=True,
     )

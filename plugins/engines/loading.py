@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from attrs import frozen
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from modelwright.core.api.adapters import embedding_rows, put_on
 from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.registry import ADAPTER_CONFIG
 from modelwright.plugins.engines import TorchOptions
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -80,19 +82,26 @@ class LoadedModel:
         return logits
 
 
-def load_model(folder: Path, options: TorchOptions) -> LoadedModel:
-    """Read a model folder.
+def load_model(folder: Path, options: TorchOptions, base: Path | None = None) -> LoadedModel:
+    """Read a model folder; with `base`, an adapter's folder, and the weights of its base.
+
+    The adapter stays beside the weights, as it was trained: added to them in bfloat16, the smaller of its changes would
+    be rounded away. Who wants the speed merges it, which is checked.
 
     Raises:
         ModelwrightError: the folder lacks something or cannot be read.
         UsageError: the device is not there.
     """
-    _check(folder)
+    _check_files(folder, ("config.json", "tokenizer.json"))
+    _check_weights(base or folder)
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
     with _clear_errors(folder):
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    model = _weights(folder, dtype).to(device).eval()
+    model = _weights(base or folder, dtype)
+    if base is not None:
+        model = put_on(model, folder).get_base_model()
+    model = model.to(device).eval()
     arguments = frozenset(inspect.signature(model.forward).parameters)
     if "past_key_values" not in arguments:
         raise ModelwrightError(
@@ -104,19 +113,23 @@ def load_model(folder: Path, options: TorchOptions) -> LoadedModel:
         tokenizer=tokenizer,
         device=device,
         context=context if isinstance(context, int) and context > 0 else None,
-        vocabulary=model.get_input_embeddings().num_embeddings,
+        vocabulary=embedding_rows(model),
         attends=_attends(model),
         arguments=arguments,
         threads=_threads(options.threads, model),
     )
 
 
-def _check(folder: Path) -> None:
+def _check_files(folder: Path, names: Sequence[str]) -> None:
     if not folder.is_dir():
         raise ModelwrightError(f"{folder}: there is no such folder; a model folder in Hugging Face layout is expected")
-    for name in ("config.json", "tokenizer.json"):
+    for name in names:
         if not (folder / name).is_file():
             raise ModelwrightError(f"{folder}: {name} is missing; a model folder in Hugging Face layout is expected")
+
+
+def _check_weights(folder: Path) -> None:
+    _check_files(folder, ("config.json",))
     if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
         return
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
@@ -125,6 +138,8 @@ def _check(folder: Path) -> None:
             f"{folder}: its weights are pickled only ({pickled[0]}), and reading a pickle can run any code; "
             "model.safetensors is expected: load it where you trust it and save it again with save_pretrained()"
         )
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelwrightError(f"{folder}: this is an adapter, which runs with its base only; or merge it into that")
     raise ModelwrightError(f"{folder}: there are no weights; model.safetensors is expected")
 
 

@@ -48,8 +48,12 @@ class TorchEngine:
         """The most tokens of a prompt and its answer together; None is no limit."""
         return self._loaded().model.context
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, *, base: Path | None = None) -> None:
         """Load a model folder in Hugging Face layout: config.json, tokenizer.json and safetensors.
+
+        Args:
+            folder: the model's, or an adapter's, which has a tokenizer and a config of its own.
+            base: the folder of the adapter's base, of which only the weights are taken.
 
         Raises:
             ModelwrightError: the folder lacks something or cannot be read, or a model is loaded already.
@@ -57,7 +61,7 @@ class TorchEngine:
         """
         if self._running is not None or self._closed:
             raise ModelwrightError(f"{folder}: an engine loads one model, once; make another engine for another model")
-        model = load_model(Path(folder), self._options)
+        model = load_model(Path(folder), self._options, None if base is None else Path(base))
         scheduler = Scheduler(model, self._options.max_batch)
         self._running = _Running(
             model=model,

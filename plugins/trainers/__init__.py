@@ -89,11 +89,12 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
     """The trainers that come with Modelwright."""
     yield TrainerSpec(
         name="local",
-        summary="one process, on the CPU or one GPU, all weights trained",
+        summary="one process, on the CPU or one GPU, all weights or an adapter trained",
         options=LocalOptions,
         factory="modelwright.plugins.trainers.local:LocalTrainer",
         needs="modelwright[train]",
         launcher="python",
+        adapters=True,
     )
     yield TrainerSpec(
         name="deepspeed",

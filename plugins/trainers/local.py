@@ -12,6 +12,7 @@ import torch
 
 from modelwright.core.api import Job, Trained, TrainSettings, UsageError
 from modelwright.plugins.trainers import LocalOptions
+from modelwright.plugins.trainers.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
 from modelwright.plugins.trainers.memory import check_memory, needs
 from modelwright.plugins.trainers.ranks import Ranks
@@ -92,22 +93,31 @@ class SingleDevice:
         return norm
 
     def save(self, folder: Path) -> None:
-        """Write `model.safetensors` and `optimizer.pt`."""
+        """Write `optimizer.pt`, and `model.safetensors` or `adapter.safetensors`."""
         with writing_to(folder), (folder / "optimizer.pt").open("wb") as file:
-            safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
+            if is_adapted(self.model):
+                safetensors.torch.save_file(adapter_state(self.model), folder / "adapter.safetensors")
+            else:
+                safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
             torch.save(self._optimizer.state_dict(), file)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote; the pickle may hold tensors and plain values only."""
-        safetensors.torch.load_model(self.model, str(folder / "model.safetensors"), device=str(self.device))
+        if is_adapted(self.model):
+            load_adapter_state(self.model, safetensors.torch.load_file(folder / "adapter.safetensors"))
+        else:
+            safetensors.torch.load_model(self.model, str(folder / "model.safetensors"), device=str(self.device))
         self._optimizer.load_state_dict(
             torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
         )
 
     def export(self, folder: Path) -> None:
-        """Write config, generation config and weights in Hugging Face layout, the weights as safetensors."""
+        """Write config, generation config and safetensors in Hugging Face layout; or the adapter."""
         with writing_to(folder):
-            self.model.save_pretrained(folder)
+            if is_adapted(self.model):
+                export_adapter(self.model, folder)
+            else:
+                self.model.save_pretrained(folder)
 
     def facts(self) -> dict[str, Any]:
         """Device, precision, and the threads of a CPU."""

@@ -89,7 +89,10 @@ class Strategy(Protocol):
         ...
 
     def export(self, folder: Path) -> None:
-        """Write config and weights in Hugging Face layout; every process calls it, the first one writes."""
+        """Write config and weights in Hugging Face layout, or the adapter that was trained.
+
+        Every process calls it, the first one writes.
+        """
         ...
 
     def facts(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from modelwright.core.api import Job, ModelwrightError, Trained, UsageError
+from modelwright.plugins.trainers.adapter import adapt
 from modelwright.plugins.trainers.checkpoints import Checkpoint, Checkpoints, read_finished
 from modelwright.plugins.trainers.data import Corpus, held_out
 from modelwright.plugins.trainers.loop import Loop, Strategy
@@ -48,6 +49,7 @@ def train(job: Job, ranks: Ranks, make: MakeStrategy, *, micro_batch_tokens: int
     checkpoints = Checkpoints(job, ranks)
     newest = checkpoints.newest()
     model = load_model(job)
+    adapt(model, job)
     for tokens in (corpus, holdout):
         if tokens is not None:
             check_fits(model, largest_token=tokens.largest_token, longest=tokens.longest, tokens=tokens.path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelwright.core.api import Example, Message, ModelwrightError
+from modelwright.core.base_folder import check_base_folder, folder_problems, token_count
 from modelwright.core.config import read_run
 from modelwright.core.prepare.tokenizers import scratch_renderer
 from modelwright.core.runner import check, open_run
@@ -278,10 +279,6 @@ CASES = {
         lambda f: edit(f / "config.json", vocab_size=9),
         lambda tokens: [larger(tokens, 9, "<|im_end|>")],
     ),
-    "a token that was added": (
-        lambda f: add_token(f, "<think>", number=128, special=False),
-        [larger(129, 128, "<think>")],
-    ),
     "only pickled weights": (
         lambda f: pickled(f, "pytorch_model.bin"),
         [f"its weights are in pytorch_model.bin, {ONLY}"],
@@ -293,7 +290,7 @@ CASES = {
     "no weights": (pickled, [NO_WEIGHTS]),
     "an adapter": (
         lambda f: (pickled(f), (f / "adapter_config.json").write_text("{}")),
-        ["this is an adapter: merge it into its base model, and save that"],
+        ["this is an adapter: merge it into its base (modelwright models merge ADDRESS), and take that"],
     ),
     "weights cut short": (
         lambda f: header(f, b'{"a": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}' + b"12345678", hides=8),
@@ -491,3 +488,11 @@ def test_a_special_token_that_nothing_names_may_lie_beyond_the_embedding(base, r
     assert done.returncode == 0, done.stderr
     shown = json.loads(modelwright("models", "show", "tiny", "--json").stdout)
     assert shown["parent"] is None
+
+
+def test_a_token_that_was_added_may_lie_beyond_the_embedding_of_a_base(base):
+    """Training makes the embedding fit; a folder that is to be served as it is must fit already."""
+    add_token(base, "<think>", number=128, special=False)
+    check_base_folder(base, "base")
+    assert list(folder_problems(base)) == [larger(129, 128, "<think>")]
+    assert token_count(base) == 129

@@ -6,7 +6,7 @@ import builtins
 
 import click
 
-from modelwright.core.cli.models import alias, card, compare, delete, gc, list, show, tag, transfer, verify  # noqa: A004
+from modelwright.core.cli.models import alias, card, compare, delete, gc, list, merge, show, tag, transfer, verify  # noqa: A004
 
 
 class _InOrder(click.Group):
@@ -19,7 +19,7 @@ class _InOrder(click.Group):
 
 @click.group(cls=_InOrder)
 def models() -> None:
-    """List, compare, alias, tag, check and exchange registered models."""
+    """List, compare, alias, tag, check, merge and exchange registered models."""
 
 
 for command in (
@@ -31,6 +31,7 @@ for command in (
     delete.delete,
     gc.gc,
     verify.verify,
+    merge.merge,
     transfer.export,
     transfer.import_,
     card.card,

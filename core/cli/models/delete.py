@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import click
 
+from modelwright.core.adapters import needed_by
 from modelwright.core.api.addresses import parse_address
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelwrightError, RegistryError, UsageError
@@ -23,8 +24,8 @@ from modelwright.core.cli.models.shared import found, opened
 def delete(addresses: tuple[str, ...], yes: bool, registry: str | None, as_json: bool) -> None:
     """Take versions out of the registry; `models gc` then frees their files.
 
-    ADDRESS is NAME@3, or NAME where it has one version. A version that an alias points to is not deleted, and the
-    number of a deleted one is not given again.
+    ADDRESS is NAME@3, or NAME where it has one version. A version that an alias points to, or that an adapter needs, is
+    not deleted, and the number of a deleted one is not given again.
     """
     models, url = opened(registry)
     versions = found(models, url, addresses)
@@ -32,6 +33,7 @@ def delete(addresses: tuple[str, ...], yes: bool, registry: str | None, as_json:
         _refuse_unclear(models, address)
     for version in versions:
         _refuse_under_alias(models, version)
+        _refuse_needed(models, version, versions)
     if not yes:
         _ask(versions, url)
     for version in versions:
@@ -70,6 +72,18 @@ def _refuse_under_alias(models: Registry, version: ModelVersion) -> None:
     raise RegistryError(
         f"{version.address} cannot be deleted: {names} {verb} to it; point it to another model first: {commands}"
     )
+
+
+def _refuse_needed(models: Registry, version: ModelVersion, deleted: Sequence[ModelVersion]) -> None:
+    """A base goes with or after its adapters, which are nothing without it."""
+    gone = {each.address for each in deleted}
+    left = [each.address for each in needed_by(models, version) if each.address not in gone]
+    if left:
+        are = "is an adapter" if len(left) == 1 else "are adapters"
+        raise RegistryError(
+            f"{version.address} cannot be deleted: {', '.join(left)} {are} of it, and nothing without it; merge first "
+            f"(modelwright models merge {left[0]}), and delete them together"
+        )
 
 
 def _ask(versions: Sequence[ModelVersion], url: str) -> None:

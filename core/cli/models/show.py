@@ -8,6 +8,7 @@ from typing import Any
 import click
 from attrs import asdict
 
+from modelwright.core.adapters import base_name
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.cli.common import json_option, print_json, registry_option, size_text
 from modelwright.core.cli.models.shared import (
@@ -50,6 +51,7 @@ def _everything(version: ModelVersion) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "base": model.base,
         "parent": model.parent,
+        "adapter": version.is_adapter,
         "code_version": model.code_version,
         "files": [asdict(file) for file in version.files],
         "data": dict(model.data),
@@ -67,6 +69,7 @@ def _print_version(version: ModelVersion) -> None:
     facts = {
         "created": f"{version.created:%Y-%m-%d %H:%M:%S} UTC",
         "digest": version.digest,
+        "adapter of": base_name(version) if version.is_adapter else None,
         "base": model.base,
         "parent": model.parent,
         "made by": f"modelwright {model.code_version}" if model.code_version else None,

@@ -41,6 +41,17 @@ def test_what_happened_stays_as_a_line(shown):
     )
 
 
+def test_under_an_adapter_the_line_says_how_much_is_trained(shown):
+    """Of the whole model it is all, and not said."""
+    text = shown(
+        _event("started", parameters=1234, trainable=56, device="cpu", steps=9),
+        _event("started", parameters=1234, trainable=1234, device="cpu", steps=9),
+    )
+    assert text == (
+        "tiny train    56 of 1,234 parameters on cpu, 9 steps\ntiny train    1,234 parameters on cpu, 9 steps\n"
+    )
+
+
 def test_an_evaluation_of_several_models_says_whose_figures_these_are(shown):
     """And what could not be graded, with its reason."""
     figures = {"exact_match": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}}

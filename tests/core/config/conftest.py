@@ -36,7 +36,7 @@ COMPONENTS = (
     FormatSpec(name="qa", summary="question, answer", options=QaOptions, factory="nowhere:Qa"),
     FormatSpec(name="table", summary="named columns", options=TableOptions, factory="nowhere:Table"),
     FormatSpec(name="bare", summary="no options", factory="nowhere:Bare"),
-    TrainerSpec(name="local", summary="one process", factory="nowhere:Local"),
+    TrainerSpec(name="local", summary="one process", factory="nowhere:Local", adapters=True),
     TrainerSpec(name="sgd", summary="another optimiser", options=SgdOptions, factory="nowhere:Sgd"),
     MetricSpec(name="exact_match", summary="the same text", factory="nowhere:Match"),
     MetricSpec(name="math_accuracy", summary="the same number", factory="nowhere:Accuracy"),

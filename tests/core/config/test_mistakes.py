@@ -113,7 +113,9 @@ def test_more_passes_than_can_be_counted_are_refused(mistakes, minimal):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("[adapter]\nrank = 8", "run.toml:9 adapter: is not supported by this version: remove [adapter];"),
+        ("[adapter]\nrank = 8", "run.toml:9 adapter: needs a model that has learnt something: give [model] base"),
+        ("[adapter]\ndropout = 1.0", "run.toml:10 [adapter] dropout: must be >= 0 and < 1, not 1"),
+        ("[adapter]\ntargets = []", "run.toml:10 [adapter] targets: must not be empty: name layers, such as"),
         ('[adapter]\ntargets = ["q", 1]', "run.toml:10 [adapter] targets.1: must be a string, not 1"),
         ("[adapter]\ntargets = 1", "run.toml:10 [adapter] targets: must be a string or an array, not 1"),
         ("[data.quality]\ndecontaminate = true", "decontaminate: there is no [[evaluate]] to compare with: name files"),

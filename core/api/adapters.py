@@ -1,0 +1,146 @@
+"""A saved adapter, and how it is put on its base: the one way for every engine, and for merging.
+
+    FOLDER/adapter_config.json           kind, rank, scale and targets, as peft writes and reads them
+    FOLDER/adapter_model.safetensors     the adapter's tensors, float32, and the rows of tokens that were added
+    FOLDER/config.json                   the base's, with the vocabulary that the adapter was trained with
+
+The base's weights are elsewhere. peft and torch are imported when they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.files import read_json
+from modelwright.core.api.registry import ADAPTER_CONFIG
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+# What makes an adapter of the kinds that are trained here. Whatever else peft could be told is at its default: another
+# value makes another kind of adapter.
+_SETTINGS = frozenset(
+    {"r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "trainable_token_indices", "fan_in_fan_out"}
+)
+# What changes nothing that is computed.
+_ABOUT = frozenset(
+    {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "init_lora_weights"}
+)
+
+
+def embedding_rows(model: Any) -> int:
+    """How many tokens a model of transformers has embeddings for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def grow_embeddings(model: Any, rows: int) -> None:
+    """Give a model embeddings, and outputs, for `rows` tokens; one that has as many or more stays as it is.
+
+    A new row is the mean of the old ones: a token that means nothing yet gets an average chance, where a random row can
+    begin with one far above that (J. Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021).
+    """
+    import torch
+
+    old = embedding_rows(model)
+    if rows <= old:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for tensor in () if layer is None else (layer.weight, getattr(layer, "bias", None)):
+                if tensor is not None:
+                    tensor[old:] = tensor[:old].mean(dim=0)
+
+
+def put_on(model: Any, folder: Path) -> Any:
+    """Put the adapter of a folder on its base; the base's layers are changed in place.
+
+    Args:
+        model: the base, of transformers, in any precision. Its embeddings grow where the adapter added tokens.
+        folder: the adapter's.
+
+    Returns:
+        The `PeftModel`. `get_base_model()` is `model` itself, which computes with the adapter from here on.
+
+    Raises:
+        ModelwrightError: it is damaged, of another kind, or an adapter for another base.
+    """
+    import peft
+    import torch
+
+    settings = _settings(folder)
+    tensors = _tensors(folder)
+    grow_embeddings(model, _vocabulary(folder))
+    try:
+        # The matrices that are drawn here are replaced; whoever draws next shall not notice.
+        with torch.random.fork_rng(devices=[]):
+            adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    except (ValueError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelwrightError(f"{folder}: this is an adapter for another base: {reason:.200}") from error
+    _check_same(folder, peft.get_peft_model_state_dict(adapted, save_embedding_layers=False), tensors)
+    peft.set_peft_model_state_dict(adapted, tensors)
+    for parameter in adapted.parameters():
+        parameter.requires_grad = False
+    return adapted.eval()
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the adapter's config says, as arguments of `LoraConfig`."""
+    import peft
+
+    try:
+        config = read_json(folder / ADAPTER_CONFIG)
+    except ValueError as error:
+        raise ModelwrightError(f"{folder}: {ADAPTER_CONFIG} is not JSON: {error}; copy the adapter again") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not config.keys() >= {"r", "lora_alpha"}:
+        raise ModelwrightError(
+            f"{folder}: {ADAPTER_CONFIG} is not that of a LoRA adapter, the only kind that is loaded"
+        )
+    usual = peft.LoraConfig().to_dict()
+    for key, value in config.items():
+        if key in usual.keys() - _SETTINGS - _ABOUT and value != usual[key]:
+            raise ModelwrightError(
+                f"{folder}: {ADAPTER_CONFIG} says {key} = {value!r:.60}, a kind of adapter that is not loaded here: "
+                "merge it into its base with peft, and import that"
+            )
+    return {key: value for key, value in config.items() if key in _SETTINGS}
+
+
+def _tensors(folder: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(folder / ADAPTER_WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelwrightError(
+            f"{folder}: {ADAPTER_WEIGHTS} cannot be read: {reason:.200}; copy the adapter again"
+        ) from error
+
+
+def _vocabulary(folder: Path) -> int:
+    """How many tokens the adapter was trained with; 0 where nothing tells."""
+    config = read_json(folder / "config.json")
+    tables = [config, config.get("text_config")] if isinstance(config, dict) else []
+    found = [table.get("vocab_size") for table in tables if isinstance(table, dict)]
+    return max((value for value in found if isinstance(value, int)), default=0)
+
+
+def _check_same(folder: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Peft passes over tensors that are missing, and over those for layers that the base does not have.
+
+    Raises:
+        ModelwrightError: a name or a shape differs.
+    """
+    shapes = [{name: list(tensor.shape) for name, tensor in tensors.items()} for tensors in (expected, found)]
+    wrong = sorted(name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name))
+    if wrong:
+        here, there = (shape.get(wrong[0]) or "none" for shape in shapes)
+        raise ModelwrightError(
+            f"{folder}: this is an adapter for another base: for {wrong[0]} the base takes the shape {here}, and the "
+            f"adapter has {there}"
+        )
