@@ -21,7 +21,6 @@ from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.runner import plan_run
 from modelwright.core.stage import Run
 
-
 # What Slurm says of jobs that it takes all the same, and lets wait.
 _LATER = ("down, drained or reserved", "not available now")
 
