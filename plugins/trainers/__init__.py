@@ -103,4 +103,5 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         factory="modelwright.plugins.trainers.deepspeed:DeepSpeedTrainer",
         needs="modelwright[deepspeed]",
         launcher="deepspeed",
+        adapters=True,
     )

@@ -17,6 +17,7 @@ import torch
 
 from modelwright.core.api import Job, ModelwrightError, Trained, UsageError, files
 from modelwright.plugins.trainers import DeepSpeedOptions
+from modelwright.plugins.trainers.adapter import export_adapter, is_adapted
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
 from modelwright.plugins.trainers.memory import check_memory, needs
 from modelwright.plugins.trainers.ranks import Ranks
@@ -138,7 +139,10 @@ class Zero:
         return float(self.engine.get_global_grad_norm())
 
     def _step_alone(self) -> float:
-        self.engine.allreduce_gradients()
+        for parameter in self.model.parameters():
+            if parameter.grad is not None and self.ranks.size > 1:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.ranks.size
         if self.precision == torch.bfloat16:
             self.engine.step()
             return float(self.engine.get_global_grad_norm())
@@ -185,19 +189,27 @@ class Zero:
             shutil.rmtree(place)
 
     def export(self, folder: Path) -> None:
-        """Write config, generation config and weights in Hugging Face layout, the weights as safetensors."""
-        state = self._whole_state()
-        if self.ranks.first:
-            with writing_to(folder):
+        """Write config, generation config and safetensors in Hugging Face layout; or the adapter."""
+        state = self._gathered()
+        if not self.ranks.first:
+            return
+        with writing_to(folder):
+            if is_adapted(self.model):
+                export_adapter(self.model, folder, state=state)
+            else:
                 self.model.save_pretrained(folder, state_dict=state)
 
-    def _whole_state(self) -> dict[str, torch.Tensor]:
-        # What DeepSpeed offers in public writes a pickle.
-        if self._options.zero_stage < 3:
-            state: dict[str, torch.Tensor] = self.model.state_dict()
-            return state
-        gathered: dict[str, torch.Tensor] = self.engine._consolidated_16bit_state_dict()  # noqa: SLF001 - see above
-        return gathered
+    def _gathered(self) -> dict[str, torch.Tensor]:
+        """The model's tensors, whole, in the first process; of an adapter those that are trained."""
+        state: dict[str, torch.Tensor] = {}
+        copies: dict[int, torch.Tensor] = {}  # weights that are tied stay one tensor
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if is_adapted(self.model) and not tensor.requires_grad:
+                continue
+            with deepspeed.zero.GatheredParameters([tensor] if hasattr(tensor, "ds_id") else []):
+                if self.ranks.first:
+                    state[name] = copies.setdefault(id(tensor), tensor.detach().cpu().clone())
+        return state
 
     def facts(self) -> dict[str, Any]:
         """Device, precision, the threads of a CPU, and ZeRO's stage."""

@@ -1,14 +1,10 @@
 """Real processes on CPUs, that share out a training by ZeRO; every test here starts them."""
 
-import json
-import pickle
-
 import pytest
-from attrs import evolve
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
-from modelwright.core.api import ModelwrightError
+from modelwright.core.api import AdapterSettings, ModelwrightError
 from modelwright.core.testing.ranks import train_in_ranks
 from modelwright.core.testing.trainer import (
     Recorder,
@@ -19,7 +15,7 @@ from modelwright.core.testing.trainer import (
     write_model,
     write_token_folder,
 )
-from modelwright.plugins.trainers import DeepSpeedOptions, LocalOptions, modelwright_trainers
+from modelwright.plugins.trainers import DeepSpeedOptions, modelwright_trainers
 
 LOCAL, ZERO = modelwright_trainers()
 
@@ -40,20 +36,157 @@ class TestTwoProcesses(Ranks):
     """ZeRO-2."""
 
 
-class TestOneProcess(Ranks):
-    """ZeRO-1 alone."""
-
-    options = DeepSpeedOptions(zero_stage=1)
-    size = 1
-
-
-class TestWeightsSharedOut(Ranks):
-    """ZeRO-3."""
-
-    options = DeepSpeedOptions(zero_stage=3)
+def zero(folder, stage, *, size=2, stop_after=None, recorder=None, options=None, changes=None, **settings):
+    """A training in processes of its own; gives the job, its outcome, and its losses by step."""
+    recorder = recorder or Recorder(stop_after=stop_after)
+    job = make_job(folder, recorder, make_settings(**settings), **(changes or {}))
+    options = options or DeepSpeedOptions(zero_stage=stage)
+    trained = train_in_ranks(ZERO, options, job, recorder, size=size, stop_after=stop_after)
+    return job, trained, {data["step"]: data["loss"] for data in recorder.of("step")}
 
 
-class TestNothingSharedOut(Ranks):
-    """Stage 0."""
+def make_settings(**changes):
+    """Ten sequences a step of uneven lengths: the second process has one less in the last pass."""
+    values = {"max_steps": 8, "batch_size": 10, "micro_batch_size": 2, "checkpoint_every": 3}
+    return TrainerContract().settings(**(values | changes))
 
-    options = DeepSpeedOptions(zero_stage=0)
+
+def weights(job):
+    return (job.output / "model.safetensors").read_bytes()
+
+
+def base(folder, **kwargs):
+    write_model(folder / "base", **kwargs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same training by the trainer `local`."""
+    recorder = Recorder()
+    job = make_job(tmp_path_factory.mktemp("alone"), recorder, make_settings())
+    LOCAL.create().train(job)
+    return job, {data["step"]: data["loss"] for data in recorder.of("step")}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_processes_learn_what_one_does_and_resume_to_the_same_bytes(tmp_path, alone, stage):
+    """The loss of every step is one process's, and a training that was stopped ends with the same bytes."""
+    job, trained, losses = zero(tmp_path / "through", stage)
+    assert trained.finished
+    assert losses == pytest.approx(alone[1], abs=1e-4)
+    same = TrainerContract().same
+    assert same(job.output, alone[0].output, tolerance=1e-4)
+    _, stopped, first = zero(tmp_path / "stopped", stage, stop_after=4)
+    assert (stopped.finished, stopped.step) == (False, 4)
+    again, finished, second = zero(tmp_path / "stopped", stage)
+    assert finished.finished
+    assert first | second == losses
+    assert weights(again) == weights(job)
+
+
+def test_dropout_and_bfloat16_resume_to_the_same_bytes(tmp_path):
+    """What is random is a function of seed, step and process; the float32 copies of the weights are saved too."""
+    for name in ("through", "stopped"):
+        base(tmp_path / name, dropout=0.3)
+    job, _, losses = zero(tmp_path / "through", 1, precision="bfloat16")
+    _, _, first = zero(tmp_path / "stopped", 1, precision="bfloat16", stop_after=5)
+    again, _, second = zero(tmp_path / "stopped", 1, precision="bfloat16")
+    assert first | second == losses
+    assert weights(again) == weights(job)
+    assert str(read_weights(job.output)["model.norm.weight"].dtype) == "torch.bfloat16"
+
+
+@pytest.mark.parametrize(("stage", "size"), [(0, 1), (1, 1), (2, 4), (3, 1), (3, 4)])
+def test_another_number_of_processes_goes_on(tmp_path, alone, stage, size):
+    """The checkpoint of two processes is brought into a form that any number reads, and the order stays the same."""
+    _, _, first = zero(tmp_path, stage, stop_after=4)
+    recorder = Recorder()
+    job, trained, second = zero(tmp_path, stage, size=size, recorder=recorder)
+    assert trained.finished
+    assert recorder.of("resumed") == [{"step": 4}]
+    assert first | second == pytest.approx(alone[1], abs=1e-4)
+    assert TrainerContract().same(job.output, alone[0].output, tolerance=1e-4)
+    assert not list((job.folder / "checkpoints").glob(".tmp-*"))
+
+
+def test_another_number_of_processes_writes_checkpoints_of_its_own(tmp_path, alone):
+    """Having taken over, it stops and goes on as ever."""
+    zero(tmp_path, 2, stop_after=2)
+    zero(tmp_path, 2, size=1, stop_after=5)
+    job, _, _ = zero(tmp_path, 2, size=1)
+    assert TrainerContract().same(job.output, alone[0].output, tolerance=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "optimizer"), (3, "all")])
+def test_what_is_offloaded_learns_the_same(tmp_path, alone, stage, offload):
+    """Where optimiser and weights lie does not change what is computed."""
+    options = DeepSpeedOptions(zero_stage=stage, offload=offload)
+    _, _, losses = zero(tmp_path, stage, options=options, max_steps=4)
+    assert losses[1] == pytest.approx(alone[1][1], abs=1e-4)
+    assert losses[4] < losses[1]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_adapter_is_trained_resumed_and_exported(tmp_path, stage):
+    """LoRA with dropout: two processes export an adapter, and one that was stopped the same bytes."""
+    changes = {"adapter": AdapterSettings(rank=4, alpha=8, dropout=0.2)}
+    for name in ("through", "stopped"):
+        base(tmp_path / name, weights=True)
+    job, _, losses = zero(tmp_path / "through", stage, changes=changes)
+    assert losses[8] < losses[1]
+    zero(tmp_path / "stopped", stage, changes=changes, stop_after=4)
+    again, _, _ = zero(tmp_path / "stopped", stage, changes=changes)
+    exported = [(each.output / "adapter_model.safetensors").read_bytes() for each in (job, again)]
+    assert exported[0] == exported[1]
+    assert not (job.output / "model.safetensors").exists()
+
+
+def test_the_options_of_another_stage_do_not_read_a_checkpoint(tmp_path):
+    """DeepSpeed would fail deep inside, or read the wrong thing."""
+    zero(tmp_path, 3, stop_after=4)
+    with pytest.raises(ModelwrightError, match=r"written with zero_stage = 3, and .* says zero_stage = 1: go on with"):
+        zero(tmp_path, 1)
+
+
+def test_a_flipped_byte_sends_the_training_back_to_the_checkpoint_before(tmp_path, alone):
+    """Every process's file is checked before any is read."""
+    job, _, _ = zero(tmp_path, 2, stop_after=4)
+    (path,) = (job.folder / "checkpoints" / "step-00000004").rglob("*rank_1*optim_states.pt")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    recorder = Recorder()
+    job, _, _ = zero(tmp_path, 2, recorder=recorder)
+    assert recorder.of("checkpoint_rejected")[0]["checkpoint"] == "step-00000004"
+    assert recorder.of("resumed") == [{"step": 3}]
+    assert TrainerContract().same(job.output, alone[0].output, tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "said"),
+    [
+        (DeepSpeedOptions(zero_stage=3), {"compile": True}, r"compile = true does not work with zero_stage = 3"),
+        (DeepSpeedOptions(zero_stage=1, offload="all"), {}, r'offload: "all" needs zero_stage = 3, not 1'),
+        (DeepSpeedOptions(zero_stage=0, offload="optimizer"), {}, r'"optimizer" needs zero_stage = 1, 2 or 3'),
+        (DeepSpeedOptions(config={"bf16": {"enabled": True}}), {}, r"bf16.enabled has another place: set precision"),
+        (DeepSpeedOptions(config={"zero_optimization": {"stage": 1}}), {}, r"stage has another place: set zero_stage"),
+    ],
+)
+def test_options_that_contradict_one_another_are_refused_by_all_processes(tmp_path, options, settings, said):
+    """One line, before the first step."""
+    with pytest.raises(ModelwrightError, match=said):
+        zero(tmp_path, 0, options=options, **settings)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_step_whose_gradient_is_no_number_is_dropped_in_every_process(tmp_path, stage):
+    """Weights are as if the step had not been; the examples are named."""
+    write_token_folder(tmp_path / "train", counting_rows(24))
+    recorder = Recorder()
+    settings = {"learning_rate": 1e30, "clip_norm": 0.0, "warmup": 0.0, "on_bad_step": "skip", "max_steps": 4}
+    zero(tmp_path, stage, recorder=recorder, **settings)
+    bad = recorder.of("bad_step")
+    assert bad
+    assert all(data["examples"] and data["why"] for data in bad)
+    assert [data["step"] for data in recorder.of("step")] == [1, 2, 3, 4]
