@@ -1,7 +1,7 @@
 """Prepared tokens on disk: a folder of Arrow files, one row an example, read through memory maps.
 
     prepare/train/
-    ├── 00000.arrow     rows 0 to 4 of the folder      id │ input_ids │ trained
+    ├── 00000.arrow     rows 0 to 4 of the folder      id │ source │ input_ids │ trained
     ├── 00001.arrow     rows 5 to 6: row numbers run across the shards, in the order of their names
     └── packs.arrow     only where packing was asked   rows: [0, 3], [1, 2, 6], [4, 5]
 
@@ -37,15 +37,19 @@ class TokenRow:
         input_ids: its tokens, int32 `[tokens]`.
         trained: which of them are learnt (the label mask), bool `[tokens]`; position t tells whether the model is
             taught to predict token t from those before it.
+        source: the file that the example came from; "" where that is not known.
     """
 
     id: str
     input_ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
+    source: str = ""
 
 
 class TokenFolder:
     """A folder of Arrow IPC files with the columns `id` (string), `input_ids` (list<int32>), `trained` (list<bool>).
+
+    There may be a column `source` (string) too.
 
     Rows are read from the memory maps one at a time, so that memory does not grow with the folder. There may be no
     shard, and a shard may have no rows.
@@ -73,12 +77,18 @@ class TokenFolder:
 
         self.path = path
         schema = pa.schema(
-            [("id", pa.string()), ("input_ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_()))]
+            [
+                ("id", pa.string()),
+                ("input_ids", pa.list_(pa.int32())),
+                ("trained", pa.list_(pa.bool_())),
+                ("source", pa.string()),
+            ]
         )
-        table: Any = pa.concat_tables([schema.empty_table(), *map(_mapped, shards)])
+        table: Any = pa.concat_tables([schema.empty_table(), *map(_mapped, shards)], promote_options="default")
         self._ids = table.column("id")
         self._input_ids = table.column("input_ids")
         self._trained = table.column("trained")
+        self._sources = table.column("source")
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -88,10 +98,17 @@ class TokenFolder:
             id=self._ids[row].as_py(),
             input_ids=self._input_ids[row].values.to_numpy(),
             trained=self._trained[row].values.to_numpy(zero_copy_only=False),
+            source=self._sources[row].as_py() or "",
         )
 
     def __iter__(self) -> Iterator[TokenRow]:
         return map(self.__getitem__, range(len(self)))
+
+    def sources(self) -> list[str]:
+        """The files that the rows came from, each once, in order of their names."""
+        import pyarrow.compute as pc
+
+        return sorted(name for name in pc.unique(self._sources).to_pylist() if name)
 
     def lengths(self) -> NDArray[np.int32]:
         """The number of tokens of each row, int32 `[rows]`."""

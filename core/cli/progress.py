@@ -27,7 +27,9 @@ def describe(event: Event) -> str | None:
 
 def step_text(data: Any) -> str:
     """The numbers of a training step."""
-    return f"loss {data['loss']:.4f}, {data['tokens'] / data['seconds']:,.0f} tokens/s"
+    loss = "dropped" if data["loss"] is None else f"loss {data['loss']:.4f}"
+    used = f", MFU {data['mfu']:.0%}" if data.get("mfu") else ""
+    return f"{loss}, {data['tokens'] / data['seconds']:,.0f} tokens/s{used}"
 
 
 def _prepared(data: Any) -> str:
@@ -47,6 +49,14 @@ def _part(data: Any) -> str:
     return f"{data['shards']} of {data['of']} shards, {data['rows']:,} rows read, {data['examples']:,} examples"
 
 
+def _started(data: Any) -> str:
+    where = f"{data['processes']} × {data['device']}" if data.get("processes", 1) > 1 else data["device"]
+    trained = data.get("trainable", data["parameters"])
+    of_them = "" if trained == data["parameters"] else f" ({trained:,} trained)"
+    how = "".join(f", {data[key]}" for key in ("precision", "attention") if key in data)
+    return f"{data['parameters']:,} parameters{of_them} on {where}{how}, {data['steps']:,} steps"
+
+
 def _graded(data: Any) -> str:
     return f"{_pair(data)}: " + ", ".join(named_figures(data["metrics"]))
 
@@ -64,13 +74,6 @@ def _failed(data: Any) -> str:
 def named_figures(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Each metric with its figure, from the plain values that events and outputs hold."""
     return [f"{name} {figure_text(each['value'], each['low'], each['high'])}" for name, each in metrics.items()]
-
-
-def _trained(data: Mapping[str, Any]) -> str:
-    """How many parameters there are, and how many are trained, where that is another number."""
-    every = data["parameters"]
-    trainable = data.get("trainable", every)
-    return f"{every:,}" if trainable == every else f"{trainable:,} of {every:,}"
 
 
 _LEFT_OUT = (
@@ -93,7 +96,13 @@ _LINES: dict[str, Callable[[Any], str]] = {
     "part": _part,
     "prepared": _prepared,
     "labels": label_text,
-    "started": lambda data: f"{_trained(data)} parameters on {data['device']}, {data['steps']} steps",
+    "started": _started,
+    "preflight": lambda data: f"preflight passed in {data['seconds']:.1f} s",
+    "bad_step": lambda data: (
+        f"step {data['step']} dropped: {data['why']} (examples: {', '.join(data['examples'][:4])} …)"
+    ),
+    "holdout": lambda data: f"held-out loss {data['loss']:.4f} after step {data['step']:,}",
+    "best": lambda data: f"the model of step {data['best_step']:,} has the lowest held-out loss, and is the result",
     "resumed": lambda data: f"resumes after step {data['step']}",
     "registered": lambda data: f"{data['address']}, sha256 {data['digest'][:12]}",
     "graded": _graded,

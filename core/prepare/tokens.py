@@ -24,7 +24,7 @@ from modelwright.core.prepare.sources import Row, share
 from modelwright.core.prepare.store import Store
 
 # Counts up when the same examples give other token files than before.
-VERSION = 1
+VERSION = 2
 KIND = "tokens"
 TRAIN, HOLDOUT = "train.arrow", "holdout.arrow"
 REJECTED, DROPPED, FACTS = "rejected.jsonl", "dropped.jsonl", "facts.json"
@@ -36,20 +36,22 @@ class TokenWriter:
 
     def __init__(self) -> None:
         self._ids: list[str] = []
+        self._sources: list[str] = []
         self._tokens = array.array("i")
         self._ends = array.array("i", [0])
         self._trained: list[tuple[int, int]] = []
 
-    def add(self, example_id: str, rendered: Rendered) -> None:
-        """Add one row."""
+    def add(self, example_id: str, rendered: Rendered, source: str) -> None:
+        """Add one row; `source` names the file that its example came from."""
         begin = len(self._tokens)
         self._ids.append(example_id)
+        self._sources.append(source)
         self._tokens.extend(rendered.ids)
         self._ends.append(len(self._tokens))
         self._trained += [(begin + span.start, begin + span.end) for span in rendered.spans]
 
     def write(self, path: Path) -> None:
-        """Write an Arrow file with the columns `id`, `input_ids` and `trained`; none where there are no rows."""
+        """Write an Arrow file as `modelwright.TokenFolder` reads it; none where there are no rows."""
         if not self._ids:
             return
         try:
@@ -65,6 +67,7 @@ class TokenWriter:
         ends = pa.array(np.frombuffer(self._ends, np.int32))
         columns = {
             "id": pa.array(self._ids, pa.string()),
+            "source": pa.array(self._sources, pa.string()),
             "input_ids": pa.ListArray.from_arrays(ends, pa.array(np.frombuffer(self._tokens, np.int32))),
             "trained": pa.ListArray.from_arrays(ends, pa.array(trained)),
         }
@@ -250,17 +253,18 @@ class _Rendering:
         except RowError as error:
             self._reject(example, str(error))
             return
+        source = example.source.rpartition(":")[0]
         held_out = bool(self.settings.holdout) and share(f"{seed}:holdout:{example_id}") < self.settings.holdout
         for rendered in turns:
             if not self._admitted(example_id, example, rendered):
                 continue
             if held_out:
                 self.report.holdout_rows += 1
-                self.holdout.add(example_id, rendered)
+                self.holdout.add(example_id, rendered, source)
             else:
                 for _ in range(times):
                     self._count(example, rendered)
-                    self.train.add(example_id, rendered)
+                    self.train.add(example_id, rendered, source)
 
     def _reject(self, example: Example, reason: str) -> None:
         if example.source in self._refused:  # the share of rejected rows counts rows; one may give several examples

@@ -19,6 +19,9 @@ from modelwright.core.api import Job, ModelwrightError, Trained
 from modelwright.core.api.components import TrainerSpec
 from modelwright.core.testing.trainer import Recorder
 
+# What the processes would import each for itself; a module that is not there is passed over.
+_SLOW_TO_IMPORT = ("transformers.models.llama.modeling_llama", "deepspeed.runtime.zero.muon.muon_optimizer")
+
 
 def train_in_ranks(
     spec: TrainerSpec, options: Any, job: Job, recorder: Recorder, *, size: int, stop_after: int | None = None
@@ -43,7 +46,7 @@ def train_in_ranks(
     """
     environment = {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     environment["MASTER_PORT"] = str(_free_port())
-    bare = evolve(job, emit=None, stopping=None)
+    bare: Job = evolve(job, emit=None, stopping=None)
     context = _context(spec.factory.partition(":")[0])
     with ExitStack() as stack:
         ends: list[Connection] = []
@@ -65,7 +68,7 @@ def train_in_ranks(
 def _context(module: str) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module, "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload([module, *_SLOW_TO_IMPORT])
     return context
 
 
@@ -78,7 +81,7 @@ def _rank(
     torch.set_num_threads(1)
     recorder = Recorder(stop_after=stop_after)
     first = variables["RANK"] == "0"
-    emit = recorder.emit if first else lambda _kind, _data: None
+    emit = recorder.emit if first else _unheard
     try:
         trained = spec.create(options).train(evolve(job, emit=emit, stopping=recorder.stopping))
         end.send((trained, recorder.events, None))
@@ -102,6 +105,14 @@ def _outcome(ends: list[Connection], recorder: Recorder) -> Trained:
                 raise error
             results[end] = trained
     return results[ends[0]]
+
+
+def _unheard(_kind: str, _data: Mapping[str, Any]) -> None:
+    """Stands for what cannot be handed to another process."""
+
+
+def _never() -> bool:
+    return False
 
 
 def _free_port() -> int:

@@ -15,16 +15,14 @@ from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
 from modelwright.core.processes import WorkerDiedError, run_worker
 from modelwright.core.stage import Run
-from modelwright.core.train.launch import has_not_advanced, node_that_failed, training_launch
+from modelwright.core.train.launch import Launch, has_not_advanced, node_that_failed, training_launch
+from modelwright.core.train.report import summary, write_report
 
 # Counts up when the same inputs give another model than before.
 VERSION = 1
 
 # Settings that change how the training is carried out, not what comes out of it.
 _NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes")
-
-# A batch of so many sequences may be larger than the data: with the usual sizes the tiniest data are repeated.
-_USUAL_BATCH = 1024
 
 
 class Train:
@@ -84,17 +82,25 @@ class Train:
         spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
         launch = training_launch(run.folder, spec.launcher, run.config.train.processes, run.config.cluster)
         emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})
-        log = run.folder.log(self.name)
-        begin = log.stat().st_size if log.exists() else 0
-        try:
-            outputs = run_worker(run, self.name, launch.command, launch.environment)
-        except WorkerDiedError as error:
-            node = node_that_failed(log, begin)
-            raise (WorkerDiedError(f"{self.name}: {node}; all that was printed: {log}") if node else error) from error
-        except StopRequested as error:
-            stuck = has_not_advanced(run.folder)
-            raise (ModelwrightError(stuck) if stuck else error) from error
+        outputs = _carry_out(run, launch)
+        events = read_events(run.folder.events, stage=self.name)
+        write_report(folder, events)
+        outputs["training"] |= summary(events)
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}
+
+
+def _carry_out(run: Run, launch: Launch) -> dict[str, Any]:
+    """Run the processes; of several nodes, name the one that failed first, and end what jobs do not advance."""
+    log = run.folder.log(Train.name)
+    begin = log.stat().st_size if log.exists() else 0
+    try:
+        return run_worker(run, Train.name, launch.command, launch.environment)
+    except WorkerDiedError as error:
+        node = node_that_failed(log, begin)
+        raise (WorkerDiedError(f"{Train.name}: {node}; all that was printed: {log}") if node else error) from error
+    except StopRequested as error:
+        stuck = has_not_advanced(run.folder)
+        raise (ModelwrightError(stuck) if stuck else error) from error
 
 
 def _read_order(folder: Path) -> dict[str, Any] | None:
@@ -108,6 +114,6 @@ def _read_order(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_batch(size: int, count: int, kind: str) -> None:
-    if size > max(count, _USUAL_BATCH):
+    if size > count:
         there_are = f"there is 1 {kind}" if count == 1 else f"there are {count} {kind}s"
         raise UsageError(f"[train] batch_size is {size}, and {there_are} to train on: set it to {count} or less")

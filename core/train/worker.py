@@ -19,6 +19,7 @@ from modelwright.core.chat import Renderer
 from modelwright.core.config.schema import RunConfig
 from modelwright.core.processes import Place, Worker, read_run_config, work
 from modelwright.core.train.scratch import write_scratch
+from modelwright.core.train.trackers import with_tensorboard
 
 
 def train(worker: Worker[RunConfig]) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             attention=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
             fingerprint=order["fingerprint"],
-            emit=worker.emit,
+            emit=worker.emit if worker.place.rank else with_tensorboard(worker.emit, folder),
             stopping=worker.folder.stopping,
         )
     )

@@ -8,7 +8,7 @@ fewer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class MicroBatch:
             one document.
         positions: int64 `[supervised]`, where in the flattened `input_ids` a next token is to be predicted.
         targets: int64 `[supervised]`, those next tokens.
+        sources: int64 `[supervised]`, the number of the source that each of them came from.
         tokens: how many tokens there are, padding aside.
     """
 
@@ -53,6 +54,7 @@ class MicroBatch:
     position_ids: torch.Tensor | None
     positions: torch.Tensor
     targets: torch.Tensor
+    sources: torch.Tensor
     tokens: int
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -66,8 +68,12 @@ class MicroBatch:
         return MicroBatch(**{name: move(value) for name, value in asdict(self, recurse=False).items()})
 
 
-def collate(sequences: Sequence[Sequence[TokenRow]]) -> MicroBatch:
+def collate(sequences: Sequence[Sequence[TokenRow]], sources: Mapping[str, int] | None = None) -> MicroBatch:
     """Lay each sequence's documents end to end, and pad the sequences to the longest of them.
+
+    Args:
+        sequences: the rows of each.
+        sources: the numbers of the sources by their names; one that is not among them has 0.
 
     A token is supervised where its row says `trained`, but for the row's first: nothing of the row comes before it.
     """
@@ -75,6 +81,7 @@ def collate(sequences: Sequence[Sequence[TokenRow]]) -> MicroBatch:
     input_ids = np.zeros((len(sequences), lengths.max()), dtype=np.int64)
     supervised = np.zeros(input_ids.shape, dtype=np.bool_)
     position_ids = np.zeros_like(input_ids)
+    source_of = np.zeros_like(input_ids)
     for index, sequence in enumerate(sequences):
         start = 0
         for row in sequence:
@@ -82,6 +89,7 @@ def collate(sequences: Sequence[Sequence[TokenRow]]) -> MicroBatch:
             input_ids[index, start:end] = row.input_ids
             supervised[index, start + 1 : end] = row.trained[1:]
             position_ids[index, start:end] = np.arange(end - start)
+            source_of[index, start:end] = (sources or {}).get(row.source, 0)
             start = end
         position_ids[index, start:] = np.arange(input_ids.shape[1] - start)
     predicted = np.flatnonzero(supervised)
@@ -94,6 +102,7 @@ def collate(sequences: Sequence[Sequence[TokenRow]]) -> MicroBatch:
         position_ids=torch.from_numpy(position_ids) if packed else None,
         positions=torch.from_numpy(predicted - 1),
         targets=torch.from_numpy(input_ids.ravel()[predicted]),
+        sources=torch.from_numpy(source_of.ravel()[predicted]),
         tokens=int(lengths.sum()),
     )
 
@@ -182,6 +191,7 @@ class Corpus:
         tokens: how many tokens they have together.
         longest: the tokens of the longest row; 0 where there are none.
         largest_token: the highest token id.
+        sources: the files that they came from, in the order of their numbers in a `MicroBatch`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -203,6 +213,8 @@ class Corpus:
         self.tokens = int(self._lengths.sum())
         self.longest = int(lengths.max(initial=0))
         self.largest_token = self._folder.largest_token()
+        self.sources = self._folder.sources()
+        self._source_numbers = {name: number for number, name in enumerate(self.sources)}
 
     def packed(self, sequences: Numbers) -> Numbers:
         """Those of these sequences that hold several documents."""
@@ -234,7 +246,7 @@ class Corpus:
 
     def read(self, sequences: Numbers) -> MicroBatch:
         """Read a micro-batch."""
-        return collate([self.documents(sequence) for sequence in sequences.tolist()])
+        return collate([self.documents(sequence) for sequence in sequences.tolist()], self._source_numbers)
 
 
 def held_out(job: Job) -> Corpus | None:

@@ -64,24 +64,38 @@ class SupervisedLogits:
         """The logits at `positions` (int64 `[chosen]`, in the flattened `input_ids`): `[chosen, vocabulary]`."""
         return self._logits(batch, positions)[0]
 
-    def summed_loss(self, batch: MicroBatch) -> torch.Tensor:
-        """The cross-entropy summed over the supervised tokens of a micro-batch, in nats: a scalar, float32."""
+    def summed_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cross-entropy over the supervised tokens of a micro-batch, in nats, float32.
+
+        Returns:
+            Its sum, a scalar with a gradient; and that of each token, `[supervised]`, without one.
+        """
         if not self._probed:
             self._scale = self._probe(batch)
             self._probed = True
         scale = self._scale
         if scale is None:
             logits = self.at(batch, batch.positions)
-            return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
+            losses = torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+            return losses.sum(), losses.detach()
         differentiated = torch.is_grad_enabled()
+        each = torch.empty(batch.targets.shape, dtype=torch.float32, device=batch.targets.device)
 
         def loss(hidden: torch.Tensor) -> torch.Tensor:
-            return chunked_loss(
-                hidden[0], self._head.weight, self._head.bias, batch.targets, scale=scale, differentiated=differentiated
-            ).view(1, 1, 1)
+            head = self._head
+            summed = chunked_loss(
+                hidden[0],
+                head.weight,
+                head.bias,
+                batch.targets,
+                scale=scale,
+                differentiated=differentiated,
+                each=each,
+            )
+            return summed.view(1, 1, 1)
 
         # The model scales what it takes for logits.
-        return self._with(loss, batch).view(()) / scale
+        return self._with(loss, batch).view(()) / scale, each
 
     def _with(self, instead: Callable[[torch.Tensor], torch.Tensor], batch: MicroBatch) -> torch.Tensor:
         self._instead = instead

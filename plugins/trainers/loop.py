@@ -111,6 +111,7 @@ class StepResult:
         tokens: tokens that went through the model, padding aside.
         supervised: tokens that were learnt.
         order: a digest of the numbers of its sequences.
+        by_source: the mean loss of each source that tokens came from, in nats, where there are several.
     """
 
     loss: float | None
@@ -119,6 +120,7 @@ class StepResult:
     tokens: int
     supervised: int
     order: str
+    by_source: dict[str, float]
 
 
 class Loop:
@@ -278,19 +280,25 @@ class Loop:
         supervised = self.corpus.supervised(sequences)
         parts = self.split(self.corpus, sequences)
         summed: list[torch.Tensor] = []
-        tokens = 0
+        tokens, names = 0, self.corpus.sources if len(self.corpus.sources) > 1 else []
+        sources = torch.zeros(2, len(names), device=self.strategy.device)  # losses, and how many they are of
         for part, batch in self._batches(self.corpus, parts):
             # A large batch on a slow machine takes hours, and whoever asks waits for minutes.
             if self.ranks.any(self.job.stopping()):
                 return None
-            loss = self._loss(batch, part) / supervised
+            loss, each = self._loss(batch, part)
+            loss = loss / supervised
             self.strategy.backward(loss)
+            if names and part.counts:
+                sources[0].index_add_(0, batch.sources, each)
+                sources[1].index_add_(0, batch.sources, torch.ones_like(each))
             summed.append(loss.detach())
             tokens += batch.tokens if part.counts else 0
         rate = self._rate(step)
         # One transfer a step: reading each number alone would wait for the device each time.
-        losses = torch.stack(summed).tolist()
-        total, tokens_of_all = self.ranks.sums([math.fsum(losses), tokens])
+        numbers = torch.cat([torch.stack(summed), sources.flatten()]).tolist()
+        losses, of_sources = numbers[: len(parts)], numbers[len(parts) :]
+        total, tokens_of_all, *of_all = self.ranks.sums([math.fsum(losses), tokens, *of_sources])
         bad = self.health.bad_loss(total, progress)
         if bad:
             self._poison(parts[-1])
@@ -306,6 +314,7 @@ class Loop:
             tokens=round(tokens_of_all),
             supervised=supervised,
             order=hashlib.sha256(sequences.tobytes()).hexdigest()[:16],
+            by_source=_means(names, of_all),
         )
 
     def _rate(self, step: int) -> float:
@@ -313,16 +322,16 @@ class Loop:
             step, steps=self.plan.steps, warmup=self.warmup, schedule=self.settings.schedule
         )
 
-    def _loss(self, batch: MicroBatch, part: Part) -> torch.Tensor:
-        """The summed loss of a micro-batch; 0, with a gradient of 0, where another process counts it."""
+    def _loss(self, batch: MicroBatch, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of a micro-batch, and each token's; without a gradient where another process counts it."""
         with self.strategy.autocast():
-            loss = self.logits.summed_loss(batch)
-        return loss if part.counts else loss * 0.0
+            loss, each = self.logits.summed_loss(batch)
+        return loss if part.counts else loss * 0.0, each
 
     def _poison(self, part: Part) -> None:
         """Make the step's gradient no number, which every strategy drops: none has another way to forget it."""
         (_, batch), *_ = self._batches(self.corpus, [part])
-        self.strategy.backward(self._loss(batch, part) * math.nan)
+        self.strategy.backward(self._loss(batch, part)[0] * math.nan)
 
     def split(self, corpus: Corpus, sequences: Numbers) -> list[Part]:
         """What this process takes of these sequences, pass after pass."""
@@ -338,7 +347,7 @@ class Loop:
         self.strategy.model.train()
         parts = self.split(self.corpus, sequences)[:2]
         for part, batch in self._batches(self.corpus, parts):
-            self.strategy.backward(self._loss(batch, part) / self.corpus.supervised(sequences))
+            self.strategy.backward(self._loss(batch, part)[0] / self.corpus.supervised(sequences))
         if not stepping:
             self._poison(parts[-1])
         self.strategy.step(self._rate(1))
@@ -349,7 +358,7 @@ class Loop:
         self.strategy.model.eval()
         with torch.no_grad():
             for part, batch in self._batches(corpus, self.split(corpus, sequences)):
-                total += self._loss(batch, part).item()
+                total += self._loss(batch, part)[0].item()
         self.strategy.model.train()
         return self.ranks.sums([total])[0] / corpus.supervised(sequences)
 
@@ -373,6 +382,13 @@ class Loop:
             loss=progress.loss,
             holdout_loss=progress.holdout_loss,
         )
+
+
+def _means(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
+    """The means of sources, from all their sums and then all their counts; without those that did not occur."""
+    totals, counts = sums[: len(names)], sums[len(names) :]
+    means = ((name, total / count) for name, total, count in zip(names, totals, counts, strict=True) if count)
+    return {name: mean for name, mean in means if math.isfinite(mean)}
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

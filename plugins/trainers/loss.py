@@ -33,6 +33,7 @@ class _ChunkedLoss(torch.autograd.Function):
         targets: torch.Tensor,
         scale: float,
         wanted: tuple[bool, bool, bool],
+        each: torch.Tensor,
     ) -> torch.Tensor:
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
@@ -41,7 +42,6 @@ class _ChunkedLoss(torch.autograd.Function):
         of_hidden = torch.empty_like(states) if wanted[0] else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] and bias is not None else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         rows = max(1, CHUNK // weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), rows):
@@ -51,7 +51,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 if scale != 1:
                     logits *= scale
                 normaliser = logits.logsumexp(1, keepdim=True)
-                total += (normaliser - logits.gather(1, chosen)).sum()
+                torch.sub(normaliser, logits.gather(1, chosen), out=each[start : start + rows].unsqueeze(1))
                 if not any(wanted):
                     continue
                 gradient = logits.sub_(normaliser).exp_()
@@ -70,13 +70,13 @@ class _ChunkedLoss(torch.autograd.Function):
             None if of_weight is None else of_weight.to(weight.dtype),
             None if of_bias is None or bias is None else of_bias.to(bias.dtype),
         )
-        return total
+        return each.sum()
 
     @staticmethod
     def backward(ctx: Any, *factors: torch.Tensor) -> Any:
         (factor,) = factors
         gradients = (None if each is None else each * factor.to(each.dtype) for each in ctx.saved_tensors)
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
 
 
 def _add_product(total: torch.Tensor, gradient: torch.Tensor, part: torch.Tensor) -> None:
@@ -95,6 +95,7 @@ def chunked_loss(
     *,
     scale: float,
     differentiated: bool,
+    each: torch.Tensor,
 ) -> torch.Tensor:
     """The cross-entropy of `scale · (hidden · weightᵀ + bias)` against `targets`, summed, in nats: a scalar, float32.
 
@@ -106,8 +107,9 @@ def chunked_loss(
         scale: what the model multiplies its logits with.
         differentiated: whether there will be a backward pass. Its products are computed at once, in the precision of
             autocast where that is on.
+        each: is filled with the cross-entropy of each token, float32 `[tokens]`.
     """
     inputs = (hidden, weight, bias)
     wanted = tuple(differentiated and each is not None and each.requires_grad for each in inputs)
-    loss: torch.Tensor = _ChunkedLoss.apply(hidden, weight, bias, targets, scale, wanted)  # type: ignore[no-untyped-call]
+    loss: torch.Tensor = _ChunkedLoss.apply(hidden, weight, bias, targets, scale, wanted, each)  # type: ignore[no-untyped-call]
     return loss
