@@ -46,7 +46,7 @@ def train_in_ranks(
     """
     environment = {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     environment["MASTER_PORT"] = str(_free_port())
-    bare: Job = evolve(job, emit=None, stopping=None)
+    bare = evolve(job, emit=_unheard, stopping=_never)
     context = _context(spec.factory.partition(":")[0])
     with ExitStack() as stack:
         ends: list[Connection] = []

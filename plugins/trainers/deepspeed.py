@@ -266,9 +266,19 @@ def _join(device: torch.device) -> Ranks:
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = "29500"
     if not torch.distributed.is_initialized():
+        _without_shared_memory()
         backend = "gloo" if device.type == "cpu" else deepspeed.get_accelerator().communication_backend_name()
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return Ranks.joined()
+
+
+def _without_shared_memory() -> None:
+    """Keep DeepSpeed from building its operation that reduces through shared memory, which training never calls.
+
+    Each process would wait for a compiler, for ever where an earlier one was killed while it built; and 69 MB of shared
+    memory a process would stay after a kill, until the machine has none.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 # What is left of a connection when the process at its other end is gone.
