@@ -16,6 +16,7 @@ from modelwright.core.api.components import SPECS
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
 from modelwright.core.api.training import AdapterSettings, TrainSettings
+from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.condition import parse_condition
 from modelwright.core.config.words import closest, either, shown
 
@@ -326,31 +327,6 @@ class PluginsConfig:
                 close = closest(kind, kinds)
                 meant = f", did you mean {shown(f'{close}.{name}')}?" if close and name else ""
                 yield "prefer", f"{shown(key)} must be KIND.NAME, KIND being {either(kinds)}{meant}"
-
-
-@frozen(kw_only=True)
-class ClusterConfig:
-    """`[cluster]`: Slurm settings, for a later version; nothing reads them yet.
-
-    Attributes:
-        nodes: how many.
-        processes_per_node: how many processes on each.
-        gpus_per_node: how many GPUs of each.
-        partition: where to queue.
-        account: who is charged.
-        time: the limit, `HH:MM:SS`.
-        setup: lines of shell before the run.
-        sbatch: more options of sbatch, by name.
-    """
-
-    nodes: int = field(default=1, validator=_positive)
-    processes_per_node: int | None = field(default=None, validator=validators.optional(_positive))
-    gpus_per_node: int | None = field(default=None, validator=validators.optional(_positive))
-    partition: str | None = None
-    account: str | None = None
-    time: str | None = None
-    setup: tuple[str, ...] = ()
-    sbatch: Mapping[str, str] = field(factory=dict)
 
 
 @frozen(kw_only=True)
