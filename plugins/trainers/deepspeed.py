@@ -164,7 +164,7 @@ class Zero:
         if self._reshaped:
             self._reshaped = False
             with self._universal(folder) as place:
-                self._read(place.parent, place.name)
+                self._read_universal(place)
             return
         self._read(folder, TAG)
 
@@ -172,6 +172,21 @@ class Zero:
         path, _ = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
         if path is None:
             raise ModelwrightError(f"{folder / tag}: DeepSpeed found no checkpoint there")
+
+    def _read_universal(self, place: Path) -> None:
+        """Read a checkpoint of the common form, and mend what DeepSpeed's reader mixes up at stage 3.
+
+        It gives the settings of the first group of parameters to all, and one counter of steps, which each parameter
+        counts up.
+        """
+        groups = self.engine.optimizer.param_groups
+        decays = [group["weight_decay"] for group in groups]
+        self._read(place.parent, place.name)
+        for group, decay in zip(groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in self.engine.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
 
     @contextlib.contextmanager
     def _universal(self, folder: Path) -> Iterator[Path]:
