@@ -39,7 +39,8 @@ def find_base(source: str, registry: Callable[[], Registry], run: RunFolder) -> 
     """The base that `[model] base` names, checked; one of the hub is downloaded if it is not in its cache.
 
     A registry address and a hub id are resolved once for a run: an alias that moves later, perhaps by this very run's
-    promotion, or a branch that grows, does not change what the run began from. `pin_base` keeps it.
+    promotion, or a branch that grows, does not change what the run began from. `pin_base` keeps it, and where a
+    registered model lies, so that a training on a cluster never asks the registry's database.
 
     Raises:
         UsageError: it is neither a folder in Hugging Face layout nor a registry address or hub id; or a file in it is
@@ -53,6 +54,9 @@ def find_base(source: str, registry: Callable[[], Registry], run: RunFolder) -> 
     pinned = files.read_state(_pin(run), {"source": str, "address": str}, remedy=remedy)
     if pinned is not None and pinned["source"] == source:
         source = pinned["address"]
+        if pinned.get("digest") and Path(pinned["folder"]).is_dir():
+            check_base_folder(Path(pinned["folder"]), source)
+            return Base(folder=Path(pinned["folder"]), digest=pinned["digest"], parent=source)
     if "/" in source:
         model = fetch(source, PARTS)
         return _in_folder(model.folder, model.address, parent=model.address)
@@ -82,8 +86,12 @@ def folder_digest(folder: Path) -> str:
 
 def pin_base(source: str, base: Base, run: RunFolder) -> None:
     """Remember which version a registry address, or which commit a hub id, stood for when the run began."""
-    if base.parent is not None:
-        files.write_json(_pin(run), {"source": source, "address": base.parent})
+    if base.parent is None:
+        return
+    pinned = {"source": source, "address": base.parent}
+    if "/" not in base.parent:  # the hub's cache is the hub's
+        pinned |= {"folder": str(base.folder), "digest": base.digest}
+    files.write_json(_pin(run), pinned)
 
 
 def forget_base(run: RunFolder) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field, frozen
 
+from modelwright.core.allocation import allocation
 from modelwright.core.api.files import DamagedError
 from modelwright.core.api.records import digest_json
 from modelwright.core.base import Base, find_base
@@ -175,6 +176,8 @@ def perform(run: Run, stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]
 
     try:
         emit("begun", {"fingerprint": fingerprint})
+        if job := allocation():
+            emit("job", {"job": job.job, "nodes": job.node_list, "restarts": job.restarts})
         try:
             outputs = stage.work(run, fingerprint, emit)
         except Exception as error:

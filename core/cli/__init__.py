@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "register": ("run:register", "Register the trained model."),
     "evaluate": ("evaluate:evaluate", "Grade registered models on test sets, of a run or without one."),
     "promote": ("run:promote", "Move the alias, if the condition holds."),
+    "submit": ("submit:submit", "Queue what a run.toml says as jobs of Slurm."),
+    "jobs": ("jobs:jobs", "Show, read or end the jobs of a run."),
     "models": ("models:models", "List, compare, alias, tag, check and exchange registered models."),
     "serve": ("serve:serve", "Serve registered models over gRPC."),
     "generate": ("generate:generate", "Continue a prompt, by a running server."),

@@ -97,7 +97,8 @@ def perform_stages(
     from modelwright.core.cli.progress import Display
 
     runs = open_runs(**chosen)
-    runner.check(runs, [only] if only else runner.NAMES)
+    # A training on a cluster asks nothing of the registry's database: many nodes would, on a shared file system.
+    runner.check(runs, [only] if only else runner.NAMES, registry=only != "train")
     if dry_run:
         _print_plan(runs, only, fresh=fresh, as_json=as_json)
         return

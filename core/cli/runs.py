@@ -22,9 +22,21 @@ def find_run(named: str, variant: str | None = None) -> RunFolder:
         UsageError: there is no such run, or there are several.
         ConfigError: the run.toml is wrong.
     """
+    folders = find_runs(named, variant)
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise UsageError(f"{named} has several variants ({names}): choose one with --variant")
+    return folders[0]
+
+
+def find_runs(named: str, variant: str | None = None) -> list[RunFolder]:
+    """The folders of a run, one for each variant; arguments and errors are those of `find_run`."""
     path = Path(named)
     if path.suffix in CONFIGURATIONS and not path.is_dir():
-        return RunFolder(home.runs() / _configured(path, variant))
+        from modelwright.core.config import read_run
+
+        configs = read_run(path, variants=None if variant is None else [variant]).configs
+        return [RunFolder(home.runs() / config.name) for config in configs]
     if variant is not None:
         raise UsageError(f"--variant is for a run.toml: write {named}-{variant}")
     folder = path if len(path.parts) > 1 or not (home.runs() / named).is_dir() else home.runs() / named
@@ -32,17 +44,7 @@ def find_run(named: str, variant: str | None = None) -> RunFolder:
         there = sorted(each.name for each in home.runs().iterdir() if each.is_dir()) if home.runs().is_dir() else []
         known = f"runs in {home.runs()}: {', '.join(there) or 'none'}"
         raise UsageError(f"there is no run {named!r}: expected a run.toml, a run's name or its folder ({known})")
-    return RunFolder(folder.absolute())
-
-
-def _configured(path: Path, variant: str | None) -> str:
-    from modelwright.core.config import read_run
-
-    configs = read_run(path, variants=None if variant is None else [variant]).configs
-    if len(configs) > 1:
-        names = ", ".join(config.name for config in configs)
-        raise UsageError(f"{path} has several variants ({names}): choose one with --variant")
-    return configs[0].name
+    return [RunFolder(folder.absolute())]
 
 
 def prepared_folder(named: str, variant: str | None = None) -> Path:

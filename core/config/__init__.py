@@ -1,5 +1,6 @@
 """Run and evaluation files to typed configuration: `read_run`, `read_eval`, and what they give and raise."""
 
+from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.errors import ConfigError, Problem
 from modelwright.core.config.reader import (
     EvalFile,
@@ -12,7 +13,6 @@ from modelwright.core.config.reader import (
     to_plain,
 )
 from modelwright.core.config.schema import (
-    ClusterConfig,
     DataConfig,
     EvalConfig,
     EvalRegistryConfig,

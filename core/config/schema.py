@@ -16,6 +16,7 @@ from modelwright.core.api.components import SPECS
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
 from modelwright.core.api.training import AdapterSettings, TrainSettings
+from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.condition import parse_condition
 from modelwright.core.config.words import closest, either, shown
 
@@ -107,7 +108,8 @@ class ModelConfig:
             `/` or `~`, or where a folder of that name is there.
         chat_template: a built-in name ("chatml", a bare word) or a file; default: the tokenizer's own.
         dtype: of the weights in memory.
-        attention: the implementation, such as "sdpa".
+        attention: the implementation; "auto" takes FlashAttention on a GPU where the package flash-attn is installed,
+            FlexAttention on a GPU for packs, else PyTorch's own ("sdpa").
         trust_remote_code: whether the base may bring code.
         scratch: instead of base.
     """
@@ -115,7 +117,7 @@ class ModelConfig:
     base: ModelSource | None = None
     chat_template: ChatTemplate | None = None
     dtype: Literal["auto"] = "auto"
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     trust_remote_code: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
     scratch: ScratchConfig | None = None
 
@@ -325,31 +327,6 @@ class PluginsConfig:
                 close = closest(kind, kinds)
                 meant = f", did you mean {shown(f'{close}.{name}')}?" if close and name else ""
                 yield "prefer", f"{shown(key)} must be KIND.NAME, KIND being {either(kinds)}{meant}"
-
-
-@frozen(kw_only=True)
-class ClusterConfig:
-    """`[cluster]`: Slurm settings, for a later version; nothing reads them yet.
-
-    Attributes:
-        nodes: how many.
-        processes_per_node: how many processes on each.
-        gpus_per_node: how many GPUs of each.
-        partition: where to queue.
-        account: who is charged.
-        time: the limit, `HH:MM:SS`.
-        setup: lines of shell before the run.
-        sbatch: more options of sbatch, by name.
-    """
-
-    nodes: int = field(default=1, validator=_positive)
-    processes_per_node: int | None = field(default=None, validator=validators.optional(_positive))
-    gpus_per_node: int | None = field(default=None, validator=validators.optional(_positive))
-    partition: str | None = None
-    account: str | None = None
-    time: str | None = None
-    setup: tuple[str, ...] = ()
-    sbatch: Mapping[str, str] = field(factory=dict)
 
 
 @frozen(kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modelwright.core import home
+from modelwright.core.allocation import allocation
 from modelwright.core.api import files
 from modelwright.core.events import EventWriter
 from modelwright.core.prepare import reading
@@ -59,6 +60,8 @@ def prepare_part(run: Run, part: Part) -> dict[str, Any]:
 
     try:
         emit("begun", {})
+        if job := allocation():
+            emit("job", {"job": job.job, "nodes": job.node_list, "restarts": job.restarts})
         try:
             with stop_on_signals(folder), naming_full_disk(cache), Store(cache).locked(sweep=False) as store:
                 done = _prepare(run, part, folder, store, emit)

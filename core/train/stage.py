@@ -10,12 +10,12 @@ from attrs import asdict, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
-from modelwright.core.api.errors import UsageError
+from modelwright.core.api.errors import ModelwrightError, StopRequested, UsageError
 from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
-from modelwright.core.processes import run_worker
+from modelwright.core.processes import WorkerDiedError, run_worker
 from modelwright.core.stage import Run
-from modelwright.core.train.launch import training_launch
+from modelwright.core.train.launch import Launch, has_not_advanced, node_that_failed, training_launch
 from modelwright.core.train.report import summary, write_report
 
 # Counts up when the same inputs give another model than before.
@@ -92,13 +92,27 @@ class Train:
         }
         files.write_json(folder / "order.json", order)
         spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
-        launch = training_launch(run.folder, spec.launcher, run.config.train.processes)
+        launch = training_launch(run.folder, spec.launcher, run.config.train.processes, run.config.cluster)
         emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})
-        outputs = run_worker(run, self.name, launch.command, launch.environment)
+        outputs = _carry_out(run, launch)
         events = read_events(run.folder.events, stage=self.name)
         write_report(folder, events)
         outputs["training"] |= summary(events)
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}
+
+
+def _carry_out(run: Run, launch: Launch) -> dict[str, Any]:
+    """Run the processes; of several nodes, name the one that failed first, and end what jobs do not advance."""
+    log = run.folder.log(Train.name)
+    begin = log.stat().st_size if log.exists() else 0
+    try:
+        return run_worker(run, Train.name, launch.command, launch.environment)
+    except WorkerDiedError as error:
+        node = node_that_failed(log, begin)
+        raise (WorkerDiedError(f"{Train.name}: {node}; all that was printed: {log}") if node else error) from error
+    except StopRequested as error:
+        stuck = has_not_advanced(run.folder)
+        raise (ModelwrightError(stuck) if stuck else error) from error
 
 
 def _read_order(folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,31 @@ OTHER_WEIGHTS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5",
 _LONGEST = 300
 
 
-def load_model(job: Job) -> Any:
+def attention_for(asked: str, *, on_gpu: bool, packed: bool, flash: bool) -> str | None:
+    """The attention implementation for a training; None leaves it to the model.
+
+    Args:
+        asked: what the run says.
+        on_gpu: whether it computes on a GPU.
+        packed: whether sequences hold several documents, between which a dense mask would have to be made.
+        flash: whether the package flash-attn is there.
+
+    Raises:
+        UsageError: what is asked for cannot be had.
+    """
+    if asked == "flash_attention_2" and not (on_gpu and flash):
+        lacks = "the package flash-attn (pip install flash-attn)" if on_gpu else "a GPU"
+        raise UsageError(f'[model] attention: "flash_attention_2" needs {lacks}: set it to "auto"')
+    if asked == "flex_attention" and not on_gpu:
+        raise UsageError('[model] attention: "flex_attention" has no backward pass on a CPU: set it to "auto"')
+    if asked != "auto":
+        return asked
+    if on_gpu and flash:
+        return "flash_attention_2"
+    return "flex_attention" if on_gpu and packed else None
+
+
+def load_model(job: Job, *, on_gpu: bool = False, packed: bool = False) -> Any:
     """The job's model, float32, on the CPU.
 
     Raises:
@@ -33,8 +58,10 @@ def load_model(job: Job) -> Any:
     if not (job.model / "config.json").is_file():
         raise UsageError(f"{job.model}: expected a model in Hugging Face layout, and there is no config.json")
     settings: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": job.trust_remote_code}
-    if job.attention != "auto":
-        settings["attn_implementation"] = job.attention
+    flash = importlib.util.find_spec("flash_attn") is not None
+    attention = attention_for(job.attention, on_gpu=on_gpu, packed=packed, flash=flash)
+    if attention is not None:
+        settings["attn_implementation"] = attention
     with _clear_errors(job.model, "its config.json cannot be used", "mend it there, or copy the model again"):
         config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
     has_weights = _has_weights(job.model)

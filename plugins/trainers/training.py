@@ -48,7 +48,8 @@ def train(job: Job, ranks: Ranks, make: MakeStrategy, *, micro_batch_tokens: int
     holdout = held_out(job)
     checkpoints = Checkpoints(job, ranks)
     newest = checkpoints.newest()
-    model = load_model(job)
+    packed = bool(len(corpus.packed(corpus.sequences)))
+    model = load_model(job, on_gpu=torch.cuda.is_available(), packed=packed)
     adapt(model, job)
     for tokens in (corpus, holdout):
         if tokens is not None:

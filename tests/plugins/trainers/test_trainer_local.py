@@ -272,3 +272,39 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path, settings, tr
     started = recorder.of("started")[0]
     assert (started["examples"], started["skipped"], started["steps"]) == (10, 2, 3)
     assert sum(data["tokens"] for data in recorder.of("step")) == sum(len(ids) for _, ids, _ in rows[:10])
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_gpu", "packed", "flash", "chosen"),
+    [
+        ("auto", False, True, True, None),
+        ("auto", True, False, False, None),
+        ("auto", True, True, False, "flex_attention"),
+        ("auto", True, True, True, "flash_attention_2"),
+        ("auto", True, False, True, "flash_attention_2"),
+        ("sdpa", True, True, True, "sdpa"),
+        ("eager", False, False, False, "eager"),
+    ],
+)
+def test_attention_is_chosen_by_what_is_there(asked, on_gpu, packed, flash, chosen):
+    """What is asked for is taken; else what keeps the documents of packs apart without a dense mask."""
+    from modelwright.plugins.trainers.model import attention_for
+
+    assert attention_for(asked, on_gpu=on_gpu, packed=packed, flash=flash) == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_gpu", "said"),
+    [
+        ("flash_attention_2", False, "needs a GPU"),
+        ("flash_attention_2", True, r"pip install flash-attn"),
+        ("flex_attention", False, "no backward pass on a CPU"),
+    ],
+)
+def test_attention_that_cannot_be_had_is_one_line(asked, on_gpu, said):
+    """It names the key and what to set."""
+    from modelwright.core.api import UsageError
+    from modelwright.plugins.trainers.model import attention_for
+
+    with pytest.raises(UsageError, match=said):
+        attention_for(asked, on_gpu=on_gpu, packed=True, flash=False)

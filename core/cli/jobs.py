@@ -1,0 +1,156 @@
+"""`modelwright jobs RUN`, `jobs cancel` and `jobs logs`: what became of the jobs that `submit` queued."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelwright.core.cli.common import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from modelwright.core.cluster.jobs import JobView
+    from modelwright.core.workspace import RunFolder
+
+
+class _ShowByDefault(click.Group):
+    """A group in which what names no command is what `show` is given: `modelwright jobs RUN`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `show` before a RUN."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+_runs = click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+_variant = click.option("--variant", metavar="NAME", help="Of a run.toml with variants; default: all of them.")
+
+
+@click.group(cls=_ShowByDefault, subcommand_metavar="[COMMAND] RUN...")
+def jobs() -> None:
+    """Show, read or end the jobs of a run.
+
+    RUN is a run.toml, the name of a run (of a variant: NAME-VARIANT), or its folder. Without a COMMAND its jobs are
+    shown.
+    """
+
+
+@jobs.command()
+@_runs
+@_variant
+@json_option
+def show(runs: Sequence[str], variant: str | None, as_json: bool) -> None:
+    """Show how the jobs fare.
+
+    Each one's state, why it is so, how long it ran, how often it was queued again, its nodes and its log. The states
+    are Slurm's: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT and others.
+    """
+    from modelwright.core.cluster.jobs import look
+
+    found = [(folder, look(folder)) for folder in _folders(runs, variant)]
+    if as_json:
+        print_json([{"run": folder.name, **_plain(view)} for folder, views in found for view in views])
+    else:
+        _print(found)
+
+
+@jobs.command()
+@_runs
+@_variant
+@json_option
+def cancel(runs: Sequence[str], variant: str | None, as_json: bool) -> None:
+    """End the jobs that run or wait. A training that runs writes a checkpoint if Slurm leaves it the time."""
+    from modelwright.core.cluster.jobs import cancel as end
+
+    ended = [(folder, view) for folder in _folders(runs, variant) for view in end(folder)]
+    if as_json:
+        print_json([{"run": folder.name, "stage": view.stage, "job": view.job} for folder, view in ended])
+        return
+    for folder, view in ended:
+        click.echo(f"cancelled {view.job}: {view.stage} of {folder.name} ({view.state})")
+    if not ended:
+        click.echo("There is nothing to cancel: all jobs have ended.")
+
+
+@jobs.command()
+@click.argument("run", metavar="RUN")
+@click.argument("stage", metavar="[STAGE]", required=False)
+@click.option("--variant", metavar="NAME", help="Of a run.toml with variants.")
+def logs(run: str, stage: str | None, variant: str | None) -> None:
+    """Print what a job has printed.
+
+    Without STAGE, that of the one which failed, or else of the last one that began.
+    """
+    from modelwright.core.api.errors import UsageError
+    from modelwright.core.cli.runs import find_run
+    from modelwright.core.cluster.jobs import look
+
+    folder = find_run(run, variant)
+    views = look(folder)
+    stages = list(dict.fromkeys(view.stage for view in views))
+    if stage is not None and stage not in stages:
+        raise UsageError(f"{folder.name} has no job of a stage {stage!r}: expected one of {', '.join(stages)}")
+    begun = [view for view in views if view.log.is_file() and stage in (None, view.stage)]
+    if not begun:
+        raise UsageError(f"no job of {folder.name}{f' for {stage}' if stage else ''} has printed anything yet")
+    if stage is None:
+        begun = [view for view in begun if view.exit_code][:1] or begun[-1:]
+    for view in begun:
+        click.echo(f"# {view.stage}, job {view.job}, {view.state}: {view.log}", err=True)
+        with view.log.open(encoding="utf-8", errors="replace") as file:
+            shutil.copyfileobj(file, sys.stdout)
+
+
+def _folders(runs: Sequence[str], variant: str | None) -> list[RunFolder]:
+    from modelwright.core.cli.runs import find_runs
+
+    return [folder for run in runs for folder in find_runs(run, variant)]
+
+
+def _plain(view: JobView) -> dict[str, Any]:
+    from attrs import asdict
+
+    return asdict(view, value_serializer=lambda _one, _field, value: str(value) if isinstance(value, Path) else value)
+
+
+def _print(found: Sequence[tuple[RunFolder, Sequence[JobView]]]) -> None:
+    columns = ("run", "stage", "job", "state", "elapsed", "restarts", "nodes")
+    groups = [(folder, list(_groups(views))) for folder, views in found]
+    print_table(
+        columns,
+        [
+            ("" if number else folder.name, *_cells(group))
+            for folder, grouped in groups
+            for number, group in enumerate(grouped)
+        ],
+    )
+    for group in (group for _, grouped in groups for group in grouped):
+        first = group[0]
+        if first.why:
+            click.echo(f"{_ids(group)} {first.stage}: {first.why}")
+        if first.log.is_file() and (first.exit_code or not first.ended):
+            click.echo(f"    log: {first.log}")
+
+
+def _groups(views: Sequence[JobView]) -> Iterator[list[JobView]]:
+    """Tasks of an array that fare alike share a row."""
+    for _, alike in itertools.groupby(views, key=lambda view: (view.stage, view.state, view.why)):
+        yield list(alike)
+
+
+def _cells(group: Sequence[JobView]) -> tuple[str, ...]:
+    first = group[0]
+    nodes = dict.fromkeys(view.nodes for view in group if view.nodes)
+    longest = max((view.elapsed or "" for view in group), key=lambda text: (len(text), text))
+    return first.stage, _ids(group), first.state, longest, str(sum(view.restarts for view in group)), ",".join(nodes)
+
+
+def _ids(group: Sequence[JobView]) -> str:
+    array, _, _ = group[0].job.partition("_")
+    return group[0].job if len(group) == 1 else f"{array}_[{','.join(view.job.partition('_')[2] for view in group)}]"

@@ -1,0 +1,181 @@
+"""What became of a run's jobs: from Slurm while it knows them, then from what each of them left as it ended."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, frozen
+
+from modelwright.core.api.errors import UsageError
+from modelwright.core.cluster import slurm
+from modelwright.core.cluster.records import Submitted, ends_of, log_of, read_submitted
+from modelwright.core.cluster.slurm import ENDED, QueuedJob
+from modelwright.core.workspace import RunFolder
+
+# Neither Slurm nor a record tells how such a job ended.
+UNKNOWN = "UNKNOWN"
+# How much of a log's end is searched for the error.
+_TAIL = 65536
+
+# Slurm's reasons, where they need words.
+_REASONS = {
+    "BeginTime": "queued again; it may begin in a moment",
+    "JobHeldUser": "held; scontrol release lets it begin",
+    "PartitionConfig": "no node of the partition has what [cluster] asks for",
+    "PartitionNodeLimit": "[cluster] nodes asks for more than the partition has",
+    "PartitionTimeLimit": "[cluster] time asks for more than the partition allows",
+    "Priority": "others come first",
+    "ReqNodeNotAvail": "nodes that it needs are away",
+    "Resources": "waits for free nodes",
+}
+
+
+@frozen(kw_only=True)
+class JobView:
+    """A job, or a task of an array, for people and programs.
+
+    Attributes:
+        stage: its stage.
+        job: its id.
+        state: in Slurm's words; UNKNOWN where nobody knows.
+        why: why it is so; None where the state says it all.
+        elapsed: how long it runs or ran.
+        restarts: how often it was queued again.
+        nodes: where.
+        exit_code: of its script, where it has ended.
+        log: what it prints; it need not exist yet.
+    """
+
+    stage: str
+    job: str
+    state: str
+    why: str | None
+    elapsed: str | None
+    restarts: int
+    nodes: str | None
+    exit_code: int | None
+    log: Path
+
+    @property
+    def ended(self) -> bool:
+        """Whether it neither runs nor waits."""
+        return self.state in ENDED or self.state == UNKNOWN
+
+
+def look(folder: RunFolder) -> list[JobView]:
+    """The jobs of a run's last submission, in order.
+
+    Raises:
+        UsageError: it was never submitted.
+        ModelwrightError: Slurm does not answer.
+    """
+    submitted = read_submitted(folder)
+    if not submitted:
+        raise UsageError(f"{folder.name} has no jobs: modelwright submit RUN.toml submits it")
+    ids = [job.job for job in submitted]
+    known = slurm.queued(ids)
+    forgotten = [job.job for job in submitted if not set(job.tasks) & known.keys()]
+    known |= {job: found for job, found in slurm.accounted(forgotten).items() if job not in known}
+    views: list[JobView] = []
+    for job in submitted:
+        views += [_explained(view, job, views) for view in _views(folder, job, known)]
+    return views
+
+
+def _views(folder: RunFolder, job: Submitted, known: Mapping[str, QueuedJob]) -> Iterator[JobView]:
+    for task in job.tasks:
+        log = log_of(folder, job.stage, task)
+        ends = ends_of(folder, job.stage, task)
+        last: dict[str, Any] = ends[-1] if ends else {}
+        found = known.get(task)
+        if found is not None:
+            yield JobView(
+                stage=job.stage,
+                job=task,
+                state=found.state,
+                why=found.reason,
+                elapsed=found.elapsed,
+                restarts=last.get("restarts", 0) if found.restarts is None else found.restarts,
+                nodes=found.nodes or None,
+                exit_code=found.exit_code,
+                log=log,
+            )
+            continue
+        code = last.get("exit")
+        yield JobView(
+            stage=job.stage,
+            job=task,
+            state=UNKNOWN if code is None else "COMPLETED" if code == 0 else "FAILED",
+            why=None,
+            elapsed=str(timedelta(seconds=last["ended"] - last["began"])) if last else None,
+            restarts=last.get("restarts", 0),
+            nodes=last.get("nodes"),
+            exit_code=code,
+            log=log,
+        )
+
+
+def _explained(view: JobView, job: Submitted, before: Sequence[JobView]) -> JobView:
+    """The same with a `why` for people."""
+    failed = next((one for one in before if one.ended and one.state not in ("COMPLETED", UNKNOWN)), None)
+    if view.state == "PENDING" and view.why == "Dependency":
+        why: str | None = f"waits for {' and '.join(f'{before[-1].stage} ({each})' for each in job.after)}"
+    elif view.exit_code is None and view.state in ("CANCELLED", UNKNOWN, "PENDING") and failed:
+        # It never began; where Slurm has forgotten it, it left no record.
+        return evolve(view, state="CANCELLED", why=f"{failed.stage} ({failed.job}) did not end well: {failed.state}")
+    elif view.state in ("COMPLETED", "CANCELLED"):
+        why = None
+    elif view.state == "TIMEOUT":
+        why = "the time limit came before it had stopped: raise [cluster] stop_before, or time"
+    elif view.state == "OUT_OF_MEMORY":
+        why = "it used more than its memory: raise [cluster] memory"
+    elif view.state == UNKNOWN:
+        why = "Slurm has forgotten it, and it left no record of its end: it was killed, or never began"
+    elif view.state in ENDED:
+        why = _last_error(view.log) or _full(view.log.parent) or _REASONS.get(view.why or "", view.why)
+    else:
+        why = _REASONS.get(view.why or "", view.why)
+    return evolve(view, why=why)
+
+
+def _full(folder: Path) -> str | None:
+    """Whether nothing more can be written where the logs are: a job that finds it so cannot say it there."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return f"nothing can be written to {folder}: {(error.strerror or str(error)).lower()}"
+    return None
+
+
+def _last_error(log: Path) -> str | None:
+    """The last error that a job printed, or else its last line."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else (lines[-1] if lines else None)
+
+
+def cancel(folder: RunFolder) -> list[JobView]:
+    """End the jobs of a run's last submission; gives those that had not ended yet.
+
+    Raises:
+        UsageError: it was never submitted.
+        ModelwrightError: Slurm does not answer, or refuses.
+    """
+    going = [view for view in look(folder) if not view.ended]
+    if going:
+        slurm.cancel(sorted({view.job.partition("_")[0] for view in going}))
+    return going

@@ -1,0 +1,100 @@
+"""`submit` and `jobs` where no cluster is needed: scripts, wrong use, and what records tell."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+RUN = """
+name = "tiny"
+[model.scratch]
+[data]
+format = "math"
+sources = [{ path = "builtin:arithmetic/train" }]
+[train]
+max_steps = 1
+[cluster]
+time = "01:00:00"
+[variants.a]
+[variants.b]
+evaluate = [{ name = "sums", path = "builtin:arithmetic/test", metrics = ["math_accuracy"] }]
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(RUN)
+    return path
+
+
+def test_print_writes_a_script_for_each_stage_that_has_something_to_do(modelwright, run_file, home):
+    """Of every variant; a stage that the file gives nothing to do has none."""
+    done = modelwright("submit", run_file, "--print", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [(row["run"], row["stage"]) for row in rows] == [
+        *[("tiny-a", stage) for stage in ("prepare", "train", "register")],
+        *[("tiny-b", stage) for stage in ("prepare", "train", "register", "evaluate")],
+    ]
+    assert [row["script"] for row in rows][1] == str(home / "runs/tiny-a/slurm/train.sbatch")
+    assert json.loads(modelwright("submit", run_file, "--variant", "b", "--print", "--json").stdout) == rows[3:]
+    shown = modelwright("submit", run_file, "--print").stdout
+    assert all(row["script"] in shown for row in rows)
+
+
+def test_the_scripts_read_the_run_as_it_is_resolved(modelwright, run_file, home):
+    """The file beside them comes to the same as what was submitted, name and all."""
+    printed = modelwright("submit", run_file, "--variant", "b", "--set", "train.learning_rate=5e-4", "--print")
+    assert printed.returncode == 0, printed.stderr
+    frozen = home / "runs" / "tiny-b" / "slurm" / "run.toml"
+    assert str(frozen) in (home / "runs" / "tiny-b" / "slurm" / "train.sbatch").read_text()
+    submitted = modelwright("config", "show", run_file, "--variant", "b", "--set", "train.learning_rate=5e-4", "--json")
+    assert json.loads(modelwright("config", "show", frozen, "--json").stdout) == json.loads(submitted.stdout)
+
+
+def test_more_processes_than_the_trainer_takes_are_refused(modelwright, run_file):
+    """Before anything is written."""
+    done = modelwright("submit", run_file, "--print", "--set", "cluster.nodes=2")
+    assert done.returncode == 2
+    assert "error: tiny-a: [cluster] asks for 2 processes, and trainer 'local' runs in one" in done.stderr
+
+
+def test_a_run_that_was_never_submitted_has_no_jobs(modelwright, run_file, home):
+    """Whatever is asked about them."""
+    modelwright("submit", run_file, "--print")
+    for command in ([], ["show"], ["cancel"], ["logs"]):
+        done = modelwright("jobs", *command, "tiny-a")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "error: tiny-a has no jobs: modelwright submit RUN.toml submits it\n"
+    assert "there is no run 'other'" in modelwright("jobs", "other").stderr
+    assert "Missing argument 'RUN...'" in modelwright("jobs", "cancel").stderr
+    shown = modelwright("jobs", "--help")
+    assert shown.returncode == 0
+    assert all(f"  {command} " in shown.stdout for command in ("show", "cancel", "logs"))
+
+
+def test_a_damaged_list_of_jobs_is_named(modelwright, run_file, home):
+    """With what to do about it."""
+    modelwright("submit", run_file, "--print")
+    path = home / "runs" / "tiny-a" / "slurm" / "jobs.json"
+    for content in ("{", '{"jobs": [{"stage": "train"}]}', '{"jobs": [3]}'):
+        path.write_text(content)
+        done = modelwright("jobs", "tiny-a")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {path} is damaged")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_slurms_commands_jobs_says_so(modelwright, run_file, home, monkeypatch, tmp_path):
+    """The records alone would not tell who still runs."""
+    modelwright("submit", run_file, "--print")
+    job = {"stage": "train", "job": "7", "array": None, "after": []}
+    (home / "runs" / "tiny-a" / "slurm" / "jobs.json").write_text(json.dumps({"jobs": [job]}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shutil.which("squeue") is None
+    done = modelwright("jobs", "tiny-a")
+    assert done.returncode == 2
+    assert done.stderr == "error: there is no squeue on the path: this needs a machine of the cluster\n"

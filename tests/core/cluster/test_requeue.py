@@ -1,0 +1,97 @@
+"""Time limits and preemption: a job stops at a checkpoint, is queued again, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+
+import pytest
+
+from modelwright.core.events import EventTail
+
+pytestmark = pytest.mark.xdist_group("slurm")
+
+TIMES = 5
+
+
+def _digest(home, run):
+    return json.loads((home / "runs" / run / "done" / "train.json").read_text())["outputs"]["digest"]
+
+
+def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_that_was_not(
+    slurm, run_file, home, modelwright
+):
+    """Each time it goes on after its checkpoint; the events tell of each; and Slurm itself signals before a limit."""
+    limited = run_file('setup = ["sleep 50 & wait || true"]\nstop_before = 55\n', name='"limited"', time='"00:01:00"')
+    limited = slurm.submit(limited)["limited", "prepare"]
+    path = run_file(max_steps=900)
+    jobs = slurm.submit(path)
+    train = jobs["tiny", "train"]
+    for number in range(TIMES):
+        slurm.wait_for_step("tiny", number * 80 + 40)
+        slurm.signal_as_the_limit_would(train)
+        slurm.begin_again(train)
+    uninterrupted = modelwright("train", path, "--set", 'name="whole"')
+    assert uninterrupted.returncode == 2, "it is not prepared"
+    for stage in ("prepare", "train"):
+        done = modelwright(stage, path, "--set", 'name="whole"')
+        assert done.returncode == 0, done.stderr
+    slurm.wait(*jobs.values())
+
+    assert [(job["stage"], job["state"], job["restarts"]) for job in slurm.jobs("tiny")] == [
+        ("prepare", "COMPLETED", 0),
+        ("train", "COMPLETED", TIMES),
+        ("register", "COMPLETED", 0),
+    ]
+    assert _digest(home, "tiny") == _digest(home, "whole")
+    told = [event.data for event in EventTail(home / "runs" / "tiny" / "events").poll() if event.kind == "job"]
+    told = [(each["job"], each["restarts"]) for each in told if each["job"] == train]
+    assert told == [(train, number) for number in range(TIMES + 1)]
+
+    [prepare, *_] = slurm.jobs("limited")
+    assert (prepare["job"], prepare["state"], prepare["restarts"]) == (limited, "PENDING", 1)
+    assert prepare["why"].startswith("queued again")
+
+
+def test_a_job_that_makes_way_for_another_is_queued_again_and_goes_on(slurm, run_file, home):
+    """Preemption: Slurm sends what it sends before a limit, whenever it likes."""
+    path = run_file('partition = "low"\n', max_steps=3000)
+    train = slurm.submit(path)["tiny", "train"]
+    slurm.wait_for_step("tiny", 20)
+    command = ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    urgent = subprocess.run([*command, "--wrap=true"], capture_output=True, text=True, check=True).stdout.strip()
+    slurm.wait(urgent)
+    slurm.begin_again(train)
+    folder = home / "runs" / "tiny" / "events"
+    resumed = [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"]
+    give_up = time.monotonic() + 60
+    while not resumed:
+        assert time.monotonic() < give_up
+        resumed = [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"]
+    assert resumed[0] >= 20
+    assert slurm.modelwright("jobs", "cancel", "tiny").returncode == 0
+
+
+def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(slurm, run_file, home, modelwright):
+    """It is stopped as a limit stops it; that it has ended is the person's wish."""
+    path = run_file(max_steps=20000)
+    jobs = slurm.submit(path)
+    train = jobs["tiny", "train"]
+    slurm.wait_for_step("tiny", 20)
+    again = modelwright("submit", path)
+    assert again.returncode == 2
+    assert f"tiny is submitted already: its job {train} (train) is RUNNING" in again.stderr
+    done = modelwright("jobs", "cancel", path)
+    assert f"cancelled {train}: train of tiny (RUNNING)" in done.stdout
+    slurm.wait(train)
+    time.sleep(1)
+    assert [(job["state"], job["restarts"]) for job in slurm.jobs("tiny")] == [
+        ("COMPLETED", 0),
+        ("CANCELLED", 0),
+        ("CANCELLED", 0),
+    ]
+    assert modelwright("jobs", "cancel", "tiny").stdout == "There is nothing to cancel: all jobs have ended.\n"
+    plan = json.loads(modelwright("run", path, "--dry-run", "--json").stdout)["tiny"]
+    assert plan[1]["why"].startswith("interrupted; resumes after step")
+    assert list(slurm.submit(path)) == [("tiny", "train"), ("tiny", "register")], "what is done has no job"
