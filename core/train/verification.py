@@ -82,7 +82,7 @@ def verify_resume(run: Run) -> Verification:
         result = _compare(through, killed, kills)
     except StopRequested as error:
         shutil.rmtree(place, ignore_errors=True)
-        raise StopRequested(f"{run.config.name}: stopped on request; the same command verifies from anew") from error
+        raise StopRequested(f"{run.config.name}: stopped on request; the same command begins again") from error
     shutil.rmtree(place)
     return result
 
