@@ -30,6 +30,7 @@ from modelwright.core.stage import Listener, Run, Stage, Step, perform, plan, st
 from modelwright.core.templates import read_template
 from modelwright.core.tokenizer import check_template
 from modelwright.core.train.stage import Train
+from modelwright.core.train.verification import Verification, verify_resume
 from modelwright.core.workspace import RunFolder
 
 STAGES: tuple[Stage, ...] = (Prepare(), Train(), Register(), Evaluate(), Promote())
@@ -200,6 +201,24 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
                     performed.append(stage.name)
     outputs = {stage.name: run.outputs(stage.name) for stage in _up_to(chosen[-1])}
     return Result(run=run, outputs=outputs, performed=performed)
+
+
+def verify(run: Run) -> Verification:
+    """See whether the run's training resumes exactly, in folders beside its own, which is not touched.
+
+    Args:
+        run: from `open_run`, checked.
+
+    Raises:
+        UsageError: the tokens are not prepared.
+        StopRequested: someone asked to stop.
+        ModelwrightError: a training failed by itself, or another process works in the run's folder.
+    """
+    (train,) = _chosen("train")
+    with run.folder.locked() as lock:
+        run.workers_lock = lock
+        _predecessors_are_done(run, train)
+        return verify_resume(run)
 
 
 def _forget(run: Run, stages: Sequence[Stage]) -> None:

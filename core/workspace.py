@@ -10,6 +10,7 @@ runs/NAME/
 ├── logs/               what worker processes printed
 ├── done/STAGE.json     fingerprint, inputs and outputs of a finished stage
 ├── parts/2-of-4/       where a job works that prepares one part of the data
+├── verify/             two short trainings, while it is verified that this one resumes exactly
 └── STAGE/              what the stage made
 """
 

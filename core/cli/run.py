@@ -14,6 +14,7 @@ from modelwright.core.cli.common import Command, json_option, print_json, print_
 if TYPE_CHECKING:
     from modelwright.core.runner import Result
     from modelwright.core.stage import Listener, Run
+    from modelwright.core.train.verification import Verification
 
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
 
@@ -46,7 +47,19 @@ def _stage_command(stage: str, text: str) -> click.Command:
     return command
 
 
-train = _stage_command("train", "Train RUN.toml's model on the prepared tokens, or resume it.")
+@click.command()
+@stage_options
+@click.option(
+    "--verify-resume", is_flag=True, help="Instead, see on a few steps that a killed training of it resumes exactly."
+)
+def train(verify_resume: bool, **given: Any) -> None:
+    """Train RUN.toml's model on the prepared tokens, or resume it."""
+    if verify_resume:
+        _verify_resume(**given)
+    else:
+        perform_stages("train", **given)
+
+
 register = _stage_command("register", "Register RUN.toml's trained model.")
 promote = _stage_command("promote", "Move RUN.toml's alias to the registered model, if the condition holds.")
 
@@ -97,6 +110,51 @@ def perform_stages(
             if one is not runs[-1]:
                 one.folder.check_stop()  # asked for in this run's last moments; the next one has not heard of it
     _print_results(results, chosen["registry"], as_json=as_json)
+
+
+def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) -> None:
+    """Verify every variant chosen.
+
+    Raises:
+        UsageError: an option that says something else.
+        ModelwrightError: a training does not resume as is promised.
+    """
+    from attrs import asdict
+
+    from modelwright.core import runner
+    from modelwright.core.api.errors import ModelwrightError, UsageError
+    from modelwright.core.cli.progress import Display
+
+    if dry_run or fresh:
+        flag = "--dry-run" if dry_run else "--fresh"
+        raise UsageError(f"--verify-resume leaves the run's own training alone: leave out {flag}")
+    with Display() as display:
+        runs = open_runs(**chosen, listener=display)
+        runner.check(runs, ["train"])
+        verified = {one.config.name: runner.verify(one) for one in runs}
+    if as_json:
+        print_json([{"run": name, **asdict(each), "passed": each.passed} for name, each in verified.items()])
+    else:
+        for name, each in verified.items():
+            click.echo(f"{name}: {_verified(each)}")
+    failed = [name for name, each in verified.items() if not each.passed]
+    if failed:
+        raise ModelwrightError(f"{', '.join(failed)}: a training that was killed does not end as one that was not")
+
+
+def _verified(one: Verification) -> str:
+    """What came of a verification, in words."""
+    same = {True: "the same", False: "other"}
+    words = [f"{same[one.same_losses]} losses", f"{same[one.same_bytes]} bytes"]
+    if one.same_examples is not None:
+        words.insert(0, f"{same[one.same_examples]} examples")
+    text = f"{one.kills} kills, {one.steps} steps: {', '.join(words)}"
+    if not one.same_bytes:
+        apart = one.relative_difference
+        text += "; other tensors" if apart is None else f"; weights differ by {apart:.1e} of their norm"
+        allowed = "no difference is" if one.exact_promised else "up to 1e-03 is, on a GPU or with compile,"
+        text += f" ({allowed} allowed)"
+    return text
 
 
 def _print_plan(runs: Sequence[Run], only: str | None, *, fresh: bool, as_json: bool) -> None:

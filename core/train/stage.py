@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict
+from attrs import asdict, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
@@ -25,8 +25,16 @@ VERSION = 1
 _NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes")
 
 
+@frozen
 class Train:
-    """Tokens to a trained model."""
+    """Tokens to a trained model.
+
+    Attributes:
+        kill_after: the step whose event the worker does not outlive, where a resume is to be seen; a signal from here
+            would come many steps late.
+    """
+
+    kill_after: int | None = None
 
     name = "train"
 
@@ -77,7 +85,11 @@ class Train:
         folder.mkdir(parents=True, exist_ok=True)
         files.remove_temporaries(folder)
         base = run.base
-        order = {"fingerprint": fingerprint, "base": base and {**asdict(base), "folder": str(base.folder)}}
+        order = {
+            "fingerprint": fingerprint,
+            "base": base and {**asdict(base), "folder": str(base.folder)},
+            "kill_after": self.kill_after,
+        }
         files.write_json(folder / "order.json", order)
         spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
         launch = training_launch(run.folder, spec.launcher, run.config.train.processes, run.config.cluster)

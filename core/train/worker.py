@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from modelwright.core.chat import Renderer
 from modelwright.core.config.schema import RunConfig
 from modelwright.core.processes import Place, Worker, read_run_config, work
 from modelwright.core.train.scratch import write_scratch
-from modelwright.core.train.trackers import with_tensorboard
+from modelwright.core.train.trackers import Emit, with_tensorboard
 
 
 def train(worker: Worker[RunConfig]) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             attention=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
             fingerprint=order["fingerprint"],
-            emit=worker.emit if worker.place.rank else with_tensorboard(worker.emit, folder),
+            emit=worker.emit if worker.place.rank else _first_emit(worker, order["kill_after"]),
             stopping=worker.folder.stopping,
         )
     )
@@ -77,6 +78,19 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     files.write_json(model / "modelwright.json", record)
     manifest = files.folder_manifest(model)
     return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest), "files": files.sizes(model)}
+
+
+def _first_emit(worker: Worker[RunConfig], kill_after: int | None) -> Emit:
+    """How the first process tells of the training."""
+    if kill_after is None:
+        return with_tensorboard(worker.emit, worker.folder.stage("train"))
+
+    def emit_and_die(kind: str, data: Mapping[str, Any]) -> None:
+        worker.emit(kind, data)
+        if kind == "step" and data["step"] >= kill_after:
+            os.killpg(os.getpgid(0), signal.SIGKILL)  # the launcher and all processes, none of which can tidy up
+
+    return emit_and_die
 
 
 def _vocabulary(worker: Worker[RunConfig], base: Path) -> int:
