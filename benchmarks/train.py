@@ -13,8 +13,8 @@ makes the batch smaller where the logits do not fit: they take 20 GB at 8,192 to
 
 ZeRO: the losses of two processes against those of one, with the same batches, float32.
 
-Each measurement is a process of its own. `--trl` names the folder into which `pip install --no-deps --target FOLDER trl`
-has put TRL.
+Each measurement is a process of its own. `--trl` names the folder into which `pip install --no-deps --target FOLDER
+trl` has put TRL.
 """
 
 from __future__ import annotations
