@@ -4,7 +4,7 @@ python benchmarks/train.py GSM8K.jsonl [--steps 31] [--rounds 3] [--trl FOLDER] 
 
 Speed: 1,000 conversations of a file in GSM8K's shape, tokenised once by `modelwright prepare`, so that all train on the
 same ids and masks; a Llama of 5 M parameters whose beginning all share; 32 sequences a step on the CPU. Counted are
-tokens, padding aside, and the seconds of the steps after the warm-up. TRL runs at several settings, with the options
+tokens, padding aside, in the median step after the warm-up. TRL runs at several settings, with the options
 that are its best here (no recomputation, batches grouped by length), and its best one in float32 is what the rest is
 compared with.
 
@@ -20,6 +20,7 @@ trl` has put TRL.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,12 @@ def modelwright(name: str, folder: Path, steps: int) -> dict[str, float]:
     )
     spec.create(options()).train(job)
     counted = recorder.of("step")[WARMUP:]
-    return {
-        "tokens": sum(each["tokens"] for each in counted),
-        "seconds": sum(each["seconds"] for each in counted),
-        "loss": counted[-1]["loss"],
-    }
+    return {"rate": rate((each["tokens"], each["seconds"]) for each in counted), "loss": counted[-1]["loss"]}
+
+
+def rate(steps: Iterable[tuple[int, float]]) -> float:
+    """Tokens a second: the median of the steps, which a neighbour's burst of work moves less than their sum."""
+    return statistics.median(tokens / seconds for tokens, seconds in steps)
 
 
 def trainer_of(name: str) -> tuple[Any, Any]:
@@ -159,7 +161,8 @@ def by_hand(name: str, folder: Path, steps: int) -> dict[str, float]:
     if options["compiled"]:
         model.model.compile()
     order = shuffled(len(rows), steps * BATCH)
-    counted, seconds, loss = 0, 0.0, 0.0
+    counted: list[tuple[int, float]] = []
+    loss = 0.0
     for step in range(steps):
         began = time.perf_counter()
         batch = [rows[index] for index in order[step * BATCH : (step + 1) * BATCH]]
@@ -181,10 +184,8 @@ def by_hand(name: str, folder: Path, steps: int) -> dict[str, float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step >= WARMUP:
-            counted += sum(len(ids) for ids, _ in batch)
-            seconds += time.perf_counter() - began
-    return {"tokens": counted, "seconds": seconds, "loss": loss}
+        counted.append((sum(len(ids) for ids, _ in batch), time.perf_counter() - began))
+    return {"rate": rate(counted[WARMUP:]), "loss": loss}
 
 
 def load(folder: Path) -> Any:
@@ -256,7 +257,8 @@ def trl(name: str, folder: Path, steps: int) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(folder / "home/runs/bench/prepare/tokenizer")
     model = load(folder / "model")
     Counting(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]).train()
-    return {"tokens": sum(seen[WARMUP:steps]), "seconds": ends[steps - 1] - ends[WARMUP - 1]}
+    seconds = [end - begin for begin, end in itertools.pairwise(ends)]  # the first step's are not known
+    return {"rate": rate(list(zip(seen[1:], seconds, strict=False))[WARMUP - 1 :])}
 
 
 def megabytes() -> float:
@@ -348,7 +350,7 @@ def speeds(names: list[str], folder: Path, given: argparse.Namespace) -> None:
     for _ in range(given.rounds):
         for name in names:
             measured = measure(name, folder, given.steps)
-            rates[name].append(measured["tokens"] / measured["seconds"])
+            rates[name].append(measured["rate"])
             loss = f", loss {measured['loss']:.3f}" if "loss" in measured else ""
             load_average = os.getloadavg()[0]
             print(f"    {name:30} {rates[name][-1]:7,.0f} tokens/s{loss}, load {load_average:.1f}", flush=True)
@@ -393,14 +395,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory-tokens", type=int, default=8192)
     parser.add_argument("--trl", type=Path)
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", default=[], choices=CONTESTANTS)
     parser.add_argument("--contestant", nargs=3)
     given = parser.parse_args()
     if given.contestant:
         name, folder, count = given.contestant
         print(json.dumps(CONTESTANTS[name](name, Path(folder), int(count))))
         return
-    names = [name for name in CONTESTANTS if (name not in TRL or given.trl) and (not given.only or name in given.only)]
+    names = [name for name in given.only or CONTESTANTS if name not in TRL or given.trl]
     if given.trl:
         os.environ["PYTHONPATH"] = f"{os.environ.get('PYTHONPATH', '')}:{given.trl}"
     with tempfile.TemporaryDirectory() as made:
