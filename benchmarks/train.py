@@ -381,10 +381,10 @@ def others(names: list[str], folder: Path, given: argparse.Namespace) -> Iterato
     for name, peak in peaks.items():
         yield f"{name}: {peak:,.0f} MB at {given.memory_tokens:,} tokens"
     if "zero" in names:
-        found = measure("zero", folder, 10)
+        found = measure("zero", folder, given.zero_steps)
         for stage in (2, 3):
             yield f"zero-{stage}: {found[f'zero-{stage}']:.1e} apart at most (bar 1e-4)"
-        yield f"the loss went from {found['first']:.3f} to {found['last']:.3f} in 10 steps"
+        yield f"the loss went from {found['first']:.3f} to {found['last']:.3f} in {given.zero_steps} steps"
 
 
 def main() -> None:
@@ -394,6 +394,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory-tokens", type=int, default=8192)
+    parser.add_argument("--zero-steps", type=int, default=10)
     parser.add_argument("--trl", type=Path)
     parser.add_argument("--only", nargs="*", default=[], choices=CONTESTANTS)
     parser.add_argument("--contestant", nargs=3)
