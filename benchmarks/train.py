@@ -66,6 +66,7 @@ BY_HAND: dict[str, dict[str, Any]] = {
 }
 OURS: dict[str, dict[str, Any]] = {
     "modelwright-float32": {"precision": "float32"},
+    "modelwright-float32-8": {"precision": "float32", "micro_batch_size": 8},
     "modelwright-bfloat16": {"precision": "bfloat16"},
     "modelwright-bfloat16-compile": {"precision": "bfloat16", "compile": True},
 }
