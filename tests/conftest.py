@@ -11,7 +11,12 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# Tests are not timed: on cores that others share one example in thousands takes long.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # A failing assert of a contract suite shows its values, as in a test file.
 pytest.register_assert_rewrite("modelwright.core.testing")

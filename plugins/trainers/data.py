@@ -133,6 +133,13 @@ class SequenceOrder:
         return np.concatenate(parts)
 
 
+# A micro-batch ends where the next sequence is shorter than this share of its first one: on problems of varied length,
+# batches filled to the brim computed 1.7 places for each token, with the difference padding. But a pass has its price
+# too, so it holds a `_LEAST`-th of what may be at least.
+_ALIKE = 0.75
+_LEAST = 8
+
+
 @frozen
 class Part:
     """What one process takes of one forward pass.
@@ -161,7 +168,8 @@ def micro_batches(
 
     Args:
         lengths: in tokens, int64 `[sequences]`.
-        size: sequences in a micro-batch; None: as many as fit into `tokens` with their padding, one at least.
+        size: sequences in a micro-batch; None: as many of like length as fit into `tokens` with their padding, one at
+            least.
         tokens: see `size`.
         ranks: how many processes there are.
 
@@ -171,11 +179,19 @@ def micro_batches(
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        longest = int(lengths[order[start]])
-        count = (size or max(1, tokens // longest)) * ranks
+        count = (size or _filling(lengths[order[start:]], tokens, ranks)) * ranks
         dealt = order[start : start + count]
         yield [dealt[rank::ranks] for rank in range(ranks)]
         start += count
+
+
+def _filling(lengths: NDArray[np.int64], tokens: int, ranks: int) -> int:
+    """How many of the first of these sequences, longest first, each process takes at most in one pass."""
+    longest = int(lengths[0])
+    most = max(1, tokens // longest)
+    alike = int(np.count_nonzero(lengths >= _ALIKE * longest))
+    enough = max(1, tokens // (_LEAST * longest))
+    return min(most, max(enough, alike // ranks))
 
 
 class Corpus:

@@ -138,3 +138,14 @@ def test_a_corpus_gives_rows_by_their_number(corpus):
     assert [len(part.sequences) for part in parts] == [2, 1]
     assert {name for part in parts for name in corpus.read(part.sequences).ids} == {"row-2", "row-7", "row-5"}
     assert corpus.supervised(np.array([2, 7])) == sum(sum(counting_rows(10)[row][2]) for row in (2, 7))
+
+
+@given(st.lists(st.integers(20, 400), min_size=8, max_size=64), st.sampled_from([1, 2, 4]))
+def test_little_of_what_is_computed_is_padding(lengths, ranks):
+    """Sequences of one pass are of like length, or together no more than a small share of what may be."""
+    lengths = np.array(lengths, np.int64)
+    for dealt in micro_batches(lengths, size=None, tokens=8192, ranks=ranks):
+        for part in dealt:
+            if len(part):
+                places = len(part) * lengths[part].max()
+                assert lengths[part].min() >= 0.75 * lengths[np.concatenate(dealt)].max() or places <= 8192 // 8
