@@ -125,7 +125,9 @@ def picture(curves: Sequence[Curve]) -> str:
     steps = [step for step, _ in points] or [0]
     losses = [loss for _, loss in points] or [0.0]
     left, right = min(steps), max(*steps, min(steps) + 1)
-    low, high = min(losses), max(*losses, min(losses) + 1e-9)
+    high = max(*losses, min(losses) + 1e-9)
+    # An axis from 0 says how much is left, where that does not flatten the curve.
+    low = 0.0 if min(losses) < high / 4 else min(losses)
 
     def place(step: float, loss: float) -> tuple[float, float]:
         x = _LEFT + (step - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)

@@ -1,0 +1,213 @@
+"""What keeps a training from harm: the preflight, bad steps, early stopping, memory and disk that do not suffice."""
+
+import shutil
+
+import pytest
+import torch
+
+from modelwright.core.api import ModelwrightError
+from modelwright.core.testing.trainer import (
+    Recorder,
+    TrainerContract,
+    counting_rows,
+    make_job,
+    write_model,
+    write_token_folder,
+)
+from modelwright.plugins.trainers import modelwright_trainers
+from modelwright.plugins.trainers.checkpoints import Progress
+from modelwright.plugins.trainers.health import MOST_IN_A_ROW, WINDOW, Health
+from modelwright.plugins.trainers.memory import Needs, check_memory, free_memory, needs
+from modelwright.plugins.trainers.ranks import Ranks
+
+LOCAL, *_ = modelwright_trainers()
+
+
+def run(folder, recorder=None, *, job_changes=None, **settings):
+    job = make_job(folder, recorder or Recorder(), TrainerContract().settings(**settings), **(job_changes or {}))
+    return job, LOCAL.create().train(job)
+
+
+def weights(job):
+    return (job.output / "model.safetensors").read_bytes()
+
+
+# Preflight
+
+
+def test_the_preflight_leaves_no_trace_in_what_is_learnt(tmp_path):
+    """The weights are byte for byte those of a training without one, dropout included; it comes first."""
+    for name in ("with", "without"):
+        write_model(tmp_path / name / "base", dropout=0.3)
+    recorder = Recorder()
+    tried, _ = run(tmp_path / "with", recorder, max_steps=6)
+    straight, _ = run(tmp_path / "without", max_steps=6, preflight=False)
+    assert weights(tried) == weights(straight)
+    kinds = [kind for kind, _ in recorder.events]
+    assert kinds.index("preflight") < kinds.index("step")
+    assert not list((tried.folder / "checkpoints").glob(".tmp-*"))
+
+
+def test_a_resumed_training_has_no_second_preflight(tmp_path):
+    """What was tried works."""
+    run(tmp_path, Recorder(stop_after=5), max_steps=8)
+    recorder = Recorder()
+    run(tmp_path, recorder, max_steps=8)
+    assert recorder.of("resumed") == [{"step": 5}]
+    assert not recorder.of("preflight")
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(tmp_path, monkeypatch):
+    """How much they take, how much there is, what to do. The disk is made up: a small one needs a mount."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 9, 1))
+    recorder = Recorder()
+    with pytest.raises(ModelwrightError, match=r"2 checkpoints and the one being written .* lower keep_checkpoints"):
+        run(tmp_path, recorder)
+    assert not recorder.steps()
+
+
+def test_a_checkpoint_that_does_not_give_the_model_back_is_met_at_once(tmp_path, monkeypatch):
+    """Not after hours, when it is needed."""
+    from modelwright.plugins.trainers.local import SingleDevice
+
+    monkeypatch.setattr(SingleDevice, "load", lambda _self, _folder: None)
+    with pytest.raises(ModelwrightError, match="a checkpoint does not give the model back: its loss was"):
+        run(tmp_path)
+
+
+# Bad steps
+
+
+def test_a_step_without_numbers_is_dropped_where_the_settings_say_so(tmp_path):
+    """Weights and optimiser stay as they were, the examples are named, and the training goes on."""
+    recorder = Recorder()
+    settings = {"learning_rate": 1e30, "clip_norm": 0.0, "warmup": 0.0, "max_steps": 5, "on_bad_step": "skip"}
+    _, trained = run(tmp_path, recorder, **settings)
+    assert trained.finished
+    bad = recorder.of("bad_step")
+    assert bad
+    assert all(set(data["examples"]) <= {f"row-{number}" for number in range(24)} for data in bad)
+    dropped = [data for data in recorder.of("step") if data["grad_norm"] is None]
+    assert [data["step"] for data in dropped] == [data["step"] for data in bad]
+    assert recorder.of("finished")[0]["skipped"] == len(bad)
+
+
+def test_bad_steps_without_end_are_an_error_all_the_same(tmp_path):
+    """So many one after the other are no accident."""
+    settings = {"learning_rate": 1e30, "clip_norm": 0.0, "warmup": 0.0, "max_steps": 40, "on_bad_step": "skip"}
+    with pytest.raises(ModelwrightError, match=rf"it is the {MOST_IN_A_ROW}th such step one after the other"):
+        run(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("recent", "loss", "bad"),
+    [
+        ((1.0,) * WINDOW, 2.9, None),
+        ((1.0,) * WINDOW, 3.1, "the loss is 3.1000, 3.1 times the usual 1.0000"),
+        ((1.0,) * (WINDOW - 1), 100.0, None),
+        ((), float("nan"), "the loss is nan"),
+        ((1.0,) * WINDOW, float("inf"), "the loss is inf"),
+    ],
+)
+def test_a_spike_is_a_loss_far_above_the_median_of_the_last(tmp_path, recent, loss, bad):
+    """Before there are enough of them only what is no number is bad."""
+    job = make_job(tmp_path, Recorder(), TrainerContract().settings(loss_spike=3.0))
+    health = Health(None, job, Ranks())
+    assert health.bad_loss(loss, Progress(recent=recent)) == bad
+
+
+def test_a_spike_is_dropped_and_the_weights_are_those_of_a_training_without_it(tmp_path, monkeypatch):
+    """The spike's loss is seen before the step, and its gradient has no effect."""
+    recorder = Recorder()
+    calls = iter(range(1, 100))
+
+    def third(_self, _loss, _progress):
+        return "the loss is a spike" if next(calls) == 3 else None
+
+    monkeypatch.setattr(Health, "bad_loss", third)
+    _, trained = run(tmp_path, recorder, max_steps=4, on_bad_step="skip", learning_rate=1e-2)
+    assert trained.finished
+    assert [data["step"] for data in recorder.of("bad_step")] == [3]
+    norms = [data["grad_norm"] for data in recorder.of("step")]
+    assert norms[2] is None
+    assert all(norm > 0 for norm in (norms[0], norms[1], norms[3]))
+
+
+# Early stopping
+
+
+def test_early_stopping_ends_with_the_model_of_the_lowest_held_out_loss(tmp_path):
+    """What is held out contradicts what is trained on, so that its loss soon rises; the best is kept and exported."""
+    wrong = [(name, list(reversed(ids)), trained) for name, ids, trained in counting_rows(6)]
+    holdout = write_token_folder(tmp_path / "holdout", wrong)
+    recorder = Recorder()
+    settings = {"max_steps": 60, "checkpoint_every": 2, "keep_checkpoints": 1, "early_stopping": 3}
+    job, trained = run(tmp_path, recorder, job_changes={"holdout": holdout}, **settings)
+    measured = {data["step"]: data["loss"] for data in recorder.of("holdout")}
+    best = min(measured, key=measured.get)
+    assert trained.finished
+    assert trained.step == best + 2 * 3
+    assert trained.holdout_loss == measured[best]
+    assert recorder.of("best")[0]["best_step"] == best
+    stopped, _ = run(tmp_path / "stopped", job_changes={"holdout": holdout}, **settings | {"max_steps": 60})
+    assert weights(stopped) == weights(job)
+
+
+# Sources
+
+
+def test_the_loss_of_each_source_is_told(tmp_path):
+    """The mean over its tokens; weighted by them the sources make the whole."""
+    import pyarrow as pa
+
+    path = write_token_folder(tmp_path / "train", counting_rows(24))
+    (shard,) = path.glob("0*.arrow")
+    table = pa.ipc.open_file(shard).read_all()
+    names = ["a.jsonl" if number % 3 else "b.jsonl" for number in range(24)]
+    with pa.OSFile(str(shard), "wb") as sink:
+        table = table.append_column("source", pa.array(names))
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    recorder = Recorder()
+    run(tmp_path, recorder, max_steps=2, batch_size=24)
+    taught = {name: sum(sum(counting_rows(24)[n][2]) for n in range(24) if names[n] == name) for name in set(names)}
+    for data in recorder.of("step"):
+        assert set(data["by_source"]) == {"a.jsonl", "b.jsonl"}
+        whole = sum(data["by_source"][name] * taught[name] for name in taught) / sum(taught.values())
+        assert whole == pytest.approx(data["loss"], rel=1e-5)
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "host"),
+    [
+        ({}, 16, 0),
+        ({"low": True}, 16, 0),
+        ({"low": True, "stage": 1, "ranks": 4}, 4 + 3, 0),
+        ({"low": True, "stage": 2, "ranks": 4}, 2 + 0.5 + 3, 0),
+        ({"low": True, "stage": 3, "ranks": 4}, 4, 0),
+        ({"low": True, "stage": 3, "ranks": 4, "offload": "optimizer"}, 1, 3),
+        ({"low": True, "stage": 3, "ranks": 4, "offload": "all"}, 0.5, 3.5),
+    ],
+)
+def test_memory_is_predicted_as_zeros_paper_counts_it(options, device, host):
+    """Bytes for each weight: 2 + 2 + 12 in mixed precision, shared out by stage."""
+    assert needs(parameters=1000, trainable=1000, **options) == Needs(
+        device=round(1000 * device), host=round(1000 * host)
+    )
+
+
+def test_an_adapter_needs_optimiser_states_for_itself_only():
+    """A frozen weight is a weight and nothing else."""
+    assert needs(parameters=1000, trainable=10) == Needs(device=4 * 1000 + 12 * 10)
+
+
+def test_memory_that_cannot_suffice_is_told_before_anything_is_made():
+    """How much is needed, how much there is, what needs less."""
+    with pytest.raises(
+        ModelwrightError, match=r"machine's memory does not suffice: .* GB in each process.*\[adapter\]"
+    ):
+        check_memory(Needs(device=free_memory() * 2), torch.device("cpu"), on_machine=1)
+    check_memory(Needs(device=1), torch.device("cpu"), on_machine=4)
