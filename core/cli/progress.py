@@ -52,9 +52,9 @@ def _part(data: Any) -> str:
 def _started(data: Any) -> str:
     where = f"{data['processes']} × {data['device']}" if data.get("processes", 1) > 1 else data["device"]
     trained = data.get("trainable", data["parameters"])
-    of_them = "" if trained == data["parameters"] else f" ({trained:,} trained)"
+    of = "" if trained == data["parameters"] else f"{trained:,} of "
     how = "".join(f", {data[key]}" for key in ("precision", "attention") if key in data)
-    return f"{data['parameters']:,} parameters{of_them} on {where}{how}, {data['steps']:,} steps"
+    return f"{of}{data['parameters']:,} parameters on {where}{how}, {data['steps']:,} steps"
 
 
 def _graded(data: Any) -> str:
