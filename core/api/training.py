@@ -44,7 +44,7 @@ class TrainSettings:
         warmup: the share of the steps in which the rate rises in a line from 0.
         weight_decay: AdamW's, on matrices only.
         clip_norm: the gradient's largest 2-norm; 0 turns clipping off.
-        precision: of the forward and backward pass; weights and optimiser states stay float32.
+        precision: of the forward and backward pass. The optimiser steps float32 weights, whatever it is.
         compile: whether `torch.compile` is used.
         checkpoint_every: optimiser steps between checkpoints.
         keep_checkpoints: how many of the newest are kept, beside the one with the lowest held-out loss.

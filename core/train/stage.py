@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, fields, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
@@ -22,7 +22,7 @@ from modelwright.core.train.report import summary, write_report
 VERSION = 1
 
 # Settings that change how the training is carried out, not what comes out of it.
-_NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes")
+_NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes", "micro_batch_size", "on_bad_step")
 
 
 @frozen
@@ -50,7 +50,7 @@ class Train:
             "prepared": run.outputs("prepare")["digest"],
             "model": model | {"base": run.base and run.base.digest},
             "max_length": run.config.data.tokens.max_length,
-            "train": {key: value for key, value in values["train"].items() if key not in _NOT_INPUTS},
+            "train": _inputs(values["train"], spec.options),
             "trainer": run.plugins.origin(spec),
             "seed": run.config.seed,
         }
@@ -113,6 +113,14 @@ def _carry_out(run: Run, launch: Launch) -> dict[str, Any]:
     except StopRequested as error:
         stuck = has_not_advanced(run.folder)
         raise (ModelwrightError(stuck) if stuck else error) from error
+
+
+def _inputs(settings: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
+    """What of `[train]` changes the result beyond rounding; a trainer's options say so of themselves."""
+    inputs = {key: value for key, value in settings.items() if key not in _NOT_INPUTS}
+    how = {field.name for field in fields(options) if field.metadata.get("changes_result") is False}
+    inputs["options"] = {key: value for key, value in inputs.get("options", {}).items() if key not in how}
+    return inputs
 
 
 def _read_order(folder: Path) -> dict[str, Any] | None:

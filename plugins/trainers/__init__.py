@@ -9,6 +9,10 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api import TrainerSpec, hookimpl
 
+# Options that change how much memory and time a training takes, and its result by rounding only: a run that was stopped
+# goes on with other values.
+_HOW = {"changes_result": False}
+
 
 @frozen(kw_only=True)
 class LocalOptions:
@@ -21,8 +25,8 @@ class LocalOptions:
             about a third more time.
     """
 
-    micro_batch_tokens: int = field(default=8192, validator=validators.gt(0))
-    gradient_checkpointing: bool = False
+    micro_batch_tokens: int = field(default=8192, validator=validators.gt(0), metadata=_HOW)
+    gradient_checkpointing: bool = field(default=False, metadata=_HOW)
 
 
 # What the run file says in other places, by DeepSpeed's name for it.
@@ -40,6 +44,10 @@ _ELSEWHERE = {
     "zero_optimization.offload_optimizer.device": "offload in [train.options]",
     "zero_optimization.offload_param.device": "offload in [train.options]",
     "checkpoint.load_universal": "nothing: a checkpoint of another number of processes is taken over by itself",
+    "zero_optimization.compute_grad_norm": "nothing: the norm tells whether a step is good",
+    "tensor_parallel": "nothing: each process has data of its own here",
+    "sequence_parallel_size": "nothing: each process has data of its own here",
+    "pipeline": "nothing: each process has data of its own here",
 }
 
 
@@ -59,9 +67,9 @@ class DeepSpeedOptions:
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 2
-    offload: Literal["none", "optimizer", "all"] = "none"
-    micro_batch_tokens: int = field(default=8192, validator=validators.gt(0))
-    gradient_checkpointing: bool = False
+    offload: Literal["none", "optimizer", "all"] = field(default="none", metadata=_HOW)
+    micro_batch_tokens: int = field(default=8192, validator=validators.gt(0), metadata=_HOW)
+    gradient_checkpointing: bool = field(default=False, metadata=_HOW)
     config: Mapping[str, Any] = field(factory=dict)
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ class Progress:
 
     def measured(self, loss: float) -> Progress:
         """The same after the held-out data were measured."""
-        if self.best_holdout_loss is None or loss < self.best_holdout_loss:
+        if math.isfinite(loss) and (self.best_holdout_loss is None or loss < self.best_holdout_loss):
             return evolve(self, holdout_loss=loss, best_step=self.step, best_holdout_loss=loss, without_better=0)
         return evolve(self, holdout_loss=loss, without_better=self.without_better + 1)
 

@@ -55,6 +55,7 @@ class DeepSpeedTrainer:
                 job,
                 ranks,
                 strategy,
+                device=device,
                 micro_batch_tokens=self.options.micro_batch_tokens,
                 recompute=self.options.gradient_checkpointing,
             )
@@ -81,34 +82,32 @@ class Zero:
         self.layout: dict[str, Any] = {"strategy": "zero", "stage": options.zero_stage, "ranks": ranks.size}
         self._options = options
         self._clip_norm = job.settings.clip_norm
-        self._reshaped = newest is not None and self._is_reshaped(newest)
+        if newest is not None:
+            self._check_layout(newest.path, newest.layout)
         self._check_memory(model)
         if job.settings.compile:
             model.base_model.compile()
         optimizer = torch.optim.AdamW(
             decay_groups(model, job.settings.weight_decay), lr=job.settings.learning_rate, betas=BETAS, fused=True
         )
-        config = zero_config(options, job.settings, low=precision == torch.bfloat16, reshaped=self._reshaped)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        config = zero_config(options, job.settings, low=precision == torch.bfloat16)
+        try:
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        except (AssertionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UsageError(f"[train.options] config: DeepSpeed refuses it: {said[:300]}") from error
         self.forward = self.engine
         if options.zero_stage == 0:
             # The norm must be known before the step, and without ZeRO nothing but this program looks at it.
             self.engine.enable_backward_allreduce = False
 
-    def _is_reshaped(self, checkpoint: Checkpoint) -> bool:
-        """Whether the checkpoint was written by another number of processes.
-
-        Raises:
-            UsageError: it cannot be taken over.
-        """
-        there = checkpoint.layout
+    def _check_layout(self, folder: Path, there: Mapping[str, Any]) -> None:
         if there.get("strategy") != "zero" or there["stage"] != self._options.zero_stage:
             raise UsageError(
-                f"{checkpoint.path} was written with {_named(there)}, and [train.options] says zero_stage = "
+                f"{folder} was written with {_named(there)}, and [train.options] says zero_stage = "
                 f"{self._options.zero_stage}: go on with what it was written with, or train anew with --only train "
                 "--fresh"
             )
-        return self._options.zero_stage > 0 and there["ranks"] != self.ranks.size
 
     def _check_memory(self, model: Any) -> None:
         needed = needs(
@@ -140,7 +139,9 @@ class Zero:
 
     def _step_alone(self) -> float:
         for parameter in self.model.parameters():
-            if parameter.grad is not None and self.ranks.size > 1:
+            if parameter.requires_grad and self.ranks.size > 1:
+                if parameter.grad is None:  # experts, say, that no token of this process came to
+                    parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.ranks.size
         if self.precision == torch.bfloat16:
@@ -159,14 +160,18 @@ class Zero:
         with writing_to(folder):
             self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; what another number of processes wrote is brought into a common form first."""
-        if self._reshaped:
-            self._reshaped = False
-            with self._universal(folder) as place:
-                self._read_universal(place)
+    def load(self, folder: Path, layout: Mapping[str, Any]) -> None:
+        """Read what `save` wrote; what another number of processes wrote is brought into a common form first.
+
+        Raises:
+            UsageError: it was written with another stage of ZeRO, or by another trainer.
+        """
+        self._check_layout(folder, layout)
+        if self._options.zero_stage == 0 or layout["ranks"] == self.ranks.size:
+            self._read(folder, TAG)
             return
-        self._read(folder, TAG)
+        with self._universal(folder) as place:
+            self._read_universal(place)
 
     def _read(self, folder: Path, tag: str) -> None:
         path, _ = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
@@ -196,10 +201,13 @@ class Zero:
             shutil.rmtree(place, ignore_errors=True)
             _convert(folder / TAG, place, stage=self._options.zero_stage)
         self.ranks.wait()
-        # The engine is told at its beginning that it will read such a checkpoint, and must not expect a second one.
-        yield place
+        settings = self.engine._config  # noqa: SLF001 - there is no public switch, and the next one may be of our own
+        settings.load_universal_checkpoint = True
+        try:
+            yield place
+        finally:
+            settings.load_universal_checkpoint = False
         self.ranks.wait()
-        self.engine._config.load_universal_checkpoint = False  # noqa: SLF001 - there is no public switch
         if self.ranks.first:
             shutil.rmtree(place)
 

@@ -16,6 +16,8 @@ WINDOW = 32
 # So many bad steps one after the other are no accident any more.
 MOST_IN_A_ROW = 10
 _SHOWN = 8
+# Below such a loss, in nats, everything is known by heart, and any example that is not would be a spike.
+_LEARNT = 0.01
 
 
 class Health:
@@ -44,7 +46,7 @@ class Health:
         factor = self._job.settings.loss_spike
         if not factor or len(progress.recent) < WINDOW:
             return None
-        usual = statistics.median(progress.recent)
+        usual = max(statistics.median(progress.recent), _LEARNT)
         return (
             f"the loss is {loss:.4f}, {loss / usual:.1f} times the usual {usual:.4f}" if loss > factor * usual else None
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class LocalTrainer:
             job,
             Ranks(),
             strategy,
+            device=device,
             micro_batch_tokens=self.options.micro_batch_tokens,
             recompute=self.options.gradient_checkpointing,
         )
@@ -101,7 +103,7 @@ class SingleDevice:
                 safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
             torch.save(self._optimizer.state_dict(), file)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, layout: Mapping[str, Any]) -> None:  # noqa: ARG002 - there is but one
         """Read what `save` wrote; the pickle may hold tensors and plain values only."""
         if is_adapted(self.model):
             load_adapter_state(self.model, safetensors.torch.load_file(folder / "adapter.safetensors"))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from attrs import asdict, evolve, frozen
 
-from modelwright.core.api import Job, Trained
+from modelwright.core.api import Job, ModelwrightError, Trained
 from modelwright.plugins.trainers import schedule
 from modelwright.plugins.trainers.ahead import ahead
 from modelwright.plugins.trainers.checkpoints import (
@@ -84,8 +84,8 @@ class Strategy(Protocol):
         """Write this process's share of weights and optimiser into a checkpoint's folder."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote, also back into the strategy that wrote it."""
+    def load(self, folder: Path, layout: Mapping[str, Any]) -> None:
+        """Read what `save` wrote under a `layout`, also back into the strategy that wrote it."""
         ...
 
     def export(self, folder: Path) -> None:
@@ -207,10 +207,14 @@ class Loop:
         if self.settings.early_stopping is not None and best not in (None, progress.step):
             assert best is not None
             checkpoint = self.checkpoints.at(best)
-            if checkpoint is not None:
-                self.strategy.load(checkpoint.path)
-                progress = evolve(progress, loss=checkpoint.progress.loss, holdout_loss=progress.best_holdout_loss)
-                self.job.emit("best", {"best_step": best, "holdout_loss": progress.holdout_loss})
+            if checkpoint is None:
+                raise ModelwrightError(
+                    f"{self.checkpoints.folder}: the checkpoint of step {best}, which has the lowest held-out loss, is "
+                    "damaged or gone: take [train] early_stopping out for the last step's model, or train anew"
+                )
+            self.strategy.load(checkpoint.path, checkpoint.layout)
+            progress = evolve(progress, loss=checkpoint.progress.loss, holdout_loss=progress.best_holdout_loss)
+            self.job.emit("best", {"best_step": best, "holdout_loss": progress.holdout_loss})
         with shared_folder(self.ranks, self.job.output) as folder:
             self.strategy.export(folder)
         trained = self._trained(progress, finished=True)
@@ -237,8 +241,11 @@ class Loop:
         self.job.emit("started", facts | self.meter.facts() | self.strategy.facts())
 
     def _check_isolation(self) -> None:
+        # Every process checks the same packs: at ZeRO's stage 3 a forward pass is theirs together.
         packed = self.corpus.packed(self.corpus.sequences)[:_CHECKED_PACKS]
-        for part in self.split(self.corpus, packed):
+        for part in self.corpus.parts(
+            packed, Ranks(), size=self.settings.micro_batch_size, tokens=self._micro_batch_tokens
+        ):
             packs = [self.corpus.documents(pack) for pack in part.sequences.tolist()]
             check_isolation(self.strategy, self.logits, packs)
 
@@ -248,7 +255,7 @@ class Loop:
                 # An earlier attempt left events and nothing to go on from: readers drop what it said.
                 self.job.emit("resumed", {"step": 0})
             return Progress()
-        self.strategy.load(newest.path)
+        self.strategy.load(newest.path, newest.layout)
         self.job.emit("resumed", {"step": newest.progress.step})
         return newest.progress
 

@@ -107,4 +107,13 @@ def _limits() -> Iterator[int]:
         if (root / limit).is_file() and (root / used).is_file():
             text = (root / limit).read_text().strip()
             if text != "max":
-                yield max(0, int(text) - int((root / used).read_text()))
+                yield max(0, int(text) - int((root / used).read_text()) + _reclaimable((root / used).parent))
+
+
+def _reclaimable(group: Path) -> int:
+    """What a control group counts as used and gives back when asked: files that were read, in bytes."""
+    facts = group / "memory.stat"
+    if not facts.is_file():
+        return 0
+    names = ("inactive_file ", "total_inactive_file ")
+    return sum(int(line.split()[1]) for line in facts.open() if line.startswith(names))

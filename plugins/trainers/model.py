@@ -47,7 +47,7 @@ def attention_for(asked: str, *, on_gpu: bool, packed: bool, flash: bool) -> str
     return "flex_attention" if on_gpu and packed else None
 
 
-def load_model(job: Job, *, on_gpu: bool = False, packed: bool = False) -> Any:
+def load_model(job: Job, *, on_gpu: bool = False, packed: bool = False, low: bool = False) -> Any:
     """The job's model, float32, on the CPU.
 
     Raises:
@@ -58,7 +58,8 @@ def load_model(job: Job, *, on_gpu: bool = False, packed: bool = False) -> Any:
     if not (job.model / "config.json").is_file():
         raise UsageError(f"{job.model}: expected a model in Hugging Face layout, and there is no config.json")
     settings: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": job.trust_remote_code}
-    flash = importlib.util.find_spec("flash_attn") is not None
+    # Its kernels take 16-bit numbers only.
+    flash = low and importlib.util.find_spec("flash_attn") is not None
     attention = attention_for(job.attention, on_gpu=on_gpu, packed=packed, flash=flash)
     if attention is not None:
         settings["attn_implementation"] = attention

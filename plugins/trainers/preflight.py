@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _LARGEST_TRIED = 8e9
 # How far two computations of one loss may be apart, relative: on a GPU sums have no fixed order.
 _SAME = 1e-3
-# Bytes of a trained weight in a checkpoint: itself and AdamW's two moments, in float32.
-_IN_CHECKPOINT = 12
+# Bytes of a trained weight in a checkpoint at most: itself, ZeRO's copy of it, and AdamW's two moments, in float32.
+_IN_CHECKPOINT = 16
 
 
 def preflight(loop: Loop) -> None:
@@ -46,7 +46,7 @@ def preflight(loop: Loop) -> None:
         if loop.holdout is not None and len(loop.holdout.sequences):
             loop.mean_loss(loop.holdout, loop.holdout.longest_sequences(1))
         if folder is not None:
-            loop.strategy.load(folder)
+            loop.strategy.load(folder, loop.strategy.layout)
             after = loop.mean_loss(loop.corpus, longest[:1])
             if not math.isclose(before, after, rel_tol=_SAME) and math.isfinite(before):
                 raise ModelwrightError(
@@ -57,7 +57,8 @@ def preflight(loop: Loop) -> None:
 
 
 def _check_disk(loop: Loop, size: int) -> None:
-    needed = size * (1 + loop.settings.keep_checkpoints)
+    # Those that are kept, the one being written, and the one with the lowest held-out loss.
+    needed = size * (loop.settings.keep_checkpoints + 1 + (loop.holdout is not None))
     free = shutil.disk_usage(loop.job.folder).free
     if needed > free:
         raise ModelwrightError(

@@ -23,13 +23,16 @@ BETAS = (0.9, 0.95)
 MakeStrategy = Callable[[Any, Checkpoint | None], Strategy]
 
 
-def train(job: Job, ranks: Ranks, make: MakeStrategy, *, micro_batch_tokens: int, recompute: bool) -> Trained:
+def train(
+    job: Job, ranks: Ranks, make: MakeStrategy, *, device: torch.device, micro_batch_tokens: int, recompute: bool
+) -> Trained:
     """Train until the job is done or asked to stop; go on from a checkpoint where there is one.
 
     Args:
         job: what to train.
         ranks: the processes that train together; each of them calls this.
         make: makes the strategy.
+        device: that it computes on.
         micro_batch_tokens: the most tokens of a micro-batch where the settings give no size.
         recompute: whether activations are computed again in the backward pass.
 
@@ -49,7 +52,8 @@ def train(job: Job, ranks: Ranks, make: MakeStrategy, *, micro_batch_tokens: int
     checkpoints = Checkpoints(job, ranks)
     newest = checkpoints.newest()
     packed = bool(len(corpus.packed(corpus.sequences)))
-    model = load_model(job, on_gpu=torch.cuda.is_available(), packed=packed)
+    low = device.type != "cpu" and precision_of(job.settings.precision, device) == torch.bfloat16
+    model = load_model(job, on_gpu=device.type != "cpu", packed=packed, low=low)
     adapt(model, job)
     for tokens in (corpus, holdout):
         if tokens is not None:

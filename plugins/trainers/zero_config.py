@@ -9,14 +9,13 @@ from modelwright.core.api import TrainSettings, UsageError
 from modelwright.plugins.trainers import DeepSpeedOptions
 
 
-def zero_config(options: DeepSpeedOptions, settings: TrainSettings, *, low: bool, reshaped: bool) -> dict[str, Any]:
+def zero_config(options: DeepSpeedOptions, settings: TrainSettings, *, low: bool) -> dict[str, Any]:
     """The configuration that `deepspeed.initialize` takes.
 
     Args:
         options: of the trainer.
         settings: the `[train]` table.
         low: whether the weights are bfloat16.
-        reshaped: whether a checkpoint of another number of processes will be read.
 
     Raises:
         UsageError: the options contradict one another, or `config` says what has a place of its own.
@@ -44,7 +43,6 @@ def zero_config(options: DeepSpeedOptions, settings: TrainSettings, *, low: bool
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": low},
-        "checkpoint": {"load_universal": reshaped},
         "steps_per_print": None,
     }
     return _merged(ours, options.config)

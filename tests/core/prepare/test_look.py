@@ -38,7 +38,7 @@ def prepared(folder, examples, *, kind="bpe", held_out=lambda _: False) -> Rende
         for each in examples:
             if held_out(each) == wanted:
                 for rendered in renderer.train(each):
-                    writer.add(each.id, rendered)
+                    writer.add(each.id, rendered, "")
         writer.write(folder / split / "00000.arrow")
     return renderer
 
