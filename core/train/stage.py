@@ -24,6 +24,9 @@ VERSION = 1
 # Settings that change how the training is carried out, not what comes out of it.
 _NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes", "micro_batch_size", "on_bad_step")
 
+# A batch of so many sequences may be larger than the data: with the usual sizes the tiniest data are repeated.
+_USUAL_BATCH = 1024
+
 
 @frozen
 class Train:
@@ -134,6 +137,6 @@ def _read_order(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_batch(size: int, count: int, kind: str) -> None:
-    if size > count:
+    if size > max(count, _USUAL_BATCH):
         there_are = f"there is 1 {kind}" if count == 1 else f"there are {count} {kind}s"
         raise UsageError(f"[train] batch_size is {size}, and {there_are} to train on: set it to {count} or less")
