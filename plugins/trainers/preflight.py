@@ -63,9 +63,13 @@ def _check_disk(loop: Loop, size: int) -> None:
     if needed > free:
         raise ModelwrightError(
             f"{loop.job.folder}: {loop.settings.keep_checkpoints} checkpoints and the one being written take "
-            f"{needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on the disk: free some, lower keep_checkpoints "
-            "in [train], or set MODELWRIGHT_HOME to a folder on another one"
+            f"{_bytes(needed)}, and {_bytes(free)} are free on the disk: free some, lower keep_checkpoints in [train], "
+            "or set MODELWRIGHT_HOME to a folder on another one"
         )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @contextlib.contextmanager

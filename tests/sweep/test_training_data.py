@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -252,6 +253,18 @@ def test_a_disk_that_is_full_while_preparing_is_one_line(run_file, modelwright, 
 FULL = "No space left on device"
 
 
+def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, modelwright, tmp_path, monkeypatch):
+    """How much there must be, and how much there is."""
+    with _mounted(tmp_path / "disk", "-o", "size=700k") as disk:
+        monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
+        refused = _refused(modelwright("run", run_file(), "--set", "model.scratch.hidden_size=96"))
+    assert re.fullmatch(
+        rf"error: {disk}/runs/sweep/train: 2 checkpoints and the one being written take [\d.]+ MB, and 0.\d MB are "
+        r"free on the disk: free some, lower keep_checkpoints in \[train\], or set MODELWRIGHT_HOME to a folder on another one",
+        refused,
+    )
+
+
 @pytest.mark.parametrize(
     ("size", "line"),
     [
@@ -269,6 +282,8 @@ def test_a_disk_that_is_full_while_training_is_one_line(run_file, modelwright, t
     """At whatever file it is met; with room, the same command goes on and registers the model."""
     path = run_file()
     more = ("--set", "model.scratch.hidden_size=96", "--set", "train.checkpoint_every=1")
+    # The preflight would see it coming.
+    more = (*more, "--set", "train.preflight=false")
     with _mounted(tmp_path / "disk", "-o", f"size={size}k") as disk:
         monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
         refused = _refused(modelwright("run", path, *more))
