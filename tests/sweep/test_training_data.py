@@ -260,7 +260,8 @@ def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, model
         refused = _refused(modelwright("run", run_file(), "--set", "model.scratch.hidden_size=96"))
     assert re.fullmatch(
         rf"error: {disk}/runs/sweep/train: 2 checkpoints and the one being written take [\d.]+ MB, and 0.\d MB are "
-        r"free on the disk: free some, lower keep_checkpoints in \[train\], or set MODELWRIGHT_HOME to a folder on another one",
+        r"free on the disk: free some, lower keep_checkpoints in \[train\], or set MODELWRIGHT_HOME to a folder on "
+        r"another one",
         refused,
     )
 
