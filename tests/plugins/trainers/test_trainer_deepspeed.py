@@ -229,3 +229,19 @@ def test_settings_that_deepspeed_refuses_are_one_line(tmp_path):
     options = DeepSpeedOptions(config={"zero_optimization": {"reduce_bucket_size": "many"}})
     with pytest.raises(ModelwrightError, match=r"\[train.options\] config: DeepSpeed refuses it: .*reduce_bucket_size"):
         zero(tmp_path, 2, options=options)
+
+
+def test_a_lost_connection_is_told_as_another_process_that_is_gone(monkeypatch):
+    """The network library's own words name a socket."""
+    from modelwright.plugins.trainers import deepspeed
+
+    monkeypatch.setattr(deepspeed, "_PATIENCE", 0.0)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ModelwrightError, match=r"process 0 of 2 lost another one, which was killed .* the same command"),
+        deepspeed._losing_others(),
+    ):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
+    with pytest.raises(RuntimeError, match="another mistake"), deepspeed._losing_others():
+        raise RuntimeError("another mistake")
