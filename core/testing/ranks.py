@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from attrs import evolve
@@ -24,7 +24,14 @@ _SLOW_TO_IMPORT = ("transformers.models.llama.modeling_llama", "deepspeed.runtim
 
 
 def train_in_ranks(
-    spec: TrainerSpec, options: Any, job: Job, recorder: Recorder, *, size: int, stop_after: int | None = None
+    spec: TrainerSpec,
+    options: Any,
+    job: Job,
+    recorder: Recorder,
+    *,
+    size: int,
+    stop_after: int | None = None,
+    kill_after: int | None = None,
 ) -> Trained:
     """Do a job in processes that find RANK, WORLD_SIZE and their like in their environment, as a launcher sets them.
 
@@ -37,11 +44,13 @@ def train_in_ranks(
         recorder: hears the first process's events when all have ended.
         size: how many processes.
         stop_after: as `Recorder.stop_after`.
+        kill_after: the step after whose event all processes are ended by SIGKILL.
 
     Returns:
         What the first process returned.
 
     Raises:
+        InterruptedError: they were killed.
         Exception: what the first process to fail raised; the others are killed.
     """
     environment = {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
@@ -50,17 +59,16 @@ def train_in_ranks(
     context = _context(spec.factory.partition(":")[0])
     with ExitStack() as stack:
         ends: list[Connection] = []
-        processes: list[BaseProcess] = []
         for rank in range(size):
             here, there = context.Pipe(duplex=False)
             variables = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            process = context.Process(target=_rank, args=(there, variables, spec, options, bare, stop_after))
+            kill = kill_after if rank == 0 else None
+            process = context.Process(target=_rank, args=(there, variables, spec, options, bare, stop_after, kill))
             process.start()
             there.close()
             stack.callback(process.join)
             stack.callback(process.kill)
             ends.append(here)
-            processes.append(process)
         return _outcome(ends, recorder)
 
 
@@ -73,7 +81,13 @@ def _context(module: str) -> Any:
 
 
 def _rank(
-    end: Connection, variables: Mapping[str, str], spec: TrainerSpec, options: Any, job: Job, stop_after: int | None
+    end: Connection,
+    variables: Mapping[str, str],
+    spec: TrainerSpec,
+    options: Any,
+    job: Job,
+    stop_after: int | None,
+    kill_after: int | None,
 ) -> None:
     os.environ |= variables
     import torch
@@ -81,7 +95,14 @@ def _rank(
     torch.set_num_threads(1)
     recorder = Recorder(stop_after=stop_after)
     first = variables["RANK"] == "0"
-    emit = recorder.emit if first else _unheard
+
+    def emit(kind: str, data: Mapping[str, Any]) -> None:
+        if first:
+            recorder.emit(kind, data)
+        if kind == "step" and data["step"] == kill_after:
+            end.send((None, recorder.events, InterruptedError(f"killed after step {kill_after}")))
+            os.kill(os.getpid(), signal.SIGKILL)
+
     try:
         trained = spec.create(options).train(evolve(job, emit=emit, stopping=recorder.stopping))
         end.send((trained, recorder.events, None))

@@ -1,5 +1,7 @@
 """Real processes on CPUs, that share out a training by ZeRO; every test here starts them."""
 
+import contextlib
+
 import pytest
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
@@ -82,6 +84,28 @@ def test_two_processes_learn_what_one_does_and_resume_to_the_same_bytes(tmp_path
     again, finished, second = zero(tmp_path / "stopped", stage)
     assert finished.finished
     assert first | second == losses
+    assert weights(again) == weights(job)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "float32"), (3, "bfloat16")]
+)
+def test_processes_that_were_killed_twice_end_with_the_same_bytes(tmp_path, stage, precision):
+    """By SIGKILL, all of them, between two checkpoints; the losses are the same too, dropout included."""
+    for name in ("through", "killed"):
+        base(tmp_path / name, dropout=0.3)
+    options, settings = DeepSpeedOptions(zero_stage=stage), make_settings(precision=precision)
+    job, _, losses = zero(tmp_path / "through", stage, precision=precision)
+    seen = {}
+    for kill_after in (4, 7, None):
+        recorder = Recorder()
+        again = make_job(tmp_path / "killed", recorder, settings)
+        with pytest.raises(InterruptedError) if kill_after else contextlib.nullcontext():
+            train_in_ranks(ZERO, options, again, recorder, size=2, kill_after=kill_after)
+        seen |= {data["step"]: data["loss"] for data in recorder.of("step")}
+        if kill_after != 4:
+            assert recorder.of("resumed") == [{"step": 3 if kill_after else 6}]
+    assert seen == losses
     assert weights(again) == weights(job)
 
 
