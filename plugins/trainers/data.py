@@ -18,6 +18,7 @@ from attrs import asdict, frozen
 from numpy.typing import NDArray
 
 from modelwright.core.api import Job, TokenFolder, TokenRow, TrainSettings
+from modelwright.plugins.trainers.ahead import Ahead
 from modelwright.plugins.trainers.ranks import Ranks
 
 # Numbers of sequences: of packs where the folder has them, else of rows.
@@ -231,6 +232,7 @@ class Corpus:
         self.largest_token = self._folder.largest_token()
         self.sources = self._folder.sources()
         self._source_numbers = {name: number for number, name in enumerate(self.sources)}
+        self._ahead: Ahead[Part, MicroBatch] = Ahead(lambda part: self.read(part.sequences))
 
     def packed(self, sequences: Numbers) -> Numbers:
         """Those of these sequences that hold several documents."""
@@ -259,6 +261,10 @@ class Corpus:
         packs = self._folder.packs
         rows = [sequence] if packs is None else packs[sequence].tolist()
         return [self._folder[row] for row in rows if self._taught[row]]
+
+    def batches(self, parts: Sequence[Part], after: Part | None = None) -> Iterator[tuple[Part, MicroBatch]]:
+        """Read micro-batches, each while the one before is used; `after` is the first one of the next call."""
+        return zip(parts, self._ahead.each(parts, after), strict=True)
 
     def read(self, sequences: Numbers) -> MicroBatch:
         """Read a micro-batch."""

@@ -26,7 +26,6 @@ from attrs import asdict, evolve, frozen
 
 from modelwright.core.api import Job, ModelwrightError, Trained
 from modelwright.plugins.trainers import schedule
-from modelwright.plugins.trainers.ahead import ahead
 from modelwright.plugins.trainers.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -159,6 +158,7 @@ class Loop:
         length = corpus.tokens / max(1, corpus.examples)
         self.meter = Meter(strategy.model, strategy.device, strategy.precision, length=length, ranks=self.ranks)
         self._micro_batch_tokens = micro_batch_tokens
+        self._planned: dict[int, list[Part]] = {}
 
     def run(self, newest: Checkpoint | None) -> Trained:
         """Train to the end, or until someone asks to stop; then a checkpoint of the last whole step is left.
@@ -285,11 +285,12 @@ class Loop:
         torch.manual_seed(_step_seed(self.job.seed, step, self.ranks.rank))
         sequences = self.plan.sequences(step)
         supervised = self.corpus.supervised(sequences)
-        parts = self.split(self.corpus, sequences)
+        parts = self._parts(step)
+        following = self._parts(step + 1)[0] if step < self.plan.steps else None
         summed: list[torch.Tensor] = []
         tokens, names = 0, self.corpus.sources if len(self.corpus.sources) > 1 else []
         sources = torch.zeros(2, len(names), device=self.strategy.device)  # losses, and how many they are of
-        for part, batch in self._batches(self.corpus, parts):
+        for part, batch in self._batches(self.corpus, parts, following):
             # A large batch on a slow machine takes hours, and whoever asks waits for minutes.
             if self.ranks.any(self.job.stopping()):
                 return None
@@ -344,8 +345,17 @@ class Loop:
         """What this process takes of these sequences, pass after pass."""
         return corpus.parts(sequences, self.ranks, size=self.settings.micro_batch_size, tokens=self._micro_batch_tokens)
 
-    def _batches(self, corpus: Corpus, parts: Sequence[Part]) -> Iterator[tuple[Part, MicroBatch]]:
-        for part, batch in zip(parts, ahead(lambda part: corpus.read(part.sequences), parts), strict=True):
+    def _parts(self, step: int) -> list[Part]:
+        """What this process takes of a step; the next one's is asked for before its time, to be read ahead."""
+        if step not in self._planned:
+            self._planned = {planned: parts for planned, parts in self._planned.items() if planned == step - 1}
+            self._planned[step] = self.split(self.corpus, self.plan.sequences(step))
+        return self._planned[step]
+
+    def _batches(
+        self, corpus: Corpus, parts: Sequence[Part], following: Part | None = None
+    ) -> Iterator[tuple[Part, MicroBatch]]:
+        for part, batch in corpus.batches(parts, following):
             yield part, batch.to(self.strategy.device)
 
     def rehearse(self, sequences: Numbers, *, stepping: bool) -> None:
