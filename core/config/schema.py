@@ -356,6 +356,8 @@ class RunConfig:
         if self.adapter is not None and self.model.scratch is not None:
             message = "needs a model that has learnt something: give [model] base instead of [model.scratch]"
             yield "adapter", message
+        if self.train.early_stopping is not None and not self.data.holdout.fraction:
+            yield "train.early_stopping", "there is nothing held out to measure: set fraction in [data.holdout]"
         if self.data.quality.decontaminate and not self.evaluate:
             message = "there is no [[evaluate]] to compare with: name files instead, by decontaminate_against"
             yield "data.quality.decontaminate", message

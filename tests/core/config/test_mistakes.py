@@ -119,6 +119,7 @@ def test_more_passes_than_can_be_counted_are_refused(mistakes, minimal):
         ('[adapter]\ntargets = ["q", 1]', "run.toml:10 [adapter] targets.1: must be a string, not 1"),
         ("[adapter]\ntargets = 1", "run.toml:10 [adapter] targets: must be a string or an array, not 1"),
         ("[data.quality]\ndecontaminate = true", "decontaminate: there is no [[evaluate]] to compare with: name files"),
+        ("early_stopping = 2", "run.toml:9 [train] early_stopping: there is nothing held out to measure: set"),
         ("[data.quality]\ndeduplicate = 0", 'deduplicate: must be "exact", "near" or false, not 0'),
         ("[registry]\ntags = { a = 1 }", "run.toml:10 [registry.tags] a: must be a string, not 1"),
         ('[registry]\npromote = { alias = "7" }', "run.toml:10 [registry.promote] alias: must be a lower-case letter"),
