@@ -153,6 +153,18 @@ def test_what_is_offloaded_learns_the_same(tmp_path, alone, stage, offload):
     assert losses == pytest.approx(alone[1], abs=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"vocabulary": 19}, {"adapter": AdapterSettings(rank=4)}])
+def test_weights_that_are_shared_out_as_they_are_read_learn_the_same(tmp_path, changes):
+    """At stage 3; also where embeddings have to grow, for which every process reads them whole."""
+    for name in ("one", "two"):
+        base(tmp_path / name, weights=True)
+    recorder = Recorder()
+    one = make_job(tmp_path / "one", recorder, make_settings(), **changes)
+    LOCAL.create().train(one)
+    _, _, losses = zero(tmp_path / "two", 3, changes=changes)
+    assert losses == pytest.approx({data["step"]: data["loss"] for data in recorder.of("step")}, abs=1e-4)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_an_adapter_is_trained_resumed_and_exported(tmp_path, stage):
     """LoRA with dropout: two processes export an adapter, and one that was stopped the same bytes."""
