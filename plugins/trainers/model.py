@@ -132,7 +132,7 @@ def _reason(error: Exception) -> str:
     # transformers' configs check themselves by a class whose cause says what is wrong.
     if type(error).__name__.startswith("StrictDataclass") and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    text = " ".join(str(error).split()).removesuffix(".")
+    text = " ".join(str(error).split()).partition(" You may consider")[0].removesuffix(".")
     # Of a KeyError and its like the text alone says nothing.
     if not text or isinstance(error, LookupError | ArithmeticError | AttributeError):
         text = f"{type(error).__name__}: {text}"
