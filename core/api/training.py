@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
+from modelwright.core.api.errors import UsageError
+
 _positive: Any = validators.gt(0)
+# Sequences in a step where nobody says how many.
+_USUAL_BATCH = 32
 
 
 def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto"]) -> None:
@@ -36,7 +40,8 @@ class TrainSettings:
         processes: how many on one machine; "auto" is one for each GPU.
         epochs: passes over the data; exactly one of `epochs` and `max_steps` is given.
         max_steps: optimiser steps.
-        batch_size: sequences in one optimiser step, over all processes; a pack is one sequence.
+        batch_size: sequences in one optimiser step, over all processes; a pack is one sequence. The default is all of
+            them where there are fewer.
         micro_batch_size: sequences in one process and forward pass, a pack again being one; None lets the trainer
             choose.
         learning_rate: the peak of the schedule.
@@ -62,7 +67,7 @@ class TrainSettings:
     processes: int | Literal["auto"] = field(default=1, validator=_auto_or_positive)
     epochs: float | None = field(default=None, validator=validators.optional(_passes))
     max_steps: int | None = field(default=None, validator=validators.optional(_positive))
-    batch_size: int = field(default=32, validator=_positive)
+    batch_size: int = field(default=_USUAL_BATCH, validator=_positive)
     micro_batch_size: int | None = field(default=None, validator=validators.optional(_positive))
     learning_rate: float = field(default=1e-4, validator=_positive)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -83,6 +88,20 @@ class TrainSettings:
         """What is wrong between fields, as (key, message)."""
         if (self.epochs is None) == (self.max_steps is None):
             yield "max_steps", "exactly one of epochs and max_steps must be given"
+
+    def sequences_in_a_step(self, there_are: int) -> int:
+        """The batch size, of so many sequences.
+
+        Raises:
+            UsageError: a larger one is asked for.
+        """
+        if self.batch_size > there_are and self.batch_size != _USUAL_BATCH:
+            counted = "is 1 sequence" if there_are == 1 else f"are {there_are} sequences"
+            raise UsageError(
+                f"[train] batch_size is {self.batch_size}, and there {counted} to train on: set it to {there_are} or "
+                "less, or leave it out"
+            )
+        return min(self.batch_size, there_are)
 
 
 @frozen(kw_only=True)

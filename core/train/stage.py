@@ -10,7 +10,7 @@ from attrs import asdict, fields, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
-from modelwright.core.api.errors import ModelwrightError, StopRequested, UsageError
+from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
 from modelwright.core.processes import WorkerDiedError, run_worker
@@ -23,9 +23,6 @@ VERSION = 1
 
 # Settings that change how the training is carried out, not what comes out of it.
 _NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes", "micro_batch_size", "on_bad_step")
-
-# A batch of so many sequences may be larger than the data: with the usual sizes the tiniest data are repeated.
-_USUAL_BATCH = 1024
 
 
 @frozen
@@ -80,7 +77,7 @@ class Train:
         """
         prepared = run.outputs("prepare")
         packs = prepared["packs"]
-        _check_batch(run.config.train.batch_size, *((packs["packs"], "pack") if packs else (prepared["rows"], "row")))
+        run.config.train.sequences_in_a_step(packs["packs"] if packs else prepared["rows"])
         folder = run.folder.stage(self.name)
         order = _read_order(folder)
         if order is None or order["fingerprint"] != fingerprint:
@@ -134,9 +131,3 @@ def _read_order(folder: Path) -> dict[str, Any] | None:
     """
     remedy = "whose checkpoints are beside it is not known; train anew with --only train --fresh"
     return files.read_state(folder / "order.json", {"fingerprint": str}, remedy=remedy)
-
-
-def _check_batch(size: int, count: int, kind: str) -> None:
-    if size > max(count, _USUAL_BATCH):
-        there_are = f"there is 1 {kind}" if count == 1 else f"there are {count} {kind}s"
-        raise UsageError(f"[train] batch_size is {size}, and {there_are} to train on: set it to {count} or less")

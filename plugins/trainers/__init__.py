@@ -66,7 +66,7 @@ class DeepSpeedOptions:
         config: any other setting of DeepSpeed, as in its JSON configuration.
     """
 
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2, 3] = field(default=2, metadata=_HOW)
     offload: Literal["none", "optimizer", "all"] = field(default="none", metadata=_HOW)
     micro_batch_tokens: int = field(default=8192, validator=validators.gt(0), metadata=_HOW)
     gradient_checkpointing: bool = field(default=False, metadata=_HOW)

@@ -282,20 +282,24 @@ class Plan:
     Attributes:
         count: sequences in all steps together.
         steps: optimiser steps.
+        batch_size: sequences in each of them but the last, which has what is left.
+
+    Raises:
+        UsageError: a step is to have more sequences than there are.
     """
 
     def __init__(self, corpus: Corpus, settings: TrainSettings, *, seed: int) -> None:
         self._sequences = corpus.sequences
-        self._batch_size = settings.batch_size
+        self.batch_size = settings.sequences_in_a_step(len(corpus.sequences))
         if settings.max_steps is not None:
-            self.count = settings.max_steps * settings.batch_size
+            self.count = settings.max_steps * self.batch_size
         else:
             assert settings.epochs is not None
             self.count = max(1, round(settings.epochs * len(corpus.sequences)))
-        self.steps = -(-self.count // settings.batch_size)
+        self.steps = -(-self.count // self.batch_size)
         self._order = SequenceOrder(len(corpus.sequences), seed)
 
     def sequences(self, step: int) -> Numbers:
         """The numbers of the sequences of optimiser step `step` (1 to `steps`)."""
-        start = (step - 1) * self._batch_size
-        return self._sequences[self._order.take(start, min(self._batch_size, self.count - start))]
+        start = (step - 1) * self.batch_size
+        return self._sequences[self._order.take(start, min(self.batch_size, self.count - start))]

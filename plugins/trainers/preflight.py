@@ -34,7 +34,7 @@ def preflight(loop: Loop) -> None:
     began = time.perf_counter()
     size = _IN_CHECKPOINT * loop.meter.size.trainable
     _check_disk(loop, size)
-    longest = loop.corpus.longest_sequences(2 * loop.settings.batch_size)
+    longest = loop.corpus.longest_sequences(2 * loop.plan.batch_size)
     with contextlib.ExitStack() as stack:
         folder, before = None, math.nan
         if size <= _LARGEST_TRIED:

@@ -32,7 +32,6 @@ path = "rows.jsonl"
 max_length = 64
 [train]
 max_steps = 2
-batch_size = 8
 """
 ROWS = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(3)]
 
@@ -76,42 +75,37 @@ def test_one_row_is_enough_to_train_register_and_evaluate(run_file, modelwright,
     assert _report(home, "evaluate")["metrics"]["one"]["exact_match"]["n"] == 1
 
 
-def test_fewer_rows_than_a_batch_are_one_step(run_file, modelwright, home):
-    """Not none: two epochs of three rows, and a batch of eight."""
+def test_fewer_rows_than_the_usual_batch_are_a_step(run_file, modelwright, home):
+    """Two epochs of three rows are two steps: who names no size wants what there is."""
     path = run_file()
     path.write_text(path.read_text().replace("max_steps = 2", "epochs = 2"))
     assert modelwright("prepare", path).returncode == 0
     done = modelwright("train", path)
     assert done.returncode == 0, done.stderr
-    assert _report(home, "train")["training"]["steps"] == 1
+    assert _report(home, "train")["training"]["steps"] == 2
 
 
-@pytest.mark.parametrize("size", [1025, 10**12])
+@pytest.mark.parametrize("size", [4, 10**12])
 @pytest.mark.parametrize("length", ["max_steps", "epochs"])
-def test_a_batch_far_larger_than_the_data_is_refused_before_the_first_step(run_file, modelwright, home, size, length):
+def test_a_batch_larger_than_the_data_is_refused_before_the_first_step(run_file, modelwright, home, size, length):
     """Both numbers are said; nothing of it is begun, and a size that fits goes on from what is prepared."""
     path = run_file()
     path.write_text(path.read_text().replace("max_steps = 2", f"{length} = 2"))
     refused = _refused(modelwright("run", path, "--set", f"train.batch_size={size}"), code=2)
-    assert refused == f"error: [train] batch_size is {size}, and there are 3 rows to train on: set it to 3 or less"
+    there_are = "there are 3 sequences to train on: set it to 3 or less, or leave it out"
+    assert refused == f"error: [train] batch_size is {size}, and {there_are}"
     assert not (home / "runs" / "sweep" / "train").exists()
     assert modelwright("run", path, "--set", "train.batch_size=3").returncode == 0
     if length == "max_steps":
         one = run_file(ROWS[:1])
         refused = _refused(modelwright("run", one, "--set", f"train.batch_size={size}"), code=2)
-        assert refused == f"error: [train] batch_size is {size}, and there is 1 row to train on: set it to 1 or less"
-
-
-def test_a_batch_that_is_large_as_batches_go_repeats_little_data(run_file, modelwright, home):
-    """A size that suits other data need not be changed to try a few rows."""
-    done = modelwright("run", run_file(), "--set", "train.batch_size=1024")
-    assert done.returncode == 0, done.stderr
-    assert _report(home, "train")["training"]["steps"] == 2
+        there_is = "there is 1 sequence to train on: set it to 1 or less, or leave it out"
+        assert refused == f"error: [train] batch_size is {size}, and {there_is}"
 
 
 def test_a_stop_request_does_not_wait_for_the_end_of_a_long_step(run_file, home, tmp_path, modelwright):
     """The run leaves with the last whole step, here none, and the same command goes on."""
-    path = run_file()
+    path = run_file([{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(1000)])
     long = {"train.batch_size": 1000, "train.micro_batch_size": 1, "model.scratch.hidden_size": 256}
     more = [part for key, value in long.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "modelwright.core", "run", str(path), *more]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelwright.core.api import TokenFolder, TokenRow, TrainSettings
+from modelwright.core.api import TokenFolder, TokenRow, TrainSettings, UsageError
 from modelwright.core.testing.trainer import counting_rows, write_token_folder
 from modelwright.plugins.trainers.data import Corpus, Plan, SequenceOrder, collate, micro_batches
 from modelwright.plugins.trainers.ranks import Ranks
@@ -123,13 +123,23 @@ def test_epochs_end_with_a_smaller_step_and_not_before(corpus, epochs, sizes):
 
 
 def test_max_steps_are_full_steps_over_as_many_epochs_as_they_need(corpus):
-    """A batch may be larger than the data."""
-    plan = Plan(corpus, TrainSettings(max_steps=3, batch_size=25), seed=0)
+    """An epoch may end within a step."""
+    count = len(corpus.sequences)
+    plan = Plan(corpus, TrainSettings(max_steps=3, batch_size=count - 1), seed=0)
     assert plan.steps == 3
     for step in range(1, 4):
-        assert len(plan.sequences(step)) == 25
+        assert len(plan.sequences(step)) == count - 1
     everything = np.concatenate([plan.sequences(step) for step in range(1, 4)])
-    assert set(np.bincount(everything).tolist()) <= {7, 8}
+    assert set(np.bincount(everything).tolist()) <= {2, 3}
+
+
+def test_a_step_has_no_more_sequences_than_there_are(corpus):
+    """The usual size is all of them then; a size that somebody chose is refused."""
+    count = len(corpus.sequences)
+    assert count < TrainSettings(max_steps=1).batch_size
+    assert Plan(corpus, TrainSettings(max_steps=1), seed=0).batch_size == count
+    with pytest.raises(UsageError, match=rf"batch_size is {count + 1}, and there are {count} sequences to train on"):
+        Plan(corpus, TrainSettings(max_steps=1, batch_size=count + 1), seed=0)
 
 
 def test_a_corpus_gives_rows_by_their_number(corpus):

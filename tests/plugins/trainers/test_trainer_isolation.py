@@ -216,7 +216,7 @@ def test_a_training_on_packs_begins_with_the_check(tmp_path):
     rows = counting_rows(6)
     packed = write_token_folder(tmp_path / "packed", rows, packs=[[0, 1], [2, 3], [4, 5]])
     recorder = Recorder()
-    settings = _Local().settings(max_steps=1)
+    settings = _Local().settings(max_steps=1, batch_size=3)
     with pytest.raises(ModelwrightError, match="mixes the documents of a pack"):
         _Local().train(make_job(tmp_path, recorder, settings, tokens=packed))
     assert recorder.steps() == []

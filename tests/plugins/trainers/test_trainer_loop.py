@@ -8,7 +8,7 @@ import pytest
 import torch
 from attrs import define, evolve
 
-from modelwright.core.api import ModelwrightError
+from modelwright.core.api import ModelwrightError, UsageError
 from modelwright.core.testing.trainer import (
     Recorder,
     TrainerContract,
@@ -193,12 +193,13 @@ def test_held_out_data_that_is_empty_is_no_trouble(tmp_path):
     assert trained.holdout_loss is None
 
 
-def test_a_batch_larger_than_the_data_repeats_rows(tmp_path):
-    """Two steps of five over three rows see ten sequences."""
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    """Whoever asks for five of three rows has made a mistake, in one of the two."""
     tokens = write_token_folder(tmp_path / "few", counting_rows(3))
-    recorder = Recorder()
-    train(make_job(tmp_path, recorder, settings(max_steps=2, batch_size=5), tokens=tokens))
-    assert sum(data["tokens"] for data in recorder.of("step")) == pytest.approx(10 * 5, abs=5)
+    with pytest.raises(
+        UsageError, match=r"batch_size is 5, and there are 3 sequences to train on"
+    ):
+        train(make_job(tmp_path, Recorder(), settings(max_steps=2, batch_size=5), tokens=tokens))
 
 
 @define

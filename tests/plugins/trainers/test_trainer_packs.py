@@ -159,7 +159,7 @@ def test_held_out_rows_are_measured_alike_packed_or_not(tmp_path):
 def test_a_pack_may_be_longer_than_the_context(tmp_path):
     """Positions begin anew, so it is the longest document that must fit."""
     tokens = packed_folder(tmp_path / "packs", max_length=200)
-    assert train(make_job(tmp_path, Recorder(), settings(max_steps=1), tokens=tokens)).finished
+    assert train(make_job(tmp_path, Recorder(), settings(max_steps=1, batch_size=1), tokens=tokens)).finished
 
 
 def test_weights_that_are_no_numbers_are_no_leak(tmp_path):
