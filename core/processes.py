@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import IO, Any, Generic, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -105,6 +105,35 @@ def _failure(folder: RunFolder, stage: str) -> Path:
     return folder.path / "status" / f"{stage}.failed"
 
 
+def clear_outcome(folder: RunFolder, stage: str) -> None:
+    """Remove what an earlier worker left, before a new one is started."""
+    _status(folder, stage).unlink(missing_ok=True)
+    _failure(folder, stage).unlink(missing_ok=True)
+
+
+def start_worker(
+    command: Sequence[str], environment: Mapping[str, str | None], output: IO[bytes], inherited: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a worker in a process group of its own; its standard input is a pipe from this process.
+
+    Args:
+        command: the program and its arguments.
+        environment: variables beside this process's own; None takes one away.
+        output: where it prints.
+        inherited: the descriptors that it inherits.
+    """
+    variables: dict[str, str | None] = {**_SHARING_CORES, **os.environ, **environment}
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=inherited,
+        env={name: value for name, value in variables.items() if value is not None},
+    )
+
+
 def run_worker(
     run: Following, stage: str, command: Sequence[str], environment: Mapping[str, str | None] | None = None
 ) -> dict[str, Any]:
@@ -120,22 +149,12 @@ def run_worker(
     """
     folder = run.folder
     status, log = _status(folder, stage), folder.log(stage)
-    status.unlink(missing_ok=True)
-    _failure(folder, stage).unlink(missing_ok=True)
+    clear_outcome(folder, stage)
     log.parent.mkdir(parents=True, exist_ok=True)
     tail = EventTail(folder.events, from_now=True)
-    variables: dict[str, str | None] = {**_SHARING_CORES, **os.environ, **(environment or {})}
     with log.open("ab") as output:
         begin = output.tell()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(run.writing,),
-            env={name: value for name, value in variables.items() if value is not None},
-        )
+        process = start_worker(command, environment or {}, output, (run.writing,))
         try:
             while process.poll() is None:
                 _pass_on(run, tail)
@@ -162,9 +181,14 @@ def _pass_on(run: Following, tail: EventTail) -> None:
             run.listener(event)
 
 
+def ended_how(code: int) -> str:
+    """How a process ended, by its return code."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
 def _outcome(status: Mapping[str, Any] | None, stage: str, code: int, log: Path, begin: int) -> dict[str, Any]:
     if status is None:
-        end = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        end = ended_how(code)
         with log.open("rb") as file:
             file.seek(begin)
             last = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
@@ -264,7 +288,7 @@ def work(
     if status["state"] == "stopped" and place.rank == 0:
         files.write_json(_status(folder, stage), status)
     if status["state"] == "failed":
-        _leave_failure(folder, stage, status, place)
+        leave_failure(folder, stage, status, place)
     sys.stdout.flush()
     sys.stderr.flush()
     # The launcher of several takes any other code for a failure, and says so at length.
@@ -272,14 +296,15 @@ def work(
     os._exit(0 if status["state"] == "done" else stopped if status["state"] == "stopped" else 1)
 
 
-def _leave_failure(folder: RunFolder, stage: str, status: Mapping[str, Any], place: Place) -> None:
+def leave_failure(folder: RunFolder, stage: str, status: Mapping[str, Any], place: Place | None = None) -> None:
+    """Leave the status of a process that failed, unless another one failed before; the others then end soon."""
     _failure(folder, stage).parent.mkdir(parents=True, exist_ok=True)
     try:
         os.close(os.open(_failure(folder, stage), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
         return  # another process failed before, and tells why
     told = dict(status)
-    if place.size > 1:
+    if place and place.size > 1:
         told["error"] = f"{status['error']} (process {place.rank} of {place.size})"
     files.write_json(_status(folder, stage), told)
 

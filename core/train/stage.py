@@ -13,9 +13,10 @@ from modelwright.core.api.components import TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, StopRequested, UsageError
 from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
-from modelwright.core.processes import WorkerDiedError, run_worker
+from modelwright.core.processes import WorkerDiedError, clear_outcome, run_worker
 from modelwright.core.stage import Run
-from modelwright.core.train.launch import Launch, has_not_advanced, node_that_failed, training_launch
+from modelwright.core.train.launch import Launch, has_not_advanced, launched_process, node_that_failed, training_launch
+from modelwright.core.train.launched import launched
 from modelwright.core.train.report import summary, write_report
 
 # Counts up when the same inputs give another model than before.
@@ -94,14 +95,31 @@ class Train:
             "kill_after": self.kill_after,
         }
         files.write_json(folder / "order.json", order)
-        spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
-        launch = training_launch(run.folder, spec.launcher, run.config.train.processes, run.config.cluster)
+        launch = _launch(run, emit)
         emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})
+        if run.gather:
+            clear_outcome(run.folder, self.name)  # the others' processes end where one has failed
+            run.gather(lambda text: emit("notice", {"text": text}))
         outputs = _carry_out(run, launch)
         events = read_events(run.folder.events, stage=self.name)
         write_report(folder, events)
         outputs["training"] |= summary(events)
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}
+
+
+def _launch(run: Run, emit: Callable[[str, Mapping[str, Any]], None]) -> Launch:
+    """How this runner starts the training, or its own process of it where a launcher started others beside it."""
+    settings = run.config.train
+    here = launched() if run.gather else None
+    if here is None:
+        spec = run.plugins.get(TrainerSpec, settings.trainer)
+        return training_launch(run.folder, spec.launcher, settings.processes, run.config.cluster)
+    if settings.processes not in ("auto", here.on_machine or here.size):
+        text = (
+            f"the launcher started {here.size} processes, so [train] processes = {settings.processes} is not looked at"
+        )
+        emit("notice", {"text": text})
+    return launched_process(run.folder, here)
 
 
 def _carry_out(run: Run, launch: Launch) -> dict[str, Any]:
