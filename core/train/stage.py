@@ -114,11 +114,9 @@ def _launch(run: Run, emit: Callable[[str, Mapping[str, Any]], None]) -> Launch:
     if here is None:
         spec = run.plugins.get(TrainerSpec, settings.trainer)
         return training_launch(run.folder, spec.launcher, settings.processes, run.config.cluster)
-    if settings.processes not in ("auto", here.on_machine or here.size):
-        text = (
-            f"the launcher started {here.size} processes, so [train] processes = {settings.processes} is not looked at"
-        )
-        emit("notice", {"text": text})
+    if settings.processes not in (1, "auto", here.on_machine or here.size):  # 1 is what holds where nothing is said
+        said = f"[train] processes = {settings.processes} is passed over"
+        emit("notice", {"text": f"the launcher started {here.size} processes: {said}"})
     return launched_process(run.folder, here)
 
 

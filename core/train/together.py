@@ -94,10 +94,10 @@ class _Wire:
         try:
             message = json.loads(line)
         except ValueError:
-            raise EOFError from None
-        if not isinstance(message, dict):
-            raise EOFError
-        return message
+            message = None
+        if isinstance(message, dict):
+            return message
+        raise EOFError
 
     def close(self) -> None:
         self.socket.close()
@@ -236,10 +236,10 @@ class First:
             said = wire.receive(_HANDSHAKE_SECONDS) or {}
             rank = said.get("rank")
             known = hmac.compare_digest(str(said.get("token")).encode(), self._token.encode())
-            if known and rank in range(1, self._here.size) and rank not in self._wires:
+            if known and isinstance(rank, int) and 0 < rank < self._here.size and rank not in self._wires:
                 wire.send(word="welcome")
                 self._wires[rank] = wire
-                return int(rank)
+                return rank
         wire.close()
         return None
 
