@@ -38,8 +38,6 @@ limit = 40
 trainer = "deepspeed"
 max_steps = 6
 batch_size = 4
-[train.options]
-zero_stage = 2
 """
 
 # It meets the others as a real one does, then does what it is told: `WHAT` in the place of each process.
@@ -69,7 +67,7 @@ class Pair:
         return Trained(finished=False, step=1, steps=2)
 """
 
-TRAIN = ("train", "run.toml", "--set", 'train.trainer="pair"', "--set", "train.options={}")
+TRAIN = ("train", "run.toml", "--set", 'train.trainer="pair"')
 
 
 def free_port():
@@ -165,8 +163,12 @@ def wait_for(condition, seconds=120.0):
         time.sleep(0.05)
 
 
-def both_train(folder):
-    wait_for(lambda: all((folder.stage("train") / f"process-{rank}").exists() for rank in (0, 1)))
+def both_train(folder, *processes):
+    def begun():
+        assert all(process.poll() is None for process in processes), ended(*processes)
+        return all((folder.stage("train") / f"process-{rank}").exists() for rank in (0, 1))
+
+    wait_for(begun)
 
 
 def ended(*processes):
@@ -185,7 +187,7 @@ def told(folder, kind):
     return [event.data for event in read_events(folder.events, stage="train") if event.kind == kind]
 
 
-def test_torchrun_trains_what_deepspeeds_launcher_does(torchrun, modelwright, run_file, home, folder):
+def test_torchrun_trains_what_deepspeeds_launcher_does(torchrun, modelwright, prepared, run_file, home, folder):
     """The same examples and losses; and it is done once, so that a second launch finds nothing to do."""
     codes, outputs, errors = ended(torchrun("train", "run.toml"))
     assert codes == [0], errors
@@ -194,7 +196,7 @@ def test_torchrun_trains_what_deepspeeds_launcher_does(torchrun, modelwright, ru
     assert nobody_works_in(folder)
 
     other = RunFolder(home / "runs" / "other")
-    shutil.copytree(folder.path, other.path, ignore=shutil.ignore_patterns("train*", "events"))
+    shutil.copytree(prepared / "home" / "runs" / "tiny", other.path)
     done = modelwright("train", run_file, "--set", 'name="other"', "--set", "train.processes=2")
     assert done.returncode == 0, done.stderr
     steps, expected = told(folder, "step"), told(other, "step")
@@ -230,7 +232,7 @@ def test_a_request_to_any_of_them_stops_all(pair, launch, folder):
     """All leave with 75, and only the first says so."""
     pair()
     processes = [launch(rank) for rank in (0, 1)]
-    both_train(folder)
+    both_train(folder, *processes)
     processes[1].send_signal(signal.SIGUSR1)
     codes, _, (first, other) = ended(*processes)
     assert codes == [75, 75]
@@ -269,7 +271,7 @@ def test_a_command_that_is_killed_ends_the_other(pair, launch, folder, killed):
     """Though no launcher is there to notice, and whatever their processes wait for."""
     pair("while True: time.sleep(1)")
     processes = [launch(rank) for rank in (0, 1)]
-    both_train(folder)
+    both_train(folder, *processes)
     processes[killed].kill()
     codes, _, errors = ended(*processes)
     assert codes[1 - killed] == 1
@@ -302,7 +304,7 @@ def test_what_an_earlier_launch_left_leads_nobody_astray(pair, launch, folder):
         connection, _ = somebody.accept()
         connection.close()
     first = launch(0)
-    both_train(folder)
+    both_train(folder, first, other)
     folder.request_stop()
     codes, _, errors = ended(first, other)
     assert codes == [75, 75], errors
@@ -313,7 +315,7 @@ def test_processes_of_several_machines_meet_at_the_address_of_the_first(pair, la
     pair()
     first = launch(0, told=(("LOCAL_WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost")))
     other = launch(1, told=(("LOCAL_WORLD_SIZE", "1"),))
-    both_train(folder)
+    both_train(folder, first, other)
     folder.request_stop()
     codes, _, errors = ended(first, other)
     assert codes == [75, 75], errors
@@ -328,26 +330,28 @@ def test_what_stops_the_first_before_the_training_ends_the_others_with_its_code(
     assert other == ""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("run", "run.toml"), "call `modelwright train RUN.toml` by the launcher, and the other stages without it"),
-        (("train", "run.toml", "--set", "variants={a={seed=1},b={seed=2}}"), "choose one with --variant"),
-        (("train", "run.toml", "--set", 'train={trainer="local",max_steps=2}'), 'set [train] trainer = "deepspeed"'),
-        (("train", "run.toml", "--verify-resume"), "call it without the launcher"),
-        (("train", "run.toml", "--set", "train.max_step=2"), "did you mean max_steps?"),
-    ],
-)
-def test_what_cannot_be_shared_is_refused_once(launch, arguments, expected):
-    """A line of the first process; the others give it the time to say it."""
-    first, other = (launch(rank, *arguments) for rank in (0, 1))
-    assert other.poll() is None
-    (code,), _, (error,) = ended(first)
-    assert code == 2
-    assert expected in error
-    assert error.count("\n") == 1
-    assert other.poll() is None
-    assert ended(other) == ([2], [""], [""])
+# What is asked for, and what the one line of the first process says.
+REFUSED = {
+    ("run", "run.toml"): "call `modelwright train RUN.toml` by the launcher, and the other stages without it",
+    ("train", "two.toml"): "choose one with --variant",
+    ("train", "run.toml", "--set", "train.trainer='local'"): 'set [train] trainer = "deepspeed"',
+    ("train", "run.toml", "--verify-resume"): "call it without the launcher",
+    ("train", "run.toml", "--set", "train.max_step=2"): "did you mean max_steps?",
+}
+
+
+def test_what_cannot_be_shared_is_refused_once(launch, tmp_path):
+    """By the first process; the others, whose end would make the launcher end it, give it the time to say so."""
+    (tmp_path / "two.toml").write_text('extends = "run.toml"\n[variants.a]\nseed = 1\n[variants.b]\nseed = 2\n')
+    others = [launch(1, *arguments) for arguments in REFUSED]
+    for arguments, expected in REFUSED.items():
+        (code,), _, (error,) = ended(launch(0, *arguments))
+        assert code == 2, error
+        assert expected in error
+        assert error.count("\n") == 1
+    assert [other.poll() for other in others] == [None] * len(others)
+    nothing = [""] * len(others)
+    assert ended(*others) == ([2] * len(others), nothing, nothing)
 
 
 def test_a_plan_is_printed_once(launch):
@@ -387,5 +391,7 @@ def test_who_does_not_come_is_named(monkeypatch, tmp_path):
             signal.signal(number, handler)
     assert len(notices) == 1
     assert notices[0].startswith("waits for 2 of the 3 processes")
-    with pytest.raises(ModelwrightError, match=r"^process 2 of 3: the first process did not come within .* 127.0.0.1"):
+    with pytest.raises(
+        ModelwrightError, match=r"^process 2 of 3: the first process did not come within .* \(127.0.0.1\)$"
+    ):
         together.follow(folder, Launched(rank=2, size=3, **where))
