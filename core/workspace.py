@@ -21,6 +21,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,8 @@ from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.api.places import why_no_folder
 
+# Whoever sends one of these to a run asks it to stop.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # How long the system may take to clear a killed runner away.
 KILLED_ENDS_WITHIN = 1.0
 # How long the workers of a killed runner may take to notice that it is gone.
@@ -224,6 +227,11 @@ class RunFolder:
             with self._left_alone(self.ranks_lock):
                 pass
             yield workers
+
+    def has_ranks(self) -> bool:
+        """Whether there are worker processes now, of this runner's or a killed one's."""
+        with _opened(self.ranks_lock) as descriptor:
+            return not self._lock_within(descriptor, 0.0)
 
     @contextlib.contextmanager
     def _left_alone(self, lock: Path) -> Iterator[int]:

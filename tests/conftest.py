@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -55,6 +56,26 @@ def modelwright(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
 
     return run
+
+
+@pytest.fixture
+def mounted() -> Iterator[Callable[..., Path]]:
+    """Mounts a small file system in memory on a folder; only root may."""
+    there: list[Path] = []
+
+    def mount(folder: Path, *options: str) -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
+        if shutil.which("mount") is None:
+            pytest.skip("no program mount is here to mount a small file system with")
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("only root may mount a small file system")
+        there.append(folder)
+        return folder
+
+    yield mount
+    for folder in there:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 # <linux/capability.h>: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by which root reads and writes what it likes.

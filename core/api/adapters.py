@@ -31,8 +31,9 @@ _ABOUT = frozenset(
 
 
 def embedding_rows(model: Any) -> int:
-    """How many tokens a model of transformers has embeddings for."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    """How many tokens a model of transformers has embeddings for, also where DeepSpeed has shared its weights out."""
+    weight = model.get_input_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def grow_embeddings(model: Any, rows: int) -> None:

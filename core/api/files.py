@@ -248,11 +248,12 @@ def sha256_file(path: Path) -> str:
 
 def folder_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Every file below `folder` by its relative path: `{path: {"sha256": …, "size": bytes}}`, sorted."""
-    return {
-        file.relative_to(folder).as_posix(): {"sha256": sha256_file(file), "size": file.stat().st_size}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+    return {name: file_record(folder / name) for name in sizes(folder)}
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """What a manifest has of one file: `{"sha256": …, "size": bytes}`."""
+    return {"sha256": sha256_file(path), "size": path.stat().st_size}
 
 
 def sizes(folder: Path) -> dict[str, int]:

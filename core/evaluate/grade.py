@@ -20,7 +20,7 @@ from modelwright.core.config.schema import EvalConfig, SuiteConfig
 from modelwright.core.evaluate.generate import generate
 from modelwright.core.evaluate.order import RESULTS, Pair
 from modelwright.core.evaluate.remember import Remembering
-from modelwright.core.processes import Worker
+from modelwright.core.worker import Worker
 
 PROGRESS_SECONDS = 0.5
 

@@ -27,7 +27,7 @@ from modelwright.core.config import eval_from_plain, to_plain
 from modelwright.core.config.schema import EvalConfig, EvalSuiteConfig, ModelAddress, RunConfig
 from modelwright.core.evaluate.suites import ENGINE, suite_inputs
 from modelwright.core.plugins import Plugins
-from modelwright.core.processes import admitted
+from modelwright.core.worker import admitted
 from modelwright.core.workspace import RunFolder
 
 STAGE = "evaluate"

@@ -33,7 +33,7 @@ from modelwright.core.evaluate.order import (
 )
 from modelwright.core.evaluate.suites import ENGINE, read_suite, with_answer
 from modelwright.core.model_folder import context_length
-from modelwright.core.processes import Worker, work
+from modelwright.core.worker import Worker, work
 
 Examples = Callable[[SuiteConfig], Sequence[Example]]
 

@@ -23,7 +23,7 @@ from modelwright.core.prepare.quality import Check, judged
 from modelwright.core.prepare.shards import Shard
 from modelwright.core.prepare.sources import RawRow, Row
 from modelwright.core.prepare.store import Store
-from modelwright.core.processes import admitted
+from modelwright.core.worker import admitted
 
 KIND = "examples"
 EXAMPLES, REJECTED, FACTS = "examples.jsonl", "rejected.jsonl", "facts.json"

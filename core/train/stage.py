@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from modelwright.core.api.components import TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, StopRequested, UsageError
 from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
-from modelwright.core.processes import WorkerDiedError, clear_outcome, run_worker
+from modelwright.core.processes import WorkerDiedError, run_worker
 from modelwright.core.stage import Run
 from modelwright.core.train.launch import Launch, has_not_advanced, launched_process, node_that_failed, training_launch
 from modelwright.core.train.launched import launched
@@ -97,10 +98,8 @@ class Train:
         files.write_json(folder / "order.json", order)
         launch = _launch(run, emit)
         emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})
-        if run.gather:
-            clear_outcome(run.folder, self.name)  # the others' processes end where one has failed
-            run.gather(lambda text: emit("notice", {"text": text}))
-        outputs = _carry_out(run, launch)
+        gather = run.gather and partial(run.gather, lambda text: emit("notice", {"text": text}))
+        outputs = _carry_out(run, launch, gather)
         events = read_events(run.folder.events, stage=self.name)
         write_report(folder, events)
         outputs["training"] |= summary(events)
@@ -120,12 +119,12 @@ def _launch(run: Run, emit: Callable[[str, Mapping[str, Any]], None]) -> Launch:
     return launched_process(run.folder, here)
 
 
-def _carry_out(run: Run, launch: Launch) -> dict[str, Any]:
+def _carry_out(run: Run, launch: Launch, gather: Callable[[], None] | None) -> dict[str, Any]:
     """Run the processes; of several nodes, name the one that failed first, and end what jobs do not advance."""
     log = run.folder.log(Train.name)
     begin = log.stat().st_size if log.exists() else 0
     try:
-        return run_worker(run, Train.name, launch.command, launch.environment)
+        return run_worker(run, Train.name, launch.command, launch.environment, before=gather)
     except WorkerDiedError as error:
         node = node_that_failed(log, begin)
         raise (WorkerDiedError(f"{Train.name}: {node}; all that was printed: {log}") if node else error) from error

@@ -32,17 +32,11 @@ from typing import Any
 
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.processes import (
-    POLL_SECONDS,
-    STOP_SIGNALS,
-    ended_how,
-    leave_failure,
-    start_worker,
-    stop_on_signals,
-)
+from modelwright.core.processes import POLL_SECONDS, ended_how, start_worker, stop_on_signals
+from modelwright.core.status import Status
 from modelwright.core.train.launch import launched_process
 from modelwright.core.train.launched import Launched
-from modelwright.core.workspace import RunFolder
+from modelwright.core.workspace import STOP_SIGNALS, RunFolder
 
 STAGE = "train"
 # How long a launcher may take between its first process and its last.
@@ -252,9 +246,12 @@ class First:
 
     def _fail_for_the_lost(self) -> None:
         """End this machine's process of the training, which would wait for the lost one."""
+        status = Status(self._folder, STAGE)
         for rank, how in self._lost.items():
-            error = f"{STAGE}: process {rank} of {self._here.size} {how}; what was printed: {self._folder.log(STAGE)}"
-            leave_failure(self._folder, STAGE, {"state": "failed", "error": error, "unexpected": False})
+            if not status.has_failed():
+                with status.room_for_failure() as failure:
+                    log = self._folder.log(STAGE)
+                    failure.tell(f"{STAGE}: process {rank} of {self._here.size} {how}; what was printed: {log}")
 
 
 def _listen(here: Launched) -> tuple[socket.socket, str | None]:
@@ -318,7 +315,6 @@ def _train(folder: RunFolder, here: Launched, first: _Wire) -> dict[str, Any] | 
         EOFError: the first one is gone.
     """
     launch = launched_process(folder, here)
-    folder.log(STAGE).parent.mkdir(exist_ok=True)
     with folder.log(STAGE).open("ab") as output, stop_on_signals(folder):
         process = start_worker(launch.command, launch.environment, output)
         try:

@@ -18,9 +18,9 @@ from modelwright.core.api.training import Job
 from modelwright.core.base_folder import token_count
 from modelwright.core.chat import Renderer
 from modelwright.core.config.schema import RunConfig
-from modelwright.core.processes import Place, Worker, read_run_config, work
 from modelwright.core.train.scratch import write_scratch
 from modelwright.core.train.trackers import Emit, with_tensorboard
+from modelwright.core.worker import Place, Worker, read_run_config, work
 
 
 def train(worker: Worker[RunConfig]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             trust_remote_code=config.model.trust_remote_code,
             fingerprint=order["fingerprint"],
             emit=worker.emit if worker.place.rank else _first_emit(worker, order["kill_after"]),
-            stopping=worker.folder.stopping,
+            stopping=worker.stopping,
         )
     )
     if not trained.finished:

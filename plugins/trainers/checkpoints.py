@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,18 @@ def _verify(folder: Path, recorded: Mapping[str, Any]) -> None:
             raise _UnusableError(f"{path} is not what was written: its sha256 differs")
 
 
+def _why_not(folder: Path, recorded: Mapping[str, Any]) -> str | None:
+    try:
+        _verify(folder, recorded)
+    except _UnusableError as error:
+        return str(error)
+    return None
+
+
 class Checkpoints:
-    """The checkpoints of one training, as one of its processes sees them; the first process alone decides and removes.
+    """The checkpoints of one training, as one of its processes sees them; the first process alone writes and removes.
+
+    Digests are made of many bytes: each process makes those of its share of the files.
 
     Args:
         job: its settings say how many of the newest stay, beside the one with the lowest held-out loss. Its event
@@ -116,13 +126,12 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint of this training that is whole; None where there is none."""
-        found: Checkpoint | None = self.ranks.told(self._newest() if self.ranks.first else None)
-        return found
+        paths = self.ranks.told([path for _, path in self._found()] if self.ranks.first else None)
+        return next((usable for path in paths if (usable := self._usable(path))), None)
 
     def at(self, step: int) -> Checkpoint | None:
         """The checkpoint of this training after a step, if it is there and whole."""
-        found: Checkpoint | None = self.ranks.told(self._usable(self._path(step)) if self.ranks.first else None)
-        return found
+        return self._usable(self._path(step))
 
     def save(self, progress: Progress, write: Callable[[Path], None], layout: Mapping[str, Any]) -> None:
         """Write a checkpoint, all processes together, then remove those that it makes superfluous.
@@ -135,15 +144,16 @@ class Checkpoints:
         path = self._path(progress.step)
         with shared_folder(self.ranks, path) as folder:
             write(folder)
-            self.ranks.wait()
             if self.ranks.first:
                 files.write_json(folder / STATE, {"version": VERSION, **asdict(progress)})
-                manifest = {
-                    "version": VERSION,
-                    "fingerprint": self._fingerprint,
-                    "layout": dict(layout),
-                    "files": files.folder_manifest(folder),
-                }
+            self.ranks.wait()
+            manifest = {
+                "version": VERSION,
+                "fingerprint": self._fingerprint,
+                "layout": dict(layout),
+                "files": self._digests(folder),
+            }
+            if self.ranks.first:
                 files.write_json(folder / MANIFEST, manifest)
         if self.ranks.first:
             self._rejected.discard(path)
@@ -152,16 +162,38 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _newest(self) -> Checkpoint | None:
-        return next((usable for _, path in self._found() if (usable := self._usable(path))), None)
+    def _share(self, names: Sequence[str]) -> Sequence[str]:
+        return names[self.ranks.rank :: self.ranks.size]
+
+    def _digests(self, folder: Path) -> dict[str, Any]:
+        """As `files.folder_manifest`, of what all processes have written by now."""
+        # A file system that nodes share may show a file late to those that did not write it.
+        names = sorted(set().union(*self.ranks.gathered(list(files.sizes(folder)))))
+        made = self.ranks.gathered({name: files.file_record(folder / name) for name in self._share(names)})
+        together = {name: record for part in made for name, record in part.items()}
+        return {name: together[name] for name in names}
 
     def _usable(self, path: Path) -> Checkpoint | None:
+        """A checkpoint, if all processes find their share of its files whole; the first one tells if not."""
+        manifest, reason = self.ranks.told(self._read_manifest(path) if self.ranks.first else None)
+        if reason is None:
+            mine = {name: manifest["files"][name] for name in self._share(sorted(manifest["files"]))}
+            reason = next((each for each in self.ranks.gathered(_why_not(path, mine)) if each), None)
+        if reason is None:
+            state = self.ranks.told(files.read_json(path / STATE) if self.ranks.first else None)
+            values = {key: value for key, value in state.items() if key != "version"}
+            progress = Progress(**values | {"recent": tuple(values["recent"])})
+            return Checkpoint(path=path, progress=progress, layout=manifest["layout"])
+        self._rejected.add(path)
+        self._emit("checkpoint_rejected", {"checkpoint": path.name, "reason": reason})
+        return None
+
+    def _read_manifest(self, path: Path) -> tuple[dict[str, Any], str | None]:
+        """A checkpoint's manifest, or why there is none of this training."""
         try:
-            return self._checked(path)
+            return self._manifest(path), None
         except _UnusableError as error:
-            self._rejected.add(path)
-            self._emit("checkpoint_rejected", {"checkpoint": path.name, "reason": str(error)})
-            return None
+            return {}, str(error)
 
     def _found(self) -> list[tuple[int, Path]]:
         def steps() -> Iterator[tuple[int, Path]]:
@@ -184,14 +216,6 @@ class Checkpoints:
         if manifest["fingerprint"] != self._fingerprint:
             raise _UnusableError("it belongs to a training of other inputs")
         return manifest
-
-    def _checked(self, path: Path) -> Checkpoint:
-        manifest = self._manifest(path)
-        _verify(path, manifest["files"])
-        state = files.read_json(path / STATE)
-        values = {key: value for key, value in state.items() if key != "version"}
-        progress = Progress(**values | {"recent": tuple(values["recent"])})
-        return Checkpoint(path=path, progress=progress, layout=manifest["layout"])
 
     def _prune(self, progress: Progress) -> None:
         kept = 0

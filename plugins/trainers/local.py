@@ -15,7 +15,7 @@ from modelwright.core.api import Job, Trained, TrainSettings, UsageError
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
-from modelwright.plugins.trainers.memory import check_memory, needs
+from modelwright.plugins.trainers.memory import Size, check_memory, needs
 from modelwright.plugins.trainers.ranks import Ranks
 from modelwright.plugins.trainers.training import BETAS, decay_groups, device_facts, precision_of, train
 
@@ -33,23 +33,39 @@ class LocalTrainer:
             UsageError: more processes than one are asked for, or a precision that the device lacks.
             ModelwrightError: model and data do not fit, or the training diverged.
         """
-        device = _device(job.settings)
-        precision = precision_of(job.settings.precision, device)
-
-        def strategy(model: Any, _newest: Checkpoint | None) -> SingleDevice:
-            trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            needed = needs(parameters=sum(p.numel() for p in model.parameters()), trainable=trainable)
-            check_memory(needed, device, on_machine=1)
-            return SingleDevice(model, job.settings, device=device, precision=precision)
-
         return train(
             job,
-            Ranks(),
-            strategy,
-            device=device,
+            OneDevice(job.settings),
             micro_batch_tokens=self.options.micro_batch_tokens,
             recompute=self.options.gradient_checkpointing,
         )
+
+
+class OneDevice:
+    """This process and its device.
+
+    Raises:
+        UsageError: more processes than one are asked for, or a precision that the device lacks.
+    """
+
+    ranks = Ranks()
+
+    def __init__(self, settings: TrainSettings) -> None:
+        self.device = _device(settings)
+        self.precision = precision_of(settings.precision, self.device)
+        self._settings = settings
+
+    def check(self, size: Size, newest: Checkpoint | None) -> None:  # noqa: ARG002 - it can go on from any of its own
+        """Refuse a model that memory does not suffice for."""
+        check_memory(needs(size), self.device, on_machine=1, whole=size)
+
+    def sharing(self) -> AbstractContextManager[object]:
+        """Nothing is shared: there is nobody to share with."""
+        return contextlib.nullcontext()
+
+    def strategy(self, model: Any) -> SingleDevice:
+        """AdamW."""
+        return SingleDevice(model, self._settings, device=self.device, precision=self.precision)
 
 
 class SingleDevice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -14,6 +15,33 @@ from modelwright.core.api import ModelwrightError
 # Bytes of a float32 number; AdamW keeps two of them for each trained weight.
 _FULL = 4
 _ADAM = 2 * _FULL
+
+
+@frozen(kw_only=True)
+class Size:
+    """How many numbers a model has.
+
+    Attributes:
+        parameters: all of them; of weights that ZeRO has shared out, in all processes together.
+        trainable: those that are trained.
+    """
+
+    parameters: int
+    trainable: int
+
+    @classmethod
+    def of(cls, model: Any) -> Size:
+        """The size of a model, whatever device it is on; on "meta" it takes no memory to ask."""
+        parameters = list(model.parameters())
+        return cls(
+            parameters=sum(map(numbers_in, parameters)),
+            trainable=sum(numbers_in(parameter) for parameter in parameters if parameter.requires_grad),
+        )
+
+
+def numbers_in(parameter: torch.Tensor) -> int:
+    """How many numbers a parameter has; of one that ZeRO-3 has shared out, in all processes together."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 @frozen(kw_only=True)
@@ -29,9 +57,7 @@ class Needs:
     host: int = 0
 
 
-def needs(
-    *, parameters: int, trainable: int, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none"
-) -> Needs:
+def needs(size: Size, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none") -> Needs:
     """What weights, gradients and AdamW take in one process.
 
     S. Rajbhandari et al., "ZeRO", 2020, section 3: of a trained weight 4 or 2 bytes are the weight, as many its
@@ -39,19 +65,18 @@ def needs(
     stage 2 the gradients too, stage 3 all.
 
     Args:
-        parameters: of the model.
-        trainable: of them.
+        size: of the model.
         low: whether the weights are bfloat16, with a float32 copy of the trained ones.
         stage: of ZeRO.
         ranks: how many processes share.
         offload: "none", "optimizer", or "all".
     """
     number = 2 if low else _FULL
-    weights = number * parameters / (ranks if stage == 3 else 1)
-    gradients = number * trainable / (ranks if stage >= 2 else 1)
+    weights = number * size.parameters / (ranks if stage == 3 else 1)
+    gradients = number * size.trainable / (ranks if stage >= 2 else 1)
     # ZeRO steps a copy of its share of the weights, even where these are float32 themselves.
     copy = _FULL if low or stage else 0
-    optimizer = (_ADAM + copy) * trainable / (ranks if stage >= 1 else 1)
+    optimizer = (_ADAM + copy) * size.trainable / (ranks if stage >= 1 else 1)
     if offload == "all":
         return Needs(device=round(gradients), host=round(weights + optimizer))
     if offload == "optimizer":
@@ -59,21 +84,29 @@ def needs(
     return Needs(device=round(weights + gradients + optimizer))
 
 
-def check_memory(needed: Needs, device: torch.device, *, on_machine: int) -> None:
+def check_memory(needed: Needs, device: torch.device, *, on_machine: int, whole: Size | None = None) -> None:
     """Check that this process's share of the memory suffices.
 
     Args:
         needed: by one process.
         device: that it computes on.
         on_machine: how many processes share this machine.
+        whole: of a model that this process reads whole, in float32, before it goes to its device.
 
     Raises:
         ModelwrightError: it does not.
     """
-    host = needed.host + (needed.device if device.type == "cpu" else 0)
     free = free_memory() // on_machine
+    host = needed.host + (needed.device if device.type == "cpu" else 0)
     if host > free:
         raise _too_little("the machine's memory", host, free)
+    reading = _FULL * whole.parameters if whole else 0
+    if reading > free:
+        raise ModelwrightError(
+            f"the machine's memory does not suffice: each process reads the whole model, which takes {_gb(reading)}, "
+            f'and {_gb(free)} are free: with trainer = "deepspeed" and zero_stage = 3 in [train.options] it is shared '
+            "out as it is read; or take fewer processes on each machine"
+        )
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if needed.device > free:
@@ -82,10 +115,14 @@ def check_memory(needed: Needs, device: torch.device, *, on_machine: int) -> Non
 
 def _too_little(where: str, needed: int, free: int) -> ModelwrightError:
     return ModelwrightError(
-        f"{where} does not suffice: weights, gradients and optimiser take {needed / 1e9:.1f} GB in each process, and "
-        f'{free / 1e9:.1f} GB are free: train an [adapter], take more processes with trainer = "deepspeed" and '
+        f"{where} does not suffice: weights, gradients and optimiser take {_gb(needed)} in each process, and "
+        f'{_gb(free)} are free: train an [adapter], take more processes with trainer = "deepspeed" and '
         "zero_stage = 3 in [train.options], or offload there"
     )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
 
 
 def free_memory() -> int:

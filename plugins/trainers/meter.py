@@ -8,7 +8,9 @@ import time
 from typing import Any
 
 import torch
+from attrs import asdict
 
+from modelwright.plugins.trainers.memory import Size, numbers_in
 from modelwright.plugins.trainers.ranks import Ranks
 
 
@@ -37,17 +39,18 @@ class Meter:
         self._ranks = ranks
         embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
         output = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
-        self._counted = [(_size(p), p.requires_grad) for p in model.parameters() if id(p) not in embeddings | output]
-        self._output = [(_size(p), p.requires_grad) for p in model.get_output_embeddings().parameters()]
-        self.parameters = sum(_size(parameter) for parameter in model.parameters())
-        self.trainable = sum(_size(parameter) for parameter in model.parameters() if parameter.requires_grad)
+        body = [parameter for parameter in model.parameters() if id(parameter) not in embeddings | output]
+        self._counted = [(numbers_in(parameter), parameter.requires_grad) for parameter in body]
+        head = model.get_output_embeddings().parameters()
+        self._output = [(numbers_in(parameter), parameter.requires_grad) for parameter in head]
+        self.size = Size.of(model)
         config = model.config.get_text_config(decoder=True)
         self._attention = 6 * getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)
         self._peak = peak_flops(device, precision)
 
     def facts(self) -> dict[str, Any]:
         """What the event `started` says of the model's size."""
-        return {"parameters": self.parameters, "trainable": self.trainable, "peak_flops": float(f"{self._peak:.4g}")}
+        return {**asdict(self.size), "peak_flops": float(f"{self._peak:.4g}")}
 
     def flops(self, tokens: int, supervised: int) -> float:
         """The operations of a step with so many tokens, of which the output layer saw the supervised ones."""
@@ -68,11 +71,6 @@ class Meter:
             return torch.cuda.max_memory_allocated(self._device)
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _size(parameter: torch.Tensor) -> int:
-    """How many numbers a parameter has; of one that ZeRO-3 has shared out, in all processes together."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _operations(weights: list[tuple[int, bool]]) -> int:

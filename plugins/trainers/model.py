@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from modelwright.core.api import Job, ModelwrightError, UsageError
+from modelwright.core.api.adapters import embedding_rows
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Formats that run code when they are read, or that this program does not read at all.
@@ -47,30 +48,65 @@ def attention_for(asked: str, *, on_gpu: bool, packed: bool, flash: bool) -> str
     return "flex_attention" if on_gpu and packed else None
 
 
-def load_model(job: Job, *, on_gpu: bool = False, packed: bool = False, low: bool = False) -> Any:
-    """The job's model, float32, on the CPU.
+# In which a model's weights are read.
+Reading = Callable[[], AbstractContextManager[object]]
+
+
+def load_model(
+    job: Job, *, on_gpu: bool = False, packed: bool = False, low: bool = False, sharing: Reading = nullcontext
+) -> Any:
+    """The job's model, float32, on the CPU; or as `sharing` has it.
+
+    Args:
+        job: says where it is.
+        on_gpu: whether it will compute on a GPU.
+        packed: whether sequences hold several documents.
+        low: whether it will compute in bfloat16.
+        sharing: in this context its weights are read, unless its embeddings have to grow afterwards: what is shared out
+            already does not.
 
     Raises:
         UsageError: the folder has no config, or weights in another format than safetensors only.
         ModelwrightError: what is there cannot be loaded, is not whole, or does not fit together.
     """
     transformers_logging.disable_progress_bar()
-    if not (job.model / "config.json").is_file():
-        raise UsageError(f"{job.model}: expected a model in Hugging Face layout, and there is no config.json")
     settings: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": job.trust_remote_code}
     # Its kernels take 16-bit numbers only.
     flash = low and importlib.util.find_spec("flash_attn") is not None
     attention = attention_for(job.attention, on_gpu=on_gpu, packed=packed, flash=flash)
     if attention is not None:
         settings["attn_implementation"] = attention
-    with _clear_errors(job.model, "its config.json cannot be used", "mend it there, or copy the model again"):
-        config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
+    config = _config(job)
     has_weights = _has_weights(job.model)
+    grows = (job.vocabulary or 0) > (getattr(config.get_text_config(decoder=True), "vocab_size", None) or 0)
     with _clear_errors(job.model, "the model cannot be loaded", "look at its config.json, or copy the model again"):
         if has_weights:
-            return _with_weights(job.model, config, settings)
+            with nullcontext() if grows else sharing():
+                return _with_weights(job.model, config, settings)
         torch.manual_seed(job.seed)
         return AutoModelForCausalLM.from_config(config, **settings)
+
+
+def skeleton(job: Job) -> Any:
+    """The job's model without numbers, on torch's device "meta": its shapes are known before anything is read.
+
+    Raises:
+        UsageError: the folder has no config.
+        ModelwrightError: its config cannot be used.
+    """
+    config = _config(job)
+    with (
+        _clear_errors(job.model, "the model cannot be loaded", "look at its config.json, or copy the model again"),
+        torch.device("meta"),
+    ):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=job.trust_remote_code)
+
+
+def _config(job: Job) -> Any:
+    if not (job.model / "config.json").is_file():
+        raise UsageError(f"{job.model}: expected a model in Hugging Face layout, and there is no config.json")
+    with _clear_errors(job.model, "its config.json cannot be used", "mend it there, or copy the model again"):
+        return AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
 
 
 @contextmanager
@@ -96,7 +132,7 @@ def _reason(error: Exception) -> str:
     # transformers' configs check themselves by a class whose cause says what is wrong.
     if type(error).__name__.startswith("StrictDataclass") and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    text = " ".join(str(error).split()).removesuffix(".")
+    text = " ".join(str(error).split()).partition(" You may consider")[0].removesuffix(".")
     # Of a KeyError and its like the text alone says nothing.
     if not text or isinstance(error, LookupError | ArithmeticError | AttributeError):
         text = f"{type(error).__name__}: {text}"
@@ -147,7 +183,7 @@ def check_fits(model: Any, *, largest_token: int, longest: int, tokens: Path) ->
     Raises:
         ModelwrightError: a token id is beyond the embeddings, or a sequence beyond the context.
     """
-    embeddings = model.get_input_embeddings().weight.shape[0]
+    embeddings = embedding_rows(model)
     if largest_token >= embeddings:
         raise ModelwrightError(
             f"{tokens} has the token id {largest_token}, and the model's embeddings end at {embeddings - 1}: "

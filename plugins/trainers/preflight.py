@@ -32,7 +32,7 @@ def preflight(loop: Loop) -> None:
         ModelwrightError: there is too little room on the disk, or the checkpoint does not give the model back.
     """
     began = time.perf_counter()
-    size = _IN_CHECKPOINT * loop.meter.trainable
+    size = _IN_CHECKPOINT * loop.meter.size.trainable
     _check_disk(loop, size)
     longest = loop.corpus.longest_sequences(2 * loop.settings.batch_size)
     with contextlib.ExitStack() as stack:

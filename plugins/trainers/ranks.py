@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 from attrs import field, frozen
+
+# So long the others wait for what the first process does alone, as bringing a large checkpoint into another form. One
+# that is gone is noticed long before, by its connections.
+LONGEST_WAIT = timedelta(hours=6)
 
 
 @frozen
@@ -30,7 +35,8 @@ class Ranks:
     def joined(cls) -> Ranks:
         """The processes of torch.distributed's default group, which is there already."""
         distributed = torch.distributed
-        return cls(distributed.get_rank(), distributed.get_world_size(), distributed.new_group(backend="gloo"))
+        group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        return cls(distributed.get_rank(), distributed.get_world_size(), group)
 
     @property
     def first(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 
@@ -12,33 +12,59 @@ from modelwright.plugins.trainers.adapter import adapt
 from modelwright.plugins.trainers.checkpoints import Checkpoint, Checkpoints, read_finished
 from modelwright.plugins.trainers.data import Corpus, held_out
 from modelwright.plugins.trainers.loop import Loop, Strategy
-from modelwright.plugins.trainers.model import check_fits, load_model
+from modelwright.plugins.trainers.memory import Size
+from modelwright.plugins.trainers.model import check_fits, load_model, skeleton
 from modelwright.plugins.trainers.ranks import Ranks
 
 # The second moment forgets faster than Adam's 0.999: the usual choice for language models since T. Brown et al.,
 # "Language models are few-shot learners" (2020), appendix B.
 BETAS = (0.9, 0.95)
 
-# Makes the strategy, given the model and the checkpoint that it will load.
-MakeStrategy = Callable[[Any, Checkpoint | None], Strategy]
+
+class Setup(Protocol):
+    """What one kind of trainer brings along.
+
+    Attributes:
+        ranks: the processes that train together.
+        device: that this one computes on.
+        precision: of the forward pass.
+    """
+
+    ranks: Ranks
+    device: torch.device
+    precision: torch.dtype
+
+    def check(self, size: Size, newest: Checkpoint | None) -> None:
+        """Refuse what cannot go well, before any weights are read.
+
+        Args:
+            size: of the model that will be trained.
+            newest: the checkpoint that will be gone on from.
+        """
+        ...
+
+    def sharing(self) -> AbstractContextManager[object]:
+        """While a model is read in this context its weights are shared out, where that is how they are trained."""
+        ...
+
+    def strategy(self, model: Any) -> Strategy:
+        """How the model is trained."""
+        ...
 
 
-def train(
-    job: Job, ranks: Ranks, make: MakeStrategy, *, device: torch.device, micro_batch_tokens: int, recompute: bool
-) -> Trained:
+def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -> Trained:
     """Train until the job is done or asked to stop; go on from a checkpoint where there is one.
 
     Args:
         job: what to train.
-        ranks: the processes that train together; each of them calls this.
-        make: makes the strategy.
-        device: that it computes on.
+        setup: of the trainer; each of its processes calls this.
         micro_batch_tokens: the most tokens of a micro-batch where the settings give no size.
         recompute: whether activations are computed again in the backward pass.
 
     Raises:
         ModelwrightError: model and data do not fit, or the training diverged.
     """
+    ranks = setup.ranks
     finished: Trained | None = ranks.told(read_finished(job) if ranks.first else None)
     if finished is not None:
         return finished
@@ -51,16 +77,16 @@ def train(
     holdout = held_out(job)
     checkpoints = Checkpoints(job, ranks)
     newest = checkpoints.newest()
-    packed = bool(len(corpus.packed(corpus.sequences)))
-    low = device.type != "cpu" and precision_of(job.settings.precision, device) == torch.bfloat16
-    model = load_model(job, on_gpu=device.type != "cpu", packed=packed, low=low)
-    adapt(model, job)
+    setup.check(_size(job), newest)
+    # Whoever looks how much memory is free must not see what another one has read already.
+    ranks.wait()
+    model = _model(job, setup, packed=bool(len(corpus.packed(corpus.sequences))))
     for tokens in (corpus, holdout):
         if tokens is not None:
             check_fits(model, largest_token=tokens.largest_token, longest=tokens.longest, tokens=tokens.path)
     if recompute:
         recompute_activations(model)
-    strategy = make(model, newest)
+    strategy = setup.strategy(model)
     loop = Loop(job, strategy, corpus, checkpoints, holdout=holdout, micro_batch_tokens=micro_batch_tokens)
     try:
         return loop.run(newest)
@@ -71,14 +97,34 @@ def train(
         ) from error
 
 
+def _size(job: Job) -> Size:
+    """The size of what will be trained, from the model's configuration alone."""
+    model = skeleton(job)
+    adapt(model, job)
+    return Size.of(model)
+
+
+def _model(job: Job, setup: Setup, *, packed: bool) -> Any:
+    on_gpu = setup.device.type != "cpu"
+    low = on_gpu and setup.precision == torch.bfloat16
+    model = load_model(job, on_gpu=on_gpu, packed=packed, low=low, sharing=setup.sharing)
+    adapt(model, job)
+    return model
+
+
 def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for AdamW: matrices (embeddings too) decay; norms and biases, which are vectors, do not."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+        {"params": [each for each in parameters if _dimensions(each) >= 2], "weight_decay": weight_decay},
+        {"params": [each for each in parameters if _dimensions(each) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _dimensions(parameter: torch.Tensor) -> int:
+    """How many a parameter has; of one that ZeRO-3 has shared out there is but a flat rest here."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def precision_of(wanted: str, device: torch.device) -> torch.dtype:

@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -339,26 +338,10 @@ def test_an_odd_url_is_one_line_or_the_default(capsys, tmp_path, monkeypatch, ur
 # Disks
 
 
-@contextlib.contextmanager
-def mounted(folder: Path, *options: str):
-    """A small file system in memory; only root may mount one."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
-    if shutil.which("mount") is None:
-        pytest.skip("no program mount is here to mount a small file system with")
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small file system")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.fixture
-def disk(tmp_path):
+def disk(tmp_path, mounted):
     """A disk of one megabyte."""
-    with mounted(tmp_path / "disk", "-o", "size=1m") as folder:
-        yield folder
+    return mounted(tmp_path / "disk", "-o", "size=1m")
 
 
 def fill(disk):
@@ -445,29 +428,29 @@ def test_a_full_disk_can_be_cleared(disk, models, tmp_path):
     whole(registry, [first])
 
 
-def test_on_a_read_only_disk_all_that_reads_works_and_the_rest_is_one_line(tmp_path, models, one_line):
+def test_on_a_read_only_disk_all_that_reads_works_and_the_rest_is_one_line(tmp_path, mounted, models, one_line):
     """A colleague's registry, or a backup."""
-    with mounted(tmp_path / "disk") as disk:
-        registry = opened(disk / "home")
-        added = registry.add(new_model(), write_model(tmp_path / "trained"))
-        home = disk / "home"
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        whole(registry, [added])
-        for arguments in (("list",), ("show", "math"), ("verify",), ("card", "math"), ("gc", "--dry-run"), ("alias",)):
-            assert models(*arguments, place=home)[0] == 0
-        assert models("export", "math", tmp_path / "out", place=home)[0] == 0
-        for arguments in (("tag", "math", "a=b"), ("alias", "a", "math"), ("delete", "math", "--yes")):
-            line = one_line(*arguments, place=home)
-            assert line == (
-                f"registry {home}/registry.db is read-only: check the permissions of the file and of its folder"
-            )
-        assert one_line("export", "math", disk / "out", place=home, code=2) == (
-            f"{disk}/out cannot be made: {disk} is read-only for this user: expected a new name, or an empty folder"
+    disk = mounted(tmp_path / "disk")
+    registry = opened(disk / "home")
+    added = registry.add(new_model(), write_model(tmp_path / "trained"))
+    home = disk / "home"
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    whole(registry, [added])
+    for arguments in (("list",), ("show", "math"), ("verify",), ("card", "math"), ("gc", "--dry-run"), ("alias",)):
+        assert models(*arguments, place=home)[0] == 0
+    assert models("export", "math", tmp_path / "out", place=home)[0] == 0
+    for arguments in (("tag", "math", "a=b"), ("alias", "a", "math"), ("delete", "math", "--yes")):
+        line = one_line(*arguments, place=home)
+        assert line == (
+            f"registry {home}/registry.db is read-only: check the permissions of the file and of its folder"
         )
-        with pytest.raises(ModelwrightError, match="Read-only file system"):
-            registry.add(new_model(fingerprint="next"), write_model(tmp_path / "next", b"next"))
-        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        assert models("tag", "math", "a=b", place=home)[0] == 0
+    assert one_line("export", "math", disk / "out", place=home, code=2) == (
+        f"{disk}/out cannot be made: {disk} is read-only for this user: expected a new name, or an empty folder"
+    )
+    with pytest.raises(ModelwrightError, match="Read-only file system"):
+        registry.add(new_model(fingerprint="next"), write_model(tmp_path / "next", b"next"))
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert models("tag", "math", "a=b", place=home)[0] == 0
 
 
 def test_a_locked_registry_is_one_line_after_a_while_and_works_when_it_is_free(filled, monkeypatch):

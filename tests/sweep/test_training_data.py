@@ -5,15 +5,12 @@ Each case is one line and an exit code, and the same command succeeds once what 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -62,23 +59,6 @@ def _refused(done, code=1):
 
 def _report(home, stage="prepare"):
     return json.loads((home / "runs" / "sweep" / "done" / f"{stage}.json").read_text())["outputs"]
-
-
-@contextlib.contextmanager
-def _mounted(folder: Path, *options: str):
-    """A small file system in memory; only root may mount one."""
-    folder.mkdir(exist_ok=True)
-    command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
-    try:
-        mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("only root may mount a small file system to fill")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 # Little data
@@ -218,46 +198,46 @@ def test_two_runs_at_once_in_one_folder_are_one_and_a_line(run_file, modelwright
     assert first.returncode == 75
 
 
-def test_a_read_only_home_is_one_line(run_file, modelwright, tmp_path, monkeypatch):
+def test_a_read_only_home_is_one_line(run_file, modelwright, tmp_path, monkeypatch, mounted):
     """And once it may be written, the command does its work."""
     path = run_file()
-    with _mounted(tmp_path / "disk", "-o", "ro") as disk:
-        monkeypatch.setenv("MODELWRIGHT_HOME", str(disk / "home"))
-        refused = _refused(modelwright("prepare", path))
-        assert refused == f"error: {disk}/home/runs/sweep cannot be made: {disk} is read-only for this user"
-        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        assert modelwright("prepare", path).returncode == 0
+    disk = mounted(tmp_path / "disk", "-o", "ro")
+    monkeypatch.setenv("MODELWRIGHT_HOME", str(disk / "home"))
+    refused = _refused(modelwright("prepare", path))
+    assert refused == f"error: {disk}/home/runs/sweep cannot be made: {disk} is read-only for this user"
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert modelwright("prepare", path).returncode == 0
 
 
 # Disks that are full
 
 
-def test_a_disk_that_is_full_while_preparing_is_one_line(run_file, modelwright, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_while_preparing_is_one_line(run_file, modelwright, tmp_path, monkeypatch, mounted):
     """Nothing half done stays; with room, the same command succeeds."""
     path = run_file([{"prompt": f"say {n} " + "x" * 300, "completion": str(n)} for n in range(4000)])
     more = ("--set", "data.tokens.max_length=2000", "--set", 'model.scratch.tokenizer="bpe"')
-    with _mounted(tmp_path / "disk", "-o", "size=1m") as disk:
-        monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
-        refused = _refused(modelwright("prepare", path, *more))
-        folder = disk / "runs" / "sweep"
-        full = "No space left on device; with room, the same command goes on"
-        assert refused == f"error: {disk / 'cache'} cannot be written to: {full}"
-        assert not (folder / "prepare").exists()
-        assert not list((disk / "cache").glob("*/.tmp-*"))
-        assert not list(folder.glob(".tmp-*"))
-        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
-        done = modelwright("prepare", path, *more)
-        assert done.returncode == 0, done.stderr
+    disk = mounted(tmp_path / "disk", "-o", "size=1m")
+    monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
+    refused = _refused(modelwright("prepare", path, *more))
+    folder = disk / "runs" / "sweep"
+    full = "No space left on device; with room, the same command goes on"
+    assert refused == f"error: {disk / 'cache'} cannot be written to: {full}"
+    assert not (folder / "prepare").exists()
+    assert not list((disk / "cache").glob("*/.tmp-*"))
+    assert not list(folder.glob(".tmp-*"))
+    subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+    done = modelwright("prepare", path, *more)
+    assert done.returncode == 0, done.stderr
 
 
 FULL = "No space left on device"
 
 
-def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, modelwright, tmp_path, monkeypatch):
+def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, modelwright, tmp_path, monkeypatch, mounted):
     """How much there must be, and how much there is."""
-    with _mounted(tmp_path / "disk", "-o", "size=700k") as disk:
-        monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
-        refused = _refused(modelwright("run", run_file(), "--set", "model.scratch.hidden_size=96"))
+    disk = mounted(tmp_path / "disk", "-o", "size=700k")
+    monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
+    refused = _refused(modelwright("run", run_file(), "--set", "model.scratch.hidden_size=96"))
     assert re.fullmatch(
         rf"error: {disk}/runs/sweep/train: 2 checkpoints and the one being written take [\d.]+ MB, and 0.\d MB are "
         r"free on the disk: free some, lower keep_checkpoints in \[train\], or set MODELWRIGHT_HOME to a folder on "
@@ -279,17 +259,19 @@ def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, model
         (2600, "registry DISK/registry.db cannot be used: FULL: DISK/registry.db"),
     ],
 )
-def test_a_disk_that_is_full_while_training_is_one_line(run_file, modelwright, tmp_path, monkeypatch, size, line):
+def test_a_disk_that_is_full_while_training_is_one_line(
+    run_file, modelwright, tmp_path, monkeypatch, mounted, size, line
+):
     """At whatever file it is met; with room, the same command goes on and registers the model."""
     path = run_file()
     more = ("--set", "model.scratch.hidden_size=96", "--set", "train.checkpoint_every=1")
     # The preflight would see it coming.
     more = (*more, "--set", "train.preflight=false")
-    with _mounted(tmp_path / "disk", "-o", f"size={size}k") as disk:
-        monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
-        refused = _refused(modelwright("run", path, *more))
-        assert refused == "error: " + line.replace("FULL", FULL).replace("DISK", str(disk))
-        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
-        done = modelwright("run", path, *more)
-        assert done.returncode == 0, done.stderr
-        assert "sweep@1" in done.stdout
+    disk = mounted(tmp_path / "disk", "-o", f"size={size}k")
+    monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
+    refused = _refused(modelwright("run", path, *more))
+    assert refused == "error: " + line.replace("FULL", FULL).replace("DISK", str(disk))
+    subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+    done = modelwright("run", path, *more)
+    assert done.returncode == 0, done.stderr
+    assert "sweep@1" in done.stdout

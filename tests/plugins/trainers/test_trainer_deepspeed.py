@@ -3,6 +3,8 @@
 import contextlib
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
@@ -153,6 +155,18 @@ def test_what_is_offloaded_learns_the_same(tmp_path, alone, stage, offload):
     assert losses == pytest.approx(alone[1], abs=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"vocabulary": 19}, {"adapter": AdapterSettings(rank=4)}])
+def test_weights_that_are_shared_out_as_they_are_read_learn_the_same(tmp_path, changes):
+    """At stage 3; also where embeddings have to grow, for which every process reads them whole."""
+    for name in ("one", "two"):
+        base(tmp_path / name, weights=True)
+    recorder = Recorder()
+    one = make_job(tmp_path / "one", recorder, make_settings(), **changes)
+    LOCAL.create().train(one)
+    _, _, losses = zero(tmp_path / "two", 3, changes=changes)
+    assert losses == pytest.approx({data["step"]: data["loss"] for data in recorder.of("step")}, abs=1e-4)
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_an_adapter_is_trained_resumed_and_exported(tmp_path, stage):
     """LoRA with dropout: two processes export an adapter, and one that was stopped the same bytes."""
@@ -269,3 +283,21 @@ def test_a_lost_connection_is_told_as_another_process_that_is_gone(monkeypatch):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
     with pytest.raises(RuntimeError, match="another mistake"), deepspeed._losing_others():
         raise RuntimeError("another mistake")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop("model.norm.weight"), r"weights are not whole: model\.norm\.weight missing"),
+        (lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}), r"mismatch for model\.norm\.weight: "),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_where_they_are_shared_out(tmp_path, change, said):
+    """By the name of the tensor, as in one process."""
+    base(tmp_path, weights=True)
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelwrightError, match=said):
+        zero(tmp_path, 3)

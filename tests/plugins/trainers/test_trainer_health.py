@@ -1,9 +1,8 @@
-"""What keeps a training from harm: the preflight, bad steps, early stopping, memory and disk that do not suffice."""
+"""What keeps a training from harm: the preflight, bad steps, early stopping, a disk that does not suffice."""
 
 import shutil
 
 import pytest
-import torch
 
 from modelwright.core.api import ModelwrightError
 from modelwright.core.testing.trainer import (
@@ -17,7 +16,6 @@ from modelwright.core.testing.trainer import (
 from modelwright.plugins.trainers import modelwright_trainers
 from modelwright.plugins.trainers.checkpoints import Progress
 from modelwright.plugins.trainers.health import MOST_IN_A_ROW, WINDOW, Health
-from modelwright.plugins.trainers.memory import Needs, check_memory, free_memory, needs
 from modelwright.plugins.trainers.ranks import Ranks
 
 LOCAL, *_ = modelwright_trainers()
@@ -175,39 +173,3 @@ def test_the_loss_of_each_source_is_told(tmp_path):
         assert set(data["by_source"]) == {"a.jsonl", "b.jsonl"}
         whole = sum(data["by_source"][name] * taught[name] for name in taught) / sum(taught.values())
         assert whole == pytest.approx(data["loss"], rel=1e-5)
-
-
-# Memory
-
-
-@pytest.mark.parametrize(
-    ("options", "device", "host"),
-    [
-        ({}, 16, 0),
-        ({"low": True}, 16, 0),
-        ({"low": True, "stage": 1, "ranks": 4}, 4 + 3, 0),
-        ({"low": True, "stage": 2, "ranks": 4}, 2 + 0.5 + 3, 0),
-        ({"low": True, "stage": 3, "ranks": 4}, 4, 0),
-        ({"low": True, "stage": 3, "ranks": 4, "offload": "optimizer"}, 1, 3),
-        ({"low": True, "stage": 3, "ranks": 4, "offload": "all"}, 0.5, 3.5),
-    ],
-)
-def test_memory_is_predicted_as_zeros_paper_counts_it(options, device, host):
-    """Bytes for each weight: 2 + 2 + 12 in mixed precision, shared out by stage."""
-    assert needs(parameters=1000, trainable=1000, **options) == Needs(
-        device=round(1000 * device), host=round(1000 * host)
-    )
-
-
-def test_an_adapter_needs_optimiser_states_for_itself_only():
-    """A frozen weight is a weight and nothing else."""
-    assert needs(parameters=1000, trainable=10) == Needs(device=4 * 1000 + 12 * 10)
-
-
-def test_memory_that_cannot_suffice_is_told_before_anything_is_made():
-    """How much is needed, how much there is, what needs less."""
-    with pytest.raises(
-        ModelwrightError, match=r"machine's memory does not suffice: .* GB in each process.*\[adapter\]"
-    ):
-        check_memory(Needs(device=free_memory() * 2), torch.device("cpu"), on_machine=1)
-    check_memory(Needs(device=1), torch.device("cpu"), on_machine=4)
