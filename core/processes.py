@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.events import WORKER, EventTail
@@ -82,13 +82,48 @@ def worker_command(module: str, folder: RunFolder) -> list[str]:
     return [sys.executable, "-P", "-m", module, str(folder.path), folder.name]
 
 
+def start_worker(
+    command: Sequence[str], environment: Mapping[str, str | None], output: IO[bytes], inherited: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a worker in a process group of its own; its standard input is a pipe from this process.
+
+    Args:
+        command: the program and its arguments.
+        environment: variables beside this process's own; None takes one away.
+        output: where it prints.
+        inherited: the descriptors that it inherits.
+    """
+    variables: dict[str, str | None] = {**_SHARING_CORES, **os.environ, **environment}
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=inherited,
+        env={name: value for name, value in variables.items() if value is not None},
+    )
+
+
 def run_worker(
-    run: Following, stage: str, command: Sequence[str], environment: Mapping[str, str | None] | None = None
+    run: Following,
+    stage: str,
+    command: Sequence[str],
+    environment: Mapping[str, str | None] | None = None,
+    *,
+    before: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Start a stage's worker, pass its events to the run's listener, and return the outputs that it left.
 
     The worker has a process group of its own, so a Ctrl-C at the terminal reaches the runner alone. Its standard input
     is a pipe that closes when the runner ends, however it ends; then the worker ends too.
+
+    Args:
+        run: whose worker it is.
+        stage: the stage's name.
+        command: the program and its arguments.
+        environment: variables beside this process's own; None takes one away.
+        before: done as soon as nothing of an earlier worker is left that a new one could take for its own.
 
     Raises:
         StopRequested: it stopped on request, resumable.
@@ -99,19 +134,12 @@ def run_worker(
     status, log = Status(folder, stage), folder.log(stage)
     status.clear()
     log.parent.mkdir(parents=True, exist_ok=True)
+    if before:
+        before()
     tail = EventTail(folder.events, from_now=True)
-    variables: dict[str, str | None] = {**_SHARING_CORES, **os.environ, **(environment or {})}
     with log.open("ab") as output:
         begin = output.tell()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(run.writing,),
-            env={name: value for name, value in variables.items() if value is not None},
-        )
+        process = start_worker(command, environment or {}, output, (run.writing,))
         try:
             while process.poll() is None:
                 _pass_on(run, tail)
@@ -148,9 +176,14 @@ def _pass_on(run: Following, tail: EventTail) -> None:
             run.listener(event)
 
 
+def ended_how(code: int) -> str:
+    """How a process ended, by its return code."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
 def _outcome(status: Mapping[str, Any] | None, stage: str, code: int, log: Path, begin: int) -> dict[str, Any]:
     if status is None:
-        end = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        end = ended_how(code)
         with log.open("rb") as file:
             file.seek(begin)
             last = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()

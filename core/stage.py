@@ -37,6 +37,8 @@ class Run:
         listener: hears every event.
         fresh: whether nothing that was made before is used.
         merging: whether all rows must have been read before, by jobs that each did a part of them.
+        gather: waits for the other processes of a launcher that started this program several times, and lets them start
+            theirs of a training; it tells its argument whom it waits for. None where there are no others.
     """
 
     config: RunConfig
@@ -47,6 +49,7 @@ class Run:
     listener: Listener | None = None
     fresh: bool = False
     merging: bool = False
+    gather: Callable[[Callable[[str], None]], None] | None = None
 
     @cached_property
     def registry(self) -> Registry:

@@ -8,6 +8,7 @@ runs/NAME/
 ├── config.json         the resolved configuration, for the worker processes
 ├── events/             one file for each process that wrote
 ├── logs/               what worker processes printed
+├── launched/           where a launcher's processes learn how to reach the first of them
 ├── done/STAGE.json     fingerprint, inputs and outputs of a finished stage
 ├── parts/2-of-4/       where a job works that prepares one part of the data
 ├── verify/             two short trainings, while it is verified that this one resumes exactly
@@ -40,7 +41,7 @@ KILLED_ENDS_WITHIN = 1.0
 # How long the workers of a killed runner may take to notice that it is gone.
 ORPHANS_END_WITHIN = 60.0
 
-_FOLDERS = ("done", "events", "logs", "status")
+_FOLDERS = ("done", "events", "launched", "logs", "status")
 _FILES = ("runner.lock", "workers.lock", "ranks.lock", "config.json", "stop")
 
 
@@ -94,6 +95,11 @@ class RunFolder:
         """The lock that every worker process shares."""
         return self.path / "ranks.lock"
 
+    @property
+    def launched(self) -> Path:
+        """Where the processes that another launcher started find the first of them."""
+        return self.path / "launched"
+
     def log(self, stage: str) -> Path:
         """What the stage's worker process prints."""
         return self.path / "logs" / f"{stage}.log"
@@ -111,6 +117,18 @@ class RunFolder:
             if os.path.lexists(place) and not (place.is_dir() if is_folder else place.is_file()):
                 kind = "folder" if is_folder else "file"
                 raise ModelwrightError(f"{place} is no {kind}: move it away, and a {kind} is made there")
+
+    def make(self) -> None:
+        """Make the folder, where it is not there.
+
+        Raises:
+            ModelwrightError: it cannot be worked in.
+        """
+        self.check()
+        if why := why_no_folder(self.path):
+            raise ModelwrightError(f"{self.path} {why}")
+        with files.failing_as(f"{self.path} cannot be made"):
+            self.path.mkdir(parents=True, exist_ok=True)
 
     # Done marks
 
@@ -195,11 +213,7 @@ class RunFolder:
             ModelwrightError: a living runner works in the folder, workers outlive a killed one for too long, or it
                 cannot be worked in.
         """
-        self.check()
-        if why := why_no_folder(self.path):
-            raise ModelwrightError(f"{self.path} {why}")
-        with files.failing_as(f"{self.path} cannot be made"):
-            self.path.mkdir(parents=True, exist_ok=True)
+        self.make()
         with contextlib.ExitStack() as stack:
             runner = stack.enter_context(_opened(self.path / "runner.lock"))
             if not self._lock_within(runner, KILLED_ENDS_WITHIN):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelwright.core.api.errors import ModelNotFoundError
+from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, UsageError
 from modelwright.core.cli.common import Command, json_option, print_json, print_table, registry_option, run_options
 
 if TYPE_CHECKING:
     from modelwright.core.runner import Result
     from modelwright.core.stage import Listener, Run
+    from modelwright.core.train.launched import Launched
     from modelwright.core.train.verification import Verification
 
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
@@ -29,13 +30,13 @@ def stage_options(command: Command, *, required: bool = True) -> Command:
 @click.command()
 @stage_options
 @click.option("--only", type=click.Choice(STAGES), help="This stage alone.")
-def run(only: str | None, **given: Any) -> None:
+def run(only: str | None, **given: Any) -> int:
     """Do what RUN.toml says, stage after stage, for every variant.
 
     What is done is skipped, what was interrupted is resumed: the same command again is always right.
     Ctrl-C stops at the next safe point with exit code 75.
     """
-    perform_stages(only, **given)
+    return perform_stages(only, **given)
 
 
 def _stage_command(stage: str, text: str) -> click.Command:
@@ -52,12 +53,9 @@ def _stage_command(stage: str, text: str) -> click.Command:
 @click.option(
     "--verify-resume", is_flag=True, help="Instead, see on a few steps that a killed training of it resumes exactly."
 )
-def train(verify_resume: bool, **given: Any) -> None:
+def train(verify_resume: bool, **given: Any) -> int:
     """Train RUN.toml's model on the prepared tokens, or resume it."""
-    if verify_resume:
-        _verify_resume(**given)
-    else:
-        perform_stages("train", **given)
+    return _verify_resume(**given) if verify_resume else perform_stages("train", **given)
 
 
 register = _stage_command("register", "Register RUN.toml's trained model.")
@@ -82,8 +80,8 @@ def open_runs(
 
 def perform_stages(
     only: str | None, *, dry_run: bool, fresh: bool, as_json: bool, merging: bool = False, **chosen: Any
-) -> None:
-    """Plan or do the stages of every variant chosen.
+) -> int:
+    """Plan or do the stages of every variant chosen; gives the exit code.
 
     Args:
         only: one of `STAGES`; None for all.
@@ -93,10 +91,51 @@ def perform_stages(
         merging: see `Run`.
         chosen: see `open_runs`.
     """
+    from modelwright.core.train.launched import launched
+
+    how = {"dry_run": dry_run, "fresh": fresh, "as_json": as_json, "registry": chosen["registry"]}
+    # The other stages share nothing: one process of a launcher's may well do them.
+    here = launched() if only in (None, "train") else None
+    if here is not None:
+        return _perform_launched(here, only, chosen, how)
+    _perform(open_runs(**chosen), only, merging=merging, **how)
+    return 0
+
+
+def _perform_launched(here: Launched, only: str | None, chosen: Mapping[str, Any], how: Mapping[str, Any]) -> int:
+    """Train one run together with the other processes of a launcher; the first does all that is not training."""
+    from modelwright.core.train.launched import check_launched, leave_to_the_first
+    from modelwright.core.train.together import follow, leading
+
+    try:
+        runs = open_runs(**chosen)
+        check_launched(here, runs, only)
+    except ModelwrightError as error:
+        return leave_to_the_first(here, error)
+    if here.rank:
+        return 0 if how["dry_run"] else follow(runs[0].folder, here)
+    if how["dry_run"]:
+        _perform(runs, only, **how)
+        return 0
+    with leading(runs[0].folder, here) as first:
+        _perform(runs, only, gather=first.gather, **how)
+    return 0
+
+
+def _perform(
+    runs: Sequence[Run],
+    only: str | None,
+    *,
+    dry_run: bool,
+    fresh: bool,
+    as_json: bool,
+    registry: str | None,
+    merging: bool = False,
+    gather: Callable[[Callable[[str], None]], None] | None = None,
+) -> None:
     from modelwright.core import runner
     from modelwright.core.cli.progress import Display
 
-    runs = open_runs(**chosen)
     # A training on a cluster asks nothing of the registry's database: many nodes would, on a shared file system.
     runner.check(runs, [only] if only else runner.NAMES, registry=only != "train")
     if dry_run:
@@ -105,15 +144,15 @@ def perform_stages(
     results = []
     with Display() as display:
         for one in runs:
-            one.listener, one.merging = display, merging
+            one.listener, one.merging, one.gather = display, merging, gather
             results.append(runner.execute(one, only=only, fresh=fresh))
             if one is not runs[-1]:
                 one.folder.check_stop()  # asked for in this run's last moments; the next one has not heard of it
-    _print_results(results, chosen["registry"], as_json=as_json)
+    _print_results(results, registry, as_json=as_json)
 
 
-def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) -> None:
-    """Verify every variant chosen.
+def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) -> int:
+    """Verify every variant chosen; gives the exit code.
 
     Raises:
         UsageError: an option that says something else.
@@ -122,9 +161,11 @@ def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) 
     from attrs import asdict
 
     from modelwright.core import runner
-    from modelwright.core.api.errors import ModelwrightError, UsageError
     from modelwright.core.cli.progress import Display
+    from modelwright.core.train.launched import launched, leave_to_the_first, refusal
 
+    if here := launched():
+        return leave_to_the_first(here, refusal(here, "--verify-resume", "call it without the launcher"))
     if dry_run or fresh:
         flag = "--dry-run" if dry_run else "--fresh"
         raise UsageError(f"--verify-resume leaves the run's own training alone: leave out {flag}")
@@ -140,6 +181,7 @@ def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) 
     failed = [name for name, each in verified.items() if not each.passed]
     if failed:
         raise ModelwrightError(f"{', '.join(failed)}: a training that was killed does not end as one that was not")
+    return 0
 
 
 def _verified(one: Verification) -> str:

@@ -20,6 +20,7 @@ from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.events import WORKER, EventTail
 from modelwright.core.processes import worker_command
+from modelwright.core.train.launched import Launched
 from modelwright.core.workspace import RunFolder
 
 MODULE = "modelwright.core.train.worker"
@@ -70,11 +71,7 @@ def training_launch(
         # This process may be on a machine that has none, as in a shell that salloc gave.
         gpus = gpus or cluster.gpus_per_node or 0
     count = _processes(processes, gpus, cluster)
-    environment: dict[str, str | None] = {"PYTHONSAFEPATH": "1"}  # as -P does for other workers
-    if not gpus:
-        # Processes with as many threads each as there are cores spin one another to a crawl.
-        threads = max(1, ((job.cpus if job else None) or os.cpu_count() or 1) // count)
-        environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    environment = _environment(count, gpus, job)
     if job and cluster and cluster.nodes > 1:
         return Launch(command=_on_nodes(folder, count, cluster, job), environment=environment)
     return Launch(
@@ -87,6 +84,25 @@ def training_launch(
         ],
         environment=environment,
     )
+
+
+def launched_process(folder: RunFolder, here: Launched) -> Launch:
+    """The one process of a training that this one starts where a launcher started this program several times.
+
+    What the launcher said of this process (RANK and its like) stays in the environment.
+    """
+    environment = _environment(here.on_machine or here.size, gpu_count(), allocation())
+    return Launch(command=worker_command(MODULE, folder), environment=environment)
+
+
+def _environment(count: int, gpus: int, job: Allocation | None) -> dict[str, str | None]:
+    """What each of `count` processes on a machine finds in its environment."""
+    environment: dict[str, str | None] = {"PYTHONSAFEPATH": "1"}  # as -P does for other workers
+    if not gpus:
+        # Processes with as many threads each as there are cores spin one another to a crawl.
+        threads = max(1, ((job.cpus if job else None) or os.cpu_count() or 1) // count)
+        environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    return environment
 
 
 def _worker(folder: RunFolder) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
 from modelwright.core.processes import WorkerDiedError, run_worker
 from modelwright.core.stage import Run
-from modelwright.core.train.launch import Launch, has_not_advanced, node_that_failed, training_launch
+from modelwright.core.train.launch import Launch, has_not_advanced, launched_process, node_that_failed, training_launch
+from modelwright.core.train.launched import launched
 from modelwright.core.train.report import summary, write_report
 
 # Counts up when the same inputs give another model than before.
@@ -91,22 +93,35 @@ class Train:
             "kill_after": self.kill_after,
         }
         files.write_json(folder / "order.json", order)
-        spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
-        launch = training_launch(run.folder, spec.launcher, run.config.train.processes, run.config.cluster)
+        launch = _launch(run, emit)
         emit("starting", {"command": launch.command, "log": str(run.folder.log(self.name))})
-        outputs = _carry_out(run, launch)
+        gather = run.gather and partial(run.gather, lambda text: emit("notice", {"text": text}))
+        outputs = _carry_out(run, launch, gather)
         events = read_events(run.folder.events, stage=self.name)
         write_report(folder, events)
         outputs["training"] |= summary(events)
         return outputs | {"base": base.digest if base else "scratch", "parent": base and base.parent}
 
 
-def _carry_out(run: Run, launch: Launch) -> dict[str, Any]:
+def _launch(run: Run, emit: Callable[[str, Mapping[str, Any]], None]) -> Launch:
+    """How this runner starts the training, or its own process of it where a launcher started others beside it."""
+    settings = run.config.train
+    here = launched() if run.gather else None
+    if here is None:
+        spec = run.plugins.get(TrainerSpec, settings.trainer)
+        return training_launch(run.folder, spec.launcher, settings.processes, run.config.cluster)
+    if settings.processes not in (1, "auto", here.on_machine or here.size):  # 1 is what holds where nothing is said
+        said = f"[train] processes = {settings.processes} is passed over"
+        emit("notice", {"text": f"the launcher started {here.size} processes: {said}"})
+    return launched_process(run.folder, here)
+
+
+def _carry_out(run: Run, launch: Launch, gather: Callable[[], None] | None) -> dict[str, Any]:
     """Run the processes; of several nodes, name the one that failed first, and end what jobs do not advance."""
     log = run.folder.log(Train.name)
     begin = log.stat().st_size if log.exists() else 0
     try:
-        return run_worker(run, Train.name, launch.command, launch.environment)
+        return run_worker(run, Train.name, launch.command, launch.environment, before=gather)
     except WorkerDiedError as error:
         node = node_that_failed(log, begin)
         raise (WorkerDiedError(f"{Train.name}: {node}; all that was printed: {log}") if node else error) from error
