@@ -105,7 +105,7 @@ def perform_stages(
 def _perform_launched(here: Launched, only: str | None, chosen: Mapping[str, Any], how: Mapping[str, Any]) -> int:
     """Train one run together with the other processes of a launcher; the first does all that is not training."""
     from modelwright.core.train.launched import check_launched, leave_to_the_first
-    from modelwright.core.train.together import follow, leading
+    from modelwright.core.train.meeting import follow, leading
 
     try:
         runs = open_runs(**chosen)
