@@ -28,6 +28,8 @@ MODULE = "modelwright.core.train.worker"
 _PORTS = range(12000, 32000)
 # What srun says of the first task that did not end well.
 _FAILED = re.compile(r"^srun: error: (?P<node>[^:\s]+): task [^:]+: (?P<how>[^\d\n]*(?P<code>\d+)?.*)$", re.MULTILINE)
+# What is said of a node on which a process did not end by itself.
+KILLED = "a process was ended by"
 # So many times a job may be stopped before its training has done a step.
 _ATTEMPTS = 3
 # What a launcher tells its processes; a process that no launcher started must not take someone else's for its own.
@@ -182,7 +184,7 @@ def node_that_failed(log: Path, begin: int) -> str | None:
     node, how, code = told["node"], told["how"], int(told["code"] or 0)
     # Python and DeepSpeed's launcher end with minus the number of the signal that ended a process.
     if code > 256 - signal.NSIG:
-        how = f"a process was ended by {signal.Signals(256 - code).name}"
+        how = f"{KILLED} {signal.Signals(256 - code).name}"
     return f"node {node} failed first ({how[0].lower()}{how[1:]}), and the others were ended"
 
 

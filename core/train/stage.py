@@ -16,7 +16,14 @@ from modelwright.core.config import to_plain
 from modelwright.core.events import read_events
 from modelwright.core.processes import WorkerDiedError, run_worker
 from modelwright.core.stage import Run
-from modelwright.core.train.launch import Launch, has_not_advanced, launched_process, node_that_failed, training_launch
+from modelwright.core.train.launch import (
+    KILLED,
+    Launch,
+    has_not_advanced,
+    launched_process,
+    node_that_failed,
+    training_launch,
+)
 from modelwright.core.train.launched import launched
 from modelwright.core.train.report import summary, write_report
 
@@ -122,12 +129,15 @@ def _carry_out(run: Run, launch: Launch, gather: Callable[[], None] | None) -> d
     begin = log.stat().st_size if log.exists() else 0
     try:
         return run_worker(run, Train.name, launch.command, launch.environment, before=gather)
-    except WorkerDiedError as error:
-        node = node_that_failed(log, begin)
-        raise (WorkerDiedError(f"{Train.name}: {node}; all that was printed: {log}") if node else error) from error
     except StopRequested as error:
         stuck = has_not_advanced(run.folder)
         raise (ModelwrightError(stuck) if stuck else error) from error
+    except ModelwrightError as error:
+        node = node_that_failed(log, begin)
+        # Those that lost a process which was killed can only tell that they did; srun tells where it was.
+        if node is None or not (isinstance(error, WorkerDiedError) or KILLED in node):
+            raise
+        raise WorkerDiedError(f"{Train.name}: {node}; all that was printed: {log}") from error
 
 
 def _inputs(settings: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:

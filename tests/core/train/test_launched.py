@@ -17,7 +17,7 @@ import pytest
 
 from modelwright.core.api import ModelwrightError
 from modelwright.core.events import EventTail, read_events
-from modelwright.core.train import together
+from modelwright.core.train import meeting
 from modelwright.core.train.launched import Launched
 from modelwright.core.workspace import RunFolder
 
@@ -374,16 +374,16 @@ def test_one_process_is_no_launch_and_a_number_too_high_is_refused(modelwright, 
 
 def test_who_does_not_come_is_named(monkeypatch, tmp_path):
     """Either way the line says what to look at."""
-    monkeypatch.setattr(together, "MEET_SECONDS", 0.3)
-    monkeypatch.setattr(together, "_NOTICE_SECONDS", 0.1)
-    monkeypatch.setattr(together, "_FAREWELL_SECONDS", 0.1)
-    before = {number: signal.getsignal(number) for number in together.STOP_SIGNALS}
+    monkeypatch.setattr(meeting, "MEET_SECONDS", 0.3)
+    monkeypatch.setattr(meeting, "_NOTICE_SECONDS", 0.1)
+    monkeypatch.setattr(meeting, "_FAREWELL_SECONDS", 0.1)
+    before = {number: signal.getsignal(number) for number in meeting.STOP_SIGNALS}
     where = {"on_machine": 3, "address": "127.0.0.1", "port": "29500"}
     folder, notices = RunFolder(tmp_path / "run"), []
     try:
         with (
             pytest.raises(ModelwrightError, match=r"^2 of the 3 processes .* \(process 1 first\) did not come within"),
-            together.leading(folder, Launched(rank=0, size=3, **where)) as first,
+            meeting.leading(folder, Launched(rank=0, size=3, **where)) as first,
         ):
             first.gather(notices.append)
     finally:
@@ -392,4 +392,4 @@ def test_who_does_not_come_is_named(monkeypatch, tmp_path):
     assert len(notices) == 1
     assert notices[0].startswith("waits for 2 of the 3 processes")
     with pytest.raises(ModelwrightError, match=r"^process 2 of 3: the first process did not come .* \(127.0.0.1\)$"):
-        together.follow(folder, Launched(rank=2, size=3, **where))
+        meeting.follow(folder, Launched(rank=2, size=3, **where))
