@@ -90,7 +90,8 @@ def test_two_processes_learn_what_one_does_and_resume_to_the_same_bytes(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "float32"), (3, "bfloat16")]
+    ("stage", "precision"),
+    [(0, "float32"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16"), (3, "float32"), (3, "bfloat16")],
 )
 def test_processes_that_were_killed_twice_end_with_the_same_bytes(tmp_path, stage, precision):
     """By SIGKILL, all of them, between two checkpoints; the losses are the same too, dropout included."""
@@ -109,6 +110,14 @@ def test_processes_that_were_killed_twice_end_with_the_same_bytes(tmp_path, stag
             assert recorder.of("resumed") == [{"step": 3 if kill_after else 6}]
     assert seen == losses
     assert weights(again) == weights(job)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_preflight_leaves_no_trace_in_what_is_learnt(tmp_path, stage):
+    """Its step is taken back in every process: weights, copies of them, and the optimiser."""
+    tried, *_ = zero(tmp_path / "with", stage, max_steps=3)
+    straight, *_ = zero(tmp_path / "without", stage, max_steps=3, preflight=False)
+    assert weights(tried) == weights(straight)
 
 
 def test_dropout_and_bfloat16_resume_to_the_same_bytes(tmp_path):
