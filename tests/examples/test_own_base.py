@@ -73,7 +73,7 @@ def _write(folder: Path) -> dict[str, dict[str, Path]]:
 def test_an_edited_example_runs_from_its_rows_to_a_registered_and_graded_model(modelwright, tmp_path, home, base, name):
     """Only paths and sizes are edited; a model that is not good enough moves no alias."""
     paths = {key: json.dumps(str(path)) for key, path in {**_write(tmp_path)[name], "model.base": base}.items()}
-    settings = {**paths, "evaluate.0.generation.max_tokens": 8}
+    settings = {**paths, "train.batch_size": 4, "evaluate.0.generation.max_tokens": 8}
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     done = modelwright("run", EXAMPLES / f"{name}.toml", *overrides)
     assert done.returncode == 0, done.stderr
