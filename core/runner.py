@@ -217,6 +217,7 @@ def verify(run: Run) -> Verification:
     (train,) = _chosen("train")
     with run.folder.locked() as lock:
         run.workers_lock = lock
+        run.folder.clear_stop()
         _predecessors_are_done(run, train)
         return verify_resume(run)
 

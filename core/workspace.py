@@ -114,7 +114,9 @@ class RunFolder:
         places |= {self.path / name: True for name in (*_FOLDERS, *stages)}
         places |= {self.path / name: False for name in _FILES}
         for place, is_folder in places.items():
-            if os.path.lexists(place) and not (place.is_dir() if is_folder else place.is_file()):
+            # What is written through a link that leads nowhere is a file where it leads; no folder is made so.
+            there = os.path.lexists(place) if is_folder else place.exists()
+            if there and not (place.is_dir() if is_folder else place.is_file()):
                 kind = "folder" if is_folder else "file"
                 raise ModelwrightError(f"{place} is no {kind}: move it away, and a {kind} is made there")
 
@@ -193,6 +195,10 @@ class RunFolder:
     def clear_stop(self) -> None:
         """Take the request back; done by a run that begins."""
         self._stop.unlink(missing_ok=True)
+
+    def stop_with(self, other: RunFolder) -> None:
+        """Have one request for this folder and for `other`: who asks in either asks in both."""
+        self._stop.symlink_to(other._stop)
 
     def check_stop(self) -> None:
         """Raise StopRequested if someone asked."""

@@ -99,6 +99,7 @@ def _aside(run: Run, path: Path) -> Run:
     aside.base = run.base  # an address was resolved for this run, not for this folder
     path.mkdir(parents=True)
     files.write_json(folder.config, to_plain(config))
+    folder.stop_with(run.folder)
     folder.stage("prepare").symlink_to(run.folder.stage("prepare"))
     done = run.folder.done("prepare")
     assert done is not None, "the tokens are prepared"

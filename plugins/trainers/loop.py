@@ -15,10 +15,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,63 +38,10 @@ from modelwright.plugins.trainers.isolation import check_isolation
 from modelwright.plugins.trainers.meter import Meter
 from modelwright.plugins.trainers.preflight import preflight
 from modelwright.plugins.trainers.ranks import Ranks
+from modelwright.plugins.trainers.strategy import Strategy
 
 # With how many packs a model must show that it keeps documents apart.
 _CHECKED_PACKS = 4
-
-
-class Strategy(Protocol):
-    """How one kind of trainer computes; the loop decides what is computed, and when.
-
-    Attributes:
-        model: a causal language model of transformers.
-        forward: what is called in its place: the model, or what wraps it.
-        device: where its inputs go.
-        precision: of its forward pass.
-        ranks: the processes that train together.
-        layout: how a checkpoint is shared out among them; one with another layout may not load.
-    """
-
-    model: Any
-    forward: Callable[..., Any]
-    device: torch.device
-    precision: torch.dtype
-    ranks: Ranks
-    layout: dict[str, Any]
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision of the forward pass."""
-        ...
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of `loss` (a scalar, this process's part of the step's) to those of the step so far."""
-        ...
-
-    def step(self, learning_rate: float) -> float:
-        """Clip the gradients of all processes together, step, forget them; gives their 2-norm before clipping.
-
-        Where the norm is no finite number, nothing is stepped: weights and optimiser stay as they were.
-        """
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write this process's share of weights and optimiser into a checkpoint's folder."""
-        ...
-
-    def load(self, folder: Path, layout: Mapping[str, Any]) -> None:
-        """Read what `save` wrote under a `layout`, also back into the strategy that wrote it."""
-        ...
-
-    def export(self, folder: Path) -> None:
-        """Write config and weights in Hugging Face layout, or the adapter that was trained.
-
-        Every process calls it, the first one writes.
-        """
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """What the event `started` says of the machine: device, precision and the like."""
-        ...
 
 
 @frozen

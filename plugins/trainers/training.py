@@ -11,10 +11,11 @@ from modelwright.core.api import Job, ModelwrightError, Trained, UsageError
 from modelwright.plugins.trainers.adapter import adapt
 from modelwright.plugins.trainers.checkpoints import Checkpoint, Checkpoints, read_finished
 from modelwright.plugins.trainers.data import Corpus, held_out
-from modelwright.plugins.trainers.loop import Loop, Strategy
+from modelwright.plugins.trainers.loop import Loop
 from modelwright.plugins.trainers.memory import Size
 from modelwright.plugins.trainers.model import check_fits, load_model, skeleton
 from modelwright.plugins.trainers.ranks import Ranks
+from modelwright.plugins.trainers.strategy import Strategy
 
 # The second moment forgets faster than Adam's 0.999: the usual choice for language models since T. Brown et al.,
 # "Language models are few-shot learners" (2020), appendix B.

@@ -84,6 +84,22 @@ def test_a_stop_request_is_a_file(tmp_path):
     folder.check_stop()
 
 
+def test_two_folders_can_have_one_stop_request(tmp_path):
+    """The folder of a verification stops with the run's; it can be worked in whether one was asked for or not."""
+    run, aside = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run" / "aside")
+    for folder in (run, aside):
+        folder.make()
+    aside.stop_with(run)
+    for asked, other in ((run, aside), (aside, run)):
+        with aside.locked():
+            assert not aside.stopping()
+            asked.request_stop()
+            assert other.stopping()
+        with aside.locked():
+            assert aside.stopping()
+        run.clear_stop()
+
+
 def test_a_mark_holds_what_later_stages_read(tmp_path):
     """And is gone when its stage begins again."""
     folder = RunFolder(tmp_path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -168,6 +171,22 @@ def test_a_training_that_fails_by_itself_says_why(run_file, modelwright, home):
     assert done.returncode == 1
     assert "lower learning_rate" in done.stderr
     assert (home / "runs" / "tiny" / "verify" / "through" / "logs" / "train.log").is_file()
+
+
+def test_a_request_to_the_run_stops_its_verification(run_file, modelwright, home):
+    """As it stops its training; the request is spent when the next one begins."""
+    folder = home / "runs" / "tiny"
+    command = [sys.executable, "-m", "modelwright.core", "train", run_file, "--verify-resume"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 120
+    while not (folder / "verify" / "through" / "events").exists() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    (folder / "stop").touch()
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, said
+    assert said.endswith("tiny: stopped on request; the same command begins again\n")
+    assert not (folder / "verify").exists()
+    assert modelwright("train", run_file, "--verify-resume").returncode == 0
 
 
 def test_what_was_not_prepared_or_says_two_things_is_refused(tmp_path, modelwright):
