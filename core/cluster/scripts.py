@@ -52,9 +52,14 @@ if [ -z "$stopping" ]; then
 fi
 
 # 75: it has stopped at a safe point. Unless the job was cancelled, or is over its limit, it goes on there later.
-if [ -n "$stopping" ] && {{ [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }} &&
-    [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+# Slurm may still be at its signalling, and a busy controller may have to be asked again.
+if [ -n "$stopping" ] && {{ [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }}; then
+    for _ in 1 2 3 4 5; do
+        state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) && case $state in
+            RUNNING | SIGNALING) scontrol requeue "$SLURM_JOB_ID" ;;
+        esac && break
+        sleep 2
+    done
 fi
 exit "$code"
 """
