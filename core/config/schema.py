@@ -109,7 +109,8 @@ class ModelConfig:
         chat_template: a built-in name ("chatml", a bare word) or a file; default: the tokenizer's own.
         dtype: of the weights in memory.
         attention: the implementation; "auto" takes FlashAttention on a GPU where the package flash-attn is installed,
-            FlexAttention on a GPU for packs, else PyTorch's own ("sdpa").
+            FlexAttention on a GPU for packs, else PyTorch's own ("sdpa"); on a CPU that is computed document by
+            document, where the model allows it, so that nothing is padded or masked.
         trust_remote_code: whether the base may bring code.
         scratch: instead of base.
     """

@@ -69,17 +69,23 @@ class MicroBatch:
         return MicroBatch(**{name: move(value) for name, value in asdict(self, recurse=False).items()})
 
 
-def collate(sequences: Sequence[Sequence[TokenRow]], sources: Mapping[str, int] | None = None) -> MicroBatch:
+def collate(
+    sequences: Sequence[Sequence[TokenRow]], sources: Mapping[str, int] | None = None, *, end_to_end: bool = False
+) -> MicroBatch:
     """Lay each sequence's documents end to end, and pad the sequences to the longest of them.
 
     Args:
         sequences: the rows of each.
         sources: the numbers of the sources by their names; one that is not among them has 0.
+        end_to_end: whether the sequences are laid end to end too, as one, which is padded to a `round_length`.
 
     A token is supervised where its row says `trained`, but for the row's first: nothing of the row comes before it.
     """
+    if end_to_end:
+        sequences = [[row for sequence in sequences for row in sequence]]
     lengths = np.array([sum(len(row.input_ids) for row in sequence) for sequence in sequences])
-    input_ids = np.zeros((len(sequences), lengths.max()), dtype=np.int64)
+    width = round_length(lengths).max() if end_to_end else lengths.max()
+    input_ids = np.zeros((len(sequences), width), dtype=np.int64)
     supervised = np.zeros(input_ids.shape, dtype=np.bool_)
     position_ids = np.zeros_like(input_ids)
     source_of = np.zeros_like(input_ids)
@@ -94,7 +100,7 @@ def collate(sequences: Sequence[Sequence[TokenRow]], sources: Mapping[str, int] 
             start = end
         position_ids[index, start:] = np.arange(input_ids.shape[1] - start)
     predicted = np.flatnonzero(supervised)
-    packed = any(len(sequence) > 1 for sequence in sequences)
+    packed = end_to_end or any(len(sequence) > 1 for sequence in sequences)
     mask = np.arange(input_ids.shape[1]) < lengths[:, None]
     return MicroBatch(
         ids=tuple(row.id for sequence in sequences for row in sequence),
@@ -106,6 +112,18 @@ def collate(sequences: Sequence[Sequence[TokenRow]], sources: Mapping[str, int] 
         sources=torch.from_numpy(source_of.ravel()[predicted]),
         tokens=int(lengths.sum()),
     )
+
+
+def round_length(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each length, or the next larger of sixteen lengths between two powers of two.
+
+    A kernel's library makes its products anew for each shape that it has not met: in bfloat16 on a CPU that took longer
+    than the products themselves.
+    """
+    exponents = np.frexp(lengths)[1] - 1
+    steps = np.maximum(1, (1 << exponents) >> 4)
+    rounded: NDArray[np.int64] = -(-lengths // steps) * steps
+    return rounded
 
 
 class SequenceOrder:
@@ -149,14 +167,16 @@ class Part:
         sequences: their numbers, one at least.
         counts: False where there is nothing left for this process: all of them must compute equally often, so it
             computes what another one does, and its loss is multiplied by 0.
+        end_to_end: whether they are laid end to end, instead of below each other.
     """
 
     sequences: Numbers
     counts: bool = True
+    end_to_end: bool = False
 
 
 def micro_batches(
-    lengths: NDArray[np.int64], *, size: int | None, tokens: int, ranks: int = 1
+    lengths: NDArray[np.int64], *, size: int | None, tokens: int, ranks: int = 1, end_to_end: bool = False
 ) -> Iterator[list[Numbers]]:
     """Split the sequences of one step, given their lengths, into micro-batches of similar length for each process.
 
@@ -169,18 +189,20 @@ def micro_batches(
 
     Args:
         lengths: in tokens, int64 `[sequences]`.
-        size: sequences in a micro-batch; None: as many of like length as fit into `tokens` with their padding, one at
-            least.
+        size: sequences in a micro-batch; None: as many as fit into `tokens` with their padding, one at least; of like
+            length, unless they are laid end to end.
         tokens: see `size`.
         ranks: how many processes there are.
+        end_to_end: whether a micro-batch is one sequence, padded at its end only.
 
     Yields:
         For each process indices into `lengths`, at the end perhaps none; every sequence once.
     """
+    filling = _filling_end_to_end if end_to_end else _filling
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        count = (size or _filling(lengths[order[start:]], tokens, ranks)) * ranks
+        count = (size or filling(lengths[order[start:]], tokens, ranks)) * ranks
         dealt = order[start : start + count]
         yield [dealt[rank::ranks] for rank in range(ranks)]
         start += count
@@ -193,6 +215,12 @@ def _filling(lengths: NDArray[np.int64], tokens: int, ranks: int) -> int:
     alike = int(np.count_nonzero(lengths >= _ALIKE * longest))
     enough = max(1, tokens // (_LEAST * longest))
     return min(most, max(enough, alike // ranks))
+
+
+def _filling_end_to_end(lengths: NDArray[np.int64], tokens: int, ranks: int) -> int:
+    """The same where they are laid end to end; the first process is dealt the longest."""
+    sums = round_length(np.cumsum(lengths[::ranks]))
+    return max(1, int(np.searchsorted(sums, tokens, side="right")))
 
 
 class Corpus:
@@ -217,7 +245,7 @@ class Corpus:
         packs = self._folder.packs
         lengths, supervised = self._folder.lengths(), self._folder.supervised()
         self._taught = supervised > 0
-        lengths = np.where(self._taught, lengths, 0)
+        self._row_lengths = lengths = np.where(self._taught, lengths, 0)
         rows = self._taught.astype(np.int32)
 
         def per_sequence(values: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -232,7 +260,7 @@ class Corpus:
         self.largest_token = self._folder.largest_token()
         self.sources = self._folder.sources()
         self._source_numbers = {name: number for number, name in enumerate(self.sources)}
-        self._ahead: Ahead[Part, MicroBatch] = Ahead(lambda part: self.read(part.sequences))
+        self._ahead: Ahead[Part, MicroBatch] = Ahead(self.read)
 
     def packed(self, sequences: Numbers) -> Numbers:
         """Those of these sequences that hold several documents."""
@@ -242,19 +270,27 @@ class Corpus:
         """How many tokens are learnt in these sequences."""
         return int(self._supervised[sequences].sum())
 
-    def parts(self, sequences: Numbers, ranks: Ranks, *, size: int | None, tokens: int) -> list[Part]:
+    def parts(
+        self, sequences: Numbers, ranks: Ranks, *, size: int | None, tokens: int, end_to_end: bool = False
+    ) -> list[Part]:
         """What this process takes of these sequences, pass after pass; see `micro_batches`."""
-        rounds = micro_batches(self._lengths[sequences], size=size, tokens=tokens, ranks=ranks.size)
+        lengths = self._lengths[sequences]
+        rounds = micro_batches(lengths, size=size, tokens=tokens, ranks=ranks.size, end_to_end=end_to_end)
+        own = [(dealt[ranks.rank], dealt[0][:1]) for dealt in rounds]
         return [
-            Part(sequences[dealt[ranks.rank]])
-            if len(dealt[ranks.rank])
-            else Part(sequences[dealt[0][:1]], counts=False)
-            for dealt in rounds
+            Part(sequences[taken if len(taken) else other], counts=bool(len(taken)), end_to_end=end_to_end)
+            for taken, other in own
         ]
 
     def longest_sequences(self, count: int) -> Numbers:
         """The numbers of the `count` longest sequences."""
         return self.sequences[np.argsort(-self._lengths[self.sequences], kind="stable")[:count]]
+
+    def varied(self) -> list[TokenRow]:
+        """A short row, the longest, and one between; of those that teach something."""
+        rows = np.flatnonzero(self._taught)
+        ordered = rows[np.argsort(self._row_lengths[rows], kind="stable")].tolist()
+        return [self._folder[row] for row in (ordered[0], ordered[-1], ordered[len(ordered) // 2])]
 
     def documents(self, sequence: int) -> list[TokenRow]:
         """Read the rows of a sequence that teach something."""
@@ -266,9 +302,10 @@ class Corpus:
         """Read micro-batches, each while the one before is used; `after` is the first one of the next call."""
         return zip(parts, self._ahead.each(parts, after), strict=True)
 
-    def read(self, sequences: Numbers) -> MicroBatch:
+    def read(self, part: Part) -> MicroBatch:
         """Read a micro-batch."""
-        return collate([self.documents(sequence) for sequence in sequences.tolist()], self._source_numbers)
+        sequences = [self.documents(sequence) for sequence in part.sequences.tolist()]
+        return collate(sequences, self._source_numbers, end_to_end=part.end_to_end)
 
 
 def held_out(job: Job) -> Corpus | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from modelwright.plugins.trainers.by_document import BY_DOCUMENT
 from modelwright.plugins.trainers.data import MicroBatch
 from modelwright.plugins.trainers.loss import chunked_loss
 
@@ -128,8 +129,9 @@ def inputs(model: Any, batch: MicroBatch) -> dict[str, torch.Tensor | None]:
     if batch.position_ids is None:
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     input_ids, position_ids = batch.input_ids, batch.position_ids
-    if "flash" in attention_of(model):
-        # These kernels look for documents in a batch of one sequence only. Padding is a document too, so the sequences
-        # can stand end to end.
+    attention = attention_of(model)
+    if "flash" in attention or attention == BY_DOCUMENT:
+        # These look for documents in a batch of one sequence only. Padding is a document too, so the sequences can
+        # stand end to end.
         input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
     return {"input_ids": input_ids, "attention_mask": None, "position_ids": position_ids}

@@ -83,4 +83,4 @@ class Health:
             )
 
     def _ids(self, parts: Sequence[Part]) -> list[str]:
-        return [example for part in parts if part.counts for example in self._corpus.read(part.sequences).ids]
+        return [example for part in parts if part.counts for example in self._corpus.read(part).ids]

@@ -11,8 +11,8 @@ A model that mixes them trains without any error, and learns to answer one examp
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -70,17 +70,35 @@ def check_isolation(strategy: Computes, logits: SupervisedLogits, packs: Sequenc
     if "position_ids" not in inspect.signature(strategy.model.forward).parameters:
         raise _leaks(strategy.model, "takes no position_ids, by which the documents of a pack are kept apart")
     documents = _looked_at(packs)
-    batch = collate(packs)
-    training = strategy.model.training
-    strategy.model.eval()
+    with _only_looking(strategy.model):
+        together = _logits(strategy, logits, collate(packs), documents)
+        # In this order: a document that sees others has other logits than alone too, and the cause is worth more.
+        _check_changes(strategy, logits, packs, documents, together)
+        _check_alone(strategy, logits, documents, together)
+
+
+def same_as_alone(strategy: Computes, logits: SupervisedLogits, rows: Sequence[TokenRow], *, attention: str) -> bool:
+    """Give a model this attention; tells whether rows end to end have with it the logits of each alone without it."""
+    documents = _looked_at([rows])
+    with _only_looking(strategy.model):
+        alone = [_alone(strategy, logits, document) for document in documents]
+        strategy.model.set_attn_implementation(attention)
+        if attention_of(strategy.model) != attention:
+            return False
+        together = _logits(strategy, logits, collate([rows]), documents)
+    pairs = zip(together, alone, strict=True)
+    return all(_apart(strategy, one, other, lower=LOWER_TOLERANCE_ALONE) is None for one, other in pairs)
+
+
+@contextmanager
+def _only_looking(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
     try:
         with torch.no_grad():
-            together = _logits(strategy, logits, batch, documents)
-            # In this order: a document that sees others has other logits than alone too, and the cause is worth more.
-            _check_changes(strategy, logits, packs, documents, together)
-            _check_alone(strategy, logits, documents, together)
+            yield
     finally:
-        strategy.model.train(training)
+        model.train(training)
 
 
 def _looked_at(packs: Sequence[Sequence[TokenRow]]) -> list[_Document]:
@@ -114,7 +132,7 @@ def _apart(strategy: Computes, one: torch.Tensor, other: torch.Tensor, *, lower:
         return None
     difference, size = (one - other)[numbers].abs(), other[numbers].abs()
     with strategy.autocast():
-        is_lower = torch.is_autocast_enabled(strategy.device.type)
+        is_lower = torch.is_autocast_enabled(strategy.device.type) or strategy.model.dtype != torch.float32
     if is_lower:
         alike = difference.mean() <= lower * size.mean()
     else:
@@ -122,12 +140,16 @@ def _apart(strategy: Computes, one: torch.Tensor, other: torch.Tensor, *, lower:
     return None if alike else difference.max().item()
 
 
+def _alone(strategy: Computes, logits: SupervisedLogits, document: _Document) -> torch.Tensor:
+    (found,) = _logits(strategy, logits, collate([[document.row]]), [evolve(document, flat=document.places)])
+    return found
+
+
 def _check_alone(
     strategy: Computes, logits: SupervisedLogits, documents: Sequence[_Document], together: Sequence[torch.Tensor]
 ) -> None:
     for document, packed in zip(documents, together, strict=True):
-        by_itself = evolve(document, flat=document.places)
-        (alone,) = _logits(strategy, logits, collate([[document.row]]), [by_itself])
+        alone = _alone(strategy, logits, document)
         apart = _apart(strategy, packed, alone, lower=LOWER_TOLERANCE_ALONE)
         if apart is not None:
             raise _leaks(

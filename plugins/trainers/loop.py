@@ -35,6 +35,7 @@ from modelwright.plugins.trainers.data import Corpus, MicroBatch, Numbers, Part,
 from modelwright.plugins.trainers.forward import SupervisedLogits, attention_of
 from modelwright.plugins.trainers.health import Health
 from modelwright.plugins.trainers.isolation import check_isolation
+from modelwright.plugins.trainers.layout import lay_end_to_end
 from modelwright.plugins.trainers.meter import Meter
 from modelwright.plugins.trainers.preflight import preflight
 from modelwright.plugins.trainers.ranks import Ranks
@@ -103,6 +104,7 @@ class Loop:
         length = corpus.tokens / max(1, corpus.examples)
         self.meter = Meter(strategy.model, strategy.device, strategy.precision, length=length, ranks=self.ranks)
         self._micro_batch_tokens = micro_batch_tokens
+        self._end_to_end = False
         self._planned: dict[int, list[Part]] = {}
 
     def run(self, newest: Checkpoint | None) -> Trained:
@@ -115,6 +117,9 @@ class Loop:
             ModelwrightError: loss or gradient are no numbers any more, or the model mixes the documents of a pack.
         """
         began = time.perf_counter()
+        self._end_to_end = lay_end_to_end(
+            self.strategy, self.logits, self.corpus.varied(), self.ranks, asked=self.job.attention
+        )
         self._emit_started()
         self._check_isolation()
         if newest is None and self.settings.preflight:
@@ -288,7 +293,13 @@ class Loop:
 
     def split(self, corpus: Corpus, sequences: Numbers) -> list[Part]:
         """What this process takes of these sequences, pass after pass."""
-        return corpus.parts(sequences, self.ranks, size=self.settings.micro_batch_size, tokens=self._micro_batch_tokens)
+        return corpus.parts(
+            sequences,
+            self.ranks,
+            size=self.settings.micro_batch_size,
+            tokens=self._micro_batch_tokens,
+            end_to_end=self._end_to_end,
+        )
 
     def _parts(self, step: int) -> list[Part]:
         """What this process takes of a step; the next one's is asked for before its time, to be read ahead."""

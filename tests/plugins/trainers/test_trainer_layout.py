@@ -1,0 +1,258 @@
+"""Sequences end to end: the same training as below each other, for every model that can; the others are left alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from attrs import define
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from modelwright.core.api import TokenRow, TrainSettings
+from modelwright.core.testing.trainer import Recorder, counting_rows, make_job, write_token_folder
+from modelwright.plugins.trainers import LocalOptions
+from modelwright.plugins.trainers.by_document import BY_DOCUMENT
+from modelwright.plugins.trainers.data import collate, micro_batches, round_length
+from modelwright.plugins.trainers.forward import SupervisedLogits, attention_of
+from modelwright.plugins.trainers.layout import lay_end_to_end
+from modelwright.plugins.trainers.local import LocalTrainer
+from modelwright.plugins.trainers.ranks import Ranks
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    # Wide enough that attention weighs in the logits.
+    "initializer_range": 0.3,
+}
+WINDOW = {"sliding_window": 4}
+MODELS = {
+    "llama": {},
+    "mistral": WINDOW,
+    "qwen2": {},
+    "qwen3": {},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+    "gemma": {},
+    "gemma3_text": WINDOW | {"query_pre_attn_scalar": 16},
+    "gpt_neox": {},
+    "phi": {"num_key_value_heads": 2},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+# A state runs on; convolutions too; windows that only a mask tells of.
+OTHERS = {
+    "bamba": {
+        "mamba_d_state": 8,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 8,
+        "attn_layer_indices": [1],
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
+    "llama4_text": {"attention_chunk_size": 4, "num_local_experts": 2, "intermediate_size_mlp": 48},
+}
+
+
+def small(kind, attention="sdpa", **changes):
+    shared = {key: value for key, value in SMALL.items() if kind != "gpt2"}
+    config = AutoConfig.for_model(kind, **shared | {"vocab_size": 40, "initializer_range": 0.3} | changes)
+    torch.manual_seed(1)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+def rows_of(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def row(length):
+        ids = torch.randint(3, 40, (length,), generator=generator).to(torch.int32).numpy()
+        return TokenRow(f"row-{length}", ids, ids >= 0)
+
+    return [row(length) for length in lengths]
+
+
+@define(slots=False)
+class Forward:
+    """The forward pass of a trainer in a precision, and nothing else of it."""
+
+    model: object
+    precision: torch.dtype = torch.float32
+    device = torch.device("cpu")
+
+    def autocast(self):
+        """The precision of the forward pass."""
+        return torch.autocast("cpu", dtype=self.precision, enabled=self.precision != torch.float32)
+
+
+def lay(model, *, asked="auto", precision=torch.float32):
+    logits = SupervisedLogits(model)
+    return logits, lay_end_to_end(Forward(model, precision), logits, rows_of([2, 12, 5]), Ranks(), asked=asked)
+
+
+def loss_and_gradients(model, logits, batches, precision):
+    model.zero_grad()
+    losses = []
+    for batch in batches:
+        with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
+            loss, each = logits.summed_loss(batch)
+        loss.backward()
+        losses += each.tolist()
+    return losses, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_losses_and_gradients_are_those_of_each_row_alone(kind):
+    """To 1e-5 in float32; windows, shared keys, experts and added positions included."""
+    rows = rows_of([5, 9, 1, 7, 12, 3, 2])
+    model = small(kind, **MODELS[kind])
+    alone = loss_and_gradients(model, SupervisedLogits(model), [collate([[row]]) for row in rows], torch.float32)
+    model = small(kind, **MODELS[kind])
+    logits, laid = lay(model)
+    assert laid
+    assert attention_of(model) == BY_DOCUMENT
+    batch = collate([[row] for row in rows], end_to_end=True)
+    assert batch.input_ids.shape == (1, int(round_length(np.array([sum(map(len, (r.input_ids for r in rows)))]))[0]))
+    together = loss_and_gradients(model, logits, [batch], torch.float32)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2"])
+def test_bfloat16_differs_by_its_rounding(kind):
+    """The attention itself is in float32 then."""
+    rows = rows_of([5, 9, 7, 12, 3])
+    model = small(kind, **MODELS[kind])
+    alone, _ = loss_and_gradients(model, SupervisedLogits(model), [collate([[row]]) for row in rows], torch.bfloat16)
+    model = small(kind, **MODELS[kind])
+    logits, laid = lay(model, precision=torch.bfloat16)
+    assert laid
+    batch = collate([rows], end_to_end=True)
+    together, _ = loss_and_gradients(model, logits, [batch], torch.bfloat16)
+    torch.testing.assert_close(together, alone, rtol=0.05, atol=0.2)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_model_that_is_another_one_end_to_end_is_left_alone(kind):
+    """It is found out by trying, or by its kinds of layers; its own attention stays."""
+    model = small(kind, **OTHERS[kind])
+    before = attention_of(model)
+    assert not lay(model)[1]
+    assert attention_of(model) == before
+
+
+@pytest.mark.parametrize(("attention", "asked"), [("sdpa", "sdpa"), ("eager", "eager"), ("eager", "auto")])
+def test_an_attention_that_was_asked_for_stays(attention, asked):
+    """So does that of a model which has no other."""
+    model = small("llama", attention)
+    assert not lay(model, asked=asked)[1]
+    assert attention_of(model) == attention
+
+
+def test_trying_leaves_no_trace():
+    """Mode, weights and random states stay: a resumed training asks again, and goes on as if it had not."""
+    model = small("llama", attention_dropout=0.5).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert lay(model)[1]
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def train(folder, tokens, *, attention, **changes):
+    """The step events, what it was trained with, and the config that it left."""
+    recorder = Recorder()
+    settings = TrainSettings(**{"max_steps": 4, "batch_size": 5, "learning_rate": 1e-2} | changes)
+    job = make_job(folder, recorder, settings, tokens=tokens, attention=attention)
+    assert LocalTrainer(LocalOptions(micro_batch_tokens=40)).train(job).finished
+    (started,) = recorder.of("started")
+    config = json.loads((job.output / "config.json").read_text())
+    return recorder.of("step"), started["attention"], config
+
+
+@pytest.mark.parametrize("packs", [None, [[0, 1], [2, 3, 4], [5], [6, 7], [8, 9, 10, 11]]])
+def test_a_training_end_to_end_learns_the_same(tmp_path, packs):
+    """Rows or packs; nothing of how it was computed is left in the model."""
+    tokens = write_token_folder(tmp_path / "tokens", counting_rows(12), packs=packs)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    laid, by_document, config = train(tmp_path / "one", tokens, attention="auto")
+    padded, sdpa, other = train(tmp_path / "other", tokens, attention="sdpa")
+    assert (by_document, sdpa) == (BY_DOCUMENT, "sdpa")
+    assert config == other
+    for one, two in zip(laid, padded, strict=True):
+        assert (one["order"], one["tokens"], one["supervised"]) == (two["order"], two["tokens"], two["supervised"])
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+
+
+documents = st.lists(
+    st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=40), min_size=1, max_size=6
+)
+
+
+@given(st.lists(documents, min_size=1, max_size=4))
+def test_end_to_end_every_token_is_asked_for_from_its_own_document(packs):
+    """Positions begin anew in each document and in the padding."""
+    rows = [
+        TokenRow("id", np.array([t for t, _ in row], np.int32), np.array([t for _, t in row]))
+        for pack in packs
+        for row in pack
+    ]
+    batch = collate([[row] for row in rows], end_to_end=True)
+    asked, positions, start = [], [], 0
+    for row in rows:
+        learnt = zip(row.input_ids.tolist(), row.trained.tolist(), strict=True)
+        asked += [(start + at - 1, token) for at, (token, trained) in enumerate(learnt) if at and trained]
+        start += len(row.input_ids)
+        positions += range(len(row.input_ids))
+    positions += range(int(round_length(np.array([start]))[0]) - start)
+    assert batch.position_ids.tolist() == [positions]
+    assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == asked
+    assert batch.attention_mask is None
+    assert batch.tokens == start
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    st.one_of(st.none(), st.integers(1, 9)),
+    st.integers(1, 400),
+    st.integers(1, 5),
+)
+def test_micro_batches_end_to_end_keep_their_limit(lengths, size, tokens, ranks):
+    """With their padding; but for a single sequence that is longer alone. None could have held the next one too."""
+    lengths = np.array(lengths, np.int64)
+    rounds = list(micro_batches(lengths, size=size, tokens=tokens, ranks=ranks, end_to_end=True))
+    parts = [part for dealt in rounds for part in dealt if len(part)]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(lengths)))
+    for part in parts:
+        if size is not None:
+            assert len(part) <= size
+        else:
+            assert len(part) == 1 or round_length(lengths[part].sum(keepdims=True))[0] <= tokens
+    if size is None:
+        for dealt, then in itertools.pairwise(rounds):
+            more = lengths[np.append(dealt[0], then[0][0])].sum(keepdims=True)
+            assert round_length(more)[0] > tokens
+
+
+@given(st.integers(1, 10**6))
+def test_lengths_are_rounded_up_a_little(length):
+    """By less than a sixteenth, to sixteen lengths between two powers of two."""
+    (rounded,) = round_length(np.array([length])).tolist()
+    assert length <= rounded < length + max(1, length / 16)
+    assert round_length(np.array([rounded])).tolist() == [rounded]
+    assert rounded == length or rounded.bit_count() <= 5
