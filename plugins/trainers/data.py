@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from modelwright.core.api import Job, TokenFolder, TokenRow, TrainSettings
 from modelwright.plugins.trainers.ahead import Ahead
 from modelwright.plugins.trainers.ranks import Ranks
+from modelwright.plugins.trainers.shapes import round_size
 
 # Numbers of sequences: of packs where the folder has them, else of rows.
 Numbers = NDArray[np.int64]
@@ -77,14 +78,14 @@ def collate(
     Args:
         sequences: the rows of each.
         sources: the numbers of the sources by their names; one that is not among them has 0.
-        end_to_end: whether the sequences are laid end to end too, as one, which is padded to a `round_length`.
+        end_to_end: whether the sequences are laid end to end too, as one, which is padded to a `round_size`.
 
     A token is supervised where its row says `trained`, but for the row's first: nothing of the row comes before it.
     """
     if end_to_end:
         sequences = [[row for sequence in sequences for row in sequence]]
     lengths = np.array([sum(len(row.input_ids) for row in sequence) for sequence in sequences])
-    width = round_length(lengths).max() if end_to_end else lengths.max()
+    width = round_size(lengths).max() if end_to_end else lengths.max()
     input_ids = np.zeros((len(sequences), width), dtype=np.int64)
     supervised = np.zeros(input_ids.shape, dtype=np.bool_)
     position_ids = np.zeros_like(input_ids)
@@ -112,18 +113,6 @@ def collate(
         sources=torch.from_numpy(source_of.ravel()[predicted]),
         tokens=int(lengths.sum()),
     )
-
-
-def round_length(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each length, or the next larger of sixteen lengths between two powers of two.
-
-    A kernel's library makes its products anew for each shape that it has not met: in bfloat16 on a CPU that took longer
-    than the products themselves.
-    """
-    exponents = np.frexp(lengths)[1] - 1
-    steps = np.maximum(1, (1 << exponents) >> 4)
-    rounded: NDArray[np.int64] = -(-lengths // steps) * steps
-    return rounded
 
 
 class SequenceOrder:
@@ -219,7 +208,7 @@ def _filling(lengths: NDArray[np.int64], tokens: int, ranks: int) -> int:
 
 def _filling_end_to_end(lengths: NDArray[np.int64], tokens: int, ranks: int) -> int:
     """The same where they are laid end to end; the first process is dealt the longest."""
-    sums = round_length(np.cumsum(lengths[::ranks]))
+    sums = round_size(np.cumsum(lengths[::ranks]))
     return max(1, int(np.searchsorted(sums, tokens, side="right")))
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from modelwright.plugins.trainers.shapes import round_size
+
 # The most numbers in a chunk's logits: 32 MiB in float32, which is small beside a model and large beside a kernel call;
 # on a CPU 8 MiB, which its caches hold from one pass over them to the next.
 CHUNK = 1 << 23
@@ -41,12 +43,14 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
-        states, matrix = hidden.to(dtype), weight.to(dtype)
+        chunk = CHUNK_ON_CPU if hidden.device.type == "cpu" else CHUNK
+        rows = min(max(1, chunk // weight.shape[0]), int(round_size(max(1, len(targets)))))
+        # All chunks have one shape: the last is filled up with zeros, of whose results none is used.
+        states = torch.nn.functional.pad(hidden.to(dtype), (0, 0, 0, -len(targets) % rows))
+        matrix = weight.to(dtype)
         of_hidden = torch.empty_like(states) if wanted[0] else None
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         of_bias = torch.zeros_like(bias, dtype=torch.float32) if wanted[2] and bias is not None else None
-        chunk = CHUNK_ON_CPU if hidden.device.type == "cpu" else CHUNK
-        rows = max(1, chunk // weight.shape[0])
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(targets), rows):
                 chosen = targets[start : start + rows].unsqueeze(1)
@@ -57,7 +61,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 logits -= logits.amax(1, keepdim=True)
                 right = logits.gather(1, chosen)
                 normaliser = logits.exp_().sum(1, keepdim=True)
-                torch.sub(normaliser.log(), right, out=each[start : start + rows].unsqueeze(1))
+                torch.sub(normaliser[: len(chosen)].log(), right, out=each[start : start + rows].unsqueeze(1))
                 if not any(wanted):
                     continue
                 gradient = logits.div_(normaliser)
@@ -65,14 +69,14 @@ class _ChunkedLoss(torch.autograd.Function):
                 if scale != 1:
                     gradient *= scale
                 if of_bias is not None:
-                    of_bias += gradient.sum(0)
+                    of_bias += gradient[: len(chosen)].sum(0)
                 gradient = gradient.to(dtype)
                 if of_hidden is not None:
                     torch.mm(gradient, matrix, out=of_hidden[start : start + rows])
                 if of_weight is not None:
                     _add_product(of_weight, gradient, part)
         ctx.save_for_backward(
-            None if of_hidden is None else of_hidden.to(hidden.dtype),
+            None if of_hidden is None else of_hidden[: len(targets)].to(hidden.dtype),
             None if of_weight is None else of_weight.to(weight.dtype),
             None if of_bias is None or bias is None else of_bias.to(bias.dtype),
         )

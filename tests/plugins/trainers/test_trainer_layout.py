@@ -17,11 +17,12 @@ from modelwright.core.api import TokenRow, TrainSettings
 from modelwright.core.testing.trainer import Recorder, counting_rows, make_job, write_token_folder
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.by_document import BY_DOCUMENT
-from modelwright.plugins.trainers.data import collate, micro_batches, round_length
+from modelwright.plugins.trainers.data import collate, micro_batches
 from modelwright.plugins.trainers.forward import SupervisedLogits, attention_of
 from modelwright.plugins.trainers.layout import lay_end_to_end
 from modelwright.plugins.trainers.local import LocalTrainer
 from modelwright.plugins.trainers.ranks import Ranks
+from modelwright.plugins.trainers.shapes import round_size
 
 SMALL = {
     "vocab_size": 40,
@@ -124,7 +125,7 @@ def test_losses_and_gradients_are_those_of_each_row_alone(kind):
     assert laid
     assert attention_of(model) == BY_DOCUMENT
     batch = collate([[row] for row in rows], end_to_end=True)
-    assert batch.input_ids.shape == (1, int(round_length(np.array([sum(map(len, (r.input_ids for r in rows)))]))[0]))
+    assert batch.input_ids.shape == (1, round_size(sum(len(row.input_ids) for row in rows)))
     together = loss_and_gradients(model, logits, [batch], torch.float32)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
@@ -219,7 +220,7 @@ def test_end_to_end_every_token_is_asked_for_from_its_own_document(packs):
         asked += [(start + at - 1, token) for at, (token, trained) in enumerate(learnt) if at and trained]
         start += len(row.input_ids)
         positions += range(len(row.input_ids))
-    positions += range(int(round_length(np.array([start]))[0]) - start)
+    positions += range(round_size(start) - start)
     assert batch.position_ids.tolist() == [positions]
     assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == asked
     assert batch.attention_mask is None
@@ -242,17 +243,8 @@ def test_micro_batches_end_to_end_keep_their_limit(lengths, size, tokens, ranks)
         if size is not None:
             assert len(part) <= size
         else:
-            assert len(part) == 1 or round_length(lengths[part].sum(keepdims=True))[0] <= tokens
+            assert len(part) == 1 or round_size(lengths[part].sum()) <= tokens
     if size is None:
         for dealt, then in itertools.pairwise(rounds):
-            more = lengths[np.append(dealt[0], then[0][0])].sum(keepdims=True)
-            assert round_length(more)[0] > tokens
-
-
-@given(st.integers(1, 10**6))
-def test_lengths_are_rounded_up_a_little(length):
-    """By less than a sixteenth, to sixteen lengths between two powers of two."""
-    (rounded,) = round_length(np.array([length])).tolist()
-    assert length <= rounded < length + max(1, length / 16)
-    assert round_length(np.array([rounded])).tolist() == [rounded]
-    assert rounded == length or rounded.bit_count() <= 5
+            more = lengths[np.append(dealt[0], then[0][0])].sum()
+            assert round_size(more) > tokens
