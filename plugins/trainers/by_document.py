@@ -6,6 +6,7 @@ mask would hide. The documents are found by their positions, which begin anew in
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def by_document(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    _mask: None,
+    attention_mask: torch.Tensor | None,
     *,
     position_ids: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
@@ -32,24 +33,26 @@ def by_document(
     It computes in float32 within autocast, too: the backward pass of PyTorch's kernel for CPUs takes four times as long
     in bfloat16, and there is nothing else in this attention that bfloat16 would make faster.
 
-    Where a model gives no positions, or adds numbers to scores by places in the whole sequence, that sequence is taken
-    for one document: other logits come out than those of each document alone, by which such a model is known.
+    Where a model has a mask of its own, gives no positions, or adds numbers to scores by places in the whole sequence,
+    that sequence is taken for one document: other logits come out than those of each document alone, by which such a
+    model is known.
     """
     length = query.shape[2]
-    starts = [0]
-    if position_ids is not None and position_ids.shape == (1, length) and position_bias is None:
-        starts = (position_ids[0] == 0).nonzero().flatten().tolist()
-    ends = [*starts[1:], length]
-    lengths = [end - start for start, end in zip(starts, ends, strict=True)]
-    found = []
+    whole = attention_mask is not None or position_bias is not None or key.shape[2] != length
+    if whole or position_ids is None or position_ids.shape != (1, length):
+        more["position_bias"] = position_bias
+        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+        return found, None
+    starts = (position_ids[0] == 0).nonzero().flatten().tolist()
+    lengths = [end - start for start, end in itertools.pairwise([*starts, length])]
+    parts = []
     with torch.autocast("cpu", enabled=False):
-        parts = zip(*(torch.split(each.float(), lengths, dim=2) for each in (query, key, value)), strict=True)
-        for part in parts:
+        for part in zip(*(torch.split(each.float(), lengths, dim=2) for each in (query, key, value)), strict=True):
             mask = None
             if sliding_window is not None and part[0].shape[2] > sliding_window:
                 mask = _window(part[0].shape[2], sliding_window)
-            found.append(sdpa_attention_forward(module, *part, mask, position_bias=position_bias, **more)[0])
-    return torch.cat(found, 1).to(query.dtype), None
+            parts.append(sdpa_attention_forward(module, *part, mask, **more)[0])
+    return torch.cat(parts, 1).to(query.dtype), None
 
 
 def _window(length: int, width: int) -> torch.Tensor:

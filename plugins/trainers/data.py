@@ -32,7 +32,7 @@ class MicroBatch:
 
         input_ids       a  b  c  d  e  f  0  0  0      a pack of two documents, which asks for c, e and f
                         g  h  i  j  k  l  m  n  o      a row of one
-        position_ids    0  1  2  0  1  2  0  1  2      padding is a document of its own
+        position_ids    0  1  2  0  1  2  0  1  2      padding is a document of its own, or several
                         0  1  2  3  4  5  6  7  8
         positions       1  3  4 …                      never 2: no document is asked for the beginning of the next
         targets         c  e  f …
@@ -42,8 +42,8 @@ class MicroBatch:
         input_ids: int64 `[sequences, length]`; padding is 0.
         attention_mask: int64 `[sequences, length]`, 1 where there is a token; None where nothing is padded, and where
             there are `position_ids`, which tell padding from the rest.
-        position_ids: int64 `[sequences, length]`, each token's place in its document; None where every sequence is
-            one document.
+        position_ids: int64 `[sequences, length]`, each token's place in its document; None where the sequences
+            are one document each and stand below each other.
         positions: int64 `[supervised]`, where in the flattened `input_ids` a next token is to be predicted.
         targets: int64 `[supervised]`, those next tokens.
         sources: int64 `[supervised]`, the number of the source that each of them came from.
@@ -85,6 +85,7 @@ def collate(
     if end_to_end:
         sequences = [[row for sequence in sequences for row in sequence]]
     lengths = np.array([sum(len(row.input_ids) for row in sequence) for sequence in sequences])
+    longest = max(len(row.input_ids) for sequence in sequences for row in sequence)
     width = round_size(lengths).max() if end_to_end else lengths.max()
     input_ids = np.zeros((len(sequences), width), dtype=np.int64)
     supervised = np.zeros(input_ids.shape, dtype=np.bool_)
@@ -99,7 +100,8 @@ def collate(
             position_ids[index, start:end] = np.arange(end - start)
             source_of[index, start:end] = (sources or {}).get(row.source, 0)
             start = end
-        position_ids[index, start:] = np.arange(input_ids.shape[1] - start)
+        # Beyond the longest row there may be no positions to learn, nor to stretch.
+        position_ids[index, start:] = np.arange(input_ids.shape[1] - start) % longest
     predicted = np.flatnonzero(supervised)
     packed = end_to_end or any(len(sequence) > 1 for sequence in sequences)
     mask = np.arange(input_ids.shape[1]) < lengths[:, None]
@@ -208,7 +210,7 @@ def _filling(lengths: NDArray[np.int64], tokens: int, ranks: int) -> int:
 
 def _filling_end_to_end(lengths: NDArray[np.int64], tokens: int, ranks: int) -> int:
     """The same where they are laid end to end; the first process is dealt the longest."""
-    sums = round_size(np.cumsum(lengths[::ranks]))
+    sums = round_size(np.cumsum(lengths[: tokens * ranks : ranks]))
     return max(1, int(np.searchsorted(sums, tokens, side="right")))
 
 
@@ -276,8 +278,10 @@ class Corpus:
         return self.sequences[np.argsort(-self._lengths[self.sequences], kind="stable")[:count]]
 
     def varied(self) -> list[TokenRow]:
-        """A short row, the longest, and one between; of those that teach something."""
+        """A short row, the longest, and one between, of those that teach something; none where there are none."""
         rows = np.flatnonzero(self._taught)
+        if not len(rows):
+            return []
         ordered = rows[np.argsort(self._row_lengths[rows], kind="stable")].tolist()
         return [self._folder[row] for row in (ordered[0], ordered[-1], ordered[len(ordered) // 2])]
 

@@ -78,14 +78,22 @@ def check_isolation(strategy: Computes, logits: SupervisedLogits, packs: Sequenc
 
 
 def same_as_alone(strategy: Computes, logits: SupervisedLogits, rows: Sequence[TokenRow], *, attention: str) -> bool:
-    """Give a model this attention; tells whether rows end to end have with it the logits of each alone without it."""
+    """Give a model this attention; tells whether rows end to end have with it the logits of each alone without it.
+
+    And whether none of them has others when the rest are changed.
+    """
     documents = _looked_at([rows])
     with _only_looking(strategy.model):
         alone = [_alone(strategy, logits, document) for document in documents]
-        strategy.model.set_attn_implementation(attention)
-        if attention_of(strategy.model) != attention:
+        if attention != attention_of(strategy.model):
+            strategy.model.set_attn_implementation(attention)
+        if attention != attention_of(strategy.model):  # some do not heed it
             return False
         together = _logits(strategy, logits, collate([rows]), documents)
+        try:
+            _check_changes(strategy, logits, [rows], documents, together)
+        except ModelwrightError:
+            return False
     pairs = zip(together, alone, strict=True)
     return all(_apart(strategy, one, other, lower=LOWER_TOLERANCE_ALONE) is None for one, other in pairs)
 

@@ -16,20 +16,21 @@ from typing import Any
 
 import torch
 from attrs import define
+from transformers import PreTrainedModel
 
-from modelwright.core.api import ModelwrightError, TokenRow
+from modelwright.core.api import TokenRow
 from modelwright.plugins.trainers.by_document import BY_DOCUMENT
 from modelwright.plugins.trainers.forward import SupervisedLogits, attention_of
-from modelwright.plugins.trainers.isolation import Computes, check_isolation, same_as_alone
+from modelwright.plugins.trainers.isolation import Computes, same_as_alone
 from modelwright.plugins.trainers.ranks import Ranks
 
-# Kinds of layers whose attention is told what it sees by more than the mask.
+# Kinds of layers that see all, or a window that their attention is told. What others see may stand in a mask alone.
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @define
-class _Float32:
-    """The forward pass in float32, whatever the training's precision: differences show there."""
+class _WithoutAutocast:
+    """The forward pass in the precision of the weights: where they are float32, small differences show."""
 
     model: Any
     device: torch.device
@@ -56,26 +57,30 @@ def lay_end_to_end(
     """
     model, own = strategy.model, attention_of(strategy.model)
     by_document = own == "sdpa" and asked == "auto" and strategy.device.type == "cpu"
-    layers = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [])
-    if (
-        not (by_document or "flash" in own)
-        or "position_ids" not in inspect.signature(model.forward).parameters
-        or layers - _KNOWN_LAYERS
-    ):
+    if not (by_document or "flash" in own) or not _may(model, rows):
         return False
-    tried = _Float32(model, strategy.device) if by_document else strategy
+    tried = _WithoutAutocast(model, strategy.device) if by_document else strategy
     # For this nothing has to be compiled.
     with torch.compiler.set_stance("force_eager"):
         same = same_as_alone(tried, logits, rows, attention=BY_DOCUMENT if by_document else own)
-        if ranks.any(not (same and _isolates(tried, logits, rows))):
+    if ranks.any(not same):
+        if attention_of(model) != own:
             model.set_attn_implementation(own)
-            return False
-    return True
-
-
-def _isolates(strategy: Computes, logits: SupervisedLogits, rows: Sequence[TokenRow]) -> bool:
-    try:
-        check_isolation(strategy, logits, [rows])
-    except ModelwrightError:
         return False
     return True
+
+
+def _may(model: Any, rows: Sequence[TokenRow]) -> bool:
+    """Whether trying a model tells enough."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    # The parts of a composite one may have attentions of their own, which could not be set for all at once.
+    if len({attention_of(part) for part in model.modules() if isinstance(part, PreTrainedModel)}) != 1:
+        return False
+    text = model.config.get_text_config(decoder=True)
+    if set(getattr(text, "layer_types", None) or []) - _KNOWN_LAYERS:
+        return False
+    # A window that is lost may be lost in the rounding of weights that are not float32.
+    window = getattr(text, "sliding_window", None)
+    windowed = isinstance(window, int) and window < max(len(row.input_ids) for row in rows)
+    return not windowed or model.dtype == torch.float32

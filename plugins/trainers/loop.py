@@ -117,9 +117,8 @@ class Loop:
             ModelwrightError: loss or gradient are no numbers any more, or the model mixes the documents of a pack.
         """
         began = time.perf_counter()
-        self._end_to_end = lay_end_to_end(
-            self.strategy, self.logits, self.corpus.varied(), self.ranks, asked=self.job.attention
-        )
+        rows = [row for corpus in (self.corpus, self.holdout) if corpus is not None for row in corpus.varied()]
+        self._end_to_end = lay_end_to_end(self.strategy, self.logits, rows, self.ranks, asked=self.job.attention)
         self._emit_started()
         self._check_isolation()
         if newest is None and self.settings.preflight:

@@ -22,10 +22,11 @@ import torch
 
 from modelwright.plugins.trainers.shapes import round_size
 
-# The most numbers in a chunk's logits: 32 MiB in float32, which is small beside a model and large beside a kernel call;
-# on a CPU 8 MiB, which its caches hold from one pass over them to the next.
+# The most numbers in a chunk's logits: 32 MiB in float32, which is small beside a model and large beside a kernel call.
 CHUNK = 1 << 23
-CHUNK_ON_CPU = 1 << 21
+# On a CPU 8 MiB, which its caches hold from one pass over them to the next; but not so few tokens that reading the
+# matrix for each chunk takes longer.
+CHUNK_ON_CPU, LEAST_ON_CPU = 1 << 21, 256
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -43,8 +44,7 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
-        chunk = CHUNK_ON_CPU if hidden.device.type == "cpu" else CHUNK
-        rows = min(max(1, chunk // weight.shape[0]), int(round_size(max(1, len(targets)))))
+        rows = min(_rows(weight.shape[0], hidden.device), int(round_size(max(1, len(targets)))))
         # All chunks have one shape: the last is filled up with zeros, of whose results none is used.
         states = torch.nn.functional.pad(hidden.to(dtype), (0, 0, 0, -len(targets) % rows))
         matrix = weight.to(dtype)
@@ -87,6 +87,12 @@ class _ChunkedLoss(torch.autograd.Function):
         (factor,) = factors
         gradients = (None if each is None else each * factor.to(each.dtype) for each in ctx.saved_tensors)
         return (*gradients, None, None, None, None)
+
+
+def _rows(vocabulary: int, device: torch.device) -> int:
+    """How many tokens a chunk has at most."""
+    most = max(1, CHUNK // vocabulary)
+    return min(most, max(LEAST_ON_CPU, CHUNK_ON_CPU // vocabulary)) if device.type == "cpu" else most
 
 
 def _add_product(total: torch.Tensor, gradient: torch.Tensor, part: torch.Tensor) -> None:

@@ -52,6 +52,7 @@ MODELS = {
     "gpt_neox": {},
     "phi": {"num_key_value_heads": 2},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "afmoe": {"sliding_window": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
 }
 # A state runs on; convolutions too; windows that only a mask tells of.
 OTHERS = {
@@ -65,6 +66,14 @@ OTHERS = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
     "llama4_text": {"attention_chunk_size": 4, "num_local_experts": 2, "intermediate_size_mlp": 48},
+    "qwen2_moe": {
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "num_experts": 4,
+        "layer_types": ["sliding_attention"] * 2,
+    }
+    | dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    "phimoe": {"sliding_window": 4, "num_local_experts": 2},
 }
 
 
@@ -111,7 +120,8 @@ def loss_and_gradients(model, logits, batches, precision):
             loss, each = logits.summed_loss(batch)
         loss.backward()
         losses += each.tolist()
-    return losses, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    learnt = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    return losses, {name: parameter.grad.clone() for name, parameter in learnt.items()}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -128,6 +138,19 @@ def test_losses_and_gradients_are_those_of_each_row_alone(kind):
     assert batch.input_ids.shape == (1, round_size(sum(len(row.input_ids) for row in rows)))
     together = loss_and_gradients(model, logits, [batch], torch.float32)
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_has_no_positions_beyond_the_rows():
+    """A model that learns its positions has no more of them."""
+    model = small("gpt2", **MODELS["gpt2"] | {"n_positions": 4})
+    logits = SupervisedLogits(model)
+    assert lay_end_to_end(Forward(model), logits, rows_of([2, 4, 3]), Ranks(), asked="auto")
+    batch = collate([[row] for row in rows_of([4] * 41)], end_to_end=True)
+    assert batch.input_ids.shape[1] - batch.tokens == 4
+    batch = collate([[row] for row in rows_of([3] * 43)], end_to_end=True)
+    assert batch.input_ids.shape[1] - batch.tokens == 7
+    assert batch.position_ids.max() == 2
+    assert torch.isfinite(logits.summed_loss(batch)[0])
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2"])
@@ -220,7 +243,8 @@ def test_end_to_end_every_token_is_asked_for_from_its_own_document(packs):
         asked += [(start + at - 1, token) for at, (token, trained) in enumerate(learnt) if at and trained]
         start += len(row.input_ids)
         positions += range(len(row.input_ids))
-    positions += range(round_size(start) - start)
+    longest = max(len(row.input_ids) for row in rows)
+    positions += [place % longest for place in range(round_size(start) - start)]
     assert batch.position_ids.tolist() == [positions]
     assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == asked
     assert batch.attention_mask is None

@@ -83,7 +83,8 @@ def test_each_token_is_asked_for_from_its_own_document(packs):
             asked += [(place + at - 1, token) for at, (token, trained) in enumerate(row) if at and trained]
             place += len(row)
             line += range(len(row))
-        positions.append(line + list(range(width - len(line))))
+        longest = max(len(row) for pack in packs for row in pack)
+        positions.append(line + [place % longest for place in range(width - len(line))])
     assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == asked
     assert batch.tokens == sum(len(row) for pack in packs for row in pack)
     if any(len(pack) > 1 for pack in packs):
