@@ -18,7 +18,7 @@ numpy = pytest.importorskip("numpy", reason="the extra train is not installed")
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_loss_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, scale, bias):
     """Whatever the size of a chunk, with a bias or a scale or without."""
-    monkeypatch.setattr(loss_module, "CHUNK_ON_CPU", rows * 11)
+    monkeypatch.setattr(loss_module, "CHUNK", rows * 11)
     torch.manual_seed(0)
     hidden, weight = torch.randn(7, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
     added = torch.randn(11, requires_grad=True) if bias else None
@@ -33,6 +33,12 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, s
     torch.testing.assert_close(each, torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
     for gradient, wanted in zip(torch.autograd.grad(found * 0.3, inputs), expected, strict=True):
         torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(512, 4096), (8192, 256), (32_000, 256), (151_936, 55)])
+def test_a_chunk_on_a_cpu_is_small_but_not_of_few_tokens(vocabulary, rows):
+    """Of a wide vocabulary it is as large as elsewhere: the matrix is read for each chunk."""
+    assert loss_module._rows(vocabulary, torch.device("cpu")) == rows
 
 
 def test_frozen_weights_have_no_gradient_computed():
