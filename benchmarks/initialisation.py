@@ -19,11 +19,11 @@ import attrs
 from modelwright.core import runner
 from modelwright.core.api import Job, files
 from modelwright.core.api.components import EngineSpec, TrainerSpec
-from modelwright.core.chat import Renderer
+from modelwright.core.chat.renderer import Renderer
 from modelwright.core.config import read_run
-from modelwright.core.evaluate.generate import generate
-from modelwright.core.evaluate.suites import read_suite, with_answer
-from modelwright.core.train.scratch import scratch_config
+from modelwright.core.stages.evaluate.generate import generate
+from modelwright.core.stages.evaluate.suites import read_suite, with_answer
+from modelwright.core.stages.train.scratch import scratch_config
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.toml"
 

@@ -13,25 +13,25 @@ from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec, TrainerSpec
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError, SeveralErrors, UsageError
-from modelwright.core.base import forget_base, pin_base
+from modelwright.core.chat.templates import read_template
+from modelwright.core.chat.tokenizer import check_template
 from modelwright.core.config import to_plain
 from modelwright.core.config.schema import RunConfig
-from modelwright.core.evaluate.stage import Evaluate
-from modelwright.core.evaluate.suites import looks
 from modelwright.core.plugins import Plugins
-from modelwright.core.prepare.builtin import parse_builtin
-from modelwright.core.prepare.checks import check_quality
-from modelwright.core.prepare.sources import source_files
-from modelwright.core.prepare.stage import Prepare
-from modelwright.core.processes import stop_on_signals
-from modelwright.core.promote import Promote
-from modelwright.core.register import Register
-from modelwright.core.stage import Listener, Run, Stage, Step, perform, plan, state
-from modelwright.core.templates import read_template
-from modelwright.core.tokenizer import check_template
-from modelwright.core.train.stage import Train
-from modelwright.core.train.verification import Verification, verify_resume
-from modelwright.core.workspace import RunFolder
+from modelwright.core.runs.folder import RunFolder
+from modelwright.core.runs.pinned import forget_base, pin_base
+from modelwright.core.runs.stage import Listener, Run, Stage, Step, perform, plan, state
+from modelwright.core.runs.supervisor import stop_on_signals
+from modelwright.core.stages.evaluate.stage import Evaluate
+from modelwright.core.stages.evaluate.suites import looks
+from modelwright.core.stages.prepare.builtin import parse_builtin
+from modelwright.core.stages.prepare.checks import check_quality
+from modelwright.core.stages.prepare.sources import source_files
+from modelwright.core.stages.prepare.stage import Prepare
+from modelwright.core.stages.promote import Promote
+from modelwright.core.stages.register import Register
+from modelwright.core.stages.train.stage import Train
+from modelwright.core.stages.train.verify_resume import Verification, verify_resume
 
 STAGES: tuple[Stage, ...] = (Prepare(), Train(), Register(), Evaluate(), Promote())
 NAMES = tuple(stage.name for stage in STAGES)

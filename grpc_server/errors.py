@@ -18,7 +18,7 @@ from modelwright.core.api.errors import (
     RegistryError,
     UsageError,
 )
-from modelwright.core.chat import TemplateRefusedError
+from modelwright.core.chat.renderer import TemplateRefusedError
 from modelwright.v1 import common_pb2
 
 DOMAIN = "modelwright"

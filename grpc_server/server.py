@@ -11,13 +11,13 @@ from attrs import frozen
 from grpc_health.v1 import health, health_pb2
 
 from modelwright.core.api.components import EngineSpec, Registry
-from modelwright.grpc_server.listening import Address
-from modelwright.grpc_server.options import ServerOptions
-from modelwright.grpc_server.port import GrpcPort
-from modelwright.grpc_server.services import INFERENCE, MODEL, inference_handler, model_handler
-from modelwright.grpc_server.standard import health_handler, reflection_handlers
-from modelwright.grpc_server.table import ModelTable
-from modelwright.grpc_server.tls import check_tls, server_credentials
+from modelwright.grpc_server.models.table import ModelTable
+from modelwright.grpc_server.network.listening import Address
+from modelwright.grpc_server.network.options import ServerOptions
+from modelwright.grpc_server.network.tls import check_tls, server_credentials
+from modelwright.grpc_server.rpc.port import GrpcPort
+from modelwright.grpc_server.rpc.services import INFERENCE, MODEL, inference_handler, model_handler
+from modelwright.grpc_server.rpc.standard import health_handler, reflection_handlers
 
 if TYPE_CHECKING:
     from modelwright.grpc_server.gateway import HttpServer

@@ -179,10 +179,10 @@ class Adapters:
         from transformers import AutoModelForCausalLM, LlamaConfig
 
         from modelwright.core.api.records import Example, Message
-        from modelwright.core.chat import read_template
+        from modelwright.core.chat.renderer import read_template
         from modelwright.core.config.schema import ScratchConfig
-        from modelwright.core.prepare.tokenizers import scratch_renderer
-        from modelwright.core.train.scratch import scratch_config
+        from modelwright.core.stages.prepare.tokenizers import scratch_renderer
+        from modelwright.core.stages.train.scratch import scratch_config
 
         turns = [Message(role="user", content="What is 1 and 2?"), Message(role="assistant", content="It is 3.")]
         renderer = scratch_renderer("words", [Example(messages=turns)], vocab_size=80, template=read_template("chatml"))
@@ -210,9 +210,9 @@ class Adapters:
 
         from modelwright.core.api import AdapterSettings
         from modelwright.core.api.adapters import embedding_rows, grow_embeddings
-        from modelwright.core.base_folder import token_count
-        from modelwright.core.chat import Renderer
-        from modelwright.plugins.trainers.adapter import adapter_state, attach, export_adapter
+        from modelwright.core.chat.renderer import Renderer
+        from modelwright.core.models.hf_folder import token_count
+        from modelwright.plugins.trainers.model.adapter import adapter_state, attach, export_adapter
 
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         before = embedding_rows(model)

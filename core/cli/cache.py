@@ -10,7 +10,7 @@ import click
 from modelwright.core.cli.common import FiniteRange, json_option, print_json, print_table, size_text
 
 if TYPE_CHECKING:
-    from modelwright.core.prepare.store import Store
+    from modelwright.core.stages.prepare.cache import Store
 
 DAY = 86_400
 
@@ -28,7 +28,7 @@ def cache() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """Say how much is kept, and when it was last used."""
-    from modelwright.core.prepare.store import freed, total
+    from modelwright.core.stages.prepare.cache import freed, total
 
     store = _store()
     entries = list(store.entries())
@@ -67,7 +67,7 @@ def prune(days: float, dry_run: bool, as_json: bool) -> None:
 
     While a run prepares its data, nothing is removed.
     """
-    from modelwright.core.prepare.store import freed
+    from modelwright.core.stages.prepare.cache import freed
 
     store = _store()
     with store.locked(alone=True):
@@ -86,7 +86,7 @@ def prune(days: float, dry_run: bool, as_json: bool) -> None:
 
 def _store() -> Store:
     from modelwright.core import home
-    from modelwright.core.prepare.store import Store
+    from modelwright.core.stages.prepare.cache import Store
 
     return Store(home.cache())
 

@@ -11,8 +11,8 @@ import click
 from modelwright.core.cli.common import json_option, print_json, print_table
 
 if TYPE_CHECKING:
-    from modelwright.core.prepare.look import Look
-    from modelwright.core.prepare.statistics import Statistics
+    from modelwright.core.stages.prepare.preview import Look
+    from modelwright.core.stages.prepare.statistics import Statistics
 
 BAR = 30
 
@@ -45,7 +45,7 @@ def show(run: str, variant: str | None, count: int, skip: int, holdout: bool, pa
     from modelwright.core.api.errors import UsageError
     from modelwright.core.api.files import write_text
     from modelwright.core.cli.runs import prepared_folder
-    from modelwright.core.prepare import look
+    from modelwright.core.stages.prepare import preview as look
 
     folder = prepared_folder(run, variant)
     looks = look.look(folder, count, skip=skip, split=look.HOLDOUT if holdout else look.TRAIN)
@@ -71,7 +71,7 @@ def stats(run: str, variant: str | None, as_json: bool) -> None:
     from attrs import asdict
 
     from modelwright.core.cli.runs import prepared_folder
-    from modelwright.core.prepare.statistics import statistics
+    from modelwright.core.stages.prepare.statistics import statistics
 
     found = statistics(prepared_folder(run, variant))
     if as_json:

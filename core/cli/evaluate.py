@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelwright.core.cli.common import figure_text, print_json, print_table
-from modelwright.core.cli.given import DiskPath, once
+from modelwright.core.cli.param_types import DiskPath, once
 from modelwright.core.cli.run import perform_stages, stage_options
 
 if TYPE_CHECKING:
     from modelwright.core.config.schema import EvalConfig
-    from modelwright.core.evaluate.evaluation import Evaluation
     from modelwright.core.plugins import Plugins
+    from modelwright.core.stages.evaluate.evaluation import Evaluation
 
 # The parameters of each way, as a person gives them; those that belong to all ways are in none.
 _OF_A_RUN = {"variants": "--variant"}
@@ -129,8 +129,8 @@ def _evaluate_flags(
     **given: Any,
 ) -> None:
     from modelwright.core.api.errors import UsageError
-    from modelwright.core.evaluate.direct import Direct, direct_config
     from modelwright.core.plugins import discover
+    from modelwright.core.stages.evaluate.from_flags import Direct, direct_config
 
     if all_models and models:
         raise UsageError("--all is every model: leave out --model")
@@ -161,7 +161,7 @@ def _perform(
     from modelwright.core import runner
     from modelwright.core.api.errors import ModelwrightError
     from modelwright.core.cli.progress import Display
-    from modelwright.core.evaluate import evaluation as evaluations
+    from modelwright.core.stages.evaluate import evaluation as evaluations
 
     runner.check_packages("evaluate")
     evaluation = evaluations.open_evaluation(config, plugins, output=output, registry=registry)
@@ -194,7 +194,7 @@ def _failed(failure: Mapping[str, Any]) -> str:
 def _print_plan(evaluation: Evaluation, *, fresh: bool, as_json: bool) -> None:
     from attrs import asdict
 
-    from modelwright.core.evaluate.evaluation import plan
+    from modelwright.core.stages.evaluate.evaluation import plan
 
     planned = plan(evaluation, fresh=fresh)
     if as_json:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.cli.auth_tokens import read_token
 from modelwright.core.cli.common import FiniteRange, Text, json_option, print_json
-from modelwright.core.cli.tokens import read_token
-from modelwright.core.cli.typed import NotUtf8Error, check_input, read_line, read_text
+from modelwright.core.cli.stdin import NotUtf8Error, check_input, read_line, read_text
 
 if TYPE_CHECKING:
-    from modelwright.grpc_server.client import Client, Generation, SamplingOptions, Stream
+    from modelwright.grpc_server.client.client import Client, Generation, SamplingOptions, Stream
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -123,7 +123,7 @@ def _converse(
 
     Gives the exit code: 1 where a line that was piped in was not asked.
     """
-    from modelwright.grpc_server.client import ServerError
+    from modelwright.grpc_server.client.client import ServerError
 
     terminal = sys.stdin.isatty()
     code = 0
@@ -196,8 +196,8 @@ def _client(options: dict[str, Any]) -> Iterator[tuple[Client, SamplingOptions]]
     """A client whose errors are one clear line, and how it is to sample."""
     # What gRPC would log of a connection that fails is in the one line that says so.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from modelwright.grpc_server.client import Client, ServerError
-    from modelwright.grpc_server.client_errors import ArgumentError
+    from modelwright.grpc_server.client.client import Client, ServerError
+    from modelwright.grpc_server.client.errors import ArgumentError
 
     connection = {name: options.pop(name) for name in _CONNECTION}
     target = connection.pop("server")

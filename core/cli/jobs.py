@@ -15,7 +15,7 @@ from modelwright.core.cli.common import json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from modelwright.core.cluster.jobs import JobView
-    from modelwright.core.workspace import RunFolder
+    from modelwright.core.runs.folder import RunFolder
 
 
 class _ShowByDefault(click.Group):

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelwright.core.cli.common import print_json, print_table
-from modelwright.core.cli.given import DiskPath, once
+from modelwright.core.cli.param_types import DiskPath, once
 from modelwright.core.cli.run import open_runs, perform_stages, stage_options
 
 if TYPE_CHECKING:
-    from modelwright.core.prepare.convert import Converted, Raw
-    from modelwright.core.prepare.shards import Part
+    from modelwright.core.stages.prepare.convert import Converted, Raw
+    from modelwright.core.stages.prepare.shards import Part
 
 EVENTS_EVERY = 1000
 
@@ -66,7 +66,7 @@ def _given_part(context: click.Context, param: click.Parameter, values: Sequence
         UsageError: it is something else.
     """
     from modelwright.core.api.errors import UsageError
-    from modelwright.core.prepare.shards import Part
+    from modelwright.core.stages.prepare.shards import Part
 
     value = once(context, param, values)
     if value is None:
@@ -170,7 +170,7 @@ def _prepare_part(part: Part, *, as_json: bool, **chosen: Any) -> None:
     """Prepare a part of every variant chosen."""
     from modelwright.core import runner
     from modelwright.core.cli.progress import Display
-    from modelwright.core.prepare.part import prepare_part
+    from modelwright.core.stages.prepare.part import prepare_part
 
     with Display() as display:
         runs = open_runs(**chosen, listener=display)
@@ -198,7 +198,7 @@ def _prepare_files(
     from modelwright.core.api.components import FormatSpec
     from modelwright.core.api.errors import ModelwrightError, UsageError
     from modelwright.core.plugins import discover
-    from modelwright.core.prepare import convert
+    from modelwright.core.stages.prepare import convert
 
     if (format_name is None) == (not all_formats) or not inputs or output is None:
         raise UsageError("give a RUN.toml; or one of --format and --all-formats, with --input and --output")
@@ -220,7 +220,7 @@ def _prepare_files(
 
 
 def _raw(inputs: Sequence[str], *, limit: int | None, fraction: float, seed: int, max_rejected: float) -> Raw:
-    from modelwright.core.prepare.convert import Raw, given_source
+    from modelwright.core.stages.prepare.convert import Raw, given_source
 
     sources = [given_source("--input", path, limit=limit, fraction=fraction) for path in inputs]
     return Raw(sources=sources, seed=seed, max_rejected=max_rejected)
@@ -236,7 +236,7 @@ class _Progress:
 
     def __call__(self, name: str, rows: int) -> None:
         """Show it, now and then."""
-        from modelwright.core.events import VERSION, Event
+        from modelwright.core.runs.events import VERSION, Event
 
         if rows % EVENTS_EVERY == 0:
             data = {"rows": rows}

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from modelwright.core.cli.common import figure_text
 from modelwright.core.cli.labels import label_text, print_examples
-from modelwright.core.events import Event
+from modelwright.core.runs.events import Event
 
 LINE_EVERY = 5.0
 

@@ -13,9 +13,9 @@ from modelwright.core.cli.common import Command, json_option, print_json, print_
 
 if TYPE_CHECKING:
     from modelwright.core.runner import Result
-    from modelwright.core.stage import Listener, Run
-    from modelwright.core.train.launched import Launched
-    from modelwright.core.train.verification import Verification
+    from modelwright.core.runs.stage import Listener, Run
+    from modelwright.core.stages.train.external_launcher import Launched
+    from modelwright.core.stages.train.verify_resume import Verification
 
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
 
@@ -91,7 +91,7 @@ def perform_stages(
         merging: see `Run`.
         chosen: see `open_runs`.
     """
-    from modelwright.core.train.launched import launched
+    from modelwright.core.stages.train.external_launcher import launched
 
     how = {"dry_run": dry_run, "fresh": fresh, "as_json": as_json, "registry": chosen["registry"]}
     # The other stages share nothing: one process of a launcher's may well do them.
@@ -104,8 +104,8 @@ def perform_stages(
 
 def _perform_launched(here: Launched, only: str | None, chosen: Mapping[str, Any], how: Mapping[str, Any]) -> int:
     """Train one run together with the other processes of a launcher; the first does all that is not training."""
-    from modelwright.core.train.launched import check_launched, leave_to_the_first
-    from modelwright.core.train.meeting import follow, leading
+    from modelwright.core.stages.train.external_launcher import check_launched, leave_to_the_first
+    from modelwright.core.stages.train.rendezvous import follow, leading
 
     try:
         runs = open_runs(**chosen)
@@ -162,7 +162,7 @@ def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) 
 
     from modelwright.core import runner
     from modelwright.core.cli.progress import Display
-    from modelwright.core.train.launched import launched, leave_to_the_first, refusal
+    from modelwright.core.stages.train.external_launcher import launched, leave_to_the_first, refusal
 
     if here := launched():
         return leave_to_the_first(here, refusal(here, "--verify-resume", "call it without the launcher"))

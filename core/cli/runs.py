@@ -6,7 +6,7 @@ from pathlib import Path
 
 from modelwright.core import home
 from modelwright.core.api.errors import UsageError
-from modelwright.core.workspace import RunFolder
+from modelwright.core.runs.folder import RunFolder
 
 CONFIGURATIONS = (".toml", ".yaml", ".yml")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import frozen
 
-from modelwright.core.prepare.builtin import builtin_rows
+from modelwright.core.stages.prepare.builtin import builtin_rows
 
 SEED = 17
 TRAIN, TEST = "data/train.jsonl", "data/test.jsonl"

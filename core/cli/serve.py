@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelwright.core.api.errors import MissingDependencyError, UsageError
+from modelwright.core.cli.auth_tokens import read_token
 from modelwright.core.cli.common import FiniteRange, print_table, registry_option
-from modelwright.core.cli.tokens import read_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from modelwright.grpc_server.options import ServerOptions
+    from modelwright.grpc_server.models.table import ModelTable
+    from modelwright.grpc_server.network.options import ServerOptions
     from modelwright.grpc_server.server import Addresses, Announce
-    from modelwright.grpc_server.table import ModelTable
 
 # What needs no --server.
 DEFAULT = "127.0.0.1:50051"
@@ -93,9 +93,9 @@ def _options(
     admin_token_file: Path | None,
     **numbers: Any,
 ) -> ServerOptions:
-    from modelwright.grpc_server.access import Tls
-    from modelwright.grpc_server.listening import Address
-    from modelwright.grpc_server.options import ServerOptions
+    from modelwright.grpc_server.network.access import Tls
+    from modelwright.grpc_server.network.listening import Address
+    from modelwright.grpc_server.network.options import ServerOptions
 
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key belong together: give both, or neither")

@@ -15,7 +15,7 @@ from modelwright.core.api.errors import UsageError
 from modelwright.core.cluster import slurm
 from modelwright.core.cluster.records import Submitted, ends_of, log_of, read_submitted
 from modelwright.core.cluster.slurm import ENDED, QueuedJob
-from modelwright.core.workspace import RunFolder
+from modelwright.core.runs.folder import RunFolder
 
 # Neither Slurm nor a record tells how such a job ended.
 UNKNOWN = "UNKNOWN"

@@ -10,7 +10,7 @@ from attrs import asdict, frozen
 
 from modelwright.core.api import files
 from modelwright.core.cluster.scripts import cluster_folder
-from modelwright.core.workspace import RunFolder
+from modelwright.core.runs.folder import RunFolder
 
 JOBS = "jobs.json"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from attrs import frozen
 
 from modelwright.core.config.cluster import ClusterConfig
-from modelwright.core.workspace import RunFolder
+from modelwright.core.runs.folder import RunFolder
 
 SHARDS = "prepare-shards"
 

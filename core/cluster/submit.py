@@ -12,14 +12,14 @@ from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.places import working_directory
-from modelwright.core.base import pin_base
 from modelwright.core.cluster import slurm
 from modelwright.core.cluster.records import Submitted, log_of, read_submitted, write_submitted
 from modelwright.core.cluster.scripts import Script, Writer
 from modelwright.core.config import to_plain
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.runner import plan_run
-from modelwright.core.stage import Run
+from modelwright.core.runs.pinned import pin_base
+from modelwright.core.runs.stage import Run
 
 # What Slurm says of jobs that it takes all the same, and lets wait.
 _LATER = ("down, drained or reserved", "not available now")

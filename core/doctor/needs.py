@@ -13,22 +13,22 @@ from attrs import frozen
 from modelwright.core import runner
 from modelwright.core.api.components import ComponentSpec, EngineSpec, FormatSpec, MetricSpec, TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
-from modelwright.core.base import PARTS
-from modelwright.core.base_config import WrongError
-from modelwright.core.base_folder import check_base_folder, parameter_count
+from modelwright.core.chat.templates import read_template
+from modelwright.core.chat.tokenizer import check_template
 from modelwright.core.config.paths import HUB
 from modelwright.core.config.schema import ScratchConfig, SourceConfig
 from modelwright.core.doctor.probing import imported
-from modelwright.core.evaluate.suites import ENGINE
-from modelwright.core.hub import fetch
-from modelwright.core.prepare.builtin import parse_builtin
-from modelwright.core.prepare.checks import verifying_metric
-from modelwright.core.prepare.near import check_datasketch
-from modelwright.core.prepare.sources import source_files
+from modelwright.core.models.base import PARTS
+from modelwright.core.models.base_config import WrongError
+from modelwright.core.models.hf_folder import check_base_folder, parameter_count
+from modelwright.core.models.hub import fetch
 from modelwright.core.registry import resolve
-from modelwright.core.stage import Run
-from modelwright.core.templates import read_template
-from modelwright.core.tokenizer import check_template
+from modelwright.core.runs.stage import Run
+from modelwright.core.stages.evaluate.suites import ENGINE
+from modelwright.core.stages.prepare.builtin import parse_builtin
+from modelwright.core.stages.prepare.checks import verifying_metric
+from modelwright.core.stages.prepare.near import check_datasketch
+from modelwright.core.stages.prepare.sources import source_files
 
 # Bytes of a trained weight in a checkpoint: itself and AdamW's two moments, in float32.
 _IN_CHECKPOINT = 12

@@ -17,8 +17,8 @@ PAGES: dict[str, tuple[Callable[[], str], str]] = {
     "configuration.md": (configuration.configuration, "core/config/schema.py and the options of the built-in plugins"),
     "plugins.md": (api.plugins, "core/api and core/testing"),
     "records.md": (api.records, "core/api"),
-    "events.md": (events.events, "core/events.py and wherever events are emitted"),
-    "client.md": (api.clients, "grpc_server/client.py and what it gives"),
+    "events.md": (events.events, "core/runs/events.py and wherever events are emitted"),
+    "client.md": (api.clients, "grpc_server/client/client.py and what it gives"),
     "http.md": (http.http, "grpc_server/gateway"),
     "protocol.md": (protocol.protocol, "protos"),
 }

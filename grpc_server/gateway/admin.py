@@ -12,8 +12,8 @@ from modelwright.core.api.registry import ALIAS_NAME
 from modelwright.grpc_server.errors import RequestError
 from modelwright.grpc_server.gateway.errors import HttpError, http_error, wrong
 from modelwright.grpc_server.gateway.fields import Fields
-from modelwright.grpc_server.lease import Route
-from modelwright.grpc_server.table import ModelTable
+from modelwright.grpc_server.models.lease import Route
+from modelwright.grpc_server.models.table import ModelTable
 
 _ETAG = re.compile(r'"([\x21\x23-\x7e]*)"')
 

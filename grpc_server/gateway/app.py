@@ -13,17 +13,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from modelwright.grpc_server.access import Access
 from modelwright.grpc_server.errors import shutting_down
 from modelwright.grpc_server.gateway import admin, models
-from modelwright.grpc_server.gateway.answering import admit
-from modelwright.grpc_server.gateway.asked import Asked
+from modelwright.grpc_server.gateway.answer import admit
 from modelwright.grpc_server.gateway.body import Parting, read_object
 from modelwright.grpc_server.gateway.chat import read_chat
 from modelwright.grpc_server.gateway.completions import read_completion
 from modelwright.grpc_server.gateway.errors import HttpError, bad, error_response, http_error
 from modelwright.grpc_server.gateway.exchange import ClientGoneError, EventStream, Life, attend
-from modelwright.grpc_server.table import ModelTable
+from modelwright.grpc_server.gateway.request import Asked
+from modelwright.grpc_server.models.table import ModelTable
+from modelwright.grpc_server.network.access import Access
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Reader = Callable[[dict[str, Any]], Asked]

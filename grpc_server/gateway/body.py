@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from modelwright.grpc_server.codec import QUICK_BYTES
 from modelwright.grpc_server.gateway.errors import HttpError, bad, error_response
+from modelwright.grpc_server.rpc.codec import QUICK_BYTES
 
 # OpenAI's requests nest seven levels deep.
 MOST_LEVELS = 64

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from modelwright.grpc_server.gateway.asked import (
+from modelwright.grpc_server.gateway.body import kind_of
+from modelwright.grpc_server.gateway.errors import unsupported, wrong
+from modelwright.grpc_server.gateway.fields import Fields, Harmless, anything, false, only, switch
+from modelwright.grpc_server.gateway.request import (
     HARMLESS,
     Asked,
     read_count,
@@ -14,9 +17,6 @@ from modelwright.grpc_server.gateway.asked import (
     read_stream,
     vary,
 )
-from modelwright.grpc_server.gateway.body import kind_of
-from modelwright.grpc_server.gateway.errors import unsupported, wrong
-from modelwright.grpc_server.gateway.fields import Fields, Harmless, anything, false, only, switch
 from modelwright.v1 import common_pb2, inference_pb2
 
 _NO_TOOLS = "tools are not supported: leave it out"

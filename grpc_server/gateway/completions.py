@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from modelwright.grpc_server.gateway.asked import (
+from modelwright.grpc_server.gateway.body import kind_of
+from modelwright.grpc_server.gateway.errors import unsupported, wrong
+from modelwright.grpc_server.gateway.fields import Fields, Harmless, false, only
+from modelwright.grpc_server.gateway.request import (
     HARMLESS,
     MOST_ANSWERS,
     Asked,
@@ -15,9 +18,6 @@ from modelwright.grpc_server.gateway.asked import (
     read_stream,
     vary,
 )
-from modelwright.grpc_server.gateway.body import kind_of
-from modelwright.grpc_server.gateway.errors import unsupported, wrong
-from modelwright.grpc_server.gateway.fields import Fields, Harmless, false, only
 from modelwright.v1 import inference_pb2
 
 # Beside HARMLESS.

@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 
 from modelwright.grpc_server.errors import RequestError
-from modelwright.grpc_server.gateway.answering import full_address
+from modelwright.grpc_server.gateway.answer import full_address
 from modelwright.grpc_server.gateway.errors import HttpError
-from modelwright.grpc_server.models import LoadedModel
-from modelwright.grpc_server.table import ModelTable
+from modelwright.grpc_server.models.loaded import LoadedModel
+from modelwright.grpc_server.models.table import ModelTable
 
 
 def list_models(table: ModelTable) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from typing import Any
 import uvicorn
 from attrs import evolve
 
-from modelwright.grpc_server.access import Access, Tls
 from modelwright.grpc_server.gateway.app import Gateway
 from modelwright.grpc_server.gateway.exchange import Life
-from modelwright.grpc_server.listening import Address, cannot_listen
-from modelwright.grpc_server.table import ModelTable
-from modelwright.grpc_server.tls import check_tls
+from modelwright.grpc_server.models.table import ModelTable
+from modelwright.grpc_server.network.access import Access, Tls
+from modelwright.grpc_server.network.listening import Address, cannot_listen
+from modelwright.grpc_server.network.tls import check_tls
 
 # How long requests that were cut have to say so, and connections to close, in seconds.
 _PARTING = 2.0

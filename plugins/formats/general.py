@@ -11,6 +11,7 @@ from attrs import evolve, field, frozen, validators
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.thinking import OPEN, split_thinking
 from modelwright.plugins.formats.conversations import checked, conversation_column, interchange, read_messages
+from modelwright.plugins.formats.row_schemas import Shape, Shapes, mapped
 from modelwright.plugins.formats.rows import (
     ANSWER,
     SYSTEMS,
@@ -24,7 +25,6 @@ from modelwright.plugins.formats.rows import (
     with_options,
     with_system,
 )
-from modelwright.plugins.formats.shapes import Shape, Shapes, mapped
 from modelwright.plugins.formats.tools import read_tools
 
 _EXPECTED = (

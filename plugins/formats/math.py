@@ -10,8 +10,8 @@ from attrs import field, frozen, validators
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.answers import HASHES, last_boxed
 from modelwright.plugins.formats.choices import CHOICES, RIGHT, read_choices
+from modelwright.plugins.formats.row_schemas import Shape, Shapes, mapped
 from modelwright.plugins.formats.rows import answering, filled, reference_column, text_column, with_options
-from modelwright.plugins.formats.shapes import Shape, Shapes, mapped
 from modelwright.plugins.formats.solutions import final_answer, hashes_answer, without_calculations
 
 _EXPECTED = "expected the columns question and answer (GSM8K), problem and solution (MATH), or question and choices"

@@ -108,7 +108,7 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         name="deepspeed",
         summary="DeepSpeed ZeRO over several processes, on GPUs or CPUs, on one machine or many",
         options=DeepSpeedOptions,
-        factory="modelwright.plugins.trainers.deepspeed:DeepSpeedTrainer",
+        factory="modelwright.plugins.trainers.deepspeed.trainer:DeepSpeedTrainer",
         needs="modelwright[deepspeed]",
         launcher="deepspeed",
         adapters=True,

@@ -13,9 +13,9 @@ import torch
 
 from modelwright.core.api import Job, Trained, TrainSettings, UsageError
 from modelwright.plugins.trainers import LocalOptions
-from modelwright.plugins.trainers.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
 from modelwright.plugins.trainers.memory import Size, check_memory, needs
+from modelwright.plugins.trainers.model.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.ranks import Ranks
 from modelwright.plugins.trainers.training import BETAS, decay_groups, device_facts, precision_of, train
 

@@ -24,6 +24,10 @@ from attrs import asdict, evolve, frozen
 
 from modelwright.core.api import Job, ModelwrightError, Trained
 from modelwright.plugins.trainers import schedule
+from modelwright.plugins.trainers.bad_steps import Health
+from modelwright.plugins.trainers.batches.batch_layout import lay_end_to_end
+from modelwright.plugins.trainers.batches.data import Corpus, MicroBatch, Numbers, Part, Plan
+from modelwright.plugins.trainers.batches.isolation import check_isolation
 from modelwright.plugins.trainers.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -31,12 +35,8 @@ from modelwright.plugins.trainers.checkpoints import (
     shared_folder,
     write_finished,
 )
-from modelwright.plugins.trainers.data import Corpus, MicroBatch, Numbers, Part, Plan
-from modelwright.plugins.trainers.forward import SupervisedLogits, attention_of
-from modelwright.plugins.trainers.health import Health
-from modelwright.plugins.trainers.isolation import check_isolation
-from modelwright.plugins.trainers.layout import lay_end_to_end
 from modelwright.plugins.trainers.meter import Meter
+from modelwright.plugins.trainers.model.forward import SupervisedLogits, attention_of
 from modelwright.plugins.trainers.preflight import preflight
 from modelwright.plugins.trainers.ranks import Ranks
 from modelwright.plugins.trainers.strategy import Strategy

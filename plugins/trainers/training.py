@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 
 from modelwright.core.api import Job, ModelwrightError, Trained, UsageError
-from modelwright.plugins.trainers.adapter import adapt
+from modelwright.plugins.trainers.batches.data import Corpus, held_out
 from modelwright.plugins.trainers.checkpoints import Checkpoint, Checkpoints, read_finished
-from modelwright.plugins.trainers.data import Corpus, held_out
 from modelwright.plugins.trainers.loop import Loop
 from modelwright.plugins.trainers.memory import Size
-from modelwright.plugins.trainers.model import check_fits, load_model, skeleton
+from modelwright.plugins.trainers.model.adapter import adapt
+from modelwright.plugins.trainers.model.load import check_fits, load_model, skeleton
 from modelwright.plugins.trainers.ranks import Ranks
 from modelwright.plugins.trainers.strategy import Strategy
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modelwright.core.events import EventTail, read_events
+from modelwright.core.runs.events import EventTail, read_events
 
 RUN = """
 name = "tiny"

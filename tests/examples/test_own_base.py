@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from modelwright.core.api.records import Example, Message
-from modelwright.core.chat import read_template
+from modelwright.core.chat.renderer import read_template
 from modelwright.core.config import read_run
 from modelwright.core.config.schema import ScratchConfig
-from modelwright.core.prepare.tokenizers import scratch_renderer
-from modelwright.core.train.scratch import scratch_config
+from modelwright.core.stages.prepare.tokenizers import scratch_renderer
+from modelwright.core.stages.train.scratch import scratch_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = {"math": "math-specialized", "reasoning": "reasoning", "general": "general-assistant"}

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from modelwright import NewModel
+from modelwright.core.chat.templates import CHATML
 from modelwright.core.plugins import discover
 from modelwright.core.registry import open_registry
-from modelwright.core.templates import CHATML
-from modelwright.grpc_server.access import Tls
-from modelwright.grpc_server.client import Client
+from modelwright.grpc_server.client.client import Client
+from modelwright.grpc_server.models.table import ModelTable
+from modelwright.grpc_server.network.access import Tls
 from modelwright.grpc_server.server import Address, Server, ServerOptions
-from modelwright.grpc_server.table import ModelTable
 
 CONTEXT = 128
 

@@ -8,12 +8,12 @@ from attrs import asdict
 
 from modelwright import Example, Message, TokenFolder
 from modelwright.core.api.files import json_line
-from modelwright.core.chat import Renderer
+from modelwright.core.chat.renderer import Renderer
 from modelwright.core.config.schema import GenerationConfig
-from modelwright.core.evaluate.generate import generate
-from modelwright.core.prepare import tokens
-from modelwright.core.prepare.store import Store
-from modelwright.core.prepare.tokens import ExamplesFile, RenderExamples, TokenSettings
+from modelwright.core.stages.evaluate.generate import generate
+from modelwright.core.stages.prepare import tokens
+from modelwright.core.stages.prepare.cache import Store
+from modelwright.core.stages.prepare.tokens import ExamplesFile, RenderExamples, TokenSettings
 
 CONVERSATIONS = {
     "one turn": [("user", "How much is 2 + 3?")],

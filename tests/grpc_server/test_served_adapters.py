@@ -9,9 +9,9 @@ import pytest
 from modelwright import EngineSpec
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.generation import GenerationRequest, Sampling
-from modelwright.core.merge import merge
+from modelwright.core.models.merge import merge
 from modelwright.core.plugins import discover
-from modelwright.grpc_server.models import load_model
+from modelwright.grpc_server.models.loaded import load_model
 
 TORCH = discover().get(EngineSpec, "torch")
 

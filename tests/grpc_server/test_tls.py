@@ -4,10 +4,10 @@ import pytest
 from attrs import evolve
 
 from modelwright import Client, UsageError
-from modelwright.grpc_server.access import Tls
-from modelwright.grpc_server.client import ServerError
-from modelwright.grpc_server.listening import Address
-from modelwright.grpc_server.tls import check_tls
+from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.network.access import Tls
+from modelwright.grpc_server.network.listening import Address
+from modelwright.grpc_server.network.tls import check_tls
 
 
 @pytest.fixture

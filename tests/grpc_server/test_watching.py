@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from modelwright.grpc_server import changes
-from modelwright.grpc_server.client import Alias, Gone, Model, ServerError, Snapshot
+from modelwright.grpc_server.client.client import Alias, Gone, Model, ServerError, Snapshot
+from modelwright.grpc_server.models import changes
 
 
 def wait_until(condition, seconds=10):

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from modelwright.core.api import Example, Message, ModelwrightError
-from modelwright.core.base_folder import check_base_folder, folder_problems, token_count
+from modelwright.core.chat.templates import read_template
 from modelwright.core.config import read_run
-from modelwright.core.prepare.tokenizers import scratch_renderer
+from modelwright.core.models.hf_folder import check_base_folder, folder_problems, token_count
 from modelwright.core.runner import check, open_run
-from modelwright.core.templates import read_template
+from modelwright.core.stages.prepare.tokenizers import scratch_renderer
 from modelwright.core.testing.trainer import write_model
 
 RUN = """\
@@ -470,7 +470,7 @@ def test_the_command_exits_with_2_and_imports_no_torch(base, run_file, modelwrig
     script = """
 import sys
 from pathlib import Path
-from modelwright.core.base_folder import check_base_folder
+from modelwright.core.models.hf_folder import check_base_folder
 try:
     check_base_folder(Path("base"), "base")
 finally:

@@ -371,7 +371,7 @@ def test_a_file_in_the_place_of_a_folder_of_the_evaluation_is_a_line(project, sa
 
 def test_answers_that_are_damaged_are_asked_for_again(tmp_path):
     """Those around them are kept."""
-    from modelwright.core.evaluate.remember import Remembering
+    from modelwright.core.stages.evaluate.answer_cache import Remembering
 
     path = tmp_path / "s.answers.jsonl"
     answer = {"key": "a", "text": "b", "token_ids": [1], "finish": "stop"}

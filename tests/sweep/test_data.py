@@ -22,9 +22,9 @@ from modelwright.core.api.components import FormatSpec
 from modelwright.core.cli import main
 from modelwright.core.config.schema import SourceConfig
 from modelwright.core.plugins import discover
-from modelwright.core.prepare.examples import Rejected, read_examples
-from modelwright.core.prepare.readers import READABLE
-from modelwright.core.prepare.sources import read_source
+from modelwright.core.stages.prepare.examples import Rejected, read_examples
+from modelwright.core.stages.prepare.readers import READABLE
+from modelwright.core.stages.prepare.sources import read_source
 
 RUN = """
 name = "sweep"

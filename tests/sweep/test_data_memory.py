@@ -16,7 +16,7 @@ PEAK = """
 import re, sys
 from pathlib import Path
 from modelwright.core.config.schema import SourceConfig
-from modelwright.core.prepare.sources import read_source
+from modelwright.core.stages.prepare.sources import read_source
 peaks = []
 keep, *paths = sys.argv[1:]
 for path in paths:

@@ -10,8 +10,8 @@ import pytest
 from modelwright import NewModel
 from modelwright.core.cli import main
 from modelwright.core.plugins import discover
-from modelwright.core.prepare.readers import READABLE
 from modelwright.core.registry import open_registry
+from modelwright.core.stages.prepare.readers import READABLE
 
 ADDRESS = "expected NAME (its newest version), NAME@VERSION such as math@3, or @ALIAS such as @production"
 ROW = json.dumps({"question": "What is 1 and 1?", "answer": "#### 2"}) + "\n"

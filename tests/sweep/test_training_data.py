@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from modelwright.core.events import read_events
+from modelwright.core.runs.events import read_events
 
 RUN = """
 name = "sweep"

@@ -10,8 +10,8 @@ from modelwright.core.api.errors import UsageError
 from modelwright.core.api.files import failing_as, write_text
 from modelwright.core.api.places import why_no_file
 from modelwright.core.cli.common import registry_option
-from modelwright.core.cli.given import DiskPath
 from modelwright.core.cli.models.shared import opened
+from modelwright.core.cli.param_types import DiskPath
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.card import model_card
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 from attrs import asdict
 
-from modelwright.core.adapters import base_name
 from modelwright.core.cli.common import json_option, print_json, registry_option
 from modelwright.core.cli.models.shared import opened, summary
-from modelwright.core.merge import merge as merge_adapter
+from modelwright.core.models.adapters import base_name
+from modelwright.core.models.merge import merge as merge_adapter
 from modelwright.core.registry import naming, resolve
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import click
 from attrs import asdict
 
-from modelwright.core.adapters import base_name
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.cli.common import json_option, print_json, registry_option, size_text
 from modelwright.core.cli.models.shared import (
@@ -20,6 +19,7 @@ from modelwright.core.cli.models.shared import (
     summary,
     text,
 )
+from modelwright.core.models.adapters import base_name
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.environment import PACKAGE, TELLING
 from modelwright.core.registry.flat import flat

@@ -12,12 +12,12 @@ import click
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
 from modelwright.core.api.places import absolute
 from modelwright.core.api.registry import check_alias
-from modelwright.core.base_folder import folder_problems
 from modelwright.core.cli.common import json_option, print_json, registry_option
-from modelwright.core.cli.given import DiskPath
 from modelwright.core.cli.models.alias import move_alias
 from modelwright.core.cli.models.shared import opened, summary
-from modelwright.core.model_folder import CONTEXT_KEYS, context_length
+from modelwright.core.cli.param_types import DiskPath
+from modelwright.core.models.hf_folder import folder_problems
+from modelwright.core.models.model_folder import CONTEXT_KEYS, context_length
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.export import export_model
 from modelwright.core.registry.importing import import_model
@@ -90,7 +90,7 @@ def _check(folder: Path, source: Path) -> None:
 
 def _renderer_problems(folder: Path, source: Path) -> list[str]:
     from modelwright.core.api.errors import MissingDependencyError
-    from modelwright.core.chat import checked_renderer
+    from modelwright.core.chat.renderer import checked_renderer
 
     try:
         checked_renderer(folder)

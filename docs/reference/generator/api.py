@@ -18,7 +18,19 @@ from modelwright.core.api.answers import after_hashes, last_boxed
 from modelwright.core.api.registry import Collected
 from modelwright.core.api.thinking import split_thinking
 from modelwright.core.testing import engine, registry, trainer
-from modelwright.grpc_server import async_client, async_streams, client, client_errors, client_messages, client_records
+
+# A longer signature has a line for each parameter.
+# A longer signature has a line for each parameter.
+from modelwright.grpc_server.client import async_client, async_streams, client
+
+# A longer signature has a line for each parameter.
+from modelwright.grpc_server.client import errors as client_errors
+
+# A longer signature has a line for each parameter.
+from modelwright.grpc_server.client import messages as client_messages
+
+# A longer signature has a line for each parameter.
+from modelwright.grpc_server.client import records as client_records
 
 # A longer signature has a line for each parameter.
 LINE = 88
@@ -43,8 +55,8 @@ travel as JSONL, one a line, as `Example.to_row` writes them.
 """
 
 _CLIENT = """
-`from modelwright import Client, AsyncClient`; the records are in `modelwright.grpc_server.client`. The client needs
-grpcio and protobuf, and nothing of what runs models. [How to serve and ask](../howto/serving.md).
+`from modelwright import Client, AsyncClient`; the records are in `modelwright.grpc_server.client.records`. The client
+needs grpcio and protobuf, and nothing of what runs models. [How to serve and ask](../howto/serving.md).
 """
 
 _GROUPS: dict[str, tuple[Any, ...]] = {

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from generator.text import code, page, read_doc, sentence, table
-from modelwright.core import events as source
-from modelwright.core.events import Event
+from modelwright.core.runs import events as source
+from modelwright.core.runs.events import Event
 
 REPOSITORY = Path(__file__).parents[3]
 
 _INTRODUCTION = """
 A run tells what it does as events: JSON lines in the folder `events` of the run, one file for each process that writes.
 The display on the terminal, loss curves and trackers read these files, and nothing else passes between the processes of
-a run while they work. `modelwright.core.events` reads them in order, without what a resumed stage did over again:
+a run while they work. `modelwright.core.runs.events` reads them in order, without what a resumed stage did over again:
 
 ```python
 from pathlib import Path
-from modelwright.core.events import read_events
+from modelwright.core.runs.events import read_events
 
 for event in read_events(Path(".modelwright/runs/first-model/events"), stage="train"):
     if event.kind == "step":

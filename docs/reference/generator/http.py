@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from generator.text import code, page, table
-from modelwright.grpc_server.gateway import app, asked, chat, completions, errors
+from modelwright.grpc_server.gateway import app, chat, completions, errors
+from modelwright.grpc_server.gateway import request as asked
 
 _INTRODUCTION = """
 `modelwright serve --http HOST:PORT` answers in OpenAI's shapes, over the same models, requests and limits as gRPC. The

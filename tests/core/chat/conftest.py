@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from modelwright.core.chat import Renderer, read_template
+from modelwright.core.chat.renderer import Renderer, read_template
 
 LLAMA3 = """\
 {{- bos_token }}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelwright.core.api import Example, Message
-from modelwright.core.chat import TemplateRefusedError
+from modelwright.core.chat.renderer import TemplateRefusedError
 
 KINDS = ("byte_level", "unigram", "llama2", "words")
 TEMPLATES = ("chatml", "llama3", "gemma", "mistral", "qwen3", "channels")
@@ -201,7 +201,7 @@ def test_what_is_no_control_token_stays_a_token(make_folder, tmp_path, native):
     """An added word that the template does not write is part of the vocabulary, in content too."""
     from tokenizers import AddedToken, Tokenizer
 
-    from modelwright.core.chat import Renderer
+    from modelwright.core.chat.renderer import Renderer
 
     folder = make_folder(tmp_path, "byte_level", "{{ messages[0].content }}</s>")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -219,7 +219,7 @@ def test_a_control_token_in_another_spelling_is_text(make_folder, tmp_path):
     """Where the tokenizer normalises, full-width letters are not the control token that they are normalised to."""
     from tokenizers import AddedToken, Tokenizer, normalizers
 
-    from modelwright.core.chat import Renderer
+    from modelwright.core.chat.renderer import Renderer
 
     folder = make_folder(tmp_path, "byte_level", "{{ messages[0].content }}<end>")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

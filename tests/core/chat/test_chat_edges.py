@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from modelwright.core.api import Example, Message, ModelwrightError, RowError
-from modelwright.core.chat import Renderer, TemplateRefusedError, read_template
+from modelwright.core.chat.renderer import Renderer, TemplateRefusedError, read_template
 
 KINDS = ("byte_level", "unigram", "llama2", "words")
 

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from modelwright.core.api import Example, Message, MissingDependencyError, ModelwrightError, UsageError
-from modelwright.core.chat import Renderer, TemplateRefusedError, checked_renderer, read_template
+from modelwright.core.chat.renderer import Renderer, TemplateRefusedError, checked_renderer, read_template
 
 KINDS = ("byte_level", "unigram", "llama2", "words")
 TALK = (
@@ -88,7 +88,7 @@ def test_the_date_is_pinned_and_part_of_the_fingerprint(make_renderer, monkeypat
     """A template that prints today's date prints the same one every day, and its fingerprint names it."""
     from datetime import UTC, datetime
 
-    from modelwright.core import templates
+    from modelwright.core.chat import templates
 
     dated, plain = make_renderer("llama3"), make_renderer("chatml")
     (rendered,) = dated.train(Example(messages=TALK[::2]))
@@ -251,7 +251,7 @@ class Absent(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 from pathlib import Path
-from modelwright.core.chat import Renderer, TemplateRefusedError, read_template
+from modelwright.core.chat.renderer import Renderer, TemplateRefusedError, read_template
 read_template("chatml")
 assert not {{"tokenizers", "jinja2", "torch", "transformers"}} & sys.modules.keys()
 try:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelwright.core.api import Example, Message, RowError, UsageError
-from modelwright.core.chat import Span
+from modelwright.core.chat.renderer import Span
 
 KINDS = ("byte_level", "unigram", "llama2", "words")
 
@@ -297,7 +297,7 @@ def test_plain_text_begins_as_the_tokenizers_own_encoding_does(make_renderer, tm
     """The beginning-of-sequence token is there if the tokenizer itself puts it there; it is not trained."""
     from tokenizers import Tokenizer, processors
 
-    from modelwright.core.chat import Renderer
+    from modelwright.core.chat.renderer import Renderer
 
     make_renderer(None).save(tmp_path)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelwright.core.api import Message
-from modelwright.core.chat import TemplateRefusedError
+from modelwright.core.chat.renderer import TemplateRefusedError
 
 TEMPLATES = ("chatml", "llama3", "gemma", "mistral", "qwen3", "channels")
 

@@ -14,9 +14,9 @@ import pytest
 from attrs import evolve
 
 from modelwright.core.api.records import wilson
+from modelwright.core.chat.templates import CHATML
 from modelwright.core.plugins import discover
 from modelwright.core.registry import open_registry
-from modelwright.core.templates import CHATML
 from modelwright.core.testing.registry import new_model, write_model
 
 RECORD = "modelwright-model.json"
@@ -231,7 +231,7 @@ def test_any_hugging_face_folder_can_be_imported_and_served(home, models, source
     registry = opened(home)
     version = registry.get("guest")
     assert (version.model.base, version.model.parent) == ("imported", None)
-    from modelwright.core.chat import checked_renderer
+    from modelwright.core.chat.renderer import checked_renderer
     from modelwright.plugins.engines import TorchOptions
     from modelwright.plugins.engines.loading import load_model
 
@@ -510,7 +510,7 @@ def point(name, arguments):
         countdown -= 1
 
 from modelwright.core.cli import main
-import modelwright.core.cli.models, modelwright.plugins.registries.sql, modelwright.core.base_folder
+import modelwright.core.cli.models, modelwright.plugins.registries.sql, modelwright.core.models.hf_folder
 sys.addaudithook(point)
 main(sys.argv[3:])
 """

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from modelwright.core.prepare.readers import READABLE
+from modelwright.core.stages.prepare.readers import READABLE
 
 MATH = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}.\n#### {n + 1}"} for n in range(40)]
 CHAT = [

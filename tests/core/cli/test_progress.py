@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from modelwright.core.cli.progress import Display
-from modelwright.core.events import Event
+from modelwright.core.runs.events import Event
 
 STEP = {"step": 3, "steps": 9, "loss": 0.5, "tokens": 1000, "seconds": 0.5, "learning_rate": 1e-3}
 

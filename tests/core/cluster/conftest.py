@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelwright.core.events import read_events
+from modelwright.core.runs.events import read_events
 
 REPOSITORY = Path(__file__).parents[3]
 TOOL = REPOSITORY.parent / "shared" / "tools" / "mini-slurm.sh"

@@ -6,9 +6,9 @@ import pytest
 
 from modelwright.core.api.errors import UsageError
 from modelwright.core.config import ClusterConfig
-from modelwright.core.events import WORKER, EventWriter
-from modelwright.core.train.launch import has_not_advanced, node_that_failed, training_launch
-from modelwright.core.workspace import RunFolder
+from modelwright.core.runs.events import WORKER, EventWriter
+from modelwright.core.runs.folder import RunFolder
+from modelwright.core.stages.train.launch import has_not_advanced, node_that_failed, training_launch
 
 
 @pytest.fixture

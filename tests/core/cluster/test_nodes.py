@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modelwright.core.events import read_events
+from modelwright.core.runs.events import read_events
 
 pytestmark = pytest.mark.xdist_group("slurm")
 

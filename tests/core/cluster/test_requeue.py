@@ -9,7 +9,7 @@ import time
 import pytest
 
 from modelwright.core.cluster.slurm import ENDED
-from modelwright.core.events import EventTail
+from modelwright.core.runs.events import EventTail
 
 pytestmark = pytest.mark.xdist_group("slurm")
 

@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 
 from modelwright.core.api import files
-from modelwright.core.events import EventTail
+from modelwright.core.runs.events import EventTail
 
 pytestmark = pytest.mark.xdist_group("slurm")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import openai
 
-from modelwright.grpc_server.access import Access
 from modelwright.grpc_server.gateway import HttpServer
-from modelwright.grpc_server.listening import Address
-from modelwright.grpc_server.table import ModelTable
+from modelwright.grpc_server.models.table import ModelTable
+from modelwright.grpc_server.network.access import Access
+from modelwright.grpc_server.network.listening import Address
 
 
 def load(path):

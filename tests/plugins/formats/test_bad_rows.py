@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from modelwright import RowError
-from modelwright.core.prepare.examples import read_examples
-from modelwright.core.prepare.sources import Row
+from modelwright.core.stages.prepare.examples import read_examples
+from modelwright.core.stages.prepare.sources import Row
 from modelwright.plugins.formats.general import GeneralFormat, GeneralOptions
 from modelwright.plugins.formats.math import MathFormat, MathOptions
 from modelwright.plugins.formats.reasoning import ReasoningFormat, ReasoningOptions

@@ -27,8 +27,8 @@ from modelwright.core.testing.trainer import (
     write_token_folder,
 )
 from modelwright.plugins.trainers import LocalOptions, modelwright_trainers
-from modelwright.plugins.trainers.adapter import adapter_state, attach, export_adapter, load_adapter_state
 from modelwright.plugins.trainers.local import LocalTrainer
+from modelwright.plugins.trainers.model.adapter import adapter_state, attach, export_adapter, load_adapter_state
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]])
 

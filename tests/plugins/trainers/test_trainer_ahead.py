@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from modelwright.plugins.trainers.ahead import Ahead
+from modelwright.plugins.trainers.batches.prefetch import Ahead
 
 
 def test_everything_is_made_once_and_in_order():

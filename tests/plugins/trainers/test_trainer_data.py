@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modelwright.core.api import TokenFolder, TokenRow, TrainSettings, UsageError
 from modelwright.core.testing.trainer import counting_rows, write_token_folder
-from modelwright.plugins.trainers.data import Corpus, Plan, SequenceOrder, collate, micro_batches
+from modelwright.plugins.trainers.batches.data import Corpus, Plan, SequenceOrder, collate, micro_batches
 from modelwright.plugins.trainers.ranks import Ranks
 
 token_rows = st.lists(

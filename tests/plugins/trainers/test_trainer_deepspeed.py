@@ -280,7 +280,7 @@ def test_settings_that_deepspeed_refuses_are_one_line(tmp_path):
 
 def test_a_lost_connection_is_told_as_another_process_that_is_gone(monkeypatch):
     """The network library's own words name a socket."""
-    from modelwright.plugins.trainers import deepspeed
+    from modelwright.plugins.trainers.deepspeed import trainer as deepspeed
 
     monkeypatch.setattr(deepspeed, "_PATIENCE", 0.0)
     monkeypatch.setenv("RANK", "0")

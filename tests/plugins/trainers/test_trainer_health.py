@@ -14,8 +14,8 @@ from modelwright.core.testing.trainer import (
     write_token_folder,
 )
 from modelwright.plugins.trainers import modelwright_trainers
+from modelwright.plugins.trainers.bad_steps import MOST_IN_A_ROW, WINDOW, Health
 from modelwright.plugins.trainers.checkpoints import Progress
-from modelwright.plugins.trainers.health import MOST_IN_A_ROW, WINDOW, Health
 from modelwright.plugins.trainers.ranks import Ranks
 
 LOCAL, *_ = modelwright_trainers()

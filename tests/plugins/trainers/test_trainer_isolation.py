@@ -11,11 +11,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from modelwright.core.api import ModelwrightError, TokenRow
 from modelwright.core.testing.trainer import Recorder, TrainerContract, counting_rows, make_job, write_token_folder
-from modelwright.plugins.trainers import LocalOptions, forward
-from modelwright.plugins.trainers.data import collate
-from modelwright.plugins.trainers.forward import SupervisedLogits
-from modelwright.plugins.trainers.isolation import check_isolation
+from modelwright.plugins.trainers import LocalOptions
+from modelwright.plugins.trainers.batches.data import collate
+from modelwright.plugins.trainers.batches.isolation import check_isolation
 from modelwright.plugins.trainers.local import LocalTrainer
+from modelwright.plugins.trainers.model import forward
+from modelwright.plugins.trainers.model.forward import SupervisedLogits
 
 SMALL = {
     "vocab_size": 40,

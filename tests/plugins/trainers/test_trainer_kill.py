@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 
-from modelwright.core.prepare.packs import write_packs
+from modelwright.core.stages.prepare.packs import write_packs
 from modelwright.core.testing.trainer import (
     Recorder,
     TrainerContract,

@@ -16,13 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from modelwright.core.api import TokenRow, TrainSettings
 from modelwright.core.testing.trainer import Recorder, counting_rows, make_job, write_token_folder
 from modelwright.plugins.trainers import LocalOptions
-from modelwright.plugins.trainers.by_document import BY_DOCUMENT
-from modelwright.plugins.trainers.data import collate, micro_batches
-from modelwright.plugins.trainers.forward import SupervisedLogits, attention_of
-from modelwright.plugins.trainers.layout import lay_end_to_end
+from modelwright.plugins.trainers.batches.batch_layout import lay_end_to_end
+from modelwright.plugins.trainers.batches.data import collate, micro_batches
+from modelwright.plugins.trainers.batches.document_attention import BY_DOCUMENT
+from modelwright.plugins.trainers.batches.size_rounding import round_size
 from modelwright.plugins.trainers.local import LocalTrainer
+from modelwright.plugins.trainers.model.forward import SupervisedLogits, attention_of
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.shapes import round_size
 
 SMALL = {
     "vocab_size": 40,

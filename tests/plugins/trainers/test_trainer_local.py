@@ -288,7 +288,7 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path, settings, tr
 )
 def test_attention_is_chosen_by_what_is_there(asked, on_gpu, packed, flash, chosen):
     """What is asked for is taken; else what keeps the documents of packs apart without a dense mask."""
-    from modelwright.plugins.trainers.model import attention_for
+    from modelwright.plugins.trainers.model.load import attention_for
 
     assert attention_for(asked, on_gpu=on_gpu, packed=packed, flash=flash) == chosen
 
@@ -304,7 +304,7 @@ def test_attention_is_chosen_by_what_is_there(asked, on_gpu, packed, flash, chos
 def test_attention_that_cannot_be_had_is_one_line(asked, on_gpu, said):
     """It names the key and what to set."""
     from modelwright.core.api import UsageError
-    from modelwright.plugins.trainers.model import attention_for
+    from modelwright.plugins.trainers.model.load import attention_for
 
     with pytest.raises(UsageError, match=said):
         attention_for(asked, on_gpu=on_gpu, packed=True, flash=False)

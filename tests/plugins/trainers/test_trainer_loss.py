@@ -5,10 +5,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modelwright.core.api import TokenRow
-from modelwright.plugins.trainers import loss as loss_module
-from modelwright.plugins.trainers.data import collate
-from modelwright.plugins.trainers.forward import SupervisedLogits
-from modelwright.plugins.trainers.loss import chunked_loss
+from modelwright.plugins.trainers.batches.data import collate
+from modelwright.plugins.trainers.model import loss as loss_module
+from modelwright.plugins.trainers.model.forward import SupervisedLogits
+from modelwright.plugins.trainers.model.loss import chunked_loss
 
 numpy = pytest.importorskip("numpy", reason="the extra train is not installed")
 

@@ -11,9 +11,9 @@ from attrs import evolve
 from modelwright.core.api import AdapterSettings, ModelwrightError
 from modelwright.core.testing.trainer import VOCABULARY, Recorder, TrainerContract, make_job, write_model
 from modelwright.plugins.trainers import modelwright_trainers
-from modelwright.plugins.trainers.adapter import adapt
 from modelwright.plugins.trainers.memory import Needs, Size, check_memory, free_memory, needs
-from modelwright.plugins.trainers.model import load_model, skeleton
+from modelwright.plugins.trainers.model.adapter import adapt
+from modelwright.plugins.trainers.model.load import load_model, skeleton
 
 LOCAL, *_ = modelwright_trainers()
 
@@ -87,8 +87,8 @@ import sys
 from pathlib import Path
 from modelwright.core.testing.trainer import Recorder, TrainerContract, make_job
 from modelwright.plugins.trainers import DeepSpeedOptions
-from modelwright.plugins.trainers.deepspeed import Processes
-from modelwright.plugins.trainers.model import load_model
+from modelwright.plugins.trainers.deepspeed.trainer import Processes
+from modelwright.plugins.trainers.model.load import load_model
 
 job = make_job(Path(sys.argv[1]), Recorder(), TrainerContract().settings())
 setup = Processes(job.settings, DeepSpeedOptions(zero_stage=3))

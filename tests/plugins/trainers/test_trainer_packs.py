@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelwright.core.api import ModelwrightError, TokenFolder, TokenRow
-from modelwright.core.prepare.packs import write_packs
+from modelwright.core.stages.prepare.packs import write_packs
 from modelwright.core.testing.trainer import (
     Recorder,
     TrainerContract,
@@ -19,11 +19,11 @@ from modelwright.core.testing.trainer import (
     write_token_folder,
 )
 from modelwright.plugins.trainers import LocalOptions
+from modelwright.plugins.trainers.batches.data import Corpus, Part, collate
 from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress
-from modelwright.plugins.trainers.data import Corpus, Part, collate
 from modelwright.plugins.trainers.local import LocalTrainer, SingleDevice
 from modelwright.plugins.trainers.loop import Loop
-from modelwright.plugins.trainers.model import load_model
+from modelwright.plugins.trainers.model.load import load_model
 from modelwright.plugins.trainers.ranks import Ranks
 
 ROWS = counting_rows(24)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelwright.plugins.trainers.shapes import round_size
+from modelwright.plugins.trainers.batches.size_rounding import round_size
 
 
 @given(st.integers(1, 10**9))

@@ -22,7 +22,7 @@ from attrs import field, frozen
 from tokenizers import AddedToken, Tokenizer
 
 from modelwright.core.api import Message
-from modelwright.core.chat import Renderer, read_template
+from modelwright.core.chat.renderer import Renderer, read_template
 
 HERE = Path(__file__).parent
 FAMILIES = sorted(path.stem for path in HERE.glob("*.txt"))

@@ -1,0 +1,224 @@
+"""Layouts by shape: conversations that differ only in what is said are laid out once.
+
+To lay out a conversation takes four renderings. A shape is laid out with a stand-in for every text; a conversation of
+that shape is then rendered once, and must be the shape with its own texts in the stand-ins' places:
+
+    shape       <|im_start|>user⏎[0]<|im_end|>⏎<|im_start|>assistant⏎[1]<|im_end|>⏎
+    trained                                                         ├─────────────┤
+    rendering   <|im_start|>user⏎2+2?<|im_end|>⏎<|im_start|>assistant⏎4<|im_end|>⏎
+
+Where it is not, since the template looks into the texts, or where someone typed a control token, the conversation is
+laid out by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from modelwright.core.api.records import Message
+from modelwright.core.chat.conversation import Conversation
+from modelwright.core.chat.spans import Layout, SpanKind, Stretch, lay_out
+from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, template_message
+from modelwright.core.chat.tokenizer import ControlledTokenizer
+from modelwright.core.chat.turn_ends import TurnEnds
+
+# The shapes of real data are few; of data with as many shapes as conversations, not all are kept.
+MOST_SHAPES = 1000
+STAND_IN = "Text"
+
+# So many fields come before a place in a shape, and so many characters that belong to none.
+_Place = tuple[int, int]
+
+
+@frozen
+class _Shape:
+    """A layout with holes.
+
+    Attributes:
+        literals: the text around and between the fields, one more than there are fields.
+        fields: which core stands in each hole, by its number in the order of the messages.
+        stretches: what is learnt: kind, message, and two places.
+        prompts: where the prompts of what is learnt end, and their last tokens.
+        anomalies: as in `Layout`.
+        controls: how many control tokens there are.
+        starts: how often each character with which a control token may begin is in the literals.
+    """
+
+    literals: tuple[str, ...]
+    fields: tuple[int, ...]
+    stretches: tuple[tuple[SpanKind, int, _Place, _Place], ...]
+    prompts: tuple[tuple[_Place, tuple[int, ...]], ...]
+    anomalies: tuple[str, ...]
+    controls: int
+    starts: tuple[int, ...]
+
+
+class Shapes:
+    """Lays out conversations.
+
+    Args:
+        template: renders them.
+        tokenizer: knows the control tokens.
+        turn_ends: the tokens that end a turn.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: ControlledTokenizer, turn_ends: TurnEnds) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+        self._turn_ends = turn_ends
+        self._starts = sorted({content[0] for content in tokenizer.controls})
+        self._known: dict[Any, _Shape | None] = {}
+
+    def lay_out(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
+        """Render messages and find what is learnt of them.
+
+        Raises:
+            TemplateRefusedError: the template refuses them.
+        """
+        if tools is None and all(message.tool_calls is None for message in messages):
+            key, cores = _taken_apart(messages, wanted)
+            if key in self._known:
+                shape = self._known[key]
+            else:
+                shape = self._shape(messages, wanted)
+                if len(self._known) < MOST_SHAPES:
+                    self._known[key] = shape
+            layout = shape and self._filled(shape, messages, cores)
+            if layout:
+                return layout
+        return self._alone(messages, tools, wanted)
+
+    def _alone(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
+        conversation = Conversation(self._template, self._tokenizer, messages, tools)
+        return lay_out(conversation, messages, wanted, tokenizer=self._tokenizer, turn_ends=self._turn_ends)
+
+    def _filled(self, shape: _Shape, messages: Sequence[Message], cores: Sequence[str]) -> Layout | None:
+        """The layout of messages of this shape; None where it cannot be told."""
+        chosen = [cores[number] for number in shape.fields]
+        pieces = [""] * (2 * len(chosen) + 1)
+        pieces[::2], pieces[1::2] = shape.literals, chosen
+        text = "".join(pieces)
+        rendering = self._template.render(
+            [template_message(message) for message in messages],
+            tools=None,
+            special=self._tokenizer.special,
+            add_generation_prompt=False,
+        )
+        if text != rendering:
+            return None
+        if tuple(map(text.count, self._starts)) != shape.starts and self._typed(text, shape, pieces):
+            return None
+        before = list(accumulate(map(len, chosen), initial=0))
+        return Layout(
+            text=text,
+            stretches=tuple(
+                Stretch(kind, message, before[start[0]] + start[1], before[end[0]] + end[1])
+                for kind, message, start, end in shape.stretches
+            ),
+            prompts={before[end[0]] + end[1]: ids for end, ids in shape.prompts},
+            anomalies=shape.anomalies,
+            controls=shape.controls,
+        )
+
+    def _typed(self, text: str, shape: _Shape, pieces: Sequence[str]) -> bool:
+        """Whether there are other control tokens than the shape's own: someone typed one, or part of one."""
+        found = self._tokenizer.find_controls(text)
+        edges = list(accumulate(map(len, pieces), initial=0))
+        fields = list(zip(edges[1::2], edges[2::2], strict=False))
+        return len(found) != shape.controls or any(
+            control.start < end and start < control.end for control in found for start, end in fields
+        )
+
+    def _shape(self, messages: Sequence[Message], wanted: Sequence[int]) -> _Shape | None:
+        """The shape of these messages; None where there is none, since a field cannot be found or is cut by a place."""
+        stood_in = [_with_stand_ins(message) for message in messages]
+        try:
+            conversation = Conversation(self._template, self._tokenizer, stood_in, None)
+            layout = self._alone(stood_in, None, wanted)
+        except TemplateRefusedError:
+            return None
+        located = conversation.locate(range(len(messages)))
+        if layout.protected or any(fields.lost for fields in located.values()):
+            return None
+        numbers = {field: number for number, field in enumerate(_fields(stood_in))}
+        found = sorted(
+            (start, end, numbers[index, kind])
+            for index, fields in located.items()
+            for kind, (start, end) in fields.found.items()
+        )
+        text = layout.text
+        edges = [0, *(edge for start, end, _ in found for edge in (start, end)), len(text)]
+        literals = tuple(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
+        if edges != sorted(edges) or any(literal.endswith(tuple(self._tokenizer.heads)) for literal in literals[:-1]):
+            return None
+
+        def place(position: int) -> _Place | None:
+            passed = [end - start for start, end, _ in found if end <= position]
+            inside = any(start < position < end for start, end, _ in found)
+            return None if inside else (len(passed), position - sum(passed))
+
+        stretches = []
+        for stretch in layout.stretches:
+            start, end = place(stretch.start), place(stretch.end)
+            if start is None or end is None:
+                return None
+            stretches.append((stretch.kind, stretch.message, start, end))
+        prompts = [(place(end), ids) for end, ids in layout.prompts.items()]
+        assert layout.controls is not None
+        return _Shape(
+            literals=literals,
+            fields=tuple(number for _, _, number in found),
+            stretches=tuple(stretches),
+            prompts=tuple((end, ids) for end, ids in prompts if end is not None),
+            anomalies=layout.anomalies,
+            controls=layout.controls,
+            starts=tuple(sum(literal.count(start) for literal in literals) for start in self._starts),
+        )
+
+
+def _fields(messages: Sequence[Message]) -> Iterator[tuple[int, str]]:
+    """The fields that have text, as (message, kind), in the order of `_taken_apart`'s cores."""
+    for index, message in enumerate(messages):
+        if message.content.strip():
+            yield index, "content"
+        if message.thinking and message.thinking.strip():
+            yield index, "thinking"
+
+
+def _taken_apart(messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Any, list[str]]:
+    """What makes a shape, and the texts of its fields without the white space around them."""
+    key: list[Any] = [tuple(wanted)]
+    cores: list[str] = []
+    for message in messages:
+        content = message.content
+        core = content.strip()
+        lead, _, trail = content.partition(core) if core else (content, "", "")
+        key.append((message.role, message.name, message.tool_call_id, message.train_thinking, bool(core), lead, trail))
+        if core:
+            cores.append(core)
+        if message.thinking is not None:
+            core = message.thinking.strip()
+            lead, _, trail = message.thinking.partition(core) if core else (message.thinking, "", "")
+            key.append((bool(core), lead, trail))
+            if core:
+                cores.append(core)
+    return tuple(key), cores
+
+
+def _with_stand_ins(message: Message) -> Message:
+    thinking = message.thinking
+    return attrs.evolve(
+        message,
+        content=_stood_in(message.content),
+        thinking=None if thinking is None else _stood_in(thinking),
+    )
+
+
+def _stood_in(text: str) -> str:
+    core = text.strip()
+    return text.replace(core, STAND_IN, 1) if core else text

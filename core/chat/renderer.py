@@ -1,0 +1,345 @@
+"""The renderer: messages → token ids and a label mask, one object for training, evaluation and serving.
+
+How a mask is made, for any template: private-use characters (sentinels, here ⟦⟧) are put around each trained field,
+
+    messages    user(U)  assistant(⟦A⟧)
+    rendering   <|im_start|>user⏎U<|im_end|>⏎<|im_start|>assistant⏎⟦A⟧<|im_end|>⏎
+    trained                                                         A <|im_end|>
+
+they are found in the rendering and removed, and what is left must be the rendering without them. A trained turn runs
+from where the generation prompt ends, so that `<think>` is learnt where the model has to write it, to its end-of-turn
+token; the newline after that is not trained.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from attrs import frozen
+
+from modelwright.core.api.errors import ModelwrightError, RowError, UsageError
+from modelwright.core.api.files import read_json
+from modelwright.core.api.records import Example, Message, digest_json
+from modelwright.core.api.thinking import OPEN
+from modelwright.core.chat.conversation import Conversation
+from modelwright.core.chat.layout_cache import Shapes
+from modelwright.core.chat.spans import Layout, SpanKind
+from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, read_template
+from modelwright.core.chat.tokenizer import ControlledTokenizer, Encoded, TokenizerFiles
+from modelwright.core.chat.turn_ends import TurnEnds, find_turn_ends
+
+__all__ = [
+    "RENDERER_VERSION",
+    "Rendered",
+    "Renderer",
+    "Span",
+    "TemplateRefusedError",
+    "checked_renderer",
+    "read_template",
+]
+
+# Part of every fingerprint: raised when the same messages begin to give other tokens or another mask.
+RENDERER_VERSION = 2
+
+# The file of a model folder that records, among other things, the fingerprint of its renderer.
+MODEL_RECORD = "modelwright.json"
+
+Turns = Literal["all", "last", "split"]
+
+
+@frozen
+class Span:
+    """A stretch of trained tokens.
+
+    Attributes:
+        kind: "thinking" and "answer" with what the template writes before each, "end" (the end-of-turn token), or
+            "text" (an example without turns). Thinking that is not to be learnt has no span.
+        message: which message it belongs to, from 0; -1 in a text without turns.
+        start: its first token.
+        end: the token after its last.
+    """
+
+    kind: SpanKind
+    message: int
+    start: int
+    end: int
+
+
+@frozen
+class Rendered:
+    """An example as the model learns it.
+
+    Attributes:
+        ids: the tokens.
+        spans: the trained tokens, from left to right, and what they are.
+        anomalies: what is not as the example says, each name once:
+            "thinking-dropped": the template leaves out the thinking of a trained turn;
+            "span-lost": a trained turn cannot be found in the rendering, and is not trained;
+            "end-missing": no end-of-turn token follows a trained turn, so the model would not learn to stop;
+            "message-dropped": the template leaves out a message of the system, of a user or of a tool;
+            "prompt-boundary": the prompt of a trained turn ends in other tokens by itself than it does here, so that
+                the model is served what it never learnt from;
+            "template-reads-content": the template acts upon control tokens typed in content;
+            "begin-doubled": two begin-of-sequence tokens stand at the front;
+            "nothing-trained": no token is trained.
+        text: the rendering.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    anomalies: tuple[str, ...]
+    text: str
+
+    @property
+    def trained(self) -> tuple[bool, ...]:
+        """For each token, whether the model is taught to predict it."""
+        trained = [False] * len(self.ids)
+        for span in self.spans:
+            trained[span.start : span.end] = [True] * (span.end - span.start)
+        return tuple(trained)
+
+
+class Renderer:
+    """A tokenizer with a chat template.
+
+    Attributes:
+        fingerprint: sha256 over the tokenizer's content, the template, the special tokens, the date that the template
+            is told (where it asks), and `RENDERER_VERSION`; equal fingerprints give equal tokens.
+        stop_token_ids: the tokens that end an answer: end-of-sequence, and what the template puts after one.
+        special_ids: the named special tokens' ids, such as {"eos_token": 2}.
+        vocab_size: the highest id + 1, added tokens included.
+    """
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self._files = files
+        self._tokenizer = ControlledTokenizer(files)
+        self._template = None if files.template is None else ChatTemplate(files.template, files.template_file)
+        self.special_ids = self._tokenizer.special_ids
+        self.vocab_size = self._tokenizer.vocab_size
+        self.fingerprint = digest_json(
+            {
+                "version": RENDERER_VERSION,
+                "tokenizer": files.digest(),
+                "template": files.template,
+                "special": files.special(),
+                "date": self._template and self._template.date,
+            }
+        )
+        eos = frozenset() if self._tokenizer.eos_id is None else frozenset({self._tokenizer.eos_id})
+        self._turn_ends = TurnEnds(eos, eos)
+        if self._template is not None:
+            self._turn_ends = find_turn_ends(self._template, self._tokenizer)
+        self.stop_token_ids = self._turn_ends.stops
+        self._shapes: Shapes | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, chat_template: str | None = None) -> Renderer:
+        """Read a folder in Hugging Face layout; `chat_template`, a template's text, takes the place of its own.
+
+        Raises:
+            UsageError: there is no tokenizer.json, or a file or the template cannot be read.
+            MissingDependencyError: the `train` extra is not installed.
+        """
+        return cls(TokenizerFiles.read(folder, template=chat_template))
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `from_folder` and transformers' `AutoTokenizer` read as this same tokenizer."""
+        self._files.write(folder)
+
+    def train(self, example: Example, turns: Turns = "all") -> list[Rendered]:
+        """Render an example for training.
+
+        Args:
+            example: a conversation, or plain text, all of which is trained.
+            turns: the assistant turns to train: "all", the "last", or "split": a rendering for each, ending with it. A
+                message's own `train` goes before this.
+
+        Raises:
+            RowError: the template refuses the example, or it is not valid text.
+            UsageError: the tokenizer has no chat template.
+        """
+        try:
+            if example.text is not None:
+                return [self._train_text(example.text)]
+            wanted = _wanted(example.messages, turns)
+            if turns != "split" or not wanted:
+                return [self._train_conversation(example.messages, example.tools, wanted)]
+            return [self._train_conversation(example.messages[: index + 1], example.tools, [index]) for index in wanted]
+        except TemplateRefusedError as error:
+            raise RowError(str(error)) from error
+
+    def prompt(self, messages: Sequence[Message], *, tools: str | None = None) -> tuple[int, ...]:
+        """The tokens after which the model answers.
+
+        Raises:
+            TemplateRefusedError: the template refuses the conversation, or it is not valid text.
+            UsageError: the tokenizer has no chat template.
+        """
+        conversation = self._conversation(messages, tools, add_generation_prompt=True)
+        ids = self._tokenizer.encode(conversation.text, conversation.protected).ids
+        if not ids:
+            raise TemplateRefusedError("the chat template makes nothing of this conversation")
+        return ids
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The tokens of a plain text that the model goes on from, as it is trained on such texts.
+
+        Control tokens in it are ordinary text. The begin token stands first where the tokenizer's post-processor puts
+        it there.
+
+        Raises:
+            TemplateRefusedError: `text` has a lone surrogate.
+        """
+        return (*self._begin, *self._encode_plain(text).ids)
+
+    @functools.cached_property
+    def opens_thinking(self) -> bool:
+        """Whether a prompt ends inside `<think>` already: then what the model writes begins with its thinking."""
+        if self._template is None:
+            return False
+        asked, opening = Message(role="user", content="Question"), Message(role="system", content="Rule")
+        for messages in ((asked,), (opening, asked)):
+            try:
+                conversation = self._conversation(messages, None, add_generation_prompt=True)
+            except TemplateRefusedError:
+                continue
+            return conversation.text.rstrip().endswith(OPEN)
+        return False
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; special tokens are skipped."""
+        return self._tokenizer.decode(ids)
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens as they are written."""
+        return self._tokenizer.spell(ids)
+
+    @property
+    def _begin(self) -> tuple[int, ...]:
+        return () if self._tokenizer.bos_id is None else (self._tokenizer.bos_id,)
+
+    def _encode_plain(self, text: str) -> Encoded:
+        return self._tokenizer.encode(text, ((0, len(text)),))
+
+    def _conversation(
+        self, messages: Sequence[Message], tools: str | None, *, add_generation_prompt: bool = False
+    ) -> Conversation:
+        if self._template is None:
+            raise _without_template()
+        return Conversation(
+            self._template, self._tokenizer, messages, tools, add_generation_prompt=add_generation_prompt
+        )
+
+    def _train_text(self, text: str) -> Rendered:
+        """Plain text: all of it is trained, with the end-of-sequence token."""
+        encoded = self._encode_plain(text)
+        eos = self._tokenizer.eos_id
+        before, after = self._begin, () if eos is None else (eos,)
+        end = len(before) + len(encoded.ids)
+        spans = [Span("text", -1, len(before), end), Span("end", -1, end, end + len(after))]
+        anomalies = [
+            name for name, found in (("end-missing", not after), ("nothing-trained", not encoded.ids)) if found
+        ]
+        return Rendered(
+            ids=(*before, *encoded.ids, *after),
+            spans=tuple(span for span in spans if span.start < span.end),
+            anomalies=tuple(anomalies),
+            text=text,
+        )
+
+    def _train_conversation(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Rendered:
+        layout = self._laid_out(messages, tools, wanted)
+        encoded = self._tokenizer.encode(layout.text, layout.protected, controls=layout.controls)
+        anomalies = list(layout.anomalies)
+        begin = self.special_ids.get("bos_token")
+        if begin is not None and encoded.ids[:2] == (begin, begin):
+            anomalies.append("begin-doubled")
+        spans, inside = _token_spans(layout, encoded)
+        if inside:
+            anomalies.append("prompt-boundary")
+        if not spans:
+            anomalies.append("nothing-trained")
+        return Rendered(ids=encoded.ids, spans=tuple(spans), anomalies=tuple(anomalies), text=layout.text)
+
+    def _laid_out(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
+        if self._template is None:
+            raise _without_template()
+        if self._shapes is None:
+            self._shapes = Shapes(self._template, self._tokenizer, self._turn_ends)
+        return self._shapes.lay_out(messages, tools, wanted)
+
+
+def checked_renderer(folder: Path) -> Renderer:
+    """The renderer of a model's folder, which must be the one that the model was trained with.
+
+    Raises:
+        ModelwrightError: its fingerprint is another than the one recorded in the folder's modelwright.json.
+        UsageError: as `Renderer.from_folder`.
+    """
+    renderer = Renderer.from_folder(folder)
+    record = read_json(folder / MODEL_RECORD) or {}
+    recorded = record.get("renderer", renderer.fingerprint)
+    if recorded != renderer.fingerprint:
+        raise ModelwrightError(
+            f"{folder}: its tokenizer or chat template is not the one that the model was trained with "
+            f"(renderer {renderer.fingerprint[:12]}, trained with {str(recorded)[:12]}); restore the tokenizer's files"
+        )
+    return renderer
+
+
+def _without_template() -> UsageError:
+    return UsageError('the tokenizer has no chat template: give one by [model] chat_template = "chatml", or a file')
+
+
+def _wanted(messages: Sequence[Message], turns: Turns) -> list[int]:
+    """Which messages are trained."""
+    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    chosen = set(answers[-1:] if turns == "last" else answers)
+    return [
+        index for index, message in enumerate(messages) if (index in chosen if message.train is None else message.train)
+    ]
+
+
+def _token_spans(layout: Layout, encoded: Encoded) -> tuple[list[Span], bool]:
+    """The stretches in tokens, and whether a prompt ends in other tokens by itself.
+
+    A stretch has every token that shares a character with it, but for those that the prompt before it has as well.
+    """
+    spans: list[Span] = []
+    taken, inside, left = 0, False, dict(layout.prompts)
+    for stretch in sorted(layout.stretches, key=lambda each: each.start):
+        low, high = encoded.tokens(stretch.start, stretch.end)
+        prompt = left.pop(stretch.start, None)
+        if prompt is not None:
+            after = _first_after(stretch.start, prompt, low, encoded)
+            inside, low = inside or after is None, after or low
+        low = max(low, taken)
+        if low < high:
+            spans.append(Span(stretch.kind, stretch.message, low, high))
+            taken = high
+    # What follows these is thinking that is not learnt.
+    for end, prompt in left.items():
+        inside |= _first_after(end, prompt, encoded.tokens(end, end + 1)[0], encoded) is None
+    return spans, inside
+
+
+def _first_after(end: int, prompt: tuple[int, ...], low: int, encoded: Encoded) -> int | None:
+    """The first token after a prompt, which ends at character `end`; None where it ends in other tokens here.
+
+    Args:
+        end: see above.
+        prompt: its last tokens.
+        low: the first token that shares a character with what follows.
+        encoded: the whole.
+    """
+    count = len(prompt)
+    if not count:
+        return low if end == 0 or encoded.tokens(end - 1, end)[1] == low else None
+    if encoded.ids[low - count : low] == prompt:
+        return low
+    # Several tokens can share a place, and some (those that strip the white space after them) reach beyond the prompt.
+    high = encoded.tokens(end, end + 1)[1]
+    return next((at for at in range(low + 1, high + 1) if encoded.ids[at - count : at] == prompt), None)

@@ -1,0 +1,266 @@
+"""What is learnt of a rendered conversation, in characters: which stretches belong to the turns to be trained.
+
+A trained turn runs from where its generation prompt ends to its end-of-turn token:
+
+    rendering   <|im_start|>user⏎U<|im_end|>⏎<|im_start|>assistant⏎A<|im_end|>⏎
+    prompt      <|im_start|>user⏎U<|im_end|>⏎<|im_start|>assistant⏎
+    trained                                                        A<|im_end|>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from attrs import frozen
+
+from modelwright.core.api.records import Message
+from modelwright.core.chat.conversation import Conversation, Fields
+from modelwright.core.chat.tokenizer import Control, ControlledTokenizer, Range
+from modelwright.core.chat.turn_ends import TurnEnds
+
+SpanKind = Literal["thinking", "answer", "end", "text"]
+
+# So many characters before a prompt's end are compared with its tokens, where no control token is nearer.
+WINDOW = 64
+
+
+@frozen
+class Stretch:
+    """A trained stretch of the rendering."""
+
+    kind: SpanKind
+    message: int
+    start: int
+    end: int
+
+
+@frozen
+class Layout:
+    """A rendered conversation.
+
+    Attributes:
+        text: the rendering.
+        stretches: what of it is learnt.
+        prompts: where the prompts of the turns that are learnt end, as far as that can be told, and for each its last
+            tokens by itself, those that the texts before them have no part in.
+        anomalies: what is not as the messages say; the names are `Rendered`'s.
+        protected: the parts of it that someone typed and that could be taken for control tokens.
+        controls: how many control tokens there are outside of those; None where nobody has counted.
+    """
+
+    text: str
+    stretches: tuple[Stretch, ...]
+    prompts: Mapping[int, tuple[int, ...]]
+    anomalies: tuple[str, ...]
+    protected: tuple[Range, ...] = ()
+    controls: int | None = None
+
+
+def lay_out(
+    conversation: Conversation,
+    messages: Sequence[Message],
+    wanted: Sequence[int],
+    *,
+    tokenizer: ControlledTokenizer,
+    turn_ends: TurnEnds,
+) -> Layout:
+    """Find what is learnt.
+
+    Args:
+        conversation: the rendered messages.
+        messages: what it was rendered from.
+        wanted: which of them are learnt.
+        tokenizer: knows the control tokens.
+        turn_ends: the tokens that end a turn.
+
+    Raises:
+        TemplateRefusedError: the tokenizer fails on the text.
+    """
+    controls = tokenizer.find_controls(conversation.text, conversation.protected)
+    fields = conversation.locate(range(len(messages)))
+    stretches: list[Stretch] = []
+    prompts: dict[int, tuple[int, ...]] = {}
+    anomalies: dict[str, None] = {}
+    for index in wanted:
+        turn = _Turn(conversation, messages, index, fields, controls, tokenizer, turn_ends)
+        prompt_end = turn.prompt_end()
+        found, strange = turn.find(prompt_end)
+        stretches += found
+        anomalies.update(dict.fromkeys(strange))
+        if found and prompt_end is not None:
+            prompts[prompt_end] = _last_tokens(conversation, prompt_end, fields, controls, tokenizer)
+    if any("content" in each.dropped and messages[index].role != "assistant" for index, each in fields.items()):
+        anomalies["message-dropped"] = None
+    if conversation.template_reads_content:
+        anomalies["template-reads-content"] = None
+    return Layout(
+        text=conversation.text,
+        stretches=tuple(stretches),
+        prompts=prompts,
+        anomalies=tuple(anomalies),
+        protected=conversation.protected,
+        controls=len(controls),
+    )
+
+
+def _last_tokens(
+    conversation: Conversation,
+    end: int,
+    fields: Mapping[int, Fields],
+    controls: Sequence[Control],
+    tokenizer: ControlledTokenizer,
+) -> tuple[int, ...]:
+    """The tokens of `text[:end]` from its last control token, or after its last field, whatever is nearer.
+
+    Tokenizers take the text on either side of a control token by itself. After a field the first token is left out:
+    after another text it could be another one.
+    """
+    said = max((high for each in fields.values() for _, high in each.found.values() if high <= end), default=0)
+    control = max((each.start for each in controls if each.end <= end), default=-1)
+    apart = control >= max(said, end - WINDOW)
+    begin = max(control, end - WINDOW, 0)
+    said = max(said, begin)
+    if said >= end and not apart:
+        return ()
+    text = conversation.text[begin:end]
+    protected = [(max(low - begin, 0), high - begin) for low, high in conversation.protected if begin < high <= end]
+    encoded = tokenizer.encode(text, protected)
+    return encoded.ids if apart else encoded.ids[encoded.tokens(said - begin, said - begin + 1)[1] :]
+
+
+@frozen
+class _Turn:
+    """One message that is learnt; `fields` are those of all messages."""
+
+    conversation: Conversation
+    messages: Sequence[Message]
+    index: int
+    fields: Mapping[int, Fields]
+    controls: Sequence[Control]
+    tokenizer: ControlledTokenizer
+    turn_ends: TurnEnds
+
+    def find(self, prompt_end: int | None) -> tuple[list[Stretch], list[str]]:
+        """Its stretches, and what is strange about it; it begins where its prompt ends, else with its first field."""
+        index, fields = self.index, self.fields[self.index]
+        start = self._first() if prompt_end is None else prompt_end
+        if fields.lost or fields.dropped - {"thinking"} or start is None:
+            return [], ["span-lost"]
+        strange = ["thinking-dropped"] if fields.dropped else []
+        last, control = self._end(max((end for _, end in fields.found.values()), default=start))
+        if control is None and self._speaks():
+            strange.append("end-missing")
+        stretches = []
+        middle = start
+        if "thinking" in fields.found:
+            middle = self._thought(last)
+            if self.messages[index].train_thinking:
+                stretches.append(Stretch("thinking", index, start, middle))
+        stretches.append(Stretch("answer", index, middle, last))
+        if control is not None:
+            stretches.append(Stretch("end", index, last, control.end))
+        return [each for each in stretches if each.start < each.end], strange
+
+    def prompt_end(self) -> int | None:
+        """Where the model takes over: the end of the generation prompt; None where that cannot be told.
+
+        Templates that show earlier turns in another way when a new one comes have prompts that are no prefix; then what
+        the generation prompt adds to them (`<|im_start|>assistant`) is looked for before the field.
+        """
+        if not self._speaks():
+            return None
+        first, text = self._first(), self.conversation.text
+        prompt = self.conversation.before(self.index, add_generation_prompt=True)
+        # Templates need not be made for no messages.
+        header = self.conversation.header if prompt is None or not self.index else ""
+        limit = len(text) if first is None else first
+        if prompt is not None and prompt.endswith(header) and len(prompt) <= limit and text.startswith(prompt):
+            return len(prompt)
+        if prompt is not None and not header:
+            history = self.conversation.before(self.index, add_generation_prompt=False)
+            if history is None or not prompt.startswith(history):
+                return None
+            header = prompt[len(history) :] or self._from_last_control(prompt)
+        return self._after(header, first) if header else None
+
+    def _speaks(self) -> bool:
+        return self.messages[self.index].role == "assistant"
+
+    def _first(self) -> int | None:
+        """Where its first field begins."""
+        return min((start for start, _ in self.fields[self.index].found.values()), default=None)
+
+    def _from_last_control(self, prompt: str) -> str:
+        """What the model writes after where the template adds nothing for it, such as Mistral's `[/INST]`."""
+        controls = self.tokenizer.find_controls(prompt)
+        return prompt[controls[-1].start :] if controls else ""
+
+    def _after(self, header: str, first: int | None) -> int | None:
+        """Where the turn's header ends in the rendering: the whole, or without what it opens for the model.
+
+        R1's generation prompt opens `<think>`, which no history shows.
+        """
+        text = self.conversation.text
+        end = self._place(header, first)
+        if end is None:
+            opening = self.tokenizer.find_controls(header)[-1:]
+            end = self._place(header[: opening[0].start], first) if opening else None
+            if end is None or text.startswith(header[opening[0].start : opening[0].end], end):
+                return None
+        between = first is not None and any(
+            control.id in self.turn_ends.ends and end <= control.start < first for control in self.controls
+        )
+        return None if between else end
+
+    def _place(self, header: str, first: int | None) -> int | None:
+        """Where `header` ends, the last one before the first field; without fields, the first one after other turns."""
+        text = self.conversation.text
+        if not header:
+            return None
+        if first is None:
+            found = text.find(header, self._last_field(), self._next_field())
+        else:
+            found = text.rfind(header, 0, first)
+        return None if found < 0 else found + len(header)
+
+    def _end(self, last: int) -> tuple[int, Control | None]:
+        """Where the answer ends, and the end-of-turn token after `last`, the end of the turn's last field.
+
+        Content is followed by it, or by white space, closers and it. Calls and thinking are closed by brackets and
+        tags, which are the model's to write: there it is the first one before the next field.
+        """
+        found, text = self.fields[self.index].found, self.conversation.text
+        if "content" in found and "calls" not in found:
+            control = self.turn_ends.after(text, last, self.controls)
+            gap = "" if control is None else text[last : control.start]
+            return (last + len(gap) if gap.strip() else last), control
+        limit = self._next_field()
+        between = (each for each in self.controls if last <= each.start < limit)
+        control = next((each for each in between if each.id in self.turn_ends.ends), None)
+        return (last if control is None else control.start), control
+
+    def _thought(self, last: int) -> int:
+        """Where the thinking is over, and what the template writes between it and the answer.
+
+        What stands before content is its own; before a call's name there is also what opens the call, and thinking ends
+        with the first control token and the white space after that.
+        """
+        found, text = self.fields[self.index].found, self.conversation.text
+        answers = [(begin, kind) for kind, (begin, _) in found.items() if kind != "thinking"]
+        middle, kind = min(answers, default=(last, "content"))
+        closing = next((each.end for each in self.controls if found["thinking"][1] <= each.start < middle), None)
+        if kind != "calls" or closing is None:
+            return middle
+        return closing + len(text[closing:middle]) - len(text[closing:middle].lstrip())
+
+    def _last_field(self) -> int:
+        """Where the last field of the earlier messages ends; the rendering's start where there is none."""
+        earlier = (fields for index, fields in self.fields.items() if index < self.index)
+        return max((end for fields in earlier for _, end in fields.found.values()), default=0)
+
+    def _next_field(self) -> int:
+        """Where the first field of the later messages begins; the rendering's end where there is none."""
+        later = (fields for index, fields in self.fields.items() if index > self.index)
+        places = [start for fields in later for start, _ in fields.found.values()]
+        return min(places, default=len(self.conversation.text))

@@ -1,0 +1,431 @@
+"""Tokenizer folders in Hugging Face layout, and encoding that keeps typed control tokens apart from the template's.
+
+A tokenizer matches its added tokens wherever their text stands, so a user who types `<|im_end|>` would end the turn.
+Here the caller says which stretches of a text are protected: inside them, control tokens are ordinary text.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import json
+import operator
+import re
+import secrets
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import field, frozen
+
+from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.files import write_json, write_text
+from modelwright.core.api.records import digest_json
+from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, require
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers import Encoding, Tokenizer
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+SPECIAL_MAP = "special_tokens_map.json"
+ADDED_TOKENS = "added_tokens.json"
+
+Range = tuple[int, int]
+
+
+@frozen(kw_only=True)
+class TokenizerFiles:
+    """What a tokenizer folder says.
+
+    Attributes:
+        model: the text of tokenizer.json.
+        config: tokenizer_config.json, without the template, with what special_tokens_map.json adds.
+        template: the chat template, where there is one.
+        template_file: the file that it is in, where it is the folder's own.
+    """
+
+    model: str = field(repr=False)
+    config: Mapping[str, Any]
+    template: str | None = field(default=None, repr=False)
+    template_file: Path | None = field(default=None, repr=False, eq=False)
+
+    @classmethod
+    def read(cls, folder: Path, *, template: str | None = None) -> TokenizerFiles:
+        """Read a folder; `template` takes the place of its own.
+
+        Raises:
+            UsageError: tokenizer.json is missing, or a file cannot be read.
+        """
+        if not (folder / TOKENIZER).is_file():
+            raise UsageError(
+                f"{folder} has no {TOKENIZER}; a tokenizer of another kind is converted by "
+                "transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+            )
+        config, file = dict(_read_object(folder / CONFIG)), None
+        if "added_tokens_decoder" not in config:  # As transformers does: the older of the two files counts only then.
+            config |= _read_object(folder / SPECIAL_MAP)
+        own = config.pop("chat_template", None)
+        if template is None:
+            template, file = _template_of(folder, own)
+        model = _complete(_read(folder / TOKENIZER), config, folder / TOKENIZER)
+        return cls(model=model, config=config, template=template, template_file=file)
+
+    def write(self, folder: Path) -> None:
+        """Write a folder that `read` and transformers read the same; of an older tokenizer there, nothing is left."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (SPECIAL_MAP, ADDED_TOKENS, TEMPLATE):
+            (folder / name).unlink(missing_ok=True)
+        write_text(folder / TOKENIZER, self.model)
+        write_json(folder / CONFIG, dict(self.config))
+        if self.template is not None:
+            write_text(folder / TEMPLATE, self.template)
+
+    def special(self) -> dict[str, str]:
+        """The named special tokens, such as {"eos_token": "</s>"}."""
+        named = {key: _content(value) for key, value in self.config.items() if key.endswith("_token")}
+        return {key: value for key, value in named.items() if isinstance(value, str)}
+
+    def digest(self) -> str:
+        """The sha256 of the tokenizer's content; truncation and padding are the caller's, and left out."""
+        tree = json.loads(self.model)
+        return digest_json({key: value for key, value in tree.items() if key not in ("truncation", "padding")})
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(_read(path))
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _content(token: Any) -> Any:
+    """A token's text; files write it as text or as an object with flags."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def check_template(folder: Path) -> None:
+    """Find out whether a folder's own chat template, where there is one, can be used.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    template, file = _template_of(folder, _read_object(folder / CONFIG).get("chat_template"))
+    if template is not None:
+        ChatTemplate(template, file)
+
+
+def _template_of(folder: Path, own: Any) -> tuple[str | None, Path]:
+    """The folder's template and where it is: its file, else the config's, a text or a list of named ones."""
+    if (folder / TEMPLATE).is_file():
+        return _read(folder / TEMPLATE), folder / TEMPLATE
+    if own is None or isinstance(own, str):
+        return own, folder / CONFIG
+    try:
+        named = {entry["name"]: entry["template"] for entry in own}
+    except (TypeError, KeyError) as error:
+        raise UsageError(f"{folder / CONFIG}: chat_template must be a text or a list of names and templates") from error
+    if not isinstance(named.get("default"), str):
+        raise UsageError(f"{folder / CONFIG} has chat templates {', '.join(map(repr, named))} but no 'default'")
+    return str(named["default"]), folder / CONFIG
+
+
+def load_tokenizer(model: str, where: object = TOKENIZER) -> Tokenizer:
+    """Build a tokenizer from the text of tokenizer.json, without truncation and padding.
+
+    Raises:
+        UsageError: the text is no tokenizer.
+    """
+    library = require("tokenizers")
+    try:
+        tokenizer: Tokenizer = library.Tokenizer.from_str(model)
+    except Exception as error:  # The library raises plain Exceptions.
+        raise UsageError(f"{where} is not a tokenizer: {' '.join(str(error).split())}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _complete(model: str, config: Mapping[str, Any], where: Path) -> str:
+    """Add the tokens that only the config knows, as transformers does when it loads a folder."""
+    tokenizer = load_tokenizer(model, where)
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    try:
+        missing = _declared(config, added)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UsageError(
+            f"{where.with_name(CONFIG)}: its tokens cannot be read: expected added_tokens_decoder to be a table of ids "
+            'and tokens, {"0": {"content": "<s>"}}, and a …_token to be a text or a token; copy the file again'
+        ) from error
+    if not missing:
+        return model
+    tokenizer.add_tokens(missing)
+    return str(tokenizer.to_str())
+
+
+def _declared(config: Mapping[str, Any], added: Container[str]) -> list[Any]:
+    """The tokens of a tokenizer_config.json that are not among the added ones."""
+    declared = config.get("added_tokens_decoder") or {}
+    wanted = [dict(declared[number]) for number in sorted(declared, key=int)]
+    named = [value for key, value in config.items() if key.endswith("_token")]
+    wanted += [{**(value if isinstance(value, dict) else {"content": value}), "special": True} for value in named]
+    make, flags = require("tokenizers").AddedToken, ("single_word", "lstrip", "rstrip", "normalized", "special")
+    missing: dict[str, Any] = {}
+    for token in wanted:
+        content = token.get("content")
+        if isinstance(content, str) and content and content not in added:
+            missing.setdefault(content, make(content, **{key: token[key] for key in flags if key in token}))
+    return list(missing.values())
+
+
+@frozen
+class Control:
+    """A control token in a text: where it stands, in characters, and its id."""
+
+    start: int
+    end: int
+    id: int
+
+
+class Encoded(Protocol):
+    """A text in tokens.
+
+    Attributes:
+        ids: the tokens.
+    """
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...  # noqa: D102 - see above
+
+    def tokens(self, start: int, end: int) -> Range:
+        """The tokens that share a character with `text[start:end]`: the first of them, and the one after the last."""
+        ...
+
+
+@frozen
+class _ByOffsets:
+    """Tokens, and the stretch of characters that each stands for."""
+
+    ids: tuple[int, ...]
+    offsets: Sequence[Range]
+
+    def tokens(self, start: int, end: int) -> Range:
+        """See `Encoded`."""
+        low = bisect.bisect_right(self.offsets, start, key=operator.itemgetter(1))
+        return low, bisect.bisect_left(self.offsets, end, key=operator.itemgetter(0))
+
+
+@frozen
+class _Native:
+    """What the library gives. To ask it for two tokens is ten times as quick as to read the offsets of all."""
+
+    ids: tuple[int, ...]
+    encoding: Encoding
+    length: int
+
+    def tokens(self, start: int, end: int) -> Range:
+        """See `Encoded`."""
+        low = self.encoding.char_to_token(start)
+        high = len(self.ids) if end >= self.length else self.encoding.char_to_token(end)
+        if low is None or high is None or (high < len(self.ids) and not self._divides(high, end)):
+            return _ByOffsets(self.ids, self.encoding.offsets).tokens(start, end)
+        return low, high
+
+    def _divides(self, token: int, place: int) -> bool:
+        """Whether `token` is the first one at or after `place`."""
+        at = self.encoding.token_to_chars(token)
+        before = self.encoding.token_to_chars(token - 1) if token else None
+        return at is not None and at[0] == place and (before is None or before[0] < place)
+
+
+class ControlledTokenizer:
+    """A tokenizer whose control tokens come from the template alone.
+
+    Control tokens are the added tokens that are special, and the others that the template's source contains (Qwen's
+    `<think>` is one); tokens of white space only, such as Gemma's newlines, are text.
+
+    Attributes:
+        controls: the control tokens' ids by their text.
+        special: the named special tokens, such as {"eos_token": "</s>"}.
+        special_ids: their ids, such as {"eos_token": 2}.
+        vocab_size: the highest id + 1, added tokens included.
+        bos_id: the id that the tokenizer itself puts before a text, where it does.
+        eos_id: the end-of-sequence token's id, where there is one.
+        heads: what control tokens begin with.
+    """
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self._model = files.model
+        self._native = load_tokenizer(files.model)
+        self.special = files.special()
+        named = {name: self._native.token_to_id(content) for name, content in self.special.items()}
+        self.special_ids: dict[str, int] = {name: number for name, number in named.items() if number is not None}
+        first = self._native.encode("", add_special_tokens=True).ids[:1]
+        self.bos_id: int | None = first[0] if first and first[0] == self.special_ids.get("bos_token") else None
+        self.eos_id: int | None = self.special_ids.get("eos_token")
+        # Post-processors trim the white space off offsets, and masks need it.
+        self._native.post_processor = None
+        self.vocab_size = max(self._native.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        source = files.template or ""
+        self.controls: dict[str, int] = {
+            token.content: number
+            for number, token in sorted(self._native.get_added_tokens_decoder().items())
+            if token.special or (token.content in source and not token.content.isspace())
+        }
+        # An unknown word gives the unknown token; that is no token typed by anyone.
+        self._counted = frozenset(self.controls.values()) - {self.special_ids.get("unk_token")}
+        longest_first = sorted(self.controls, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self.heads = {content[:end] for content in self.controls for end in range(1, len(content))}
+        self._tails = {content[start:] for content in self.controls for start in range(1, len(content))}
+        self._longest = max(map(len, self.controls), default=0)
+        self._joined = "\0".join(self.controls)
+
+    def find_controls(self, text: str, protected: Iterable[Range] = ()) -> list[Control]:
+        """The control tokens of `text` that lie outside the protected stretches, from left to right."""
+        found, start = [], 0
+        for low, high in (*protected, (len(text), len(text))):
+            matches = self.pattern.finditer(text, start, max(start, low))
+            found += [Control(match.start(), match.end(), self.controls[match[0]]) for match in matches]
+            start = max(start, high)
+        return found
+
+    def find_fragments(self, text: str) -> list[Range]:
+        """The stretches at the ends of `text` (white space aside) that begin, end or continue a control token.
+
+        With the text that happens to stand beside it, a fragment could make a whole one.
+        """
+        core = text.strip()
+        start = text.index(core)
+        end, reach = start + len(core), min(self._longest, len(core))
+        if core and len(core) < self._longest and core in self._joined:
+            return [(start, end)]
+        tail = next((length for length in range(reach, 0, -1) if core[:length] in self._tails), 0)
+        head = next((length for length in range(reach, 0, -1) if core[-length:] in self.heads), 0)
+        return [found for found in ((start, start + tail), (end - head, end)) if found[0] < found[1]]
+
+    def encode(self, text: str, protected: Sequence[Range] = (), *, controls: int | None = None) -> Encoded:
+        """Encode `text`, adding nothing; in the protected stretches (sorted) control tokens are ordinary text.
+
+        Where nothing protected could be taken for a control token, this is the tokenizer's own encoding.
+
+        Args:
+            text: what to encode.
+            protected: see above.
+            controls: how many control tokens there are outside of those, where the caller knows.
+
+        Raises:
+            TemplateRefusedError: `text` has a lone surrogate, the tokenizer fails on it (it may have no token for what
+                it does not know), or it cannot keep typed tokens apart.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            message = f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, which is no character"
+            raise TemplateRefusedError(message) from error
+        if controls is None or protected:
+            outside = self.find_controls(text, protected)
+            if protected and self.find_controls(text) != outside:
+                return self._encode_apart(text, outside)
+            controls = len(outside)
+        encoding = _encoded(self._native, text)
+        ids = encoding.ids
+        if self._count(ids) <= controls:
+            return _Native(tuple(ids), encoding, len(text))
+        # More than the text shows: some other spelling was normalised into one.
+        return self._encode_apart(text, self.find_controls(text, protected))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; special tokens are skipped."""
+        return str(self._native.decode(list(ids), skip_special_tokens=True))
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens as they are written."""
+        return str(self._native.decode(list(ids), skip_special_tokens=False))
+
+    def _count(self, ids: Iterable[int]) -> int:
+        return sum(map(self._counted.__contains__, ids))
+
+    def _encode_apart(self, text: str, controls: Sequence[Control]) -> Encoded:
+        """Encode with a copy that knows the control tokens by secret names, which stand in place of the template's.
+
+        One pass over the whole text: what the tokenizer does after a control token (a word's prefix, stripped spaces)
+        stays as it is. The names never reach the ids, so that they may differ from process to process.
+        """
+        tokenizer, names = self._renamed
+        parts, starts, ends, at, length = [], [0], [(0, 0)], 0, 0
+        for control in controls:
+            name = names[control.id]
+            parts += [text[at : control.start], name]
+            starts.append(length + control.start - at)
+            length += control.start - at + len(name)
+            ends.append((length, control.end))
+            at = control.end
+        parts.append(text[at:])
+        encoding = _encoded(tokenizer, "".join(parts))
+        if self._count(encoding.ids) != sum(control.id in self._counted for control in controls):
+            raise TemplateRefusedError("this tokenizer cannot keep the control tokens in this text apart from its own")
+
+        def original(offset: int) -> int:
+            index = bisect.bisect_right(starts, offset) - 1
+            name_end, control_end = ends[index]
+            return controls[index - 1].start if offset < name_end else control_end + offset - name_end
+
+        offsets = tuple((original(start), original(end)) for start, end in encoding.offsets)
+        return _ByOffsets(tuple(encoding.ids), offsets)
+
+    @functools.cached_property
+    def _renamed(self) -> tuple[Tokenizer, dict[int, str]]:
+        """The copy, and the secret name of each control token's id."""
+        nonce = secrets.token_hex(12)
+        names = {content: f"[{nonce}-{number}]" for content, number in self.controls.items()}
+        tree = json.loads(self._model)
+        _rename(tree, names)
+        tokenizer = load_tokenizer(json.dumps(tree))
+        wrong = [
+            content for content, number in self.controls.items() if tokenizer.token_to_id(names[content]) != number
+        ]
+        if wrong:
+            raise ModelwrightError(f"the tokenizer cannot keep typed control tokens apart: {', '.join(wrong)}")
+        return tokenizer, {number: names[content] for content, number in self.controls.items()}
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> Encoding:
+    try:
+        return tokenizer.encode(text, add_special_tokens=False)
+    except Exception as error:  # The library raises plain Exceptions.
+        reason = " ".join(str(error).split())
+        raise TemplateRefusedError(f"the tokenizer ({TOKENIZER}) fails on this text: {reason}") from error
+
+
+def _rename(tree: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Give tokens of a tokenizer.json other names, in its added tokens and in its model, whatever kind that is."""
+    tree["post_processor"] = None
+    for token in tree["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = tree["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {names.get(piece, piece): number for piece, number in vocab.items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        prefix = len(model.get("continuing_subword_prefix") or "")
+        pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+        model["merges"] = [pair for pair in pairs if not {*pair, pair[0] + pair[1][prefix:]} & names.keys()]

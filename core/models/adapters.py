@@ -1,0 +1,153 @@
+"""Registered adapters: where the base of one is, and how an engine gets both.
+
+An adapter's version records what its base was: a version of the registry, a commit of the hub, or a folder, each with
+the digest of its files. Whatever is found again must have that digest: on another base an adapter computes nonsense.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+
+from attrs import frozen
+
+from modelwright.core.api.components import AdapterEngine, Engine, EngineSpec, Registry
+from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, UsageError
+from modelwright.core.api.files import failing_as
+from modelwright.core.api.records import digest_json
+from modelwright.core.api.registry import ModelVersion
+from modelwright.core.models.base import PARTS, folder_digest
+from modelwright.core.models.hub import fetch
+from modelwright.core.registry import resolve
+
+
+@frozen(kw_only=True)
+class AdapterBase:
+    """The base of an adapter.
+
+    Attributes:
+        folder: in Hugging Face layout.
+        version: the registered model that it is; None for a folder or a model of the hub.
+    """
+
+    folder: Path
+    version: ModelVersion | None = None
+
+
+def adapter_base(registry: Registry, version: ModelVersion) -> AdapterBase | None:
+    """The base of an adapter, with the digest that it was trained with; None for a whole model.
+
+    A base that was a folder is looked for there, then among the registered models; one of the registry by its address,
+    then by its digest, since another registry may have it under another name.
+
+    Raises:
+        ModelwrightError: the base is not there, or another one is; both digests are named.
+    """
+    if not version.is_adapter:
+        return None
+    parent, digest = version.model.parent, version.model.base
+    if parent is not None and "/" in parent:
+        return _in_folder(version, fetch(parent, PARTS).folder, parent)
+    registered = _registered(registry, digest, parent)
+    folder = Path(str(_source(version)))
+    if parent is None and folder.is_dir() and (registered is None or _digest(folder) == digest):
+        return _in_folder(version, folder, str(folder))
+    if registered is not None:
+        return AdapterBase(folder=registry.folder(registered), version=registered)
+    if parent is not None:
+        raise _not_registered(registry, version, parent)
+    raise ModelwrightError(
+        f"{version.address} is an adapter, and its base is not there: it was in {folder} (digest {digest}); copy it "
+        "back, or register it (modelwright models import FOLDER --name NAME)"
+    )
+
+
+def _in_folder(version: ModelVersion, folder: Path, where: str) -> AdapterBase:
+    there = _digest(folder)
+    if there != version.model.base:
+        raise _other_base(version, there, where)
+    return AdapterBase(folder=folder)
+
+
+def base_name(version: ModelVersion) -> str:
+    """What an adapter's base is called: its address, or the folder that it was in."""
+    return version.model.parent or str(_source(version) or version.model.base)
+
+
+def needed_by(registry: Registry, version: ModelVersion) -> list[ModelVersion]:
+    """The registered adapters that have no other base in this registry than this version."""
+    models = registry.find()
+    others = [model for model in models if model.address != version.address]
+    return [
+        model
+        for model in others
+        if model.is_adapter
+        and _is_base(version, model.model.base)
+        and not any(_is_base(other, model.model.base) for other in others)
+    ]
+
+
+def load_engine(engine: Engine, spec: EngineSpec, folder: Path, base: Path | None) -> None:
+    """Have an engine load a model's folder, and for an adapter the one of its base.
+
+    Raises:
+        UsageError: the engine runs no adapters.
+        ModelwrightError: as `Engine.load`.
+    """
+    if base is None:
+        engine.load(folder)
+        return
+    if not spec.adapters:
+        raise UsageError(
+            f"engine {spec.name!r} runs whole models, and this is an adapter: merge it into its base first "
+            "(modelwright models merge ADDRESS)"
+        )
+    assert isinstance(engine, AdapterEngine)
+    engine.load(folder, base=base)
+
+
+def _source(version: ModelVersion) -> str | None:
+    model = version.model.config.get("model")
+    source = model.get("base") if isinstance(model, dict) else None
+    return source if isinstance(source, str) else None
+
+
+def _registered(registry: Registry, digest: str, parent: str | None) -> ModelVersion | None:
+    """The version that has the digest, the one at the address before others."""
+    found = [model for model in registry.find() if _is_base(model, digest)]
+    return next((model for model in found if model.address == parent), found[0] if found else None)
+
+
+def _is_base(model: ModelVersion, digest: str) -> bool:
+    """Whether a version is what had the digest: as a registered model, or as a folder before it was imported."""
+    if model.is_adapter:
+        return False
+    parts = {
+        file.path: file.sha256
+        for file in model.files
+        if "/" not in file.path and any(fnmatch.fnmatchcase(file.path, pattern) for pattern in PARTS)
+    }
+    return digest in (model.digest, digest_json(parts))
+
+
+def _not_registered(registry: Registry, version: ModelVersion, parent: str) -> ModelwrightError:
+    try:
+        there = resolve(registry, parent)
+    except ModelNotFoundError:
+        return ModelwrightError(
+            f"{version.address} is an adapter, and its base {parent} (digest {version.model.base}) is not in this "
+            "registry: export it from where it is (modelwright models export), and import it here"
+        )
+    return _other_base(version, there.digest, parent)
+
+
+def _digest(folder: Path) -> str:
+    with failing_as(f"{folder} cannot be read"):
+        return folder_digest(folder)
+
+
+def _other_base(version: ModelVersion, found: str, where: str) -> ModelwrightError:
+    return ModelwrightError(
+        f"{version.address} is an adapter for another base: it was trained on one with the digest "
+        f"{version.model.base}, and {where} has {found}; restore what was there, or train the adapter again"
+    )

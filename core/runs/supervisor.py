@@ -1,0 +1,197 @@
+"""The runner's side of a worker process: it starts one, follows its events, and reads what it left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from modelwright.core.api.errors import ModelwrightError, StopRequested
+from modelwright.core.runs.events import WORKER, EventTail
+from modelwright.core.runs.folder import STOP_SIGNALS, RunFolder
+from modelwright.core.runs.stage import Listener
+from modelwright.core.runs.status import Status
+
+POLL_SECONDS = 0.1
+# So long the processes of a launcher that a signal ended may take to come to a checkpoint.
+WITHOUT_LAUNCHER_SECONDS = 60.0
+# Waiting threads sleep instead of spinning: beside other work on the same cores that is many times faster.
+_SHARING_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+class WorkerDiedError(ModelwrightError):
+    """A worker process ended without a result: it crashed, or the system killed it."""
+
+
+class Following(Protocol):
+    """Who starts a worker: a run, or an evaluation without one."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the worker works."""
+        ...
+
+    @property
+    def writing(self) -> int:
+        """The descriptor of the workers' lock, which the worker inherits."""
+        ...
+
+    @property
+    def listener(self) -> Listener | None:
+        """Hears the worker's events."""
+        ...
+
+
+@contextlib.contextmanager
+def stop_on_signals(folder: RunFolder) -> Iterator[None]:
+    """Turn Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP into a stop request; a second Ctrl-C ends the program at once.
+
+    A signal that is ignored, as SIGHUP is below nohup, stays so.
+    """
+    interrupted = False
+
+    def handle(number: int, _frame: Any) -> None:
+        nonlocal interrupted
+        if number == signal.SIGINT and interrupted:
+            raise KeyboardInterrupt
+        interrupted = interrupted or number == signal.SIGINT
+        first = not folder.stopping()
+        folder.request_stop()
+        if first:
+            again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                os.write(2, f"\n{signal.Signals(number).name}: stopping at the next safe point{again}\n".encode())
+
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def worker_command(module: str, folder: RunFolder) -> list[str]:
+    """The command line of a worker; `-P` keeps the working directory, with whatever modules lie in it, off its path."""
+    return [sys.executable, "-P", "-m", module, str(folder.path), folder.name]
+
+
+def start_worker(
+    command: Sequence[str], environment: Mapping[str, str | None], output: IO[bytes], inherited: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a worker in a process group of its own; its standard input is a pipe from this process.
+
+    Args:
+        command: the program and its arguments.
+        environment: variables beside this process's own; None takes one away.
+        output: where it prints.
+        inherited: the descriptors that it inherits.
+    """
+    variables: dict[str, str | None] = {**_SHARING_CORES, **os.environ, **environment}
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=inherited,
+        env={name: value for name, value in variables.items() if value is not None},
+    )
+
+
+def run_worker(
+    run: Following,
+    stage: str,
+    command: Sequence[str],
+    environment: Mapping[str, str | None] | None = None,
+    *,
+    before: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Start a stage's worker, pass its events to the run's listener, and return the outputs that it left.
+
+    The worker has a process group of its own, so a Ctrl-C at the terminal reaches the runner alone. Its standard input
+    is a pipe that closes when the runner ends, however it ends; then the worker ends too.
+
+    Args:
+        run: whose worker it is.
+        stage: the stage's name.
+        command: the program and its arguments.
+        environment: variables beside this process's own; None takes one away.
+        before: done as soon as nothing of an earlier worker is left that a new one could take for its own.
+
+    Raises:
+        StopRequested: it stopped on request, resumable.
+        WorkerDiedError: it died without leaving a status.
+        ModelwrightError: it failed.
+    """
+    folder = run.folder
+    status, log = Status(folder, stage), folder.log(stage)
+    status.clear()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if before:
+        before()
+    tail = EventTail(folder.events, from_now=True)
+    with log.open("ab") as output:
+        begin = output.tell()
+        process = start_worker(command, environment or {}, output, (run.writing,))
+        try:
+            while process.poll() is None:
+                _pass_on(run, tail)
+                time.sleep(POLL_SECONDS)
+            if -process.returncode in STOP_SIGNALS:
+                _without_launcher(run, status, tail)
+        except BaseException:
+            # A second Ctrl-C, or the listener failed: nobody follows the worker any more.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+    _pass_on(run, tail)
+    written = status.read()
+    if written is None:
+        # A signal to every process of the run can reach a worker before it listens.
+        folder.check_stop()
+    return _outcome(written, stage, process.returncode, log, begin)
+
+
+def _without_launcher(run: Following, status: Status, tail: EventTail) -> None:
+    """Let processes come to an end by themselves whose launcher did not survive the signal that reached it."""
+    give_up = time.monotonic() + WITHOUT_LAUNCHER_SECONDS
+    while status.read() is None and run.folder.has_ranks() and time.monotonic() < give_up:
+        _pass_on(run, tail)
+        time.sleep(POLL_SECONDS)
+
+
+def _pass_on(run: Following, tail: EventTail) -> None:
+    for event in tail.poll():
+        if run.listener and event.role == WORKER:
+            run.listener(event)
+
+
+def ended_how(code: int) -> str:
+    """How a process ended, by its return code."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _outcome(status: Mapping[str, Any] | None, stage: str, code: int, log: Path, begin: int) -> dict[str, Any]:
+    if status is None:
+        end = ended_how(code)
+        with log.open("rb") as file:
+            file.seek(begin)
+            last = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+        said = f"; its last line: {last[-1]}" if last else ""
+        raise WorkerDiedError(f"the {stage} worker died ({end}) without a result{said}; all that it printed: {log}")
+    if status["state"] == "stopped":
+        raise StopRequested(status["error"])
+    if status["state"] == "failed":
+        raise ModelwrightError(f"{status['error']} (more in {log})" if status["unexpected"] else status["error"])
+    outputs: dict[str, Any] = status["outputs"]
+    return outputs

@@ -1,0 +1,1 @@
+"""The pipeline: prepare, train, register, evaluate, promote."""

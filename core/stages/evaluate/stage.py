@@ -1,0 +1,162 @@
+"""The evaluate stage: a worker grades the registered model, its figures go to the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from modelwright.core.api import files
+from modelwright.core.api.components import Registry
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.files import DamagedError
+from modelwright.core.api.records import Figure
+from modelwright.core.api.registry import ModelVersion
+from modelwright.core.models.adapters import adapter_base
+from modelwright.core.runs.stage import Run
+from modelwright.core.runs.supervisor import Following, WorkerDiedError, run_worker, worker_command
+from modelwright.core.stages.evaluate.work_list import (
+    RESULTS,
+    STAGE,
+    VERSION,
+    Failure,
+    Order,
+    OrderedModel,
+    Pair,
+    add_failure,
+    engine_origin,
+    folder_name,
+    forget_failures,
+    make_order,
+    of_run,
+    read_current,
+    read_failures,
+    read_results,
+    suites_inputs,
+    write_order,
+)
+
+Emit = Callable[[str, Mapping[str, Any]], None]
+
+
+class Evaluate:
+    """A registered version to its metrics."""
+
+    name = STAGE
+
+    def inputs(self, run: Run) -> dict[str, Any]:
+        """The model, the test sets' bytes and options, the plugins that read and grade them."""
+        registered = run.outputs("register")
+        return {
+            "version": VERSION,
+            "model": [registered["address"], registered["digest"]],
+            "engine": engine_origin(run.plugins),
+            "suites": suites_inputs(of_run(run.config, registered["address"]), run.plugins),
+        }
+
+    def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """The first suite whose results are gone or damaged, in the run's folder or in the registry."""
+        registered = run.outputs("register")
+        recorded = run.registry.get(registered["name"], registered["version"]).metrics
+        for suite in run.config.evaluate:
+            if not set(suite.metrics) <= set(recorded.get(suite.name, {})):
+                return f"the registry has no figures of {suite.name}"
+            folder = run.folder.stage(self.name) / folder_name(suite.name)
+            try:
+                if read_results(folder) is None:
+                    return f"{folder / RESULTS} is gone"
+            except DamagedError as error:
+                return f"{error.path} is damaged, {error.why}"
+        return None
+
+    def unfinished(self, run: Run, fingerprint: str) -> str | None:  # noqa: ARG002 - the protocol's signature
+        """The suites that an interrupted evaluation has finished."""
+        root = run.folder.stage(self.name)
+        finished = [pair.suite for pair in self._order(run).pairs(root) if pair.results()] if root.is_dir() else []
+        return f"interrupted; {', '.join(finished)} finished" if finished else None
+
+    def work(self, run: Run, fingerprint: str, emit: Emit) -> dict[str, Any]:  # noqa: ARG002 - the protocol's signature
+        """Start the worker; record what it measured. Suites that have their results already keep them."""
+        if not run.config.evaluate:
+            return {"metrics": {}}
+        order, root = self._order(run), run.folder.stage(self.name)
+        failures = carry_out(run, order, emit)
+        if failures:
+            more = f" (and {len(failures) - 1} more suites failed)" if failures[1:] else ""
+            raise ModelwrightError(f"{failures[0].error}{more}")
+        registered = run.outputs("register")
+        outputs: dict[str, Any] = {"metrics": {}}
+        for pair in order.pairs(root):
+            results = pair.results()
+            assert results is not None, f"the worker left {pair.suite} neither graded nor failed"
+            metrics = {name: Figure(**figure) for name, figure in results["metrics"].items()}
+            run.registry.add_metrics(registered["name"], registered["version"], pair.suite, metrics)
+            outputs["metrics"][pair.suite] = results["metrics"]
+        return outputs
+
+    @staticmethod
+    def _order(run: Run) -> Order:
+        registered = run.outputs("register")
+        model = run.registry.get(registered["name"], registered["version"])
+        return make_order(of_run(run.config, model.address), [ordered(run.registry, model, place="")], run.plugins)
+
+
+def ordered(registry: Registry, model: ModelVersion, *, place: str) -> OrderedModel:
+    """A model as the worker is told of it.
+
+    Raises:
+        ModelwrightError: its files, or those of its base, cannot be had.
+    """
+    base = adapter_base(registry, model)
+    return OrderedModel(
+        address=model.address,
+        digest=model.digest,
+        folder=str(registry.folder(model)),
+        base=None if base is None else str(base.folder),
+        place=place,
+    )
+
+
+def carry_out(run: Following, order: Order, emit: Emit) -> list[Failure]:
+    """Have a worker grade an order, and say what could not be graded; the results are in the pairs' folders.
+
+    A worker that dies loses what it was at; another one goes on with the rest.
+
+    Raises:
+        StopRequested: someone asked to stop; carrying out the same order again resumes it.
+        ModelwrightError: nothing could be begun.
+    """
+    root = run.folder.stage(STAGE)
+    root.mkdir(parents=True, exist_ok=True)
+    for place in (root, *(root / model.place for model in order.models if model.place)):
+        if place.is_dir():
+            files.remove_temporaries(place)
+    write_order(root, order)
+    forget_failures(root)
+    for damage in filter(None, (pair.damage() for pair in order.pairs(root))):
+        emit("notice", {"text": damage})
+    left = [pair for pair in order.pairs(root) if not _finished(pair)]
+    if not left:
+        return []
+    command = worker_command("modelwright.core.stages.evaluate.worker", run.folder)
+    emit("starting", {"command": command, "log": str(run.folder.log(STAGE))})
+    while True:
+        try:
+            run_worker(run, STAGE, command)
+        except WorkerDiedError as error:
+            current = read_current(root)
+            if current is None:
+                raise
+            failure = Failure(model=current[0], suite=current[1], error=str(error))
+            if failure in read_failures(root):
+                raise  # it died without having gone on: another worker would do the same
+            add_failure(root, failure)
+        else:
+            return read_failures(root)
+
+
+def _finished(pair: Pair) -> bool:
+    """Whether a pair has its results; then no answers are waiting to be graded."""
+    if pair.results() is None:
+        return False
+    pair.answers.unlink(missing_ok=True)
+    return True

@@ -1,0 +1,140 @@
+"""The checks that a run's `[data.quality]` asks for, and what their verdicts depend on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from modelwright.core.api.components import FormatSpec, MetricSpec
+from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.records import Example
+from modelwright.core.config import to_plain
+from modelwright.core.config.schema import QualityConfig, RunConfig, SourceConfig
+from modelwright.core.plugins import Plugins
+from modelwright.core.stages.prepare.answer_check import Verification
+from modelwright.core.stages.prepare.contamination import Contamination
+from modelwright.core.stages.prepare.examples import read_examples
+from modelwright.core.stages.prepare.near import check_datasketch
+from modelwright.core.stages.prepare.quality import Check
+from modelwright.core.stages.prepare.sanity import Length, Sanity
+from modelwright.core.stages.prepare.sources import Row, read_source, source_digests
+
+
+@contextlib.contextmanager
+def lone_checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]]:
+    """The checks that look at each example alone, the quick ones first; what they hold is given back at the end.
+
+    Raises:
+        ModelwrightError: a test set to compare with cannot be read.
+        UsageError: there is no metric to verify answers by.
+    """
+    quality = config.data.quality
+    asked: list[Check] = []
+    with contextlib.ExitStack() as stack:
+        if _asks_for_length(quality):
+            asked.append(Length(quality.min_characters, quality.max_characters))
+        if quality.sanity:
+            asked.append(Sanity())
+        if _test_sets(config):
+            asked.append(_contamination(config, plugins))
+        if quality.verify_answers:
+            spec = verifying_metric(config, plugins)
+            metric = spec.create()
+            stack.callback(getattr(metric, "close", lambda: None))
+            asked.append(Verification(metric, spec.name))
+        yield asked
+
+
+def asked_checks(config: RunConfig) -> list[str]:
+    """The names of what examples are looked at for, in the order in which it is done."""
+    quality = config.data.quality
+    asked = {
+        "duplicate": quality.deduplicate is not False,
+        "length": _asks_for_length(quality),
+        "insane": quality.sanity,
+        "contaminated": bool(_test_sets(config)),
+        "unverified": quality.verify_answers,
+        "near-duplicate": quality.deduplicate == "near",
+    }
+    return [name for name, wanted in asked.items() if wanted]
+
+
+def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
+    """What the checks' verdicts depend on beside the data and `[data.quality]`, as JSON values."""
+    quality = config.data.quality
+    inputs: dict[str, Any] = {"length": [quality.min_characters, quality.max_characters], "sanity": quality.sanity}
+    if sets := _test_sets(config):
+        inputs["test_sets"] = [
+            {
+                "name": name,
+                "data": source_digests(source, config.seed),
+                "format": [plugins.origin(plugins.get(FormatSpec, format_name)), format_name],
+                "options": to_plain(options),
+            }
+            for name, source, format_name, options in sets
+        ]
+    if quality.verify_answers:
+        metric = verifying_metric(config, plugins)
+        inputs["metric"] = [plugins.origin(metric), metric.name]
+    return inputs
+
+
+def _asks_for_length(quality: QualityConfig) -> bool:
+    return quality.min_characters > 0 or quality.max_characters is not None
+
+
+def check_quality(config: RunConfig, plugins: Plugins) -> None:
+    """Find out before anything starts whether the checks can be made.
+
+    Raises:
+        MissingDependencyError: a package is not installed.
+        UsageError: there is no metric to verify answers by, or a file to compare with is not there.
+    """
+    if config.data.quality.deduplicate == "near":
+        check_datasketch()
+    if config.data.quality.verify_answers:
+        verifying_metric(config, plugins).check()
+    for _, source, _, _ in _test_sets(config):
+        source_digests(source, config.seed)
+
+
+def verifying_metric(config: RunConfig, plugins: Plugins) -> MetricSpec:
+    """The first metric of the run's test sets that grades text.
+
+    Raises:
+        UsageError: there is none.
+    """
+    specs = (plugins.get(MetricSpec, name) for suite in config.evaluate for name in suite.metrics)
+    found = next((spec for spec in specs if spec.inputs == "text"), None)
+    if found is None:
+        raise UsageError(
+            "[data.quality] verify_answers needs a metric that grades answers: name one in an [[evaluate]] table"
+        )
+    return found
+
+
+def _test_sets(config: RunConfig) -> list[tuple[str, SourceConfig, str, Any]]:
+    """What is not to be in the training data: a name, the rows, and the format that reads them with its options."""
+    quality, found = config.data.quality, []
+    if quality.decontaminate:
+        for suite in config.evaluate:
+            assert suite.format is not None
+            found.append((suite.name, SourceConfig(path=suite.path), suite.format, suite.options))
+    data = config.data
+    found += [(path, SourceConfig(path=path), data.format, data.options) for path in quality.decontaminate_against]
+    return found
+
+
+def _contamination(config: RunConfig, plugins: Plugins) -> Contamination:
+    contamination = Contamination()
+    for name, source, format_name, options in _test_sets(config):
+
+        def refuse(row: Row, reason: str, name: str = name) -> None:
+            raise ModelwrightError(f"decontamination against {name}: {row.file}:{row.line} cannot be read: {reason}")
+
+        reader = plugins.get(FormatSpec, format_name).create(options)
+        rows = read_source(source, config.seed)
+        examples: Iterator[Example] = read_examples(rows, reader, format_name=format_name, reject=refuse)
+        contamination.add(name, examples)
+    return contamination

@@ -1,0 +1,152 @@
+"""From raw rows to examples: the format reads, what it cannot read is kept aside with its reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import define, field
+
+from modelwright.core.api import files
+from modelwright.core.api.components import Format
+from modelwright.core.api.errors import ModelwrightError, RowError
+from modelwright.core.api.records import Example
+from modelwright.core.stages.prepare.sources import RawRow, Row
+
+
+class FormatFailedError(ModelwrightError):
+    """A format failed in another way than by RowError; that is the plugin's mistake."""
+
+
+@define
+class Rejected:
+    """Writes `rejected.jsonl` and counts by reason.
+
+    Attributes:
+        path: the file; it is made with the first rejected row.
+        count: rows rejected so far.
+        first: the first one, for the message that stops a run.
+        reasons: how often each reason came.
+    """
+
+    path: Path
+    count: int = 0
+    first: str = ""
+    reasons: dict[str, int] = field(factory=dict)
+
+    def add(self, row: Row, reason: str) -> None:
+        """Keep a row aside."""
+        # A reason may quote the row; a lone surrogate in it could be written to no report.
+        reason = reason.encode("utf-8", "backslashreplace").decode("utf-8")
+        if not self.count:
+            self.first = f"{row.file}:{row.line}: {reason}"
+        self.count += 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        value: Any = row.text if row.value is None else row.value
+        line = {"file": row.file, "line": row.line, "reason": reason, "row": value}
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def add_all(self, other: Path, count: int, reasons: Mapping[str, int], first: str) -> None:
+        """Take over rows that were rejected elsewhere: their file, and what is said of them here."""
+        if not count:
+            return
+        self.first = self.first or first
+        self.count += count
+        for reason, times in reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + times
+        with other.open("rb") as source, self.path.open("ab") as file:
+            shutil.copyfileobj(source, file)
+
+    def too_many(self, rows: int, allowed: float, *, key: str) -> str | None:
+        """Why the data are not fit for use, where more than the share `allowed` of `rows` is rejected.
+
+        Args:
+            rows: how many rows there were.
+            allowed: the share, 0 to 1.
+            key: where it was set, for the message.
+        """
+        if self.count <= allowed * rows:
+            return None
+        return (
+            f"{self.count} of {rows} rows cannot be read ({self.count / rows:.1%}; {key} is {allowed:.1%}); "
+            f"the first is {self.first}"
+        )
+
+
+def read_examples(
+    rows: Iterable[RawRow], reader: Format, *, format_name: str, reject: Callable[[Row, str], None]
+) -> Iterator[Example]:
+    """The examples of `rows`, each with its source as `file:line`.
+
+    Raises:
+        FormatFailedError: the format failed in another way than by RowError.
+    """
+    return (example for example, _ in read_lines(rows, reader, format_name=format_name, reject=reject))
+
+
+def read_lines(
+    rows: Iterable[RawRow],
+    reader: Format,
+    *,
+    format_name: str,
+    reject: Callable[[Row, str], None],
+    look: Callable[[Row], None] = lambda _row: None,
+) -> Iterator[tuple[Example, bytes]]:
+    """The examples of `rows`, and the line of interchange JSONL that each is: the one way from rows to examples.
+
+    Args:
+        rows: the raw rows.
+        reader: the format.
+        format_name: the format's name, for messages.
+        reject: told of each row that cannot be read, and why.
+        look: shown every row that the format is given.
+
+    Raises:
+        FormatFailedError: the format failed in another way than by RowError.
+    """
+    for raw in rows:
+        row = raw.read()
+        if row.value is None:
+            reject(row, row.reason)
+            continue
+        look(row)
+        source = f"{row.file}:{row.line}"
+        try:
+            examples = [_line(example, source) for example in reader.read(row.value)]
+        except RowError as error:
+            reject(row, str(error))
+            continue
+        except Exception as error:
+            raise FormatFailedError(
+                f"format {format_name!r} failed on {source}: {type(error).__name__}: {error} "
+                "(a format reports a row that it cannot read by RowError)"
+            ) from error
+        yield from examples
+
+
+def _line(example: Example, source: str) -> tuple[Example, bytes]:
+    if not isinstance(example, Example):
+        msg = f"it gave {type(example).__name__}, not Example"
+        raise TypeError(msg)
+    example = attrs.evolve(example, source=source)
+    try:
+        return example, files.json_line(example.to_row()).encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError("its text has a lone surrogate, which is no character") from None
+
+
+def written_examples(folder: Path) -> Iterator[Example]:
+    """The examples in a folder of interchange JSONL files, by the files' names."""
+    return map(Example.from_row, written_rows(folder))
+
+
+def written_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The same as JSON objects."""
+    for path in sorted(folder.glob("*.jsonl")):
+        with path.open("rb") as file:
+            yield from map(json.loads, file)

@@ -1,0 +1,245 @@
+"""One preparation at work: shards of rows to shards of examples, those that stay to shards of tokens, all counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from attrs import asdict
+
+from modelwright.core.api import files
+from modelwright.core.api.components import FormatSpec
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.records import digest_json
+from modelwright.core.chat.renderer import Renderer, read_template
+from modelwright.core.config import to_plain
+from modelwright.core.runs.stage import Run
+from modelwright.core.stages.prepare import reading, tokens
+from modelwright.core.stages.prepare.cache import Store, link
+from modelwright.core.stages.prepare.checks import asked_checks, check_inputs
+from modelwright.core.stages.prepare.deduplicate import Sifter
+from modelwright.core.stages.prepare.examples import Rejected, written_examples
+from modelwright.core.stages.prepare.packs import PackReport, write_packs
+from modelwright.core.stages.prepare.pool import Pool, available_processes
+from modelwright.core.stages.prepare.reading import ReadShards
+from modelwright.core.stages.prepare.shards import Part, Shard, shards
+from modelwright.core.stages.prepare.tokenizers import scratch_renderer
+from modelwright.core.stages.prepare.tokens import ExamplesFile, RenderExamples, TokenReport, TokenSettings
+
+# Counts up when the same rows give other examples than before.
+READING_VERSION = 1
+
+# So many parts are named where some are missing.
+NAMED = 5
+
+Emit = Callable[[str, Mapping[str, Any]], None]
+
+
+def reading_job(run: Run, store: Store) -> ReadShards:
+    """The job of reading a run's shards.
+
+    Raises:
+        UsageError: a test set to compare with is not there.
+    """
+    config, plugins = run.config, run.plugins
+    spec = plugins.get(FormatSpec, config.data.format)
+    plain = to_plain(config)
+    recipe = [READING_VERSION, plugins.origin(spec), spec.name, plain["data"]["options"]]
+    return ReadShards(plain, digest_json(recipe), digest_json(check_inputs(config, plugins)), store, run.merging)
+
+
+def base_renderer(run: Run) -> Renderer | None:
+    """The renderer of what the training begins from; None for a model from scratch, whose data make the tokenizer.
+
+    Raises:
+        UsageError: there is no tokenizer or template.
+    """
+    template = run.config.model.chat_template
+    if run.base is None:
+        return None
+    return Renderer.from_folder(run.base.folder, chat_template=read_template(template) if template else None)
+
+
+def pool_of(run: Run, store: Store) -> Pool:
+    """The processes that a run works with, which hold the store as this one does."""
+    workers = run.config.data.workers
+    assert store.lock is not None, "the store is held while it is used"
+    return Pool(available_processes() if workers == "auto" else workers, run.plugins, inherited=store.lock)
+
+
+class Preparation:
+    """Fills a folder; `read` comes first, then `render`. Use it as a context manager: worker processes end with it.
+
+    Args:
+        run: what is prepared.
+        folder: empty.
+        store: where shards are kept.
+        emit: writes an event.
+
+    Attributes:
+        rows: how many were read.
+        examples: how many stay.
+        rejected: rows that cannot be read or rendered.
+        report: what became of the examples.
+    """
+
+    def __init__(self, run: Run, folder: Path, store: Store, emit: Emit) -> None:
+        self.run = run
+        self.folder = folder
+        self.rows = 0
+        self.examples = 0
+        self.rejected = Rejected(folder / "rejected.jsonl")
+        self.report = TokenReport()
+        self._store = store
+        self._emit = emit
+        self._notices: list[str] = []
+        self._recognised: Counter[str] = Counter()
+        self._sifter = Sifter(run.config.data.quality.deduplicate, folder / "removed.jsonl")
+        self._files: list[ExamplesFile] = []
+        self._packs: PackReport | None = None
+        self._pool = pool_of(run, store)
+
+    def __enter__(self) -> Self:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.__exit__()
+
+    def read(self) -> None:
+        """Rows to examples, and which of them stay.
+
+        Raises:
+            ModelwrightError: a source or its format failed; or parts are to be merged of which some are missing.
+        """
+        config = self.run.config
+        (self.folder / "examples").mkdir()
+        origins: list[tuple[int, str]] = []
+
+        def passed_on() -> Iterator[Shard]:
+            for shard in shards(config.data.sources, config.seed, self._notice):
+                origins.append((shard.source, shard.file))
+                yield shard
+
+        job = reading_job(self.run, self._store)
+        results = self._pool.ordered(job, passed_on(), self.run.folder.check_stop)
+        missing: list[int] = []
+        for number, entry in enumerate(results):
+            if entry is None:
+                missing.append(number)
+            elif not missing:
+                source, file = origins[number]
+                self._take_examples(number, file, config.data.sources[source].weight, entry)
+        if missing:
+            raise ModelwrightError(_unread(self.run, missing, len(origins)))
+
+    def render(self) -> None:
+        """Examples to tokens.
+
+        Raises:
+            ModelwrightError: there is no tokenizer or template for them.
+        """
+        config = self.run.config
+        renderer = self._renderer()
+        tokenizer = self.folder / "tokenizer"
+        renderer.save(tokenizer)
+        for split in ("train", "holdout"):
+            (self.folder / split).mkdir()
+        settings = TokenSettings(
+            max_length=config.data.tokens.max_length,
+            turns=config.data.tokens.turns,
+            holdout=config.data.holdout.fraction,
+            seed=config.seed,
+        )
+        job = RenderExamples(tokenizer, renderer.fingerprint, settings, self._store)
+        results = self._pool.ordered(job, self._files, self.run.folder.check_stop)
+        for number, (given, entry) in enumerate(zip(self._files, results, strict=True), start=1):
+            self._take_tokens(given.path.stem, entry)
+            rendered = self.examples * number // len(self._files)
+            self._emit("rendering", {"rendered": rendered, "examples": self.examples})
+        if self._packed():
+            self._packs = write_packs(self.folder / "train", settings.max_length)
+
+    @property
+    def removed(self) -> dict[str, int]:
+        """How many examples each check has left out, of those that were asked for."""
+        return {name: self._sifter.counts[name] for name in asked_checks(self.run.config)}
+
+    def summary(self) -> dict[str, Any]:
+        """What was counted, as JSON values."""
+        return {
+            "read": self.rows,
+            "examples": self.examples,
+            "recognised": dict(self._recognised.most_common()),
+            "rejected": self.rejected.count,
+            "reasons": self.rejected.reasons,
+            "notices": self._notices,
+            "removed": self.removed,
+            **self.report.to_plain(),
+            "packs": self._packs and asdict(self._packs),
+        }
+
+    def _packed(self) -> bool:
+        """Plain texts fill a model's context best together; conversations are batched by length unless asked."""
+        way, report = self.run.config.data.tokens.packing, self.report
+        return bool(report.rows) and (way == "pack" or (way == "auto" and report.texts == report.rows))
+
+    def _notice(self, text: str) -> None:
+        self._notices.append(text)
+        self._emit("notice", {"text": text})
+
+    def _take_examples(self, number: int, file: str, weight: float, entry: Path) -> None:
+        facts = files.read_json(entry / reading.FACTS)
+        target = self.folder / "examples" / f"{number:05}.jsonl"
+        stay = self._sifter.sift(file, facts, entry, target)
+        if stay:
+            self._files.append(ExamplesFile(target, weight, entry))
+        self.rows += facts["rows"]
+        self.examples += stay
+        self._recognised.update(facts["recognised"])
+        self._take_rejected(entry / reading.REJECTED, facts)
+        self._emit("reading", {"rows": self.rows})
+
+    def _take_rejected(self, file: Path, facts: Mapping[str, Any]) -> None:
+        self.rejected.add_all(file, facts["rejected"], facts["reasons"], facts["first"])
+
+    def _take_tokens(self, name: str, entry: Path) -> None:
+        facts = files.read_json(entry / tokens.FACTS)
+        self.report.add(TokenReport.from_plain(facts["report"]))
+        self._take_rejected(entry / tokens.REJECTED, facts)
+        for split, shard in (("train", tokens.TRAIN), ("holdout", tokens.HOLDOUT)):
+            if (entry / shard).is_file():
+                link(entry / shard, self.folder / split / f"{name}.arrow")
+        if (entry / tokens.DROPPED).is_file():
+            with (self.folder / "dropped.jsonl").open("ab") as dropped:
+                dropped.write((entry / tokens.DROPPED).read_bytes())
+
+    def _renderer(self) -> Renderer:
+        model = self.run.config.model
+        renderer = base_renderer(self.run)
+        if renderer is not None:
+            return renderer
+        assert model.scratch is not None
+        return scratch_renderer(
+            model.scratch.tokenizer,
+            written_examples(self.folder / "examples"),
+            vocab_size=model.scratch.vocab_size,
+            template=read_template(model.chat_template or "chatml"),
+        )
+
+
+def _unread(run: Run, missing: Sequence[int], shards: int) -> str:
+    """Which jobs are to be done before the parts are merged."""
+    of = run.folder.parts()
+    if of is None:
+        which = "every part I/N"
+    else:
+        parts = sorted({number % of + 1 for number in missing})
+        which = ", ".join(str(Part(number, of)) for number in parts[:NAMED])
+        which += f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+    return (
+        f"{run.config.name}: {len(missing)} of {shards} shards of the data are not read yet: do "
+        f"modelwright prepare --shard for {which} first; without --merge, this job reads them itself"
+    )

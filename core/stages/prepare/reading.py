@@ -1,0 +1,150 @@
+"""The first half of preparing, shard by shard: raw rows to examples, and what can be said of each of them alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from modelwright.core.api import files
+from modelwright.core.api.components import Format, FormatSpec
+from modelwright.core.api.errors import ModelwrightError, RowError
+from modelwright.core.api.records import Example, digest_json
+from modelwright.core.config import from_plain
+from modelwright.core.plugins import Plugins
+from modelwright.core.runs.worker import admitted
+from modelwright.core.stages.prepare.cache import Store
+from modelwright.core.stages.prepare.checks import check_inputs, lone_checks
+from modelwright.core.stages.prepare.examples import Rejected, read_lines
+from modelwright.core.stages.prepare.pool import Tick
+from modelwright.core.stages.prepare.quality import Check, judged
+from modelwright.core.stages.prepare.shards import Shard
+from modelwright.core.stages.prepare.sources import RawRow, Row
+
+KIND = "examples"
+EXAMPLES, REJECTED, FACTS = "examples.jsonl", "rejected.jsonl", "facts.json"
+# Rows between two looks at whether someone asked to stop.
+ROWS_BETWEEN = 200
+
+
+@frozen
+class ReadShards:
+    """Makes of a shard an entry of the store with the files named above.
+
+    The facts: `rows`, the numbers of rows; `ids` and `lines` of the examples; `verdicts`, by an example's place, why it
+    is to be left out; `rejected`, `reasons` and `first` of `Rejected`; `recognised`, what rows were read as, with how
+    often.
+
+    Attributes:
+        config: the run's, as JSON values.
+        recipe: a digest of all that the examples depend on but the rows.
+        checks: likewise of what the verdicts depend on.
+        store: keeps the entries.
+        only_kept: make none; one that is not there is None.
+    """
+
+    config: Mapping[str, Any]
+    recipe: str
+    checks: str
+    store: Store
+    only_kept: bool = False
+
+    @contextlib.contextmanager
+    def opened(self, plugins: Plugins | None) -> Iterator[Callable[[Shard, Tick], Path | None]]:
+        """See `Job`.
+
+        Raises:
+            ModelwrightError: beside what the checks raise, a test set was changed before it was read here.
+        """
+        plugins = plugins or admitted(self.config)
+        config = from_plain(self.config, plugins)
+        data = config.data
+        reader: Format = plugins.get(FormatSpec, data.format).create(data.options)
+        with lone_checks(config, plugins) as checks:
+            if digest_json(check_inputs(config, plugins)) != self.checks:
+                raise ModelwrightError("a test set changed while the data were prepared: run the same command again")
+            reading = _Reading(reader, data.format, checks)
+
+            def read(shard: Shard, tick: Tick) -> Path | None:
+                key = digest_json([self.recipe, self.checks, shard.digest])
+                if self.only_kept:
+                    return self.store.get(KIND, key)
+                return self.store.make(KIND, key, lambda folder: reading.write(shard, folder, tick))
+
+            yield read
+
+
+@frozen
+class _Reading:
+    reader: Format
+    format_name: str
+    checks: Sequence[Check]
+
+    def write(self, shard: Shard, folder: Path, tick: Tick) -> None:
+        rejected = Rejected(folder / REJECTED)
+        recognised = _Recognised(self.reader, self.format_name)
+        rows = shard.rows()
+        ids: list[str] = []
+        lines: list[int] = []
+        verdicts: dict[int, Any] = {}
+        with (folder / EXAMPLES).open("wb") as file:
+            read = read_lines(
+                _ticking(rows, tick),
+                self.reader,
+                format_name=self.format_name,
+                reject=rejected.add,
+                look=recognised.look,
+            )
+            for number, (example, line) in enumerate(read):
+                verdict = judged(self.checks, example)
+                if verdict is not None:
+                    verdicts[number] = [verdict[0], verdict[1].reason, verdict[1].facts]
+                ids.append(example.id)
+                lines.append(_line_number(example))
+                file.write(line)
+        facts = {"rows": len(rows), "ids": ids, "lines": lines, "verdicts": verdicts}
+        facts |= {"rejected": rejected.count, "reasons": rejected.reasons, "first": rejected.first}
+        files.write_json(folder / FACTS, facts | {"recognised": recognised.counts})
+
+
+def _ticking(rows: Iterable[RawRow], tick: Tick) -> Iterator[RawRow]:
+    for number, row in enumerate(rows):
+        if number % ROWS_BETWEEN == 0:
+            tick()
+        yield row
+
+
+def _line_number(example: Example) -> int:
+    return int(example.source.rpartition(":")[2])
+
+
+class _Recognised:
+    """Counts what rows are read as; a format is asked once for each set of columns."""
+
+    def __init__(self, reader: Format, format_name: str) -> None:
+        self.counts: Counter[str] = Counter()
+        self._ask = getattr(reader, "recognise", None)
+        self._otherwise = f"rows read by {format_name}"
+        self._known: dict[tuple[str, ...], str | None] = {}
+
+    def look(self, row: Row) -> None:
+        """Count a row; one that the format cannot read is told of elsewhere."""
+        assert row.value is not None
+        columns = tuple(row.value)
+        if columns not in self._known:
+            self._known[columns] = self._named(row)
+        named = self._known[columns]
+        if named is not None:
+            self.counts[named] += 1
+
+    def _named(self, row: Row) -> str | None:
+        if self._ask is None:
+            return self._otherwise
+        try:
+            return str(self._ask(row.value))
+        except RowError:
+            return None

@@ -1,0 +1,191 @@
+"""Raw rows from where they lie: files of every kind, globs, folders, and the built-in source."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from attrs import define
+
+from modelwright.core.api.errors import UsageError
+from modelwright.core.api.files import sha256_file
+from modelwright.core.api.records import digest_json
+from modelwright.core.config.paths import HUB
+from modelwright.core.config.schema import SourceConfig
+from modelwright.core.models.hub import fetch_data
+from modelwright.core.stages.prepare.builtin import BUILTIN_VERSION, builtin_rows, parse_builtin
+from modelwright.core.stages.prepare.readers import (
+    READABLE,
+    RawRow,
+    Row,
+    is_readable,
+    read_file,
+    row_file,
+    saved_dataset,
+    shown_path,
+)
+
+__all__ = ["RawRow", "Row", "raw_rows", "read_source", "share", "source_digests", "source_files"]
+
+Notice = Callable[[str], None]
+
+
+def source_files(source: SourceConfig) -> list[Path]:
+    """The files of a source that is not built in, sorted; a file that is found twice, through links, is there once.
+
+    Of a folder, the files that can be read and do not begin with a dot; folders in it are not looked into. Of a data
+    set that `datasets` saved to disk, its files in its order. Of one of the hub, the files that are asked for.
+
+    Raises:
+        UsageError: there is none, or one that cannot be read: of another kind, special, a folder, not permitted.
+        ModelwrightError: the hub cannot be reached.
+    """
+    pattern = fetch_data(source.path) if source.path.startswith(HUB) else source.path
+    path = Path(pattern)
+    try:
+        found = _found(pattern, path)
+    except OSError as error:
+        raise UsageError(f"{shown_path(path)}: cannot be read: {error.strerror}") from error
+    real = {os.path.realpath(file): file for file in reversed(found)}
+    chosen = [file for file in found if real[os.path.realpath(file)] is file]
+    for file in chosen:
+        _check_file(file)
+    return chosen
+
+
+def _found(pattern: str, path: Path) -> list[Path]:
+    if path.is_dir():
+        if (saved := saved_dataset(path)) is not None:
+            return saved
+        found = [file for file in sorted(path.iterdir()) if is_readable(file) and not file.name.startswith(".")]
+        if not found:
+            inner = (
+                f" (for files in its folders: {path / '**' / '*.jsonl'})"
+                if any(map(Path.is_dir, path.iterdir()))
+                else ""
+            )
+            raise UsageError(f"{shown_path(path)}: no file in this folder can be read (can: {READABLE}){inner}")
+        return found
+    if os.path.lexists(path):
+        return [path]
+    matching = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - the pattern may be absolute
+    # "**" finds folders too, beside the files in them.
+    parents = {parent for file in matching for parent in file.parents}
+    found = [file for file in matching if file not in parents]
+    if not found:
+        kind = "matches this pattern" if glob.has_magic(pattern) else f"is there (can read: {READABLE})"
+        raise UsageError(f"{shown_path(path)}: no file {kind}")
+    return found
+
+
+def _check_file(file: Path) -> None:
+    """Refuse what cannot be read, before anything starts; a special file without opening it."""
+
+    def refused(reason: str) -> UsageError:
+        return UsageError(f"{shown_path(file)}: {reason}")
+
+    try:
+        str(file).encode("utf-8")
+    except UnicodeEncodeError:
+        raise refused("its name is not UTF-8: rename it") from None
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise refused("it is a folder, not a file: give it a [[data.sources]] of its own")
+        if not stat.S_ISREG(mode):
+            raise refused("it is no regular file: a source is read more than once, so save it to one")
+        if not is_readable(file):
+            raise refused(f"cannot read this kind of file (can: {READABLE})")
+        with file.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise refused("it is a link to a file that is not there") from None
+    except OSError as error:
+        raise refused(f"cannot be read: {error.strerror}") from error
+
+
+def source_digests(source: SourceConfig, seed: int) -> list[tuple[str, str]]:
+    """What a source's rows depend on: each file's name and sha256 in order; of a built-in one, generator and seed."""
+    builtin = parse_builtin(source.path)
+    if builtin:
+        return [(source.path, digest_json(["generator", source.path, BUILTIN_VERSION, seed]))]
+    return [(file.name, sha256_file(file)) for file in source_files(source)]
+
+
+def read_source(source: SourceConfig, seed: int) -> Iterator[Row]:
+    """The rows of a source, read; see `raw_rows`."""
+    return (row.read() for row in raw_rows(source, seed))
+
+
+def raw_rows(source: SourceConfig, seed: int, *, notice: Notice | None = None) -> Iterator[RawRow]:
+    """The rows of a source, in order; `fraction` is drawn by `seed`, then `limit` cuts.
+
+    Files of one source may have different columns: the format decides row by row what it can read.
+
+    Args:
+        source: where the rows are.
+        seed: of the fraction.
+        notice: told once of each file whose columns are not those of the file before it.
+
+    Raises:
+        UsageError: there is no such file.
+        ModelwrightError: a file has no row at all, or is not what its name says.
+    """
+    rows = _drawn(_all_rows(source, seed, notice), source.fraction, seed)
+    return itertools.islice(rows, source.limit)
+
+
+def _all_rows(source: SourceConfig, seed: int, notice: Notice | None) -> Iterator[RawRow]:
+    builtin = parse_builtin(source.path)
+    if builtin:
+        for number, value in enumerate(builtin_rows(*builtin, seed=seed), 1):
+            yield Row(file=source.path, line=number, value=value)
+        return
+    schemas = _Schemas(notice)
+    for file in source_files(source):
+        yield from read_file(file, lambda columns, file=file: schemas.see(file, columns))  # type: ignore[misc]
+
+
+@define
+class _Schemas:
+    """Compares the columns of a source's files, one after the other."""
+
+    notice: Notice | None
+    file: str = ""
+    columns: Mapping[str, str] | None = None
+
+    def see(self, file: Path, columns: Mapping[str, str]) -> None:
+        """Tell of what has changed since the file before."""
+        changes = [] if self.columns is None else list(_changes(self.columns, columns))
+        if changes and self.notice:
+            self.notice(f"{row_file(file)}: its columns are not those of {self.file}: {'; '.join(changes)}")
+        self.file, self.columns = row_file(file), columns
+
+
+def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
+    """What differs, in words."""
+    gone, new = [name for name in before if name not in after], [name for name in after if name not in before]
+    if gone:
+        yield f"without {', '.join(gone)}"
+    if new:
+        yield f"with {', '.join(new)}"
+    for name in after:
+        then, now = before.get(name), after[name]
+        if then and now and then != now:
+            yield f"{name} is {now} and was {then}"
+
+
+def _drawn(rows: Iterator[RawRow], fraction: float, seed: int) -> Iterator[RawRow]:
+    if fraction == 1.0:
+        return rows
+    return (row for row in rows if share(f"{seed}:fraction:{row.file}:{row.line}") < fraction)
+
+
+def share(text: str) -> float:
+    """A number in [0, 1) that depends on `text` alone, evenly spread: the same on every machine, in every order."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56

@@ -1,0 +1,156 @@
+"""report.md and loss.svg beside a trained model: what its events say, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, frozen
+
+from modelwright.core.api import files
+from modelwright.core.api.records import digest_json
+from modelwright.core.runs.events import Event
+
+REPORT = "report.md"
+PICTURE = "loss.svg"
+
+# The picture, in pixels, and what its axes leave free.
+_WIDTH, _HEIGHT = 720, 320
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 16, 40
+# So many points of a curve are kept: more than the picture has columns for, few enough to stand in a registry.
+POINTS = 200
+
+
+@frozen
+class Curve:
+    """A loss by step.
+
+    Attributes:
+        name: what it is of.
+        points: (step, loss in nats), in order.
+    """
+
+    name: str
+    points: Sequence[tuple[int, float]]
+
+
+def loss_curves(events: Sequence[Event]) -> list[Curve]:
+    """The losses of a training and of its held-out data; of many points every n-th, and the last."""
+    named = {"training": "step", "held out": "holdout"}
+    curves = []
+    for name, kind in named.items():
+        points = [(event.data["step"], event.data["loss"]) for event in events if event.kind == kind]
+        finite = [(step, loss) for step, loss in points if loss is not None]
+        if finite:
+            every = -(-len(finite) // POINTS)
+            curves.append(Curve(name, [*finite[:-1:every], finite[-1]]))
+    return curves
+
+
+def write_report(folder: Path, events: Sequence[Event]) -> None:
+    """Write report.md and loss.svg into the folder of a training."""
+    curves = loss_curves(events)
+    files.write_text(folder / PICTURE, picture(curves))
+    files.write_text(folder / REPORT, "\n".join(_lines(events)) + "\n")
+
+
+def _lines(events: Sequence[Event]) -> Iterator[str]:
+    said = {event.kind: event.data for event in events}
+    started, finished = said.get("started", {}), said.get("finished", {})
+    steps = [event.data for event in events if event.kind == "step"]
+    yield "# Training"
+    yield ""
+    yield f"![Loss by step]({PICTURE})"
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    rows = {
+        "device": started.get("device"),
+        "processes": started.get("processes"),
+        "precision": started.get("precision"),
+        "attention": started.get("attention"),
+        "parameters": _count(started.get("parameters")),
+        "of them trained": _count(started.get("trainable")),
+        "steps": _count(finished.get("step")),
+        "tokens": _count(finished.get("tokens")),
+        "last loss": _figure(finished.get("loss")),
+        "held-out loss": _figure(finished.get("holdout_loss")),
+        "steps dropped": finished.get("skipped") or None,
+        **_speed(steps),
+    }
+    for name, value in rows.items():
+        if value is not None:
+            yield f"| {name} | {value} |"
+    yield ""
+    yield (
+        "Losses are means over supervised tokens, in nats. MFU is the model's own arithmetic (6 operations a weight "
+        "and token, and causal attention) over what the device reaches multiplying matrices."
+    )
+
+
+def summary(events: Sequence[Event]) -> dict[str, Any]:
+    """What a registry keeps of a training beside its outcome: on what it ran, and the digest of its events."""
+    said = {event.kind: event.data for event in events}
+    started, finished = said.get("started", {}), said.get("finished", {})
+    named = ("device", "processes", "precision", "parameters", "trainable")
+    kept = {key: started[key] for key in named if key in started}
+    kept |= {key: finished[key] for key in ("tokens", "skipped", "seconds") if key in finished}
+    return kept | {"events": digest_json([asdict(event) for event in events])}
+
+
+def _speed(steps: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Of the middle step: the first ones also load kernels, and some wait for others on the machine."""
+    timed = sorted(step["tokens"] / step["seconds"] for step in steps if step.get("seconds"))
+    used = sorted(step["mfu"] for step in steps if "mfu" in step)
+    memory = max((step.get("memory", 0) for step in steps), default=0)
+    return {
+        "tokens a second": _count(round(timed[len(timed) // 2])) if timed else None,
+        "MFU": f"{used[len(used) // 2]:.1%}" if used else None,
+        "most memory of the first process": f"{memory / 1e9:.2f} GB" if memory else None,
+    }
+
+
+def _count(value: int | None) -> str | None:
+    return None if value is None else f"{value:,}"
+
+
+def _figure(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+def picture(curves: Sequence[Curve]) -> str:
+    """Curves as an SVG that needs nothing else, in colours that hold on white and on black."""
+    points = [point for curve in curves for point in curve.points]
+    steps = [step for step, _ in points] or [0]
+    losses = [loss for _, loss in points] or [0.0]
+    left, right = min(steps), max(*steps, min(steps) + 1)
+    high = max(*losses, min(losses) + 1e-9)
+    # An axis from 0 says how much is left, where that does not flatten the curve.
+    low = 0.0 if min(losses) < high / 4 else min(losses)
+
+    def place(step: float, loss: float) -> tuple[float, float]:
+        x = _LEFT + (step - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
+        y = _TOP + (high - loss) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        return round(x, 1), round(y, 1)
+
+    def text(x: float, y: float, words: str, anchor: str = "middle") -> str:
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+
+    size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="12" fill="#808080"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', "<title>Loss by step</title>"]
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        loss, step = low + share * (high - low), left + share * (right - left)
+        (_, y), (x, _) = place(left, loss), place(step, low)
+        parts.append(f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" stroke="#808080" stroke-opacity="0.25"/>')
+        parts.append(text(_LEFT - 6, y + 4, f"{loss:.3g}", "end"))
+        parts.append(text(x, _HEIGHT - _BOTTOM + 18, f"{step:,.0f}"))
+    parts.append(text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, "step"))
+    for number, (curve, colour) in enumerate(zip(curves, ("#3b82f6", "#f97316"), strict=False)):
+        path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in curve.points))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        if len(curve.points) == 1 or number:
+            placed = (place(*point) for point in curve.points)
+            parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in placed]
+        parts.append(f'<g fill="{colour}">{text(_WIDTH - _RIGHT, _TOP + 12 + 16 * number, curve.name, "end")}</g>')
+    return "\n".join([*parts, "</svg>", ""])

@@ -1,0 +1,1 @@
+"""What `modelwright.Client` needs; imports grpc and the generated code only."""

@@ -1,0 +1,226 @@
+"""The client for programs on asyncio: the same methods and records as `Client`.
+
+Example:
+    from modelwright import AsyncClient
+
+    async with AsyncClient("127.0.0.1:50051") as client:
+        print((await client.generate("2 + 3 =", model="@assistant", max_tokens=16)).text)
+        async with client.chat_stream("How much is 2 + 3?", model="@assistant") as stream:
+            async for piece in stream:
+                print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+import grpc.aio
+
+from modelwright.grpc_server.client.async_streams import AsyncStream, AsyncWatch
+from modelwright.grpc_server.client.channel import Connection
+from modelwright.grpc_server.client.client import DEFAULT_TARGET
+from modelwright.grpc_server.client.errors import server_error
+from modelwright.grpc_server.client.messages import (
+    Messages,
+    SamplingOptions,
+    chat_request,
+    text_request,
+    tokenize_request,
+)
+from modelwright.grpc_server.client.records import (
+    Alias,
+    Generation,
+    Model,
+    Tokens,
+    choose_only,
+    to_alias,
+    to_generation,
+    to_model,
+    to_tokens,
+)
+from modelwright.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+
+__all__ = ["AsyncClient", "AsyncStream", "AsyncWatch"]
+
+
+class AsyncClient:
+    """A connection to a Modelwright server, for one event loop. It connects on the first request.
+
+    Methods, arguments and errors are those of `Client`; all but the streams are awaited.
+
+    Args:
+        target: `HOST:PORT`; an IPv6 address has brackets: `[::1]:50051`.
+        timeout: seconds that a request may take, a stream to its end; None waits for ever.
+        token: what the server asks for.
+        tls: whether to encrypt, and trust the authorities that the system trusts.
+        tls_ca: the certificates of the authorities to trust instead, in PEM: a file, or its bytes. Implies `tls`.
+        insecure: whether the token may travel unencrypted to another machine.
+
+    Raises:
+        ValueError: the target is no `HOST:PORT`, the token would travel unencrypted, or `tls_ca` holds no certificate.
+        OSError: its file cannot be read.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float | None = 120.0,
+        token: str | None = None,
+        tls: bool = False,
+        tls_ca: str | Path | bytes | None = None,
+        insecure: bool = False,
+    ) -> None:
+        self._connection = Connection(target=target, token=token, tls=tls, tls_ca=tls_ca, insecure=insecure)
+        self.target = target
+        self.timeout = timeout
+        self._metadata = self._connection.metadata
+
+    # A channel belongs to the event loop that runs when it is made: the first request's.
+
+    @functools.cached_property
+    def _channel(self) -> Any:
+        return self._connection.open(grpc.aio)
+
+    @functools.cached_property
+    def _inference(self) -> Any:
+        return inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    @functools.cached_property
+    def _models(self) -> Any:
+        return model_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        """End the connection; requests that run are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # Asking models
+
+    async def generate(
+        self, prompt: str, *, model: str | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> Generation:
+        """Continue a prompt."""
+        request = text_request(inference_pb2.GenerateRequest, await self._address(model), prompt, sampling)
+        response = await self._ask(self._inference.Generate, request)
+        return to_generation(response, response.text)
+
+    def stream(self, prompt: str, *, model: str | None = None, **sampling: Unpack[SamplingOptions]) -> AsyncStream:
+        """Continue a prompt, piece by piece; leaving the `async with` block cancels what still runs."""
+
+        async def begin() -> Any:
+            request = text_request(inference_pb2.GenerateStreamRequest, await self._address(model), prompt, sampling)
+            return self._call(self._inference.GenerateStream, request, self.timeout)
+
+        return AsyncStream(begin, self.target)
+
+    async def chat(
+        self, messages: Messages, *, model: str | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> Generation:
+        """Answer a conversation; see `Client.chat`."""
+        request = chat_request(inference_pb2.ChatRequest, await self._address(model), messages, sampling)
+        response = await self._ask(self._inference.Chat, request)
+        return to_generation(response, response.message.content, response.message.thinking)
+
+    def chat_stream(
+        self, messages: Messages, *, model: str | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> AsyncStream:
+        """Answer a conversation, piece by piece; leaving the `async with` block cancels what still runs."""
+
+        async def begin() -> Any:
+            request = chat_request(inference_pb2.ChatStreamRequest, await self._address(model), messages, sampling)
+            return self._call(self._inference.ChatStream, request, self.timeout)
+
+        return AsyncStream(begin, self.target)
+
+    async def tokenize(self, text: Messages, *, model: str | None = None) -> Tokens:
+        """The tokens of a text as `generate` would see it, or of messages as `chat` would."""
+        request = tokenize_request(await self._address(model), text)
+        return to_tokens(await self._ask(self._inference.Tokenize, request))
+
+    # What is served
+
+    async def models(self) -> list[Model]:
+        """The models that the server has, by name, then version."""
+        response = await self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
+        return [to_model(model) for model in response.models]
+
+    async def only_model(self) -> Model:
+        """The model that the server has, where it has only one; otherwise the error names the choices."""
+        return choose_only(await self.models(), self.target)
+
+    async def aliases(self) -> list[Alias]:
+        """The aliases that the server routes, sorted."""
+        response = await self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
+        return [to_alias(route) for route in response.routes]
+
+    async def get_model(self, address: str) -> Model:
+        """The model at an address, as the server has it."""
+        response = await self._ask(self._models.GetModel, model_pb2.GetModelRequest(address=address))
+        return to_model(response.model)
+
+    def watch_models(self, *, timeout: float | None = None) -> AsyncWatch:
+        """What the server has, then each change as it comes; for ever, or for `timeout` seconds."""
+
+        async def begin() -> Any:
+            return self._call(self._models.WatchModels, model_pb2.WatchModelsRequest(), timeout)
+
+        return AsyncWatch(begin, self.target)
+
+    # Changing what is served
+
+    async def load_model(
+        self,
+        address: str,
+        *,
+        engine: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - as Client has it
+    ) -> Model:
+        """Load a model of the registry, to be served by its name; see `Client.load_model`."""
+        request = model_pb2.LoadModelRequest(address=address, engine=engine)
+        return to_model((await self._ask(self._models.LoadModel, request, seconds=timeout)).model)
+
+    async def unload_model(self, address: str) -> Model:
+        """Stop serving a model by its name; it leaves with its last request, and once no alias points to it."""
+        response = await self._ask(self._models.UnloadModel, model_pb2.UnloadModelRequest(address=address))
+        return to_model(response.model)
+
+    async def set_alias(
+        self,
+        alias: str,
+        target: str,
+        *,
+        etag: str | None = None,
+        persist: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - as Client has it
+    ) -> Alias:
+        """Switch an alias: the server loads and warms the target, swaps, and drains the old model.
+
+        See `Client.set_alias`.
+        """
+        request = model_pb2.SetAliasRequest(alias=alias, target=target, etag=etag, persist=persist)
+        response = await self._ask(self._models.SetAlias, request, seconds=timeout)
+        return to_alias(response.route)
+
+    async def _ask(self, method: Any, request: Any, *, seconds: float | None = None) -> Any:
+        try:
+            return await self._call(method, request, self.timeout if seconds is None else seconds)
+        except grpc.RpcError as error:
+            raise server_error(error, self.target) from error
+
+    def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+        return method(request, timeout=timeout, metadata=self._metadata)
+
+    async def _address(self, model: str | None) -> str:
+        return (await self.only_model()).lasting_address if model is None else model

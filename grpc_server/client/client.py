@@ -1,0 +1,230 @@
+"""The client. It needs grpcio and protobuf, and nothing of what runs models.
+
+Example:
+    from modelwright import Client
+
+    with Client("127.0.0.1:50051") as client:
+        print(client.generate("2 + 3 =", model="@assistant", max_tokens=16).text)
+        for piece in client.chat_stream("How much is 2 + 3?", model="@assistant"):
+            print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from modelwright.grpc_server.client.channel import Connection
+from modelwright.grpc_server.client.errors import ServerError, server_error
+from modelwright.grpc_server.client.messages import (
+    Messages,
+    SamplingOptions,
+    chat_request,
+    text_request,
+    tokenize_request,
+)
+from modelwright.grpc_server.client.records import (
+    Alias,
+    Change,
+    Generation,
+    Gone,
+    Model,
+    Part,
+    Served,
+    Snapshot,
+    Tokens,
+    Usage,
+    choose_only,
+    to_alias,
+    to_generation,
+    to_model,
+    to_tokens,
+)
+from modelwright.grpc_server.client.streams import Stream, Watch
+from modelwright.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+
+__all__ = [
+    "Alias",
+    "Change",
+    "Client",
+    "Generation",
+    "Gone",
+    "Model",
+    "Part",
+    "SamplingOptions",
+    "Served",
+    "ServerError",
+    "Snapshot",
+    "Stream",
+    "Tokens",
+    "Usage",
+    "Watch",
+]
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+class Client:
+    """A connection to a Modelwright server. It connects on the first request; threads may share it.
+
+    A method that takes `model` takes an address: `NAME`, `NAME@3` or `@ALIAS`. Without one it asks the only model that
+    the server has. Every method raises `ServerError`, and `ValueError` for what a message cannot hold: text with a lone
+    surrogate, a number with too many digits, a role that does not exist.
+
+    A server may take `load_model`, `unload_model` and `set_alias` on a port of its own: a client of that port has them.
+
+    Args:
+        target: `HOST:PORT`; an IPv6 address has brackets: `[::1]:50051`.
+        timeout: seconds that a request may take, a stream to its end; None waits for ever.
+        token: what the server asks for.
+        tls: whether to encrypt, and trust the authorities that the system trusts.
+        tls_ca: the certificates of the authorities to trust instead, in PEM: a file, or its bytes. Implies `tls`.
+        insecure: whether the token may travel unencrypted to another machine.
+
+    Raises:
+        ValueError: the target is no `HOST:PORT`, the token would travel unencrypted, or `tls_ca` holds no certificate.
+        OSError: its file cannot be read.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float | None = 120.0,
+        token: str | None = None,
+        tls: bool = False,
+        tls_ca: str | Path | bytes | None = None,
+        insecure: bool = False,
+    ) -> None:
+        connection = Connection(target=target, token=token, tls=tls, tls_ca=tls_ca, insecure=insecure)
+        self.target = target
+        self.timeout = timeout
+        self._metadata = connection.metadata
+        self._channel = connection.open()
+        self._inference: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._models: Any = model_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """End the connection; requests that run are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Asking models
+
+    def generate(self, prompt: str, *, model: str | None = None, **sampling: Unpack[SamplingOptions]) -> Generation:
+        """Continue a prompt."""
+        request = text_request(inference_pb2.GenerateRequest, self._address(model), prompt, sampling)
+        response = self._ask(self._inference.Generate, request)
+        return to_generation(response, response.text)
+
+    def stream(self, prompt: str, *, model: str | None = None, **sampling: Unpack[SamplingOptions]) -> Stream:
+        """Continue a prompt, piece by piece."""
+        request = text_request(inference_pb2.GenerateStreamRequest, self._address(model), prompt, sampling)
+        return Stream(self._call(self._inference.GenerateStream, request, self.timeout), self.target)
+
+    def chat(self, messages: Messages, *, model: str | None = None, **sampling: Unpack[SamplingOptions]) -> Generation:
+        """Answer a conversation.
+
+        Args:
+            messages: `{"role": "user", "content": "…"}` and so on, oldest first; a text is one turn of the user.
+            model: an address.
+            sampling: see `SamplingOptions`.
+        """
+        request = chat_request(inference_pb2.ChatRequest, self._address(model), messages, sampling)
+        response = self._ask(self._inference.Chat, request)
+        return to_generation(response, response.message.content, response.message.thinking)
+
+    def chat_stream(
+        self, messages: Messages, *, model: str | None = None, **sampling: Unpack[SamplingOptions]
+    ) -> Stream:
+        """Answer a conversation, piece by piece."""
+        request = chat_request(inference_pb2.ChatStreamRequest, self._address(model), messages, sampling)
+        return Stream(self._call(self._inference.ChatStream, request, self.timeout), self.target)
+
+    def tokenize(self, text: Messages, *, model: str | None = None) -> Tokens:
+        """The tokens of a text as `generate` would see it, or of messages as `chat` would."""
+        return to_tokens(self._ask(self._inference.Tokenize, tokenize_request(self._address(model), text)))
+
+    # What is served
+
+    def models(self) -> list[Model]:
+        """The models that the server has, by name, then version."""
+        response = self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
+        return [to_model(model) for model in response.models]
+
+    def only_model(self) -> Model:
+        """The model that the server has, where it has only one; otherwise the error names the choices."""
+        return choose_only(self.models(), self.target)
+
+    def aliases(self) -> list[Alias]:
+        """The aliases that the server routes, sorted."""
+        response = self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
+        return [to_alias(route) for route in response.routes]
+
+    def get_model(self, address: str) -> Model:
+        """The model at an address, as the server has it."""
+        response = self._ask(self._models.GetModel, model_pb2.GetModelRequest(address=address))
+        return to_model(response.model)
+
+    def watch_models(self, *, timeout: float | None = None) -> Watch:
+        """What the server has, then each change as it comes; for ever, or for `timeout` seconds."""
+        return Watch(self._call(self._models.WatchModels, model_pb2.WatchModelsRequest(), timeout), self.target)
+
+    # Changing what is served
+
+    def load_model(self, address: str, *, engine: str | None = None, timeout: float | None = None) -> Model:
+        """Load a model of the registry, to be served by its name; one that is loaded stays so.
+
+        Args:
+            address: in the registry.
+            engine: the name of the engine that runs it; None: the server's.
+            timeout: seconds to wait, where loading takes longer than the client's requests; the server finishes what
+                has begun.
+        """
+        request = model_pb2.LoadModelRequest(address=address, engine=engine)
+        return to_model(self._ask(self._models.LoadModel, request, timeout=timeout).model)
+
+    def unload_model(self, address: str) -> Model:
+        """Stop serving a model by its name; it leaves with its last request, and once no alias points to it."""
+        response = self._ask(self._models.UnloadModel, model_pb2.UnloadModelRequest(address=address))
+        return to_model(response.model)
+
+    def set_alias(
+        self, alias: str, target: str, *, etag: str | None = None, persist: bool = False, timeout: float | None = None
+    ) -> Alias:
+        """Switch an alias: the server loads and warms the target, swaps, and drains the old model.
+
+        Args:
+            alias: without the "@".
+            target: the address of the model that it shall point to.
+            etag: of the alias as you read it: the switch fails with ABORTED if it has moved since; "" says that there
+                was none.
+            persist: whether the registry's alias moves too.
+            timeout: seconds to wait, where loading takes longer than the client's requests; the server finishes a
+                switch that has begun.
+        """
+        request = model_pb2.SetAliasRequest(alias=alias, target=target, etag=etag, persist=persist)
+        response = self._ask(self._models.SetAlias, request, timeout=timeout)
+        return to_alias(response.route)
+
+    def _ask(self, method: Any, request: Any, *, timeout: float | None = None) -> Any:
+        try:
+            return self._call(method, request, self.timeout if timeout is None else timeout)
+        except grpc.RpcError as error:
+            raise server_error(error, self.target) from error
+
+    def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
+        return method(request, timeout=timeout, metadata=self._metadata)
+
+    def _address(self, model: str | None) -> str:
+        return self.only_model().lasting_address if model is None else model

@@ -1,0 +1,141 @@
+"""Answers in OpenAI's shapes: whole, and piece by piece."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import define, field
+
+from modelwright.grpc_server.gateway.request import Asked
+from modelwright.v1 import common_pb2
+
+Decode = Callable[[Sequence[int]], str]
+
+FINISH = {
+    common_pb2.FINISH_REASON_STOP: "stop",
+    common_pb2.FINISH_REASON_LENGTH: "length",
+    common_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+
+
+@define
+class Part:
+    """Some or all of one answer.
+
+    Attributes:
+        text: the answer, without its thinking.
+        thinking: what the model thought before it.
+        token_ids: the generated tokens.
+        logprobs: one natural logarithm a token, where asked for.
+    """
+
+    text: str = ""
+    thinking: str = ""
+    token_ids: list[int] = field(factory=list)
+    logprobs: list[float] = field(factory=list)
+
+    def add(self, piece: Any) -> None:
+        """Take in what a `Work` gave next."""
+        self.text += piece.text
+        self.thinking += piece.thinking or ""
+        self.token_ids += piece.token_ids
+        self.logprobs += piece.logprobs or ()
+
+
+class Shape:
+    """The answers to one request.
+
+    Args:
+        asked: the request.
+        served: who answers.
+        decode: from token ids to text.
+    """
+
+    def __init__(self, asked: Asked, served: common_pb2.ServedModel, decode: Decode) -> None:
+        self._asked = asked
+        self._chat = asked.kind == "chat"
+        self._decode = decode
+        self._served = _served(served)
+        self._frame = {
+            "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": "chat.completion" if self._chat else "text_completion",
+            "created": int(time.time()),
+            "model": f"{served.name}@{served.version}",
+            "system_fingerprint": served.digest[:12],
+        }
+
+    def whole(
+        self, parts: Sequence[Part], finishes: Sequence[common_pb2.FinishReason], usage: dict[str, int]
+    ) -> dict[str, Any]:
+        """The whole answer."""
+        choices = []
+        for index, (part, finish) in enumerate(zip(parts, finishes, strict=True)):
+            said: dict[str, Any] = {"text": part.text}
+            if self._chat:
+                message = {"role": "assistant", "content": part.text, "refusal": None}
+                if part.thinking:
+                    message["reasoning_content"] = part.thinking
+                said = {"message": message}
+            choices.append({"index": index, **said, "logprobs": self._logprobs(part), "finish_reason": FINISH[finish]})
+        return {**self._frame, "choices": choices, "usage": usage, "modelwright": self._served}
+
+    def start(self, index: int) -> dict[str, Any]:
+        """The first event of an answer: who speaks, and who that is."""
+        said = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
+        return self._chunk({"index": index, **said, "logprobs": None, "finish_reason": None}, modelwright=self._served)
+
+    def piece(self, index: int, part: Part) -> dict[str, Any] | None:
+        """The next event of an answer; None where there is nothing to tell."""
+        said: dict[str, Any] = {"text": part.text}
+        if self._chat:
+            delta = {"reasoning_content": part.thinking, "content": part.text}
+            said = {"delta": {name: text for name, text in delta.items() if text}}
+        if not (part.text or part.thinking or (self._asked.logprobs and part.token_ids)):
+            return None
+        return self._chunk({"index": index, **said, "logprobs": self._logprobs(part), "finish_reason": None})
+
+    def end(self, index: int, finish: common_pb2.FinishReason) -> dict[str, Any]:
+        """The last event of an answer: why it ended."""
+        said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+        return self._chunk({"index": index, **said, "logprobs": None, "finish_reason": FINISH[finish]})
+
+    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The last event of a stream that tells what it took."""
+        return {**self._chunk(), "usage": usage}
+
+    def _chunk(self, *choices: dict[str, Any], **more: Any) -> dict[str, Any]:
+        frame = {**self._frame, "choices": list(choices), **more}
+        if self._chat:
+            frame["object"] = "chat.completion.chunk"
+        if self._asked.include_usage:
+            frame["usage"] = None
+        return frame
+
+    def _logprobs(self, part: Part) -> dict[str, Any] | None:
+        """Every generated token is listed: those of the thinking, of a stop text and the end token among them."""
+        if not self._asked.logprobs:
+            return None
+        tokens = [self._decode([token]) for token in part.token_ids]
+        if not self._chat:
+            # Offsets in the text are left out: a token may be half a character.
+            return {"tokens": tokens, "token_logprobs": part.logprobs, "top_logprobs": None, "text_offset": None}
+        # The bytes of half a character are lost in its text, and so are not told.
+        content: list[dict[str, Any]] = [
+            {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []}
+            for token, logprob in zip(tokens, part.logprobs, strict=True)
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _served(served: common_pb2.ServedModel) -> dict[str, Any]:
+    """What answered, in this API's own field."""
+    return {
+        "name": served.name,
+        "version": served.version,
+        "digest": served.digest,
+        "alias": served.alias if served.HasField("alias") else None,
+        "generation": served.alias_generation if served.HasField("alias_generation") else None,
+    }

@@ -1,0 +1,112 @@
+"""A model in memory: its engine, its renderer, and how one comes from the registry's files."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from attrs import define, field
+
+from modelwright.core.api.components import Engine, EngineSpec, Registry
+from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
+from modelwright.core.api.generation import GenerationRequest, Sampling
+from modelwright.core.api.registry import ModelVersion
+from modelwright.core.chat.renderer import Renderer, checked_renderer
+from modelwright.core.models.adapters import adapter_base, load_engine
+from modelwright.core.models.model_folder import CONTEXT_KEYS, context_length
+
+log = logging.getLogger(__name__)
+
+
+@define(eq=False, kw_only=True)
+class LoadedModel:
+    """A model that an engine has loaded.
+
+    Attributes:
+        version: the registry's record of it.
+        spec: the engine's descriptor.
+        engine: the engine; it runs this model alone.
+        renderer: from text and conversations to tokens.
+        context_length: the most tokens of prompt and answer together.
+        loaded: when, in UTC.
+        pinned: whether it is served by its name, and so kept when no alias points to it.
+        active: how many requests hold it.
+    """
+
+    version: ModelVersion
+    spec: EngineSpec
+    engine: Engine
+    renderer: Renderer
+    context_length: int
+    loaded: datetime = field(factory=lambda: datetime.now(UTC))
+    pinned: bool = False
+    active: int = 0
+
+    @property
+    def address(self) -> str:
+        """`NAME@VERSION`."""
+        return self.version.address
+
+    async def warm(self) -> None:
+        """Generate one token, so that the first request does not pay for what is made on first use.
+
+        Raises:
+            ModelwrightError: the engine cannot.
+        """
+        # Token 0 is in every vocabulary.
+        request = GenerationRequest(id="warm", prompt=(0,), sampling=Sampling(max_tokens=1))
+        finish = None
+        try:
+            async for delta in self.engine.submit(request):
+                finish = delta.finish or finish
+        except Exception as error:
+            raise ModelwrightError(
+                f"{self.address} is loaded but generates nothing: {type(error).__name__}: {error}"
+            ) from error
+        if finish not in ("stop", "length"):
+            raise ModelwrightError(f"{self.address} is loaded but generates nothing: its engine ended as {finish}")
+
+    def close(self) -> None:
+        """Free the engine. May take long."""
+        try:
+            self.engine.close()
+        except Exception:
+            # Nothing depends on it any more; what it still holds ends with the process.
+            log.exception("the engine of %s did not close", self.address)
+
+
+def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> LoadedModel:
+    """Load a registered model. Takes long.
+
+    Raises:
+        ModelwrightError: its files cannot be had or its parts do not fit each other.
+        MissingDependencyError: the engine needs a package that is not installed.
+    """
+    folder = registry.folder(version)
+    limit = context_length(folder)
+    if limit is None:
+        raise ModelwrightError(
+            f"{version.address} cannot be served: its config.json does not say how long its context is "
+            f"(expected {' or '.join(CONTEXT_KEYS)})"
+        )
+    renderer = checked_renderer(folder)
+    base = adapter_base(registry, version)
+    engine: Engine = spec.create()
+    try:
+        load_engine(engine, spec, folder, None if base is None else base.folder)
+    except Exception as error:
+        engine.close()
+        if _interrupted(error):
+            raise KeyboardInterrupt from error
+        if isinstance(error, MissingDependencyError):
+            raise
+        text = str(error) if isinstance(error, ModelwrightError) else f"{type(error).__name__}: {error}"
+        raise ModelwrightError(f"{version.address} cannot be loaded by engine {spec.name!r}: {text}") from error
+    return LoadedModel(version=version, spec=spec, engine=engine, renderer=renderer, context_length=limit)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is at the bottom of an error: Python wraps one that comes while a class is being made."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -1,0 +1,77 @@
+"""Where a server listens."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from attrs import frozen
+
+from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.grpc_server.client.host_port import is_loopback, split_host_port
+
+
+@frozen(kw_only=True)
+class Address:
+    """A host and a port to listen on; port 0 lets the system choose. `str()` gives `HOST:PORT`."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `HOST:PORT` (`[::1]:50051` for IPv6).
+
+        Raises:
+            UsageError: it is neither.
+        """
+        parts = split_host_port(text)
+        if parts is None:
+            raise UsageError(
+                f"{text!r} is nowhere to listen: expected HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051"
+            )
+        host, port = parts
+        return cls(host=host, port=port)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs on this machine can reach it."""
+        return is_loopback(self.host)
+
+
+def check_free(listen: Address, flag: str) -> None:
+    """Bind for a moment: gRPC itself does not say why it could not.
+
+    Args:
+        listen: where.
+        flag: the option that says so.
+
+    Raises:
+        ModelwrightError: somebody listens there, or nobody can.
+    """
+    if listen.port == 0:
+        return
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise cannot_listen(listen, flag, error) from error
+
+
+def cannot_listen(listen: Address, flag: str, error: OSError | UnicodeError) -> ModelwrightError:
+    """The error for a person whose server cannot listen there.
+
+    Args:
+        listen: where.
+        flag: the option that says so.
+        error: what the system says, or the encoding of names.
+    """
+    reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "no host can have that name"
+    taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    advice = f"{'stop what listens there, or ' if taken else ''}choose another with {flag}"
+    return ModelwrightError(f"cannot listen on {listen}: {reason}: {advice}")

@@ -1,0 +1,162 @@
+"""An admitted request on its way through the renderer and the engine: one core behind gRPC and HTTP.
+
+Example:
+    with table.lease(request.model) as lease:
+        work = await chat_work(lease, request)
+        async with contextlib.aclosing(work.pieces()) as pieces:
+            async for piece in pieces:
+                ...
+        work.finish_reason, work.usage
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from attrs import define, field, frozen
+
+from modelwright.core.api.generation import Delta, GenerationRequest
+from modelwright.core.api.records import Finish
+from modelwright.core.api.thinking import ThinkingSplitter
+from modelwright.grpc_server.errors import ended_early
+from modelwright.grpc_server.models.lease import Lease
+from modelwright.grpc_server.requests import admit as requests
+from modelwright.v1 import common_pb2
+
+_FINISH: dict[Finish, common_pb2.FinishReason] = {
+    "stop": common_pb2.FINISH_REASON_STOP,
+    "length": common_pb2.FINISH_REASON_LENGTH,
+}
+
+
+@frozen(kw_only=True)
+class Piece:
+    """What is new of an answer; any part may be empty, never all of them.
+
+    Attributes:
+        text: of the answer.
+        thinking: of the thinking before it.
+        token_ids: the tokens that are new; their text may follow in a later piece.
+        logprobs: one natural logarithm a token, where asked for.
+    """
+
+    text: str = ""
+    thinking: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
+@define
+class Answer:
+    """What has come so far; the attributes are those of `Piece`, and `finish`: why it ended, once it has."""
+
+    text: str = ""
+    thinking: str = ""
+    token_ids: list[int] = field(factory=list)
+    logprobs: list[float] = field(factory=list)
+    finish: Finish | None = None
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece in."""
+        self.text += piece.text
+        self.thinking += piece.thinking
+        self.token_ids += piece.token_ids
+        self.logprobs += piece.logprobs
+
+
+@define(eq=False)
+class Work:
+    """An admitted request. Make one with `chat_work` or `text_work`.
+
+    Attributes:
+        lease: who answers, held as long as the lease's block lasts.
+        request: what the engine is asked.
+        answer: what it has given.
+    """
+
+    lease: Lease
+    request: GenerationRequest
+    answer: Answer = field(factory=Answer)
+    _splitter: ThinkingSplitter | None = None
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Run the engine. Whoever stops reading (close the generator: `contextlib.aclosing`) cancels the request.
+
+        Raises:
+            RequestError: the engine or the server ended it early (UNAVAILABLE).
+        """
+        engine = self.lease.model.engine
+        with self.lease.cutoff.running(lambda: engine.cancel(self.request.id)):
+            stream = engine.submit(self.request)
+            try:
+                async for delta in stream:
+                    piece = self._piece(delta)
+                    self.answer.add(piece)
+                    self.answer.finish = delta.finish or self.answer.finish
+                    if piece != Piece():
+                        yield piece
+            finally:
+                if self.answer.finish is None:
+                    engine.cancel(self.request.id)
+                if hasattr(stream, "aclose"):
+                    await stream.aclose()
+        if self.answer.finish not in _FINISH:
+            raise ended_early()
+
+    async def finished(self) -> Answer:
+        """The whole answer.
+
+        Raises:
+            RequestError: the engine or the server ended it early (UNAVAILABLE).
+        """
+        async with contextlib.aclosing(self.pieces()) as pieces:
+            async for _ in pieces:
+                pass
+        return self.answer
+
+    @property
+    def finish_reason(self) -> common_pb2.FinishReason:
+        """Why the answer ended; `answer.finish` says it as a word."""
+        assert self.answer.finish is not None
+        return _FINISH[self.answer.finish]
+
+    @property
+    def usage(self) -> common_pb2.Usage:
+        """What the answer took so far."""
+        return common_pb2.Usage(prompt_tokens=len(self.request.prompt), completion_tokens=len(self.answer.token_ids))
+
+    def _piece(self, delta: Delta) -> Piece:
+        thinking, text = "", delta.text
+        if self._splitter is not None:
+            thinking, text = self._splitter.feed(delta.text)
+            if delta.finish is not None:
+                rest = self._splitter.finish()
+                thinking, text = thinking + rest[0], text + rest[1]
+        return Piece(text=text, thinking=thinking, token_ids=delta.token_ids, logprobs=delta.logprobs or ())
+
+
+async def chat_work(lease: Lease, request: Any) -> Work:
+    """Admit a ChatRequest or a ChatStreamRequest; the answer's thinking is parted from its text.
+
+    Raises:
+        RequestError: a field cannot be, the engine cannot do it, or the context has no room.
+        TemplateRefusedError: the template refuses the conversation.
+    """
+    requests.check_adapter(request)
+    renderer = lease.model.renderer
+    prompt = await requests.chat_prompt(lease.model, request.messages, request.tools)
+    asked = requests.generation_request(lease.model, prompt, request)
+    return Work(lease, asked, splitter=ThinkingSplitter(inside=renderer.opens_thinking))
+
+
+async def text_work(lease: Lease, request: Any) -> Work:
+    """Admit a GenerateRequest or a GenerateStreamRequest; the text is what the model writes, unparted.
+
+    Raises:
+        RequestError: a field cannot be, the engine cannot do it, or the context has no room.
+    """
+    requests.check_adapter(request)
+    prompt = await requests.text_prompt(lease.model, request.prompt, "prompt")
+    return Work(lease, requests.generation_request(lease.model, prompt, request))

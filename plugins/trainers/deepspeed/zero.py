@@ -1,0 +1,230 @@
+"""A DeepSpeed engine as the loop's strategy: ZeRO's stages, and the checkpoints that they share out."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+
+from modelwright.core.api import ModelwrightError, TrainSettings, UsageError, files
+from modelwright.plugins.trainers import DeepSpeedOptions
+from modelwright.plugins.trainers.checkpoints import writing_to
+from modelwright.plugins.trainers.model.adapter import export_adapter, is_adapted
+from modelwright.plugins.trainers.ranks import Ranks
+from modelwright.plugins.trainers.training import BETAS, decay_groups, device_facts
+
+# All files of a checkpoint lie in the folder of this name within it.
+TAG = "zero"
+UNIVERSAL = "universal"
+
+
+class Zero:
+    """A DeepSpeed engine as the loop's strategy.
+
+    Args:
+        model: as it was loaded; the engine takes it over.
+        settings: the `[train]` table.
+        options: of the trainer.
+        config: that both make for DeepSpeed.
+        device: of this process.
+        precision: of the forward pass.
+        ranks: the processes that train together.
+
+    Raises:
+        UsageError: DeepSpeed refuses the configuration.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: TrainSettings,
+        options: DeepSpeedOptions,
+        config: Mapping[str, Any],
+        *,
+        device: torch.device,
+        precision: torch.dtype,
+        ranks: Ranks,
+    ) -> None:
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.ranks = ranks
+        self.layout = layout_of(options, ranks)
+        self._options = options
+        if settings.compile:
+            model.base_model.compile()
+        optimizer = torch.optim.AdamW(
+            decay_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=BETAS, fused=True
+        )
+        try:
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
+        except (AssertionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UsageError(f"[train.options] config: DeepSpeed refuses it: {said[:300]}") from error
+        self.forward = self.engine
+        if options.zero_stage == 0:
+            # The norm must be known before the step, and without ZeRO nothing but this program looks at it.
+            self.engine.enable_backward_allreduce = False
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Nothing: the engine has turned the weights into the precision of the forward pass."""
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss`; the engine divides the sum over the processes by their number."""
+        self.engine.backward(loss * self.ranks.size)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, step, forget the gradients; gives the norm before clipping; a step without one is dropped by ZeRO."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._options.zero_stage == 0:
+            return self._step_alone()
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm())
+
+    def _step_alone(self) -> float:
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and self.ranks.size > 1:
+                if parameter.grad is None:  # experts, say, that no token of this process came to
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.ranks.size
+        if self.precision == torch.bfloat16:
+            self.engine.step()
+            return float(self.engine.get_global_grad_norm())
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if norm - norm == 0:
+            self.engine.step()
+        else:
+            self.engine.zero_grad()
+        return norm
+
+    def save(self, folder: Path) -> None:
+        """Write this process's share into the folder `zero`."""
+        with writing_to(folder):
+            self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path, layout: Mapping[str, Any]) -> None:
+        """Read what `save` wrote; what another number of processes wrote is brought into a common form first.
+
+        Raises:
+            UsageError: it was written with another stage of ZeRO, or by another trainer.
+        """
+        check_layout(folder, layout, self._options)
+        if self._options.zero_stage == 0 or layout["ranks"] == self.ranks.size:
+            self._read(folder, TAG)
+            return
+        with self._universal(folder) as place:
+            self._read_universal(place)
+
+    def _read(self, folder: Path, tag: str) -> None:
+        path, _ = self.engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+        if path is None:
+            raise ModelwrightError(f"{folder / tag}: DeepSpeed found no checkpoint there")
+
+    def _read_universal(self, place: Path) -> None:
+        """Read a checkpoint of the common form, and mend what DeepSpeed's reader mixes up at stage 3.
+
+        It gives the settings of the first group of parameters to all, and one counter of steps, which each parameter
+        counts up.
+        """
+        groups = self.engine.optimizer.param_groups
+        decays = [group["weight_decay"] for group in groups]
+        self._read(place.parent, place.name)
+        for group, decay in zip(groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in self.engine.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+
+    @contextlib.contextmanager
+    def _universal(self, folder: Path) -> Iterator[Path]:
+        """The checkpoint in the form that any number of processes can read; it goes away again."""
+        place = folder.parent / f"{files.TEMPORARY}{folder.name}-{UNIVERSAL}"
+        if self.ranks.first:
+            shutil.rmtree(place, ignore_errors=True)
+            _convert(folder / TAG, place, stage=self._options.zero_stage)
+        self.ranks.wait()
+        settings = self.engine._config  # noqa: SLF001 - there is no public switch, and the next one may be of our own
+        settings.load_universal_checkpoint = True
+        try:
+            yield place
+        finally:
+            settings.load_universal_checkpoint = False
+        self.ranks.wait()
+        if self.ranks.first:
+            shutil.rmtree(place)
+
+    def export(self, folder: Path) -> None:
+        """Write config, generation config and safetensors in Hugging Face layout; or the adapter."""
+        state = self._gathered()
+        if not self.ranks.first:
+            return
+        with writing_to(folder):
+            if is_adapted(self.model):
+                export_adapter(self.model, folder, state=state)
+            else:
+                self.model.save_pretrained(folder, state_dict=state)
+
+    def _gathered(self) -> dict[str, torch.Tensor]:
+        """The model's tensors, whole, in the first process; of an adapter those that are trained."""
+        state: dict[str, torch.Tensor] = {}
+        copies: dict[int, torch.Tensor] = {}  # weights that are tied stay one tensor
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if is_adapted(self.model) and not tensor.requires_grad:
+                continue
+            with deepspeed.zero.GatheredParameters([tensor] if hasattr(tensor, "ds_id") else []):
+                if self.ranks.first:
+                    state[name] = copies.setdefault(id(tensor), tensor.detach().cpu().clone())
+        return state
+
+    def facts(self) -> dict[str, Any]:
+        """Device, precision, the threads of a CPU, and ZeRO's stage."""
+        return device_facts(self.device, self.precision) | {"zero_stage": self._options.zero_stage}
+
+
+def layout_of(options: DeepSpeedOptions, ranks: Ranks) -> dict[str, Any]:
+    """How a checkpoint's files are shared out."""
+    return {"strategy": "zero", "stage": options.zero_stage, "ranks": ranks.size}
+
+
+def check_layout(folder: Path, there: Mapping[str, Any], options: DeepSpeedOptions) -> None:
+    """Check that a checkpoint can be read with these options.
+
+    Raises:
+        UsageError: it was written with another stage of ZeRO, or by another trainer.
+    """
+    if there.get("strategy") != "zero" or there["stage"] != options.zero_stage:
+        raise UsageError(
+            f"{folder} was written with {_named(there)}, and [train.options] says zero_stage = {options.zero_stage}: "
+            "go on with what it was written with, or train anew with --only train --fresh"
+        )
+
+
+def _named(layout: Mapping[str, Any]) -> str:
+    return f"zero_stage = {layout['stage']}" if layout.get("strategy") == "zero" else "another trainer"
+
+
+def _convert(source: Path, place: Path, *, stage: int) -> None:
+    """Turn a checkpoint into DeepSpeed's universal form, as its script `ds_to_universal` does."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    arguments = ds_to_universal.argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(place),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        # Only the launchers of Megatron leave the state that stages 1 and 2 are asked for.
+        inject_missing_state=stage < 3,
+    )
+    ds_to_universal.main(arguments)

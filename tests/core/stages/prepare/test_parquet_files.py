@@ -1,0 +1,173 @@
+"""Rows of Parquet files: plain values, streamed, and a clear line for what is none."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.config.schema import SourceConfig
+from modelwright.core.stages.prepare.sources import raw_rows, read_source
+
+
+def _rows(path, **options):
+    return list(read_source(SourceConfig(path=str(path)), seed=1, **options))
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    def write(name="a.parquet", **columns):
+        pq.write_table(pa.table(columns), tmp_path / name, row_group_size=300)
+        return tmp_path / name
+
+    return write
+
+
+def test_rows_come_in_order_over_batches_and_row_groups(parquet):
+    """With their numbers."""
+    path = parquet(question=[f"q{n}" for n in range(1000)], answer=[f"a{n}" for n in range(1000)])
+    rows = _rows(path)
+    assert [row.value for row in rows] == [{"question": f"q{n}", "answer": f"a{n}"} for n in range(1000)]
+    assert [row.line for row in rows] == list(range(1, 1001))
+    assert {row.file for row in rows} == {"a.parquet"}
+
+
+SECOND = dt.datetime(2026, 3, 1, 12, 30, 1, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("array", "value"),
+    [
+        (pa.array(["x"]), "x"),
+        (pa.array(["x"], pa.large_string()), "x"),
+        (pa.array(["x"]).dictionary_encode(), "x"),
+        (pa.array([None], pa.string()), None),
+        (pa.array([None]), None),
+        (pa.array([7], pa.uint64()), 7),
+        (pa.array([1.5]), 1.5),
+        (pa.array([1.5], pa.float16()), 1.5),
+        (pa.array([True]), True),
+        (pa.array(["é".encode()]), "é"),
+        (pa.array([SECOND]), "2026-03-01T12:30:01+00:00"),
+        (pa.array([1], pa.timestamp("ns")), "1970-01-01T00:00:00.000000001"),
+        (pa.array([dt.date(2026, 3, 1)]), "2026-03-01"),
+        (pa.array([dt.time(12, 30)]), "12:30:00"),
+        (pa.array([dt.timedelta(seconds=90)]), "0:01:30"),
+        (pa.array([decimal.Decimal("1.50")]), "1.50"),
+        (pa.array([[1, 2]]), [1, 2]),
+        (pa.array([[]], pa.list_(pa.int64())), []),
+        (pa.array([{"role": "user", "turns": [{"at": SECOND}]}]),
+         {"role": "user", "turns": [{"at": "2026-03-01T12:30:01+00:00"}]}),
+        (pa.array([[("a", 1), ("b", 2)]], pa.map_(pa.string(), pa.int64())), {"a": 1, "b": 2}),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)  # fmt: skip
+def test_values_become_what_json_has(parquet, array, value):
+    """Formats and rejected.jsonl know nothing of Arrow."""
+    [row] = _rows(parquet(column=array))
+    assert row.value == {"column": value}
+    assert json.loads(json.dumps(row.value)) == row.value
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (pa.array([b"\x89PNG"]), "column 'picture': 4 bytes that are not UTF-8 text: remove the column"),
+        (pa.array([{"bytes": b"\xff"}]), "column 'picture': 1 bytes that are not UTF-8 text: remove the column"),
+        (pa.array([400 * 10**9], pa.timestamp("s")), "column 'picture': "),
+    ],
+    ids=["bytes", "struct", "year-14645"],
+)
+def test_a_row_with_a_value_that_json_has_not_is_kept_aside(parquet, array, reason):
+    """With what can be shown of it."""
+    rows = _rows(parquet(question=["q"], picture=array))
+    assert rows[0].value is None
+    assert rows[0].reason.startswith(reason)
+    assert rows[0].text == '{"question": "q"}'
+
+
+def test_text_that_is_not_utf8_is_the_rows_trouble_not_the_files(tmp_path):
+    """A writer in another language put Latin-1 into a text column."""
+    bad = pa.array([b"ok", b"caf\xe9", b"ok"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"question": bad}), tmp_path / "a.parquet")
+    rows = _rows(tmp_path / "a.parquet")
+    assert [row.value is None for row in rows] == [False, True, False]
+    assert rows[1].reason.startswith("column 'question': 'utf-8' codec can't decode byte 0xe9")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda content: content[: len(content) // 2],
+            "not a Parquet file, or cut short: Parquet magic bytes not found",
+        ),
+        (lambda content: content[:100], "not a Parquet file, or cut short: Parquet magic bytes not found"),
+        (lambda _: b"", "not a Parquet file, or cut short: Parquet file size is 0 bytes"),
+        (lambda _: b'{"question": "q"}\n', "not a Parquet file, or cut short: Parquet magic bytes not found"),
+        (lambda content: content[:4] + b"\xff" * 3000 + content[3004:], "cannot be read beyond row 0: "),
+    ],
+)
+def test_a_file_that_is_no_parquet_is_named(parquet, damage, message):
+    """In one line."""
+    path = parquet(question=[f"question {n} " * 9 for n in range(1000)])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ModelwrightError) as caught:
+        _rows(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_rows_or_with_a_column_twice_is_refused(tmp_path, parquet):
+    """As with every kind."""
+    with pytest.raises(ModelwrightError, match=r"a\.parquet: the file has no rows"):
+        _rows(parquet(question=pa.array([], pa.string())))
+    table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["a", "a"])
+    pq.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(ModelwrightError, match=r"b\.parquet: two of its columns are named 'a'"):
+        _rows(tmp_path / "b.parquet")
+
+
+def test_a_changed_schema_is_told_once_and_its_rows_are_read(tmp_path, parquet):
+    """The format decides row by row; a person hears of it once, not once a row."""
+    parquet("a.parquet", question=["q"], answer=["1"])
+    parquet("b.parquet", question=["q"], answer=["1"])
+    parquet("c.parquet", question=["q"], solution=["1"])
+    parquet("d.parquet", question=["q"], solution=[1])
+    (tmp_path / "e.csv").write_text("question,solution\nq,1\n")
+    (tmp_path / "f.jsonl").write_text('{"other": 1}\n')
+    told = []
+    rows = list(raw_rows(SourceConfig(path=str(tmp_path)), seed=1, notice=told.append))
+    assert [row.file for row in rows] == ["a.parquet", "b.parquet", "c.parquet", "d.parquet", "e.csv", "f.jsonl"]
+    assert told == [
+        "c.parquet: its columns are not those of b.parquet: without answer; with solution",
+        "d.parquet: its columns are not those of c.parquet: solution is int64 and was string",
+    ]
+
+
+def test_only_parquet_and_zstandard_need_pyarrow(tmp_path):
+    """And whoever lacks it is told what to install."""
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / "a.jsonl.zst").write_bytes(b"x")
+    program = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from modelwright.core.config.schema import SourceConfig\n"
+        "from modelwright.core.stages.prepare.sources import read_source\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: print(len(list(read_source(SourceConfig(path=name), seed=1))))\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    names = [str(tmp_path / name) for name in ("a.csv", "a.parquet", "a.jsonl.zst")]
+    done = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "1"
+    for line, name in zip(done.stdout.splitlines()[1:], names[1:], strict=True):
+        assert line.startswith(f"MissingDependencyError {name}: reading .{name.rpartition('.')[2]} files needs pyarrow")
+        assert "pip install 'modelwright[train]'" in line
