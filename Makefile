@@ -4,14 +4,20 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Parallel test processes share the cores; a thread each keeps them from spinning against one another.
 JOBS   ?= 2
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: quickstart test lint types arrows proto check-proto docs wheel clean
+.PHONY: quickstart test test-all lint types arrows proto check-proto docs wheel clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
+# Every behaviour.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(PYTEST) -m "not long"
+
+# With it the long ones: Slurm, kills at every stage, worlds of several processes, the documentation's pages, sweeps.
+test-all: $(VENV)/.installed
+	$(PYTEST)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -15,6 +15,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# tests/support is on the path (pyproject.toml): what several folders of tests share.
+pytest_plugins = ["golden"]
+
 # Tests are not timed: on cores that others share one example in thousands takes long.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

@@ -36,6 +36,12 @@ class SeveralErrors(UsageError):  # noqa: N818 - the plural says what it is
         return tuple(line for error in self.errors for line in error.lines)
 
 
+def raise_errors(errors: Sequence[ModelwrightError]) -> None:
+    """Raise the only error as it is, several as `SeveralErrors`, and nothing if there are none."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
+
+
 class MissingDependencyError(UsageError):
     """A package is missing that this command needs; the message names what to install."""
 

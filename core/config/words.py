@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, time
 from typing import Any
+
+from modelwright.core.api.wording import closest, either
 
 KeyPath = tuple[str | int, ...]
 
@@ -60,19 +61,6 @@ def _short(text: str) -> str:
 def dotted(path: KeyPath) -> str:
     """A key path as `--set` takes it; parts that are no bare keys are quoted."""
     return ".".join(part if _BARE.fullmatch(part) else quoted(part) for part in map(str, path))
-
-
-def either(choices: Iterable[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    *rest, last = choices
-    return f"{', '.join(rest)} or {last}" if rest else last
-
-
-def closest(word: str, words: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The one of `words` that was probably meant, whatever its case."""
-    by_lower = {candidate.lower(): candidate for candidate in words}
-    close = difflib.get_close_matches(word.lower()[:200], by_lower, n=1, cutoff=cutoff)
-    return by_lower[close[0]] if close else None
 
 
 def not_one_of(value: Any, allowed: Sequence[Any]) -> str:
