@@ -30,20 +30,23 @@ _ENTRY = re.compile(r"^- \[[^\]]+\]\(([^)#:]+)\.md\)", re.MULTILINE)
 
 def contents(text: str) -> str:
     """The side bar, as the tables of contents that Sphinx wants: the lists of index.md, part by part."""
-    _, *parts = _HEADING.split(text)
+    first, *parts = _HEADING.split(text)
+    if not parts:  # a list without headings
+        parts = ["", first]
     made = []
     for title, part in zip(parts[::2], parts[1::2], strict=True):
         pages = "\n".join(_ENTRY.findall(part))
         if pages:
-            made.append(f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{pages}\n```\n")
+            caption = f":caption: {title}\n" if title else ""
+            made.append(f"```{{toctree}}\n:hidden:\n{caption}\n{pages}\n```\n")
     return "\n".join(made)
 
 
 def setup(app: Any) -> None:
-    """Append them where Sphinx reads index.md: in the file itself GitHub would show them as code."""
+    """Append them where Sphinx reads an index.md: in the file itself GitHub would show them as code."""
 
     def read(_app: Any, name: str, source: list[str]) -> None:
-        if name == "index":
+        if name in ("index", "decisions/index"):
             source[0] += "\n" + contents(source[0])
 
     app.connect("source-read", read)

@@ -10,7 +10,7 @@ DOCS = REPOSITORY / "docs"
 # The reference is made of the source, and the decisions are prose.
 PAGES = [
     REPOSITORY / "README.md",
-    *sorted(page for page in DOCS.rglob("*.md") if "reference" not in page.parts and page.name != "decisions.md"),
+    *sorted(page for page in DOCS.rglob("*.md") if "reference" not in page.parts and "decisions" not in page.parts),
 ]
 
 # They share a set of trained models.
