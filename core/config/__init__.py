@@ -2,6 +2,7 @@
 
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.errors import ConfigError, Problem
+from modelwright.core.config.paths import FilePath, ModelSource
 from modelwright.core.config.reader import (
     EvalFile,
     Runs,
@@ -17,11 +18,9 @@ from modelwright.core.config.schema import (
     EvalConfig,
     EvalRegistryConfig,
     EvalSuiteConfig,
-    FilePath,
     GenerationConfig,
     HoldoutConfig,
     ModelConfig,
-    ModelSource,
     PluginsConfig,
     PromoteConfig,
     QualityConfig,

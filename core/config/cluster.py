@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import field, frozen, validators
 
-from modelwright.core.config.words import shown
+from modelwright.core.config.errors import shown
 
 _positive = validators.gt(0)
 _several: Any = validators.optional(_positive)

@@ -10,13 +10,19 @@ import glob
 import os.path
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NewType
 
-from modelwright.core.config.errors import fail
-from modelwright.core.config.words import shown
+from modelwright.core.config.errors import fail, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# The types of the strings below, for the classes of `schema`: a reader of one knows which function resolves it.
+FilePath = NewType("FilePath", str)
+ModelSource = NewType("ModelSource", str)
+ChatTemplate = NewType("ChatTemplate", str)
+RegistryUrl = NewType("RegistryUrl", str)
+ModelAddress = NewType("ModelAddress", str)
 
 BUILTIN = "builtin:"
 # What fsspec calls the files of a data set of the Hugging Face hub.

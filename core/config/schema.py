@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NewType
+from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
@@ -16,16 +16,11 @@ from modelwright.core.api.components import SPECS
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
 from modelwright.core.api.training import AdapterSettings, TrainSettings
+from modelwright.core.api.wording import closest, either
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.condition import parse_condition
-from modelwright.core.config.words import closest, either, shown
-
-ModelAddress = NewType("ModelAddress", str)
-# Strings that `core.config.paths` resolves while they are read; each says there how.
-FilePath = NewType("FilePath", str)
-ModelSource = NewType("ModelSource", str)
-ChatTemplate = NewType("ChatTemplate", str)
-RegistryUrl = NewType("RegistryUrl", str)
+from modelwright.core.config.errors import shown
+from modelwright.core.config.paths import ChatTemplate, FilePath, ModelAddress, ModelSource, RegistryUrl
 
 # Names become folders' names: as long as a model's at most.
 LONGEST_NAME = 128

@@ -10,9 +10,9 @@ from attrs import NOTHING, Attribute, Factory, frozen, has
 
 from generator.text import block, code, page, plain, read_doc, sentence, table
 from modelwright.core.api.components import SPECS, ComponentSpec
-from modelwright.core.config.classes import attributes_of
-from modelwright.core.config.extends import LONGEST
+from modelwright.core.config.files import LONGEST
 from modelwright.core.config.schema import EvalConfig, RunConfig
+from modelwright.core.config.structure import attributes_of
 from modelwright.core.plugins import discover
 
 _INTRODUCTION = """

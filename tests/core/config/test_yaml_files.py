@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelwright.core.config import ConfigError, read_run, to_plain
-from modelwright.core.config.yaml_values import lines, parse
+from modelwright.core.config.yaml_files import lines, parse
 
 RUN = """\
 name: tiny

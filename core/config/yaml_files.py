@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from attrs import define, field, frozen
 
-from modelwright.core.config.documents import DEEPEST, NotValidError
-from modelwright.core.config.words import shown
+from modelwright.core.config.errors import shown
+from modelwright.core.config.files import DEEPEST, NotValidError
 
 if TYPE_CHECKING:
-    from modelwright.core.config.words import KeyPath
+    from modelwright.core.config.errors import KeyPath
 
 # Values that aliases may come to, all together.
 _MOST = 100_000
