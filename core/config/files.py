@@ -20,6 +20,7 @@ from modelwright.core.config.paths import Written, file_path
 SET = "--set"
 # Deeper than anything sensible, and shallow enough for code that descends by calling itself.
 DEEPEST = 64
+TOO_DEEP = f"tables and arrays are nested more than {DEEPEST} deep"
 # Bytes; whoever names a larger file has mistaken some data for a configuration.
 LARGEST = 2**20
 

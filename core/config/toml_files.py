@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import tomli
 
 from modelwright.core.config.errors import shown
-from modelwright.core.config.files import DEEPEST, NotValidError, deeper_than
+from modelwright.core.config.files import DEEPEST, TOO_DEEP, NotValidError, deeper_than
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from modelwright.core.config.errors import KeyPath
 
 _DUPLICATE = re.compile(r"Cannot overwrite a value|Cannot declare .* twice|Cannot mutate immutable namespace .*")
-_TOO_DEEP = f"tables and arrays are nested more than {DEEPEST} deep"
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def parse(text: str) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:
         raise NotValidError(f"cannot be read as TOML: {error}") from None
     if deeper_than(values, DEEPEST):
-        raise NotValidError(_TOO_DEEP)
+        raise NotValidError(TOO_DEEP)
     return values
 
 
@@ -57,7 +56,7 @@ def parse_value(text: str) -> Any:
     if set(values) != {"value"}:
         raise ValueError(f"{shown(text)} is more than one value")
     if deeper_than(values, DEEPEST):
-        raise ValueError(_TOO_DEEP)
+        raise ValueError(TOO_DEEP)
     return values["value"]
 
 

@@ -85,21 +85,24 @@ BYTES = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".toml", ".yaml", ".yml", "", ".json"])
 @pytest.mark.parametrize("name", BYTES)
-def test_bytes_that_are_no_text(name, suffix, tmp_path, installed, lines_of, wording):
+def test_bytes_that_are_no_text(name, tmp_path, installed, wording):
     """One line, the same for both syntaxes; and no evaluation file either."""
     content, number = BYTES[name]
-    path = tmp_path / f"run{suffix}"
-    path.write_bytes(content)
-    (line,) = lines_of(path)
-    assert line.startswith(f"run{suffix}:{number}")
-    assert not is_eval_file(path)
-    with pytest.raises(ConfigError) as caught:
-        read_eval(path, plugins=installed)
-    (line,) = caught.value.lines
-    assert line.startswith(f"{path}:{number}")
-    wording(line)
+    messages = {read_run: set(), read_eval: set()}
+    for suffix in (".toml", ".yaml", ".yml", "", ".json"):
+        path = tmp_path / f"run{suffix}"
+        path.write_bytes(content)
+        assert not is_eval_file(path)
+        for read, found in messages.items():
+            with pytest.raises(ConfigError) as caught:
+                read(path, plugins=installed)
+            (line,) = caught.value.lines
+            assert line.startswith(f"{path}:{number}")
+            found.add(line.removeprefix(str(path)))
+    for found in messages.values():
+        (message,) = found
+        wording(f"run{message}")
 
 
 @pytest.mark.parametrize(

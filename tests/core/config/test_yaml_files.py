@@ -196,13 +196,15 @@ def test_anchors_and_merge_keys_work(yaml, wrong):
         pytest.param("", "1", id="empty"),
         ("# nothing\n---\n", "1"),
         ("a: *b\n", "1:4"),
-        ("a: &b [*b]\n", "1:8"),
-        ("<<: 3\n", "1"),
+        ("a: &b [*b]\n", "1:4"),
+        ("a: &b {<<: *b}\n", "1:4"),
+        ("a: {<<: &b {<<: *b}}\n", "1:9"),
+        ("<<: 3\n", "1:1"),
         ('a: "\\ud800"\n', "1:4"),
         ("a: x\0y\n", "1"),
         ("\n\na: \x1b\n", "3"),
         pytest.param("a: " + "9" * 5000, "1:4", id="a number of 5000 digits"),
-        pytest.param("a: " + "[" * 9999, "1:67", id="nested deeply"),
+        pytest.param("a: " + "[" * 9999, "1:68", id="nested deeply"),
         ("%YAML 9.9\n---\na: 1\n", "1:1"),
     ],
 )
@@ -226,9 +228,12 @@ def test_aliases_cannot_blow_up(wrong):
     for number in range(1, 40):
         text += f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]\n"
     (found,) = wrong(text)
-    assert found == "run.yaml:5:58"
+    assert found == "run.yaml:5:5"
     deep = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 80))
-    assert wrong(deep) == ["run.yaml:65:16"]
+    assert wrong(deep) == ["run.yaml:64:6"]
+    merged = "a0: &a0 {x: 1}\n"
+    merged += "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 40))
+    assert parse(merged)["a39"] == {"x": 1}
 
 
 keys = st.text(string.ascii_letters + string.digits + "_-. \"'\\é#=[]{}:,&*!|>%@\n", max_size=6)
