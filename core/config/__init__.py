@@ -13,18 +13,16 @@ from modelwright.core.config.reader import (
     read_run,
     to_plain,
 )
+from modelwright.core.config.registry import EvalRegistryConfig, PromoteConfig, RegistryConfig
 from modelwright.core.config.schema import (
     DataConfig,
     EvalConfig,
-    EvalRegistryConfig,
     EvalSuiteConfig,
     GenerationConfig,
     HoldoutConfig,
     ModelConfig,
     PluginsConfig,
-    PromoteConfig,
     QualityConfig,
-    RegistryConfig,
     RunConfig,
     ScratchConfig,
     SourceConfig,

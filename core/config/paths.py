@@ -33,6 +33,22 @@ _TEMPLATE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
+# Names become folders' names: as long as a model's at most.
+LONGEST_NAME = 128
+
+
+def named(pattern: re.Pattern[str], words: str) -> Any:
+    """A validator for names; `words` describes the pattern."""
+
+    def check(_instance: Any, _attribute: Any, value: str) -> None:
+        if len(value) > LONGEST_NAME:
+            raise ValueError(f"must have {LONGEST_NAME} or fewer characters, not {len(value)}")
+        if not pattern.fullmatch(value):
+            raise ValueError(f"must be {words}, not {shown(value)}")
+
+    return check
+
+
 class Written(str):  # noqa: SLOT000 - it exists to carry an attribute
     """A string of a layer, with the folder that a relative path in it is relative to."""
 

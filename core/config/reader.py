@@ -19,7 +19,8 @@ from modelwright.core.config.layers import (
     settle_variants,
     unknown_variant,
 )
-from modelwright.core.config.schema import LONGEST_NAME, VARIANT_NAME, EvalConfig, PluginsConfig, RunConfig
+from modelwright.core.config.paths import LONGEST_NAME
+from modelwright.core.config.schema import VARIANT_NAME, EvalConfig, PluginsConfig, RunConfig
 from modelwright.core.config.structure import plain, structure
 from modelwright.core.plugins import Plugins, discover
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.records import Figure, wilson
-from modelwright.core.config.condition import Clause, Condition, parse_condition
+from modelwright.core.config.registry import Clause, Condition, parse_condition
 
 OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "==": operator.eq}
 
