@@ -18,9 +18,9 @@ from modelwright.core.plugins import discover
 
 _INTRODUCTION = """
 A run file describes how to train a model, or several variants of it. An evaluation file describes which registered
-models to grade on which test sets. Both are TOML, or YAML 1.2 with the same keys. Unknown keys are errors. `modelwright
-config check FILE` reports every mistake with its line; `modelwright config show FILE` prints the resulting configuration
-with all defaults.
+models to grade on which test sets. Both are TOML, or YAML 1.2 with the same keys. Unknown keys are errors.
+`modelwright config check FILE` reports every mistake with its line; `modelwright config show FILE` prints the resulting
+configuration with all defaults.
 
 Paths are relative to the file that they are written in. Paths in `--set` are relative to the working directory.
 """
@@ -31,7 +31,7 @@ _LAYERS = f"""
 | key | type | meaning |
 | --- | --- | --- |
 | `extends` | path, or array of paths | Files to build on. They are read first; a chain has at most {LONGEST} files. |
-| `variants` | table of tables | `[variants.NAME]`: changes that make another model, called `MODEL-NAME`. Run files only. |
+| `variants` | table of tables | `[variants.NAME]`: changes for another model, called `MODEL-NAME`. Run files only. |
 
 Later layers override earlier ones, in this order: the files of `extends`, the file itself, the variant, `--set
 KEY=VALUE`. Tables are merged key by key; arrays and single values are replaced. A variant cannot set `name`, `plugins`,
@@ -40,8 +40,8 @@ KEY=VALUE`. Tables are merged key by key; arrays and single values are replaced.
 
 _OPTIONS = """
 Each format, trainer and metric has its own options. Options of a format belong in `[data.options]` (or in `options` of
-a test set), options of a trainer in `[train.options]`. They are checked like the rest of the file, as are the options of
-plugins that you install.
+a test set), options of a trainer in `[train.options]`. They are checked like the rest of the file, as are the options
+of plugins that you install.
 """
 
 _NAMES = {str: "string", int: "integer", float: "number", bool: "true or false", type(None): ""}
@@ -166,8 +166,8 @@ def _comparisons(validator: Any) -> Iterator[str]:
     if hasattr(validator, "validator"):
         yield from _comparisons(validator.validator)
     if hasattr(validator, "compare_op"):
-        bound = validator.bound
-        yield code(f"{validator.compare_op} {int(bound) if abs(bound) < 2**31 else '2^63'}")
+        bound = validator.bound if validator.bound % 1 else int(validator.bound)
+        yield code(f"{validator.compare_op} {bound if abs(bound) < 2**31 else '2^63'}")
     if hasattr(validator, "min_length"):
         yield "not empty"
 
