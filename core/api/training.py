@@ -1,4 +1,4 @@
-"""What a trainer is given and what it gives back: the `[train]` and `[adapter]` tables, the job, and its outcome."""
+"""What a trainer gets and returns: the `[train]` and `[adapter]` tables, the job, and its outcome."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attrs import field, frozen, validators
 from modelwright.core.api.errors import UsageError
 
 _positive: Any = validators.gt(0)
-# Sequences in a step where nobody says how many.
+# Sequences per step unless the run file sets batch_size.
 _USUAL_BATCH = 32
 
 
@@ -20,7 +20,7 @@ def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto
         _positive(_instance, attribute, value)
 
 
-# More passes than any training takes, and few enough that their steps can be counted.
+# More passes than any training takes, and few enough to count their steps.
 _passes = validators.and_(validators.gt(0.0), validators.le(1e6))
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
 _less_than_all = validators.and_(validators.ge(0.0), validators.lt(1.0))
@@ -33,34 +33,37 @@ def _some_targets(_instance: Any, _attribute: Any, value: str | tuple[str, ...])
 
 @frozen(kw_only=True)
 class TrainSettings:
-    """The `[train]` table of a run.toml, the same for every trainer; the trainer's own settings are `options`.
+    """`[train]`: How the model is trained. The same for every trainer, which may have `options` of its own.
 
     Attributes:
-        trainer: a trainer plugin's name.
-        processes: how many on one machine; "auto" is one for each GPU.
-        epochs: passes over the data; exactly one of `epochs` and `max_steps` is given.
-        max_steps: optimiser steps.
-        batch_size: sequences in one optimiser step, over all processes; a pack is one sequence. The default is all of
-            them where there are fewer.
-        micro_batch_size: sequences in one process and forward pass, a pack again being one; None lets the trainer
-            choose.
-        learning_rate: the peak of the schedule.
-        schedule: what the rate does after the warm-up: half a cosine to 0, a line to 0, or nothing.
-        warmup: the share of the steps in which the rate rises in a line from 0.
-        weight_decay: AdamW's, on matrices only.
-        clip_norm: the gradient's largest 2-norm; 0 turns clipping off.
-        precision: of the forward and backward pass. The optimiser steps float32 weights, whatever it is.
-        compile: whether `torch.compile` is used.
-        checkpoint_every: optimiser steps between checkpoints.
-        keep_checkpoints: how many of the newest are kept, beside the one with the lowest held-out loss.
-        preflight: whether the longest batches, a step, a measurement and a checkpoint are tried before the first step.
-        on_bad_step: what happens where loss or gradient of a step are no numbers, or the loss is a spike: the training
-            stops, or the step's gradient is dropped and the training goes on.
-        loss_spike: a loss is a spike where it is more than so many times the median of the last 32 steps' losses; 0: no
-            loss is.
-        early_stopping: after how many measurements on the held-out data without a lower loss the training ends; the
-            result is the model with the lowest. None: it goes on to the end, and the last step's is the result.
-        options: the trainer's own options, an instance of its spec's `options` class.
+        trainer: Name of the trainer plugin: `"local"` trains in one process, `"deepspeed"` on several GPUs or machines.
+        processes: Number of training processes on one machine; `"auto"` starts one per GPU.
+        epochs: Passes over the training data; 0.5 is half of it. Give exactly one of `epochs` and `max_steps`.
+        max_steps: Number of optimizer steps. Give exactly one of `epochs` and `max_steps`.
+        batch_size: Sequences per optimizer step, over all processes; a pack is one sequence. If not set and there are
+            fewer sequences, all of them.
+        micro_batch_size: Sequences per forward pass of one process; a pack is one sequence. Default: the trainer's
+            choice. Lower it if memory runs out.
+        learning_rate: Peak learning rate, reached after the warmup. Lower it if the loss jumps or rises.
+        schedule: How the learning rate changes after the warmup: `"cosine"` and `"linear"` fall to 0 at the last step,
+            `"constant"` stays at the peak.
+        warmup: Share of the steps in which the learning rate rises linearly from 0 to its peak.
+        weight_decay: Weight decay of AdamW, applied to matrices only. Raise it against overfitting.
+        clip_norm: Maximum 2-norm of the gradient; a larger gradient is scaled down to it. 0 turns clipping off.
+        precision: Number format of the forward and backward pass. `"auto"` is bfloat16 on a GPU that supports it,
+            float32 otherwise. The optimizer always updates float32 weights.
+        compile: Compile the model with `torch.compile`: the first steps are slower, all others faster.
+        checkpoint_every: Optimizer steps between checkpoints. A killed training repeats at most this many steps.
+        keep_checkpoints: Number of newest checkpoints to keep, in addition to the one with the lowest held-out loss.
+        preflight: Before the first step, try the longest batches, a step, a held-out evaluation and a checkpoint, so
+            that a lack of memory or disk space shows at once and not hours later.
+        on_bad_step: What to do if the loss or gradient of a step is not finite, or the loss is a spike (`loss_spike`):
+            `"stop"` the training, or `"skip"` the update of that step and continue.
+        loss_spike: Treat a step as bad if its loss exceeds this multiple of the median of the last 32 steps. 0 turns
+            the check off; other values must be above 1.
+        early_stopping: Stop after this many held-out evaluations without improvement; the best checkpoint is the
+            result. By default training runs to the end, and the result is the last step's model.
+        options: Options of the trainer.
     """
 
     trainer: str = "local"
@@ -90,35 +93,35 @@ class TrainSettings:
             yield "max_steps", "exactly one of epochs and max_steps must be given"
 
     def sequences_in_a_step(self, there_are: int) -> int:
-        """The batch size, of so many sequences.
+        """The batch size when there are this many sequences to train on.
 
         Raises:
-            UsageError: a larger one is asked for.
+            UsageError: a larger one is configured.
         """
         if self.batch_size > there_are and self.batch_size != _USUAL_BATCH:
             counted = "is 1 sequence" if there_are == 1 else f"are {there_are} sequences"
             raise UsageError(
-                f"[train] batch_size is {self.batch_size}, and there {counted} to train on: set it to {there_are} or "
-                "less, or leave it out"
+                f"[train] batch_size is {self.batch_size}, but there {counted} to train on: set it to {there_are} or "
+                "less, or remove it"
             )
         return min(self.batch_size, there_are)
 
 
 @frozen(kw_only=True)
 class AdapterSettings:
-    """The `[adapter]` table of a run.toml: train an adapter and leave the model's own weights as they are.
+    """`[adapter]`: Train a small adapter and leave the model's own weights unchanged.
 
-    A layer W becomes W x + scale · B A x, and A and B alone, of low rank, are trained (E. Hu et al., "LoRA: Low-Rank
-    Adaptation of Large Language Models", 2021).
+    A layer W becomes W x + scale · B A x, and only A and B, matrices of low rank, are trained (E. Hu et al., "LoRA:
+    Low-Rank Adaptation of Large Language Models", 2021).
 
     Attributes:
-        kind: "lora", or "rslora", whose scale is alpha over the square root of the rank: it does not fade as the rank
-            grows (D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
-        rank: of the low-rank matrices.
-        alpha: the scale is alpha over rank.
-        dropout: of what the adapter's layers see, in training.
-        targets: the last parts of the layers' names, such as "q_proj", or "all-linear": every linear layer but the
-            output layer.
+        kind: `"lora"` scales by alpha / rank; `"rslora"` by alpha / √rank, so that the adapter's effect does not fade
+            as the rank grows (D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
+        rank: Rank of A and B. A higher rank can learn more and takes more memory.
+        alpha: Strength of the adapter; see `kind` for the scale.
+        dropout: Share of the inputs of the adapter that are zeroed in training. Raise it against overfitting.
+        targets: Layers that get an adapter: the last parts of their names, such as `["q_proj", "v_proj"]`, or
+            `"all-linear"` for every linear layer except the output layer.
     """
 
     kind: Literal["lora", "rslora"] = "lora"
@@ -130,30 +133,30 @@ class AdapterSettings:
 
 @frozen(kw_only=True)
 class Job:
-    """One training job, as every process of it sees it.
+    """One training job, as each of its processes sees it.
 
     Attributes:
-        folder: the trainer's own folder, for checkpoints; it outlives a killed process.
-        model: a folder in Hugging Face layout. Without weights, its config is initialised from `seed`.
-        output: the folder that the trained model is written to, by `files.writing_folder`.
-        tokens: the training tokens (a `TokenFolder`). Where it has packs, a sequence is a pack, and a trainer keeps
-            the documents in it apart: none attends to another, and positions begin anew in each.
-        holdout: tokens held out for the loss curve, where there are any (a `TokenFolder`, packed or not).
-        settings: the `[train]` table.
-        adapter: the `[adapter]` table; None where the whole model is trained. With one, `output` gets the adapter
-            without the model: `adapter_config.json` and `adapter_model.safetensors`, as peft writes them, and the
-            model's `config.json`.
-        vocabulary: how many tokens the tokenizer can give. A model with fewer rows of embeddings gets that many, the
-            new ones beginning as the mean of the old. None leaves them as they are.
-        hub: what `model` is called by everyone, `org/name@COMMIT`, where it is of the hub.
-        seed: of initialisation, order and dropout.
-        attention: the attention implementation asked for, "auto" for the trainer's choice.
-        trust_remote_code: whether the model may bring code of its own.
-        fingerprint: of all that went in; a checkpoint with another one is not resumed.
-        emit: writes an event: `emit(kind, data)`. Progress is shown from `started` {steps, parameters, trainable,
+        folder: The trainer's own folder, for checkpoints. It outlives a killed process.
+        model: A folder in Hugging Face layout. If it has no weights, they are initialized from `seed`.
+        output: The folder to write the trained model to, with `files.writing_folder`.
+        tokens: The training tokens (a `TokenFolder`). If it has packs, a sequence is a pack, and the trainer keeps its
+            documents apart: no document attends to another, and positions restart in each.
+        holdout: Tokens held out to measure the loss (a `TokenFolder`, packed or not); None if there are none.
+        settings: The `[train]` table.
+        adapter: The `[adapter]` table; None if the whole model is trained. With it, `output` gets the adapter without
+            the model: `adapter_config.json` and `adapter_model.safetensors`, as peft writes them, and the model's
+            `config.json`.
+        vocabulary: Number of tokens of the tokenizer. A model with fewer rows of embeddings gets that many; the new
+            rows start as the mean of the old. None leaves them as they are.
+        hub: Public name of `model`, `org/name@COMMIT`, if it is from the hub.
+        seed: Seed of initialization, order and dropout.
+        attention: The attention implementation to use; "auto" leaves it to the trainer.
+        trust_remote_code: Whether the model may run code of its own.
+        fingerprint: Of all inputs. A checkpoint with another fingerprint is not resumed.
+        emit: Writes an event: `emit(kind, data)`. Progress is shown from `started` {steps, parameters, trainable,
             device}, `step` {step, steps, loss, tokens, seconds, …}, `resumed` {step} and `checkpoint` {step}; other
-            kinds are kept.
-        stopping: whether someone asked the run to stop; asked at each step's end, and before each micro-batch.
+            kinds are only recorded.
+        stopping: Whether someone requested a stop. Call it at the end of each step and before each micro-batch.
     """
 
     folder: Path
@@ -178,11 +181,11 @@ class Trained:
     """How a training job ended.
 
     Attributes:
-        finished: False where it stopped on request, after a checkpoint.
-        step: optimiser steps done.
-        steps: optimiser steps planned.
-        loss: the last step's mean loss over supervised tokens, in nats.
-        holdout_loss: the same on the held-out data, where there is any.
+        finished: False if it stopped on request, after a checkpoint.
+        step: Optimizer steps done.
+        steps: Optimizer steps planned.
+        loss: The last step's mean loss over trained tokens, in nats.
+        holdout_loss: The same on the held-out data, if there is any.
     """
 
     finished: bool

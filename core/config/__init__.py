@@ -2,6 +2,7 @@
 
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.errors import ConfigError, Problem
+from modelwright.core.config.paths import FilePath, ModelSource
 from modelwright.core.config.reader import (
     EvalFile,
     Runs,
@@ -12,20 +13,16 @@ from modelwright.core.config.reader import (
     read_run,
     to_plain,
 )
+from modelwright.core.config.registry import EvalRegistryConfig, PromoteConfig, RegistryConfig
 from modelwright.core.config.schema import (
     DataConfig,
     EvalConfig,
-    EvalRegistryConfig,
     EvalSuiteConfig,
-    FilePath,
     GenerationConfig,
     HoldoutConfig,
     ModelConfig,
-    ModelSource,
     PluginsConfig,
-    PromoteConfig,
     QualityConfig,
-    RegistryConfig,
     RunConfig,
     ScratchConfig,
     SourceConfig,

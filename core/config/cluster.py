@@ -1,4 +1,4 @@
-"""`[cluster]`: what Slurm is asked for by `modelwright submit`."""
+"""`[cluster]`: what `modelwright submit` requests from Slurm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import field, frozen, validators
 
-from modelwright.core.config.words import shown
+from modelwright.core.config.errors import shown
 
 _positive = validators.gt(0)
 _several: Any = validators.optional(_positive)
@@ -22,7 +22,7 @@ _MEMORY = re.compile(r"\d+[KMGT]?")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-# What a script sets itself, and what a key of `[cluster]` sets.
+# Options that a script sets itself, and those that a key of `[cluster]` sets.
 _OWN = frozenset(
     (
         *("array", "chdir", "dependency", "error", "hold", "job-name", "kill-on-invalid-dep", "no-requeue", "ntasks"),
@@ -42,9 +42,9 @@ _KEYS = {
 
 
 def seconds_of(time: str) -> int | None:
-    """What a time limit comes to, as Slurm reads it: `MM`, `MM:SS`, `HH:MM:SS`, `D-HH`, `D-HH:MM`, `D-HH:MM:SS`.
+    """The seconds of a time limit, as Slurm reads it: `MM`, `MM:SS`, `HH:MM:SS`, `D-HH`, `D-HH:MM`, `D-HH:MM:SS`.
 
-    None where it is none.
+    None if it is not a time limit.
     """
     match = _TIME.fullmatch(time)
     if match is None:
@@ -57,7 +57,7 @@ def seconds_of(time: str) -> int | None:
 
 def _a_time(_instance: Any, _attribute: Any, value: str) -> None:
     if not seconds_of(value):
-        raise ValueError(f"must be a time such as 04:00:00 or 1-12:00:00 (a day and twelve hours), not {shown(value)}")
+        raise ValueError(f"must be a time such as 04:00:00 or 1-12:00:00 (one day, twelve hours), not {shown(value)}")
 
 
 def _a_size(_instance: Any, _attribute: Any, value: str) -> None:
@@ -67,7 +67,7 @@ def _a_size(_instance: Any, _attribute: Any, value: str) -> None:
 
 def _one_line(_instance: Any, _attribute: Any, value: str) -> None:
     if not value.strip() or not value.isprintable():
-        raise ValueError(f"must be a line of text, not {shown(value)}")
+        raise ValueError(f"must be one line of text, not {shown(value)}")
 
 
 _word = validators.optional(_one_line)
@@ -75,27 +75,28 @@ _word = validators.optional(_one_line)
 
 @frozen(kw_only=True)
 class ClusterConfig:
-    """`[cluster]`: what `modelwright submit` asks Slurm for. Only the training has more than one node.
+    """`[cluster]`: What `modelwright submit` requests from Slurm. Only training runs on more than one node.
 
     Attributes:
-        nodes: how many train.
-        processes_per_node: how many processes train on each; default: `gpus_per_node`, else `[train] processes`.
-        gpus_per_node: how many GPUs of each; an evaluation has one of them, the other stages have none.
-        cpus: CPU cores of each node, which its processes share.
-        memory: of each node, such as "64G".
-        partition: where to queue.
-        account: who is charged.
-        qos: the quality of service.
-        time: the limit of each job, `HH:MM:SS` or `D-HH:MM:SS`.
-        stop_before: how many seconds before that limit a job is told to stop; it writes a checkpoint and is queued
-            again.
-        prepare_shards: how many jobs of an array prepare the data, a share of it each.
-        modules: environment modules that are loaded first.
-        environment: variables that are set next.
-        setup: lines of shell after that, such as "source venv/bin/activate". One that fails ends the job.
-        container: what stands before `modelwright` and `deepspeed` to run them in a container, such as
-            "apptainer exec --nv train.sif".
-        sbatch: more options of sbatch, by name; `""` for one without a value.
+        nodes: Number of nodes to train on.
+        processes_per_node: Number of training processes per node. Default: `gpus_per_node`, or else `processes` of
+            `[train]`.
+        gpus_per_node: GPUs per node for training. If set, an evaluation job requests one GPU; all other jobs none.
+        cpus: CPU cores per node, shared by its processes.
+        memory: Memory per node, such as `"64G"`.
+        partition: Partition to queue in.
+        account: Account to charge.
+        qos: Quality of service to request.
+        time: Time limit of each job, as `HH:MM:SS` or `D-HH:MM:SS`.
+        stop_before: Seconds before the time limit at which a job is asked to stop; it then writes a checkpoint and is
+            queued again. Raise it if a checkpoint takes longer to write.
+        prepare_shards: Number of array jobs that prepare the data, each its share. Raise it for large data.
+        modules: Environment modules to load first in each job.
+        environment: Environment variables to set after the modules.
+        setup: Shell commands to run after that, such as `"source venv/bin/activate"`. If one fails, so does the job.
+        container: Command in front of `modelwright` and `deepspeed` that runs them in a container, such as `"apptainer
+            exec --nv train.sif"`.
+        sbatch: Other options of sbatch, by their long names without dashes; `""` for an option without a value.
     """
 
     nodes: int = field(default=1, validator=_positive)
@@ -117,24 +118,23 @@ class ClusterConfig:
 
     @property
     def processes(self) -> int | None:
-        """How many processes train on each node; None: as many as `[train]` says."""
+        """Number of training processes per node; None leaves it to `[train]`."""
         return self.processes_per_node or self.gpus_per_node
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, and with the names in its tables, as (key, message)."""
         limit = seconds_of(self.time) if self.time else None
         if limit is not None and self.stop_before >= limit:
-            told = f"jobs of {limit} s would be told to stop {self.stop_before} s before their end, as they begin"
-            yield "stop_before", f"must be shorter than the time limit: {told}"
+            yield "stop_before", f"must be shorter than the time limit ({limit} s), not {self.stop_before} s"
         for name in self.environment:
             if not _VARIABLE.fullmatch(name):
-                yield "environment", f"{shown(name)} is no name of a variable"
+                yield "environment", f"{shown(name)} is not a valid variable name"
         for name, value in self.sbatch.items():
             if name in _OWN:
                 yield f"sbatch.{name}", "modelwright submit sets this option itself: remove it"
             elif name in _KEYS:
-                yield f"sbatch.{name}", f"must stand in [cluster] {_KEYS[name]}"
+                yield f"sbatch.{name}", f"set {_KEYS[name]} in [cluster] instead"
             elif not _OPTION.fullmatch(name):
-                yield f"sbatch.{name}", "must be the long name of an option, without its dashes"
+                yield f"sbatch.{name}", "must be the long name of an sbatch option, without dashes"
             elif not value.isprintable():
-                yield f"sbatch.{name}", f"must be a line of text, not {shown(value)}"
+                yield f"sbatch.{name}", f"must be one line of text, not {shown(value)}"

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli
 from attrs import field, frozen
 
-from modelwright.core.config.documents import DEEPEST, Document
-from modelwright.core.config.errors import ConfigError, Invalid, Problem, fail
+from modelwright.core.api.wording import closest
+from modelwright.core.config.errors import (
+    ConfigError,
+    Invalid,
+    KeyPath,
+    Problem,
+    dotted,
+    fail,
+    printable,
+    quoted,
+    shown,
+)
+from modelwright.core.config.files import DEEPEST, SET, Document, Layer, Origin, located
 from modelwright.core.config.paths import Written
-from modelwright.core.config.toml_values import parse_value
-from modelwright.core.config.words import KeyPath, dotted, printable, quoted, shown
-
-SET = "--set"
+from modelwright.core.config.schema import VARIANT_NAME
+from modelwright.core.config.toml_files import parse_value
 
 # A part of a TOML key: bare, "basic" or 'literal'.
 _PART = re.compile(r"""\s*(?:([A-Za-z0-9_-]+)|("(?:[^"\\]|\\.)*")|('[^']*'))\s*""")
-
-
-@frozen(kw_only=True)
-class Origin:
-    """Where a key was given: its path in a file, or in a `--set` (there is no document then)."""
-
-    document: Document | None
-    path: KeyPath
 
 
 @frozen(kw_only=True)
@@ -194,24 +195,6 @@ def _step(holder: Any, path: KeyPath, part: str, is_quoted: bool) -> str | int:
     return part
 
 
-def located(origin: Origin, beyond: KeyPath, message: str) -> Problem:
-    """A problem at `origin`, or at a path `beyond` it that is not there."""
-    path, document = (*origin.path, *beyond), origin.document
-    if document is None:
-        return Problem(source=SET, key=dotted(path), message=message)
-    table = path
-    while table and isinstance(table[-1], int):
-        table = table[:-1]
-    table = table[:-1]
-    return Problem(
-        source=document.name,
-        line=document.line(origin.path),
-        table=dotted(table),
-        key=dotted(path[len(table) :]),
-        message=message,
-    )
-
-
 def put_all(layers: Layers, overrides: list[Override]) -> list[Problem]:
     """Put every override over the layers; the problems of those that lead nowhere."""
     problems = []
@@ -221,3 +204,53 @@ def put_all(layers: Layers, overrides: list[Override]) -> list[Problem]:
         except Invalid as error:
             problems += [override.problem(message) for _, message in error.findings]
     return problems
+
+
+VARIANTS = "variants"
+_NAME = "a lower-case letter, then any of a-z 0-9 _ -"
+# What belongs to the file as a whole, with the reason why a variant cannot have it.
+_NOT_IN_A_VARIANT = {
+    "name": "a variant's name is made of the file's: NAME-VARIANT",
+    "plugins": "plugins are chosen once, for all variants",
+    "variants": "a variant cannot have variants",
+    "extends": "write it at the file's top, for all variants",
+}
+
+
+def settle_variants(file: Layer) -> tuple[list[str], list[Problem]]:
+    """Take out of a file's variants what cannot be merged; gives the names of all, and what is wrong."""
+    problems: list[Problem] = []
+
+    def wrong(path: KeyPath, message: str) -> None:
+        problems.append(located(Origin(document=file.document, path=(VARIANTS, *path)), (), message))
+
+    variants = file.values[VARIANTS]
+    if not isinstance(variants, dict) or not variants:
+        wrong((), "must be tables, one for each variant: [variants.NAME]")
+        variants = {}
+    for name, table in variants.items():
+        if not VARIANT_NAME.fullmatch(name):
+            # It is read all the same: it may hold other mistakes.
+            wrong((name,), f"a variant's name must be {_NAME}")
+        if not isinstance(table, dict):
+            wrong((name,), f"must be a table of what differs in this variant, not {shown(table)}")
+            continue
+        for key in [key for key in table if key in _NOT_IN_A_VARIANT]:
+            del table[key]
+            wrong((name, key), f"does not belong in a variant: {_NOT_IN_A_VARIANT[key]}")
+    file.values[VARIANTS] = {name: table for name, table in variants.items() if isinstance(table, dict)}
+    return list(variants), problems
+
+
+def unknown_variant(name: str, there: Iterable[str]) -> Problem:
+    """The problem of a variant that is wanted and not among those `there`."""
+    close = closest(name, there)
+    meant = "" if close is None else f", did you mean {close}?"
+    message = f"there is no such variant{meant} (there are: {', '.join(dotted((one,)) for one in there)})"
+    return Problem(source="--variant", key=dotted((name,)), message=message)
+
+
+def no_variants(name: str, file: str) -> Problem:
+    """The problem of a variant that is wanted of a file without any."""
+    message = f"there is no variant {shown(name)}: {file} has no [variants]"
+    return Problem(source="--variant", key=dotted((name,)), message=message)

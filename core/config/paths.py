@@ -10,13 +10,19 @@ import glob
 import os.path
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NewType
 
-from modelwright.core.config.errors import fail
-from modelwright.core.config.words import shown
+from modelwright.core.config.errors import fail, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# The types of the strings below, for the classes of `schema`: a reader of one knows which function resolves it.
+FilePath = NewType("FilePath", str)
+ModelSource = NewType("ModelSource", str)
+ChatTemplate = NewType("ChatTemplate", str)
+RegistryUrl = NewType("RegistryUrl", str)
+ModelAddress = NewType("ModelAddress", str)
 
 BUILTIN = "builtin:"
 # What fsspec calls the files of a data set of the Hugging Face hub.
@@ -25,6 +31,22 @@ HUB = "hf://datasets/"
 _EXPLICIT = re.compile(r"\.{0,2}/|~|\.{1,2}\Z")
 _TEMPLATE_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+
+
+# Names become folders' names: as long as a model's at most.
+LONGEST_NAME = 128
+
+
+def named(pattern: re.Pattern[str], words: str) -> Any:
+    """A validator for names; `words` describes the pattern."""
+
+    def check(_instance: Any, _attribute: Any, value: str) -> None:
+        if len(value) > LONGEST_NAME:
+            raise ValueError(f"must have {LONGEST_NAME} or fewer characters, not {len(value)}")
+        if not pattern.fullmatch(value):
+            raise ValueError(f"must be {words}, not {shown(value)}")
+
+    return check
 
 
 class Written(str):  # noqa: SLOT000 - it exists to carry an attribute

@@ -6,16 +6,22 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from attrs import evolve, field, frozen
 
-from modelwright.core.config.components import Root
-from modelwright.core.config.convert import plain, structure
-from modelwright.core.config.documents import Document
-from modelwright.core.config.errors import ConfigError, Invalid, Problem
-from modelwright.core.config.extends import Layer, read_chain
-from modelwright.core.config.kinds import EVAL, RUN, Kind
-from modelwright.core.config.layers import Layers, Origin, Override, located, parse_override, put_all
-from modelwright.core.config.schema import LONGEST_NAME, VARIANT_NAME, EvalConfig, PluginsConfig, RunConfig
-from modelwright.core.config.variants import VARIANTS, no_variants, settle_variants, unknown_variant
-from modelwright.core.config.words import dotted
+from modelwright.core.config.components import EVAL, RUN, Kind, Root
+from modelwright.core.config.errors import ConfigError, Invalid, Problem, dotted
+from modelwright.core.config.files import Document, Layer, Origin, located, read_chain
+from modelwright.core.config.layers import (
+    VARIANTS,
+    Layers,
+    Override,
+    no_variants,
+    parse_override,
+    put_all,
+    settle_variants,
+    unknown_variant,
+)
+from modelwright.core.config.paths import LONGEST_NAME
+from modelwright.core.config.schema import VARIANT_NAME, EvalConfig, PluginsConfig, RunConfig
+from modelwright.core.config.structure import plain, structure
 from modelwright.core.plugins import Plugins, discover
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from typing import Any
 
 from modelwright.core.api.addresses import parse_address
 from modelwright.core.api.errors import UsageError
-from modelwright.core.config import paths, schema
-from modelwright.core.config.errors import Invalid, fail
-from modelwright.core.config.words import not_one_of, shown
+from modelwright.core.config import paths
+from modelwright.core.config.errors import Invalid, fail, not_one_of, shown
 
 Hook = Callable[[Any, Any], Any]
 
@@ -120,9 +119,9 @@ BY_CLASS: dict[Any, Hook] = {
     pathlib.Path: _path,
 }
 BY_NAME: dict[Any, Hook] = {
-    schema.ModelAddress: _address,
-    schema.FilePath: _resolved(paths.file_path),
-    schema.ModelSource: _resolved(paths.model_source),
-    schema.ChatTemplate: _resolved(paths.chat_template),
-    schema.RegistryUrl: _resolved(paths.registry_url),
+    paths.ModelAddress: _address,
+    paths.FilePath: _resolved(paths.file_path),
+    paths.ModelSource: _resolved(paths.model_source),
+    paths.ChatTemplate: _resolved(paths.chat_template),
+    paths.RegistryUrl: _resolved(paths.registry_url),
 }

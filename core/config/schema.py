@@ -1,34 +1,35 @@
-"""The tables of a run.toml as attrs classes; `[train]` and `[adapter]` are part of the plugin contract.
+"""The tables of run files and evaluation files as attrs classes.
 
-A class's `problems()` says what is wrong between its fields. A value that this version cannot honour yet is refused,
-never ignored.
+`[train]` and `[adapter]` are part of the plugin contract (`core.api.training`); `[registry]` and `[cluster]` have files
+of their own. The docstrings are the text of docs/reference/configuration.md: a sentence or two for each key say what it
+does, its unit, and when one would change it. A class's `problems()` reports what is wrong between its fields. A value
+that this version does not support is refused, never ignored.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NewType
+from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
 from modelwright.core.api.components import SPECS
-from modelwright.core.api.errors import UsageError
-from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
+from modelwright.core.api.registry import MODEL_NAME
 from modelwright.core.api.training import AdapterSettings, TrainSettings
+from modelwright.core.api.wording import closest, either
 from modelwright.core.config.cluster import ClusterConfig
-from modelwright.core.config.condition import parse_condition
-from modelwright.core.config.words import closest, either, shown
+from modelwright.core.config.errors import shown
+from modelwright.core.config.paths import (
+    LONGEST_NAME,
+    ChatTemplate,
+    FilePath,
+    ModelAddress,
+    ModelSource,
+    named,
+)
+from modelwright.core.config.registry import EvalRegistryConfig, RegistryConfig
 
-ModelAddress = NewType("ModelAddress", str)
-# Strings that `core.config.paths` resolves while they are read; each says there how.
-FilePath = NewType("FilePath", str)
-ModelSource = NewType("ModelSource", str)
-ChatTemplate = NewType("ChatTemplate", str)
-RegistryUrl = NewType("RegistryUrl", str)
-
-# Names become folders' names: as long as a model's at most.
-LONGEST_NAME = 128
 SUITE_NAME = re.compile(rf"[a-z][a-z0-9_-]{{0,{LONGEST_NAME - 1}}}")
 VARIANT_NAME = SUITE_NAME
 
@@ -38,20 +39,8 @@ _share = validators.and_(validators.ge(0.0), validators.le(1.0))
 _part = validators.and_(validators.gt(0.0), validators.le(1.0))
 
 
-def _named(pattern: re.Pattern[str], words: str) -> Any:
-    """A validator for names; `words` says what the pattern means."""
-
-    def check(_instance: Any, _attribute: Any, value: str) -> None:
-        if len(value) > LONGEST_NAME:
-            raise ValueError(f"must have {LONGEST_NAME} or fewer characters, not {len(value)}")
-        if not pattern.fullmatch(value):
-            raise ValueError(f"must be {words}, not {shown(value)}")
-
-    return check
-
-
 def _not_yet(refused: Callable[[Any], bool], instead: str) -> Any:
-    """A validator for values that are still to come."""
+    """A validator for values that this version does not support yet."""
 
     def check(_instance: Any, _attribute: Any, value: Any) -> None:
         if refused(value):
@@ -66,23 +55,19 @@ def _some_models(_instance: Any, _attribute: Any, value: Sequence[str]) -> None:
         raise ValueError('must not be empty: name models, or write "all"')
 
 
-def _not_blank(_instance: Any, _attribute: Any, value: str) -> None:
-    if not value.strip():
-        raise ValueError("must not be empty")
-
-
 @frozen(kw_only=True)
 class ScratchConfig:
-    """`[model.scratch]`: a model and a tokenizer built here.
+    """`[model.scratch]`: A new model with random weights, and a tokenizer built from the training data.
 
     Attributes:
-        architecture: the model family.
-        hidden_size: width of the residual stream.
-        layers: how many blocks.
-        heads: attention heads; divides hidden_size into even head sizes.
-        intermediate_size: width of the MLP; default four times hidden_size.
-        tokenizer: "words" (words and single digits) or "bpe" (byte-level), built from the training data.
-        vocab_size: the most tokens.
+        architecture: Model family.
+        hidden_size: Width of the model. Must be a multiple of twice `heads`.
+        layers: Number of transformer blocks.
+        heads: Number of attention heads.
+        intermediate_size: Width of the MLP in each block. Default: four times `hidden_size`.
+        tokenizer: `"words"` makes a token of each frequent word and each digit, for small models of few words; `"bpe"`
+            (byte-level BPE) can encode any text.
+        vocab_size: Maximum number of tokens in the vocabulary.
     """
 
     architecture: Literal["llama"] = "llama"
@@ -101,18 +86,21 @@ class ScratchConfig:
 
 @frozen(kw_only=True)
 class ModelConfig:
-    """`[model]`: what the training begins from.
+    """`[model]`: The model that training starts from.
 
     Attributes:
-        base: a folder in Hugging Face layout or a registry address; it is a folder where it begins with `./`, `../`,
-            `/` or `~`, or where a folder of that name is there.
-        chat_template: a built-in name ("chatml", a bare word) or a file; default: the tokenizer's own.
-        dtype: of the weights in memory.
-        attention: the implementation; "auto" takes FlashAttention on a GPU where the package flash-attn is installed,
-            FlexAttention on a GPU for packs, else PyTorch's own ("sdpa"); on a CPU that is computed document by
-            document, where the model allows it, so that nothing is padded or masked.
-        trust_remote_code: whether the base may bring code.
-        scratch: instead of base.
+        base: Model to continue from: a folder in Hugging Face layout, a registry address such as `math@3` or
+            `@production`, or `ORG/NAME` on the Hugging Face hub. A value that starts with `./`, `../`, `/` or `~`, or
+            that names an existing folder, is a folder.
+        chat_template: Template that turns messages into text: a built-in name such as `chatml`, or a Jinja file.
+            Default: the tokenizer's own. Set it for a base model whose tokenizer has no template.
+        dtype: Data type of the weights in memory.
+        attention: Attention implementation. `"auto"` takes FlashAttention on a GPU if the package flash-attn is
+            installed, FlexAttention on a GPU for packed sequences, otherwise PyTorch's own (`"sdpa"`). On a CPU,
+            `"auto"` computes each packed document by itself if the model allows it, so that nothing is padded or
+            masked. Set it if the automatic choice does not work with a model.
+        trust_remote_code: Run Python code that comes with the base model.
+        scratch: Build a new model instead of continuing from `base`.
     """
 
     base: ModelSource | None = None
@@ -130,16 +118,16 @@ class ModelConfig:
 
 @frozen(kw_only=True)
 class SourceConfig:
-    """One of `[[data.sources]]`.
+    """`[[data.sources]]`: One source of training data.
 
     Attributes:
-        path: a file (.jsonl, .json, .csv, .gz or .zst of one, .parquet, .arrow), a glob, a folder, a data set saved by
-            `datasets`, `hf://datasets/ORG/NAME/FILES` (ORG/NAME@REVISION) of the Hugging Face hub, or
-            `builtin:NAME/SPLIT`.
-        limit: the most rows to take.
-        fraction: the share of its rows to take, drawn by the run's seed.
-        weight: how often each of its examples is trained on in a pass over the data: 2 is twice, 0.5 is half of them,
-            drawn by the run's seed.
+        path: A file (`.jsonl`, `.json`, `.csv`, each also as `.gz` or `.zst`; `.parquet`, `.arrow`), a glob, a folder,
+            a data set saved by the package `datasets`, `hf://datasets/ORG/NAME/FILES` on the Hugging Face hub (a
+            revision is `ORG/NAME@REVISION`), or the bundled `builtin:NAME/SPLIT`.
+        limit: Use only this many rows, the first ones. Default: all rows. A small number makes a quick trial.
+        fraction: Use a random share of the rows, drawn with the run's seed.
+        weight: Sampling weight: 2 repeats each example twice per epoch, 0.5 uses half of them, drawn with the run's
+            seed. Change it to balance sources of different size.
     """
 
     path: FilePath
@@ -150,18 +138,19 @@ class SourceConfig:
 
 @frozen(kw_only=True)
 class QualityConfig:
-    """`[data.quality]`: what is removed before training.
+    """`[data.quality]`: Which examples are removed before training.
 
     Attributes:
-        deduplicate: all but the first of examples with the same content ("exact"), or of those that say almost the same
-            as well ("near"); or false.
-        decontaminate: examples in which questions of this run's test sets stand.
-        decontaminate_against: likewise, of these files, which are read by the format of the data.
-        verify_answers: examples whose solution does not come to their reference answer, by the first metric of the
-            run's test sets.
-        min_characters: examples with fewer characters to learn.
-        max_characters: likewise with more.
-        sanity: examples whose texts to learn repeat themselves, or are full of characters that nobody writes.
+        deduplicate: `"exact"` removes examples with the same content as an earlier one; `"near"` also removes those
+            with almost the same content; `false` keeps all.
+        decontaminate: Remove examples that contain questions from this run's test sets.
+        decontaminate_against: Also remove examples that contain questions from these files, which are read with the
+            format of the training data.
+        verify_answers: Remove examples whose solution does not lead to their reference answer, as judged by the first
+            metric of the run's test sets.
+        min_characters: Remove examples with fewer than this many characters to train on.
+        max_characters: Remove examples with more than this many characters to train on. Default: no limit.
+        sanity: Remove examples whose trained text repeats itself or is full of unusual characters.
     """
 
     deduplicate: Literal["exact", "near", False] = "exact"
@@ -175,14 +164,17 @@ class QualityConfig:
 
 @frozen(kw_only=True)
 class TokensConfig:
-    """`[data.tokens]`: from examples to what the model sees.
+    """`[data.tokens]`: How examples become sequences of tokens.
 
     Attributes:
-        max_length: the most tokens of a training example; longer ones are dropped and counted.
-        packing: "pack" puts several examples into a sequence, "bucket" groups those of similar length; "auto" packs
-            where all are plain texts.
-        turns: which assistant turns are trained: all, the last, or each in an example of its own.
-        allow: anomalies of the label proof that may pass.
+        max_length: Maximum length of a training example, in tokens. Longer examples are dropped and counted. A higher
+            limit needs more memory.
+        packing: `"pack"` puts several examples into one sequence, which saves padding; `"bucket"` batches examples of
+            similar length; `"auto"` packs if all examples are plain text.
+        turns: Assistant turns to train on: `"all"` of them, only the `"last"`, or `"split"`, which makes a separate
+            example of each.
+        allow: Anomalies to accept when the trained tokens of an example are not exactly the text that its data marks
+            for training. By default any anomaly stops the run; the error message names the value to put here.
     """
 
     max_length: int = field(default=2048, validator=validators.ge(2))
@@ -193,10 +185,10 @@ class TokensConfig:
 
 @frozen(kw_only=True)
 class HoldoutConfig:
-    """`[data.holdout]`: examples that are held out of training for the loss curve.
+    """`[data.holdout]`: Examples that are not trained on, to measure the loss on unseen data.
 
     Attributes:
-        fraction: their share.
+        fraction: Share of the examples to hold out. Set it to see overfitting, and for `early_stopping`.
     """
 
     fraction: float = field(default=0.0, validator=validators.and_(validators.ge(0.0), validators.lt(1.0)))
@@ -204,15 +196,14 @@ class HoldoutConfig:
 
 @frozen(kw_only=True)
 class DataConfig:
-    """`[data]`: the format, its options, and where the rows come from.
+    """`[data]`: Where the training data comes from and how it is read.
 
     Attributes:
-        format: a format plugin's name.
-        max_rejected: the share of unreadable rows above which the run stops.
-        workers: how many processes prepare the data; "auto": as many as there are cores. It changes nothing but the
-            time.
-        options: an instance of the format's options class.
-        sources: one or more.
+        format: Name of the format plugin that reads the rows, such as `"math"`.
+        max_rejected: Stop if more than this share of the rows cannot be read. Raise it for data with known gaps.
+        workers: Number of processes that prepare the data; `"auto"` uses one per CPU core. Affects the speed only.
+        options: Options of the format.
+        sources: Where the rows come from; one or more.
     """
 
     format: str
@@ -227,14 +218,14 @@ class DataConfig:
 
 @frozen(kw_only=True)
 class GenerationConfig:
-    """`[evaluate.generation]`: how answers are sampled.
+    """`[evaluate.generation]`: How answers are generated.
 
     Attributes:
-        max_tokens: the most tokens of an answer, its thinking included.
-        temperature: 0 takes the likeliest token.
-        top_p: sample from the smallest set of tokens whose probabilities reach this sum.
-        top_k: sample from this many likeliest tokens; 0 is no limit.
-        stop: texts that end an answer; they are not part of it.
+        max_tokens: Maximum length of an answer in tokens, its thinking included. Raise it if answers are cut off.
+        temperature: Sampling temperature. 0 always takes the most likely token.
+        top_p: Sample from the smallest set of tokens whose probabilities add up to this value. 1 turns it off.
+        top_k: Sample from this many most likely tokens. 0 is no limit.
+        stop: Texts that end an answer. They are not part of it.
     """
 
     max_tokens: int = field(default=256, validator=_positive)
@@ -246,20 +237,20 @@ class GenerationConfig:
 
 @frozen(kw_only=True)
 class SuiteConfig:
-    """One of `[[evaluate]]`: a test set and how it is graded.
+    """`[[evaluate]]`: A test set, and how the model is graded on it.
 
     Attributes:
-        name: the suite's name in the registry.
-        path: as a source's.
-        format: default: `[data] format`, with its options.
-        options: of the format, where it is another one than `[data]`'s; an instance of its options class.
-        metrics: names of metric plugins.
-        limit: the most examples.
-        samples: answers drawn for each example.
-        generation: how.
+        name: Name of the test set. The registry stores its figures under this name.
+        path: Where the test data is; the same forms as `path` of a source.
+        format: Format of the test data. Default: that of `[data]`, with its options.
+        options: Options of the format, if they are not those of `[data]`.
+        metrics: Names of the metrics that grade the answers, such as `["math_accuracy"]`.
+        limit: Use only this many examples, the first ones. Default: all.
+        samples: Number of answers per example. More than one is useful with a `temperature` above 0.
+        generation: How answers are generated.
     """
 
-    name: str = field(validator=_named(SUITE_NAME, "a lower-case letter, then any of a-z 0-9 _ -"))
+    name: str = field(validator=named(SUITE_NAME, "a lower-case letter, then any of a-z 0-9 _ -"))
     path: FilePath
     format: str | None = None
     options: Any = None
@@ -276,44 +267,13 @@ class SuiteConfig:
 
 
 @frozen(kw_only=True)
-class PromoteConfig:
-    """`[registry] promote`: the alias that moves to the new version if the condition (TOML key `if`) holds.
-
-    Attributes:
-        alias: its name, without the "@".
-        condition: `SUITE.METRIC >= NUMBER` (or `>`, `<`, `<=`, `==`), several joined by `and`; default: it always
-            moves.
-    """
-
-    alias: str = field(
-        validator=_named(ALIAS_NAME, "a lower-case letter or digit, then any of a-z 0-9 . _ -, not all of them digits")
-    )
-    condition: str | None = field(default=None, metadata={"key": "if"}, validator=validators.optional(_not_blank))
-
-
-@frozen(kw_only=True)
-class RegistryConfig:
-    """`[registry]`: where the model goes, its tags, and when an alias moves to it.
-
-    Attributes:
-        url: default: the registry of `$MODELWRIGHT_HOME`; the path in `sqlite:///models.db` (three slashes) is relative
-            to the file as any path is, the one in `sqlite:////var/models.db` absolute.
-        tags: the user's own.
-        promote: default: no alias moves.
-    """
-
-    url: RegistryUrl | None = None
-    tags: Mapping[str, str] = field(factory=dict)
-    promote: PromoteConfig | None = None
-
-
-@frozen(kw_only=True)
 class PluginsConfig:
-    """`[plugins]`: which to skip, and whom to prefer where two share a name.
+    """`[plugins]`: Which plugins to ignore, and which package to prefer if two provide the same name.
 
     Attributes:
-        disable: names of plugins that are not even imported.
-        prefer: by `"KIND.NAME"`, such as `"metric.exact_match"`, the package whose component is meant.
+        disable: Names of plugins to ignore. They are not even imported, which helps with a plugin that crashes.
+        prefer: Package to use for a name that several packages provide, by `"KIND.NAME"`: `"metric.exact_match" =
+            "my-metrics"`.
     """
 
     disable: tuple[str, ...] = ()
@@ -327,19 +287,21 @@ class PluginsConfig:
             if kind not in kinds or not dot or not name:
                 close = closest(kind, kinds)
                 meant = f", did you mean {shown(f'{close}.{name}')}?" if close and name else ""
-                yield "prefer", f"{shown(key)} must be KIND.NAME, KIND being {either(kinds)}{meant}"
+                yield "prefer", f"{shown(key)} must be KIND.NAME, where KIND is {either(kinds)}{meant}"
 
 
 @frozen(kw_only=True)
 class RunConfig:
-    """A whole run of one variant, resolved: layers merged, paths absolute, options typed.
+    """A run file, for one variant: layers merged, paths absolute, options structured.
 
     Attributes:
-        name: the model's name in the registry, the variant's name included.
-        seed: of everything random.
+        name: Name of the model in the registry and of the run's folder. A variant adds its own name to it.
+        seed: Seed of everything random: drawn rows, initial weights, the order of examples, dropout, sampled answers.
+            Change it to see how much results vary.
+        evaluate: Test sets to grade the trained model on.
     """
 
-    name: str = field(validator=_named(MODEL_NAME, "a lower-case letter, then any of a-z 0-9 . _ -"))
+    name: str = field(validator=named(MODEL_NAME, "a lower-case letter, then any of a-z 0-9 . _ -"))
     seed: int = field(default=17, validator=validators.and_(validators.ge(0), validators.lt(2**63)))
     model: ModelConfig
     adapter: AdapterSettings | None = None
@@ -353,55 +315,41 @@ class RunConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         yield from _same_names(self.evaluate)
-        yield from self._promotion_problems()
+        if self.registry.promote is not None:
+            measured = [f"{suite.name}.{metric}" for suite in self.evaluate for metric in suite.metrics]
+            for message in self.registry.promote.complaints(measured):
+                yield "registry.promote.if", message
         if self.adapter is not None and self.model.scratch is not None:
-            message = "needs a model that has learnt something: give [model] base instead of [model.scratch]"
-            yield "adapter", message
+            yield "adapter", "needs a trained model to adapt: give [model] base instead of [model.scratch]"
         if self.train.early_stopping is not None and not self.data.holdout.fraction:
-            yield "train.early_stopping", "there is nothing held out to measure: set fraction in [data.holdout]"
+            yield "train.early_stopping", "needs held-out data: set fraction in [data.holdout]"
         if self.data.quality.decontaminate and not self.evaluate:
-            message = "there is no [[evaluate]] to compare with: name files instead, by decontaminate_against"
+            message = "needs an [[evaluate]] table to compare with, or name files with decontaminate_against"
             yield "data.quality.decontaminate", message
-
-    def _promotion_problems(self) -> Iterator[tuple[str, str]]:
-        promote = self.registry.promote
-        if promote is None or promote.condition is None:
-            return
-        try:
-            clauses = parse_condition(promote.condition).clauses
-        except UsageError as error:
-            yield "registry.promote.if", str(error)
-            return
-        measured = [f"{suite.name}.{metric}" for suite in self.evaluate for metric in suite.metrics]
-        for clause in clauses:
-            if clause.measure not in measured:
-                there_are = ", ".join(measured) or "nothing"
-                yield "registry.promote.if", f"the run does not measure {clause.measure} (it measures: {there_are})"
 
 
 @frozen(kw_only=True)
 class EvalSuiteConfig(SuiteConfig):
-    """One of `[[evaluate]]` in an evaluation file: there is no `[data]` whose format it could have."""
+    """`[[evaluate]]`: A test set, and how the models are graded on it.
+
+    Attributes:
+        format: Format of the test data.
+        options: Options of the format.
+    """
 
     format: str
 
 
 @frozen(kw_only=True)
-class EvalRegistryConfig:
-    """`[registry]` of an evaluation file: where the models are; as in a run.toml."""
-
-    url: RegistryUrl | None = None
-
-
-@frozen(kw_only=True)
 class EvalConfig:
-    """An evaluation file, resolved: which models are graded on which test sets, without a run.
+    """An evaluation file: which registered models are graded on which test sets.
 
     Attributes:
-        models: addresses in the registry, or "all" of it.
-        seed: of everything random.
-        evaluate: the test sets; the format of each is given. A file has one or more; a run may have none.
-        output: the folder for the report and the samples; default: the command's choice.
+        models: Addresses of the models to grade, such as `math@3` or `@production`, or `"all"` for every model in the
+            registry.
+        seed: Seed of everything random: drawn rows and sampled answers.
+        evaluate: The test sets; one or more, each with its format.
+        output: Folder for the report and the answers. Default: `evaluations/FILE` in `$MODELWRIGHT_HOME`.
     """
 
     models: tuple[ModelAddress, ...] | Literal["all"] = field(validator=_some_models)

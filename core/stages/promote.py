@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import asdict
 
-from modelwright.core.config.condition import parse_condition
+from modelwright.core.config.registry import parse_condition
 from modelwright.core.runs.stage import Run
 
 

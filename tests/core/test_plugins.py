@@ -45,91 +45,70 @@ def test_the_built_in_plugins_all_load():
 
 
 @pytest.mark.parametrize(
-    ("source", "expected"),
+    "source",
     [
-        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("raise SystemError('kaput')", "SystemError: kaput"),
-        ("import sys; sys.exit('no')", "SystemExit: no"),
-        (
+        "import no_such_module",
+        "raise SystemError('kaput')",
+        "import sys; sys.exit('no')",
             """
             from modelwright import hookimpl
             @hookimpl
             def modelwright_metrics():
                 return 5
             """,
-            "modelwright_metrics must give an iterable of MetricSpec, not int",
-        ),
-        (
             """
             from modelwright import FormatSpec, hookimpl
             @hookimpl
             def modelwright_metrics():
                 return [FormatSpec(name="f", summary="", factory="a:b")]
             """,
-            "modelwright_metrics must give MetricSpec, not FormatSpec",
-        ),
-        (
             """
             from modelwright import hookimpl
             @hookimpl
             def modelwright_metric():
                 return []
             """,
-            "there is no hook modelwright_metric, did you mean modelwright_metrics?",
-        ),
-        (
             """
             from modelwright import MetricSpec, hookimpl
             @hookimpl
             def modelwright_metrics(config):
                 return [MetricSpec(name="m", summary="", factory="a:b")]
             """,
-            "config",
-        ),
-        (
             """
             from modelwright import MetricSpec, hookimpl
             @hookimpl
             def modelwright_metrics():
                 return [MetricSpec(name="Bad Name", summary="", factory="a:b")]
             """,
-            "ValueError: 'name' must match regex '[a-z][a-z0-9_-]*' ('Bad Name' doesn't) (entry point",
-        ),
-        (
             """
             from modelwright import MetricSpec, hookimpl
             @hookimpl
             def modelwright_metrics():
                 return [MetricSpec(name="m", summary="", factory="a:b", api=2)]
             """,
-            "written for version 2 of the plugin contract, and this is version 1",
-        ),
-        (
             """
             from modelwright import MetricSpec, hookimpl
             @hookimpl
             def modelwright_metrics():
                 return [MetricSpec(name="m", summary="", factory="a:b")] * 2
             """,
-            "gives the metric 'm' twice",
-        ),
-        ("x = 1", "it implements none of the hooks"),
+        "x = 1",
     ],
     ids=[
         "import error", "raises", "exits", "no iterable", "wrong descriptor", "misspelt hook", "wrong signature",
         "bad name", "other contract", "name twice", "no hooks",
     ],
 )  # fmt: skip
-def test_a_broken_plugin_is_recorded_and_stops_nothing_else(install_plugin, source, expected):
+def test_a_broken_plugin_is_recorded_and_stops_nothing_else(install_plugin, wording, source):
     """The failure names distribution, version, entry point and error; others work on."""
     install_plugin("bad-plugin", source, version="2.3")
     install_plugin("good-plugin", GOOD)
     plugins = discover()
     bad = _found(plugins, "bad_plugin")
     assert (bad.status, bad.distribution, bad.version, bad.components) == ("failed", "bad-plugin", "2.3", ())
-    assert expected in bad.error
     assert "bad_plugin" in bad.error
     assert "\n" not in bad.error
+    wording(bad.error)
     plugins.get(MetricSpec, "brevity")
 
 
@@ -154,47 +133,50 @@ def test_a_disabled_plugin_is_not_even_imported(install_plugin, monkeypatch, tmp
     assert not witness.exists()
 
 
-def test_two_providers_of_a_name_are_an_error_only_when_it_is_used(install_plugin):
+def test_two_providers_of_a_name_are_an_error_only_when_it_is_used(install_plugin, wording):
     """The message names both, and the line that settles it."""
     install_plugin("good-plugin", GOOD)
     install_plugin("other-plugin", GOOD.replace("good_plugin", "other_plugin"))
     plugins = discover()
     assert plugins.conflicts(_found(plugins, "good_plugin")) == ["metric.brevity: also from other-plugin 1.0"]
-    with pytest.raises(
-        UsageError, match=r"good-plugin 1\.0 and other-plugin 1\.0: choose one with \[plugins\.prefer\]"
-    ):
+    with pytest.raises(UsageError) as caught:
         plugins.get(MetricSpec, "brevity")
+    wording(caught.value)
+    with pytest.raises(UsageError) as caught:
+        discover(prefer={"metric.brevity": "third-plugin"}).get(MetricSpec, "brevity")
+    wording(caught.value)
     settled = discover(prefer={"metric.brevity": "other-plugin"})
     assert settled.get(MetricSpec, "brevity").factory == "other_plugin:Brevity"
 
 
-def test_an_unknown_name_says_what_there_is_and_who_failed(install_plugin):
+def test_an_unknown_name_says_what_there_is_and_who_failed(install_plugin, wording):
     """A failed plugin may own the name that is missed."""
     install_plugin("bad-plugin", "import no_such_module")
     with pytest.raises(UsageError) as caught:
         discover().get(FormatSpec, "mth")
-    message = str(caught.value)
-    assert "there is no format 'mth', did you mean 'math'? (there are: general, math" in message
-    assert "failed, and may own it: 'bad_plugin' of bad-plugin 1.0 (see modelwright plugins list)" in message
+    wording(caught.value)
 
 
-def test_a_registry_is_found_by_its_scheme():
+def test_a_registry_is_found_by_its_scheme(wording):
     """An unknown scheme names those that there are."""
     plugins = discover()
     assert "sqlite" in plugins.registry_for("sqlite").schemes
-    with pytest.raises(UsageError, match=r"no registry backend serves 'ftp' URLs \(there are: .*sqlite"):
+    with pytest.raises(UsageError) as caught:
         plugins.registry_for("ftp")
+    wording(caught.value)
     assert isinstance(plugins.registry_for("sqlite"), RegistrySpec)
 
 
-def test_a_factory_that_cannot_be_imported_says_what_to_install(install_plugin):
+def test_a_factory_that_cannot_be_imported_says_what_to_install(install_plugin, wording):
     """`needs` is for that."""
     install_plugin("good-plugin", GOOD)
     lacking = MetricSpec(name="m", summary="", factory="no_such_package.module:M", needs="no-such-package>=2")
-    with pytest.raises(MissingDependencyError, match=r"pip install 'no-such-package>=2'"):
+    with pytest.raises(MissingDependencyError) as caught:
         lacking.create()
-    with pytest.raises(ModelwrightError, match="its factory 'good_plugin:Nothing' does not exist"):
+    wording(caught.value)
+    with pytest.raises(ModelwrightError) as failed:
         MetricSpec(name="m", summary="", factory="good_plugin:Nothing").create()
+    wording(failed.value)
 
 
 def test_plugins_list_json_has_the_documented_shape(install_plugin, modelwright):

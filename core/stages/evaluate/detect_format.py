@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.config.schema import FilePath, SourceConfig
+from modelwright.core.config.paths import FilePath
+from modelwright.core.config.schema import SourceConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.evaluate.suites import prompt_messages
 from modelwright.core.stages.prepare.examples import read_examples

@@ -24,7 +24,8 @@ from modelwright.core.api.components import EngineSpec
 from modelwright.core.api.files import DamagedError
 from modelwright.core.api.records import digest_json
 from modelwright.core.config import eval_from_plain, to_plain
-from modelwright.core.config.schema import EvalConfig, EvalSuiteConfig, ModelAddress, RunConfig
+from modelwright.core.config.paths import ModelAddress
+from modelwright.core.config.schema import EvalConfig, EvalSuiteConfig, RunConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.runs.folder import RunFolder
 from modelwright.core.runs.worker import admitted

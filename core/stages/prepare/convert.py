@@ -17,11 +17,9 @@ from modelwright.core.api.components import Format, FormatSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.places import why_no_file, working_directory
 from modelwright.core.config import ConfigError, Problem, SourceConfig
-from modelwright.core.config.classes import attributes_of
-from modelwright.core.config.convert import structure
-from modelwright.core.config.errors import Invalid
+from modelwright.core.config.errors import Invalid, dotted, printable, quoted
 from modelwright.core.config.paths import Written
-from modelwright.core.config.words import dotted, printable, quoted
+from modelwright.core.config.structure import attributes_of, structure
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.prepare.builtin import parse_builtin
 from modelwright.core.stages.prepare.examples import FormatFailedError, Rejected, read_lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NewType, Union, get_args, get_origin
@@ -10,38 +11,40 @@ from attrs import NOTHING, Attribute, Factory, frozen, has
 
 from generator.text import block, code, page, plain, read_doc, sentence, table
 from modelwright.core.api.components import SPECS, ComponentSpec
-from modelwright.core.config.classes import attributes_of
-from modelwright.core.config.extends import LONGEST
+from modelwright.core.config.files import LONGEST
 from modelwright.core.config.schema import EvalConfig, RunConfig
+from modelwright.core.config.structure import attributes_of
 from modelwright.core.plugins import discover
 
 _INTRODUCTION = """
-A run file says how one model, or several variants of one, are made; an evaluation file says which registered models are
-graded on which test sets. Both are TOML, or YAML 1.2 with the same keys. Unknown keys are errors; `modelwright config
-check FILE` names every mistake with its line, `modelwright config show FILE` prints what the file comes to.
+A run file describes how to train a model, or several variants of it. An evaluation file describes which registered
+models to grade on which test sets. Both are TOML, or YAML 1.2 with the same keys. Unknown keys are errors.
+`modelwright config check FILE` reports every mistake with its line; `modelwright config show FILE` prints the resulting
+configuration with all defaults.
 
-Paths are relative to the file that they stand in; those of `--set` to the working directory.
+Paths are relative to the file that they are written in. Paths in `--set` are relative to the working directory.
 """
 
 _LAYERS = f"""
-## What a file stands on
+## Layers
 
 | key | type | meaning |
 | --- | --- | --- |
-| `extends` | path, or array of paths | Files that are read first, {LONGEST} one on another at most. |
-| `variants` | table of tables | `[variants.NAME]`: merged over the rest, makes `NAME-VARIANT`. In run files only. |
+| `extends` | path, or array of paths | Files to build on. They are read first; a chain has at most {LONGEST} files. |
+| `variants` | table of tables | `[variants.NAME]`: changes for another model, called `MODEL-NAME`. Run files only. |
 
-What stands later goes over what stands before: `extends`, the file, the variant, `--set KEY=VALUE`. Tables are merged;
-arrays and values take the place of what was there. A variant cannot have `name`, `plugins`, `variants` or `extends`.
+Later layers override earlier ones, in this order: the files of `extends`, the file itself, the variant, `--set
+KEY=VALUE`. Tables are merged key by key; arrays and single values are replaced. A variant cannot set `name`, `plugins`,
+`variants` or `extends`.
 """
 
 _OPTIONS = """
-Each component brings options of its own, which are checked like the rest of the file: those of a format go into
-`[data.options]` (or `options` of a test set), those of a trainer into `[train.options]`. Options of installed plugins
-are checked in the same way.
+Each format, trainer and metric has its own options. Options of a format belong in `[data.options]` (or in `options` of
+a test set), options of a trainer in `[train.options]`. They are checked like the rest of the file, as are the options
+of plugins that you install.
 """
 
-_NAMES = {str: "string", int: "whole number", float: "number", bool: "true or false", type(None): ""}
+_NAMES = {str: "string", int: "integer", float: "number", bool: "true or false", type(None): ""}
 _SPECIAL = {
     "FilePath": "path",
     "ModelSource": "path or address",
@@ -70,9 +73,9 @@ def configuration() -> str:
         "## Run files",
         *(_section(one) for one in run),
         "## Evaluation files",
-        "An evaluation file has the key `models` at its top, which tells it from a run file.",
+        "An evaluation file is recognized by the key `models` at its top.",
         *(_section(one) for one in _tables(EvalConfig) if one not in run),
-        "`[evaluate.generation]` and `[plugins]` are those of a run file.",
+        "`[evaluate.generation]` and `[plugins]` are the same as in a run file.",
         "## Options of the built-in components",
         _OPTIONS,
         *_components(),
@@ -102,8 +105,14 @@ def _inner(kind: Any) -> tuple[type[Any] | None, bool]:
 def _section(one: _Table) -> str:
     doc = read_doc(one.cls)
     rows = list(_rows(one.cls))
-    heading = f"### {code(one.header)}" if one.header else "### At the top"
-    return page(heading, doc.text, table(("key", "type", "default", "meaning"), rows))
+    heading = f"### {code(one.header)}" if one.header else "### Top level"
+    about = "" if one.header == "" else _about(doc.text)
+    return page(heading, about, table(("key", "type", "default", "meaning"), rows))
+
+
+def _about(text: str) -> str:
+    """What a class's docstring says after the name of its table, which the heading has already."""
+    return re.sub(r"^`[^`]*`: ", "", text)
 
 
 def _rows(cls: type[Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -116,14 +125,14 @@ def _rows(cls: type[Any]) -> Iterator[tuple[str, str, str, str]]:
         bounds = _bounds(attribute.validator)
         meaning = sentence(meanings.get(attribute.name, ""))
         if not meaning and inner is not None:
-            meaning = sentence(read_doc(inner).summary.partition(": ")[2] or read_doc(inner).summary)
+            meaning = sentence(_about(read_doc(inner).summary))
         refused = _refused(attribute)
-        note = f"This version refuses {refused}." if refused else ""
+        note = f"This version does not support {refused}." if refused else ""
         yield code(key), f"{kind}{bounds}", _default(attribute), f"{meaning} {note}".strip()
 
 
 def _meanings(cls: type[Any]) -> dict[str, str]:
-    """What the docstrings of a class and of those above it say of its fields."""
+    """The descriptions of a class's fields, from its docstring and those of its base classes."""
     found: dict[str, str] = {}
     for one in reversed(cls.__mro__):
         found |= read_doc(one).entries.get("Attributes", {}) if "__doc__" in vars(one) else {}
@@ -146,7 +155,7 @@ def _kind(kind: Any) -> str:
 
 
 def _bounds(validator: Any) -> str:
-    """What attrs' own validators ask of a number, such as `, > 0`."""
+    """The bounds that attrs' own validators set, such as `, > 0`."""
     found = list(_comparisons(validator))
     return "".join(f", {one}" for one in found)
 
@@ -157,14 +166,14 @@ def _comparisons(validator: Any) -> Iterator[str]:
     if hasattr(validator, "validator"):
         yield from _comparisons(validator.validator)
     if hasattr(validator, "compare_op"):
-        bound = validator.bound
+        bound = validator.bound if validator.bound % 1 else int(validator.bound)
         yield code(f"{validator.compare_op} {bound if abs(bound) < 2**31 else '2^63'}")
     if hasattr(validator, "min_length"):
         yield "not empty"
 
 
 def _refused(attribute: Attribute[Any]) -> str:
-    """Which values the validator puts off to a later version: it is asked."""
+    """Which values the validator refuses in this version: it is tried on each."""
     if attribute.validator is None:
         return ""
     inner, _ = _inner(attribute.type)
@@ -210,7 +219,7 @@ def _toml(value: Any) -> str:
 
 
 def _components() -> Iterator[str]:
-    """The options of what comes along; other packages' plugins have pages of their own."""
+    """The options of the built-in components; plugins of other packages have pages of their own."""
     plugins = discover()
     own = [plugin for plugin in plugins.found if plugin.distribution == "modelwright"]
     for kind in SPECS:
@@ -237,7 +246,7 @@ def _option_rows(cls: type[Any], path: str = "") -> Iterator[tuple[str, str, str
 
 
 def _reads(spec: ComponentSpec) -> str:
-    """What a format's class says of the rows that it reads."""
+    """The description of the rows that a format reads, from its class."""
     maker = type(spec.create())
     text = read_doc(maker).text
     return text or block(spec.factory)

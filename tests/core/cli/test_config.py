@@ -38,16 +38,15 @@ def run_toml(tmp_path):
     return path
 
 
-def test_check_prints_one_line_for_each_variant(modelwright, run_toml):
+def test_check_prints_one_line_for_each_variant(modelwright, run_toml, wording):
     """Exit code 0, and what was read in a few words."""
     done = modelwright("config", "check", "run.toml")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [
-        "run.toml: ok (tiny-short: math data, local trainer, evaluated on test)",
-        "run.toml: ok (tiny-long: math data, local trainer, evaluated on test)",
-    ]
+    for name, line in zip(("tiny-short", "tiny-long"), done.stdout.splitlines(), strict=True):
+        assert line.startswith(f"run.toml: ok ({name}: ")
+        wording(line)
     one = modelwright("config", "check", "run.toml", "--variant", "long", "--set", "evaluate=[]")
-    assert one.stdout == "run.toml: ok (tiny-long: math data, local trainer, not evaluated)\n"
+    wording(one.stdout)
 
 
 def test_check_prints_a_line_for_each_mistake_and_exits_with_2(modelwright, run_toml):
@@ -58,11 +57,12 @@ def test_check_prints_a_line_for_each_mistake_and_exits_with_2(modelwright, run_
     typed = ("config", "check", "run.toml", "--set", "name=x")
     done = modelwright(*typed)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == [
-        "run.toml:8 [train] max_steps: must be > 0, not 0",
-        "run.toml:9 [train] lerning_rate: unknown key, did you mean learning_rate?",
-        "run.toml:17 [variants.long.train] schedul: unknown key, did you mean schedule?",
-        '--set name: "x" is not a TOML value: strings need quotes, --set \'name="x"\'',
+    lines = done.stderr.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        "run.toml:8 [train] max_steps",
+        "run.toml:9 [train] lerning_rate",
+        "run.toml:17 [variants.long.train] schedul",
+        "--set name",
     ]
     as_json = modelwright(*typed, "--json")
     report = json.loads(as_json.stdout)
@@ -73,7 +73,7 @@ def test_check_prints_a_line_for_each_mistake_and_exits_with_2(modelwright, run_
         "column": None,
         "table": "train",
         "key": "lerning_rate",
-        "message": "unknown key, did you mean learning_rate?",
+        "message": lines[1].partition(": ")[2],
     }
 
 

@@ -98,14 +98,30 @@ def read_one(read) -> Callable[..., RunConfig]:
 
 
 @pytest.fixture
-def mistakes(read, tmp_path: Path) -> Callable[..., list[str]]:
-    """The lines that a wrong run.toml gets, with the file's folder left out."""
+def places(wording, tmp_path: Path) -> Callable[[ConfigError], list[str]]:
+    """The place of each problem, `FILE:LINE [TABLE] KEY`; the wordings are compared with tests/messages.txt."""
+
+    def places(error: ConfigError) -> list[str]:
+        assert str(error).splitlines() == list(error.lines)
+        assert all(line.isprintable() for line in error.lines)
+        found = []
+        for problem in error.problems:
+            line, message = (text.replace(f"{tmp_path}/", "") for text in (str(problem), problem.message))
+            wording(line)
+            found.append(line.removesuffix(message).removesuffix(": "))
+        return found
+
+    return places
+
+
+@pytest.fixture
+def mistakes(read, places) -> Callable[..., list[str]]:
+    """The places of the mistakes in a wrong run.toml."""
 
     def mistakes(text: str, *overrides: str, **options) -> list[str]:
         with pytest.raises(ConfigError) as caught:
             read(text, *overrides, **options)
-        assert str(caught.value).splitlines() == list(caught.value.lines)
-        return [line.replace(f"{tmp_path}/", "") for line in caught.value.lines]
+        return places(caught.value)
 
     return mistakes
 

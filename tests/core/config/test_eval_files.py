@@ -23,8 +23,6 @@ style = "boxed"
 url = "sqlite:///models.db"
 """
 
-KEYS = "models, seed, evaluate, output, registry or plugins"
-
 
 @pytest.fixture
 def evaluation(write, plugins):
@@ -35,11 +33,11 @@ def evaluation(write, plugins):
 
 
 @pytest.fixture
-def wrong(evaluation, tmp_path):
+def wrong(evaluation, places):
     def wrong(*arguments, **options) -> list[str]:
         with pytest.raises(ConfigError) as caught:
             evaluation(*arguments, **options)
-        return [line.replace(f"{tmp_path}/", "") for line in caught.value.lines]
+        return places(caught.value)
 
     return wrong
 
@@ -61,15 +59,17 @@ def test_all_models_and_values_from_the_command_line(evaluation):
     assert evaluation(EVAL, "evaluate.0.limit=5").evaluate[0].limit == 5
 
 
-def test_it_survives_json_and_toml(evaluation, plugins, write):
+def test_it_survives_json_and_toml(evaluation, plugins, write, wording):
     """For worker processes, and for `config show`."""
     config = evaluation()
     values = to_plain(config)
     assert eval_from_plain(json.loads(json.dumps(values)), plugins) == config
     assert evaluation(tomli_w.dumps(values), name="elsewhere/again.toml") == config
     del values["models"]
-    with pytest.raises(ConfigError, match="resolved configuration models: this key is required"):
+    with pytest.raises(ConfigError) as caught:
         eval_from_plain(values, plugins)
+    assert [problem.key for problem in caught.value.problems] == ["models"]
+    wording(caught.value)
 
 
 def test_every_mistake_has_its_line(wrong):
@@ -90,53 +90,47 @@ metrics = []
 tags = {}
 [model]
 """
-    forms = "expected NAME (its newest version), NAME@VERSION such as math@3, or @ALIAS such as @production"
-    hint = "'production' is no version (for the alias, write '@production')"
-    known = "(there are: exact_match, math_accuracy)"
     assert wrong(text) == [
-        "eval.toml:1 modles: unknown key, did you mean models?",
-        f"eval.toml:2 models.0: 'Math' is no model address: no model can have that name; {forms}",
-        "eval.toml:2 models.1: must be a string, not 3",
-        f"eval.toml:2 models.2: 'math@production' is no model address: {hint}; {forms}",
-        "eval.toml:3 [evaluate.0] format: this key is required",
-        f"eval.toml:6 [evaluate.0] metrics.0: there is no metric 'exact_mtch', did you mean 'exact_match'? {known}",
-        "eval.toml:9 [evaluate.1] path: must not be empty",
-        "eval.toml:10 [evaluate.1] format: there is no format 'qua', did you mean 'qa'? (there are: bare, qa, table)",
-        "eval.toml:11 [evaluate.1] metrics: must not be empty",
-        "eval.toml:13 [registry] tags: unknown key, expected url",
-        "eval.toml:14 model: unknown key, did you mean models?",
+        "eval.toml:1 modles",
+        "eval.toml:2 models.0",
+        "eval.toml:2 models.1",
+        "eval.toml:2 models.2",
+        "eval.toml:3 [evaluate.0] format",
+        "eval.toml:6 [evaluate.0] metrics.0",
+        "eval.toml:9 [evaluate.1] path",
+        "eval.toml:10 [evaluate.1] format",
+        "eval.toml:11 [evaluate.1] metrics",
+        "eval.toml:13 [registry] tags",
+        "eval.toml:14 model",
     ]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "line"),
+    ("override", "key"),
     [
-        (["models=[]"], '--set models: must not be empty: name models, or write "all"'),
-        (["models='math'"], '--set models: must be an array or "all", not "math"'),
-        (["models='al'"], '--set models: must be an array or "all", not "al", did you mean "all"?'),
-        (["models=['a', 'a']"], '--set models.1: model "a" is named twice'),
-        (["evaluate=[]"], "--set evaluate: must not be empty: name a test set"),
-        (
-            ["variants.a.seed=1"],
-            "--set variants: unknown key, expected models, seed, evaluate, output, registry or plugins",
-        ),
-        (["extends='x.toml'"], "--set extends: set the keys themselves: extends belongs in the file"),
+        ("models=[]", "models"),
+        ("models='math'", "models"),
+        ("models='al'", "models"),
+        ("models=['a', 'a']", "models.1"),
+        ("evaluate=[]", "evaluate"),
+        ("variants.a.seed=1", "variants"),
+        ("extends='x.toml'", "extends"),
     ],
 )
-def test_a_wrong_value(wrong, overrides, line):
+def test_a_wrong_value(wrong, override, key):
     """In English, where it was given."""
-    assert wrong(EVAL, *overrides) == [line]
+    assert wrong(EVAL, override) == [f"--set {key}"]
 
 
 def test_suites_of_one_name(wrong):
     """They would write over each other."""
     suite = EVAL[EVAL.index("[[evaluate]]") : EVAL.index("[registry]")]
-    assert wrong(EVAL + suite) == ['eval.toml:13 [evaluate.1] name: two suites are named "sums"']
+    assert wrong(EVAL + suite) == ["eval.toml:13 [evaluate.1] name"]
 
 
 def test_an_empty_file_lacks_models_and_test_sets(wrong):
     """Not a run's tables."""
-    assert wrong("") == ["eval.toml:1: the file is empty: it needs models and [[evaluate]]"]
+    assert wrong("") == ["eval.toml:1"]
 
 
 def test_evaluation_files_are_told_from_run_files(write, minimal, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from modelwright.core.config import read_run, to_plain
+from modelwright.core.config import ConfigError, read_run, to_plain
 
 BASE = """\
 name = "base"
@@ -122,59 +122,54 @@ def test_a_mistake_is_told_where_it_was_written(wrong):
     """The file's own first, then those of what it extends; a merged table's missing key in the file that was read."""
     base = BASE.replace("max_steps = 10", "max_steps = 0\nlerning_rate = 1").replace('format = "qa"', 'format = "qua"')
     assert wrong('extends = "base.toml"\nseed = "x"\n', base_toml=base) == [
-        'run.toml:2 seed: must be an integer, not "x"',
-        "base.toml:5 [data] format: there is no format 'qua', did you mean 'qa'? (there are: bare, qa, table)",
-        "base.toml:9 [train] max_steps: must be > 0, not 0",
-        "base.toml:10 [train] lerning_rate: unknown key, did you mean learning_rate?",
+        "run.toml:2 seed",
+        "base.toml:5 [data] format",
+        "base.toml:9 [train] max_steps",
+        "base.toml:10 [train] lerning_rate",
     ]
     lacking = BASE.replace('format = "qa"\n', "")
-    assert wrong('extends = "base.toml"\n', base_toml=lacking) == ["base.toml:4 [data] format: this key is required"]
-    assert wrong('extends = "base.toml"\n[data]\n') == ["run.toml:2 [data] format: this key is required"]
-    assert wrong('extends = "base.toml"\n', base_toml="seed = 1\n")[0] == "run.toml:1 name: this key is required"
+    assert wrong('extends = "base.toml"\n', base_toml=lacking) == ["base.toml:4 [data] format"]
+    assert wrong('extends = "base.toml"\n[data]\n') == ["run.toml:2 [data] format"]
+    assert wrong('extends = "base.toml"\n', base_toml="seed = 1\n")[0] == "run.toml:1 name"
 
 
 def test_a_replaced_value_is_told_where_it_was_given_last(wrong):
     """And one that a file over it corrects is not told at all."""
-    assert wrong('extends = "base.toml"\n[train]\nmax_steps = -1\n', base_toml=BASE) == [
-        "run.toml:3 [train] max_steps: must be > 0, not -1"
-    ]
-    assert wrong('extends = "base.toml"\n[train]\nepochs = 1\n') == [
-        "base.toml:9 [train] max_steps: exactly one of epochs and max_steps must be given"
-    ]
+    assert wrong('extends = "base.toml"\n[train]\nmax_steps = -1\n', base_toml=BASE) == ["run.toml:3 [train] max_steps"]
+    assert wrong('extends = "base.toml"\n[train]\nepochs = 1\n') == ["base.toml:9 [train] max_steps"]
 
 
 def test_variants_of_a_base_are_told_there(wrong):
     """With the base's name and line."""
-    made = "a variant's name is made of the file's: NAME-VARIANT"
     base = BASE + "[variants.a]\nseed = -1\nname = 'x'\n[variants.Bad]\n"
     assert wrong('extends = "base.toml"\n[variants.b]\nextends = "x"\n', base_toml=base) == [
-        "run.toml:3 [variants.b] extends: does not belong in a variant: write it at the file's top, for all variants",
-        "base.toml:12 [variants.a] seed: must be >= 0 and < 9223372036854775808, not -1",
-        f"base.toml:13 [variants.a] name: does not belong in a variant: {made}",
-        "base.toml:14 [variants] Bad: a variant's name must be a lower-case letter, then any of a-z 0-9 _ -",
+        "run.toml:3 [variants.b] extends",
+        "base.toml:12 [variants.a] seed",
+        "base.toml:13 [variants.a] name",
+        "base.toml:14 [variants] Bad",
     ]
 
 
 @pytest.mark.parametrize(
-    ("extends", "line"),
+    ("extends", "place"),
     [
-        ("3", "run.toml:2 extends: must be a file's name or an array of them, not 3"),
-        ("{}", "run.toml:2 extends: must be a file's name or an array of them, not a table"),
-        ('["base.toml", 3]', "run.toml:2 extends.1: must be a file's name, not 3"),
-        ('""', "run.toml:2 extends: must not be empty"),
-        ('"nowhere.toml"', "run.toml:2 extends: there is no such file: {folder}/nowhere.toml"),
-        ('"https://x.org/a.toml"', "run.toml:2 extends: must be a path on disk, not the URL"),
-        ('"~nobody-of-that-name/a"', 'run.toml:2 extends: there is no user "nobody-of-that-name"'),
-        ('"run.toml"', 'run.toml:2 extends: "run.toml" extends this very file, directly or by others'),
-        ('"../{name}/run.toml"', "extends this very file, directly or by others"),
-        ('"circle.toml"', 'circle.toml:1 extends: "run.toml" extends this very file, directly or by others'),
-        ('"broken.toml"', "broken.toml:1:8: not valid TOML: Invalid value"),
-        ('"empty.yaml"', "empty.yaml:1: the file is empty: remove it from extends"),
-        ('"elsewhere"', "run.toml:2 extends: {folder}/elsewhere is a folder: name a file"),
-        ('"long/0.toml"', "long/14.toml:1 extends: more than 16 files extend one another"),
+        ("3", "run.toml:2 extends"),
+        ("{}", "run.toml:2 extends"),
+        ('["base.toml", 3]', "run.toml:2 extends.1"),
+        ('""', "run.toml:2 extends"),
+        ('"nowhere.toml"', "run.toml:2 extends"),
+        ('"https://x.org/a.toml"', "run.toml:2 extends"),
+        ('"~nobody-of-that-name/a"', "run.toml:2 extends"),
+        ('"run.toml"', "run.toml:2 extends"),
+        ('"../{name}/run.toml"', "run.toml:2 extends"),
+        ('"circle.toml"', "circle.toml:1 extends"),
+        ('"broken.toml"', "broken.toml:1:8"),
+        ('"empty.yaml"', "empty.yaml:1"),
+        ('"elsewhere"', "run.toml:2 extends"),
+        ('"long/0.toml"', "long/14.toml:1 extends"),
     ],
 )
-def test_an_extends_that_leads_nowhere(wrong, write, tmp_path, extends, line):
+def test_an_extends_that_leads_nowhere(read, write, tmp_path, wording, extends, place):
     """One clear line, with the file and the line of the `extends`."""
     write("seed = 1\n", "base.toml")
     write('extends = "run.toml"\n', "circle.toml")
@@ -183,8 +178,11 @@ def test_an_extends_that_leads_nowhere(wrong, write, tmp_path, extends, line):
     for number in range(20):
         write(f'extends = "{number + 1}.toml"\n', f"long/{number}.toml")
     written = extends.replace("{name}", tmp_path.name)
-    (found,) = wrong(f"\nextends = {written}\n{BASE}")
-    assert line.replace("{folder}/", "") in found
+    with pytest.raises(ConfigError) as caught:
+        read(f"\nextends = {written}\n{BASE}")
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(f"{tmp_path}/{place}: ")
+    wording(problem, name=tmp_path.name)
 
 
 def test_everything_that_cannot_be_read_is_told_at_once(wrong):
@@ -196,9 +194,7 @@ def test_everything_that_cannot_be_read_is_told_at_once(wrong):
 def test_a_link_to_the_file_itself_is_a_circle(wrong, tmp_path):
     """Whatever it is called."""
     (tmp_path / "other.toml").symlink_to("run.toml")
-    assert wrong('extends = "other.toml"\n' + BASE) == [
-        'run.toml:1 extends: "other.toml" extends this very file, directly or by others'
-    ]
+    assert wrong('extends = "other.toml"\n' + BASE) == ["run.toml:1 extends"]
 
 
 def test_many_files_that_extend_each_other_are_read_once(over):

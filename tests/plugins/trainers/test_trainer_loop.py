@@ -196,7 +196,7 @@ def test_held_out_data_that_is_empty_is_no_trouble(tmp_path):
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     """Whoever asks for five of three rows has made a mistake, in one of the two."""
     tokens = write_token_folder(tmp_path / "few", counting_rows(3))
-    with pytest.raises(UsageError, match=r"batch_size is 5, and there are 3 sequences to train on"):
+    with pytest.raises(UsageError, match=r"batch_size is 5, but there are 3 sequences to train on"):
         train(make_job(tmp_path, Recorder(), settings(max_steps=2, batch_size=5), tokens=tokens))
 
 

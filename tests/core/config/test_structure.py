@@ -218,43 +218,40 @@ named = 5
 
 def test_every_mistake_in_odd_options_is_told(mistakes, minimal, odd):
     """Each at its line, nested ones too, and in words for people."""
-    expected = [
-        "10 [data.options] file: must be a string, not 3",
-        "11 [data.options] files.0: must be a string, not 1",
-        "11 [data.options] files.2: must not be empty",
-        '12 [data.options] mood: must be "glad" or "grim", not "grin", did you mean "grim"?',
-        '13 [data.options] tone: must be "high" or "low", not "hi", did you mean "high"?',
-        "14 [data.options] level: must be 1 or 2, not 3",
-        '15 [data.options] when: must be a date with a time, not "yesterday"',
-        "16 [data.options] day: must be a date, not 2024-05-06T07:08:09+00:00",
-        "17 [data.options] clock: must be a time, not 7",
-        "18 [data.options.part] lable: unknown key, did you mean label?",
-        "18 [data.options.part] size: must be >= 0, not -1",
-        "19 [data.options.parts.1] size: this key is required",
-        "19 [data.options.parts.1] label: must be a string, not 2",
-        "19 [data.options] parts.2: must be a table, not 3",
-        '20 [data.options.by_name.three] size: must be an integer, not "3"',
-        '21 [data.options.ring.rings.0.rings.0] size: must be an integer, not "x"',
-        '22 [data.options] words: must be an array, not "a"',
-        "23 [data.options] two: must be an array of 2, not of 1",
-        "24 [data.options.loose] deep.0: must be a finite number, not nan",
-        '25 [data.options.table] one: must be a number, not "1"',
-        '26 [data.options] numbers.1: must be a number, not "2"',
-        '27 [data.options.either] size: must be an integer, not "x"',
-        '28 [data.options] mixed: must be 1, "one" or true, not 0',
-        "29 [data.options.point] z: unknown key",
-        '29 [data.options.point] x: must be a number, not "1"',
-        "30 [data.options.pair] right: this key is required",
-        '31 [data.options] queue.1: must be an integer, not "x"',
-        "32 [data.options] shout: is a bad word",
-        "33 [data.options] _private: unknown key, did you mean private?",
-        "34 [data.options] derived: unknown key",
-        "35 [data.options] named: unknown key",
+    places = [
+        "10 [data.options] file",
+        "11 [data.options] files.0",
+        "11 [data.options] files.2",
+        "12 [data.options] mood",
+        "13 [data.options] tone",
+        "14 [data.options] level",
+        "15 [data.options] when",
+        "16 [data.options] day",
+        "17 [data.options] clock",
+        "18 [data.options.part] lable",
+        "18 [data.options.part] size",
+        "19 [data.options.parts.1] size",
+        "19 [data.options.parts.1] label",
+        "19 [data.options] parts.2",
+        "20 [data.options.by_name.three] size",
+        "21 [data.options.ring.rings.0.rings.0] size",
+        "22 [data.options] words",
+        "23 [data.options] two",
+        "24 [data.options.loose] deep.0",
+        "25 [data.options.table] one",
+        "26 [data.options] numbers.1",
+        "27 [data.options.either] size",
+        "28 [data.options] mixed",
+        "29 [data.options.point] z",
+        "29 [data.options.point] x",
+        "30 [data.options.pair] right",
+        "31 [data.options] queue.1",
+        "32 [data.options] shout",
+        "33 [data.options] _private",
+        "34 [data.options] derived",
+        "35 [data.options] named",
     ]
-    found = mistakes(minimal + WRONG, plugins=odd)
-    assert len(found) == len(expected)
-    for line, start in zip(found, expected, strict=True):
-        assert line.startswith(f"run.toml:{start}")
+    assert mistakes(minimal + WRONG, plugins=odd) == [f"run.toml:{place}" for place in places]
 
 
 def test_an_options_class_that_cannot_be_read_is_its_owners_mistake(mistakes, minimal, plugins):
@@ -269,12 +266,13 @@ def test_an_options_class_that_cannot_be_read_is_its_owners_mistake(mistakes, mi
     others = tuple(one for one in plugin.components if one.name != "qa")
     broken = Plugins(found=(evolve(plugin, components=(spec, *others)),))
     assert mistakes(minimal + "batch_size = 0", plugins=broken) == [
-        "run.toml:3 [data] options: name 'NoSuchType' is not defined",
-        "run.toml:9 [train] batch_size: must be > 0, not 0",
+        "run.toml:3 [data] options",
+        "run.toml:9 [train] batch_size",
     ]
 
 
 def test_infinite_numbers_never_reach_json(mistakes, minimal, odd):
     """JSON has none, and no option means one."""
-    (line,) = mistakes(minimal + f"[data.options]\nloose = {math.inf}", plugins=odd)
-    assert line == "run.toml:10 [data.options] loose: must be a finite number, not inf"
+    assert mistakes(minimal + f"[data.options]\nloose = {math.inf}", plugins=odd) == [
+        "run.toml:10 [data.options] loose"
+    ]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.records import Figure, wilson
-from modelwright.core.config.condition import Clause, Condition, parse_condition
+from modelwright.core.config.registry import Clause, Condition, parse_condition
 
 OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "==": operator.eq}
 
@@ -65,25 +65,25 @@ def test_every_clause_is_checked_and_what_is_missing_does_not_hold():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("", "at character 1 expected SUITE.METRIC, such as gsm8k.math_accuracy, found the end"),
-        ("accuracy >= 1", "at character 1 expected SUITE.METRIC, such as gsm8k.math_accuracy, found 'accuracy'"),
-        ("a.b", "at character 4 expected one of >=, >, <=, <, ==, found the end"),
-        ("a.b => 0.6", "at character 5 expected one of >=, >, <=, <, ==, found '=>'"),
-        ("a.b = 0.6", "at character 5 expected one of >=, >, <=, <, ==, found '='"),
-        ("a.b >= high", "at character 8 expected a number, found 'high'"),
-        ("a.b >= c.d", "at character 8 expected a number, found 'c.d'"),
-        ("a.b >= 1 or c.d > 1", "at character 10 expected 'and' or the end, found 'or'"),
-        ("a.b >= 60%", "at character 10 expected 'and' or the end, found '%'"),
-        ("a.b >= 1 and", "at character 13 expected SUITE.METRIC, such as gsm8k.math_accuracy, found the end"),
-        ("a.b >= 1e999", "1e999 is too large for a number"),
-        ("a.b >= nan", "at character 8 expected a number, found 'nan'"),
-        ("__import__('os')", "at character 1 expected SUITE.METRIC, such as gsm8k.math_accuracy, found"),
+        pytest.param("", id="empty"),
+        "accuracy >= 1",
+        "a.b",
+        "a.b => 0.6",
+        "a.b = 0.6",
+        "a.b >= high",
+        "a.b >= c.d",
+        "a.b >= 1 or c.d > 1",
+        "a.b >= 60%",
+        "a.b >= 1 and",
+        "a.b >= 1e999",
+        "a.b >= nan",
+        "__import__('os')",
     ],
 )
-def test_the_error_says_where_and_what_was_expected(text, message):
+def test_the_error_says_where_and_what_was_expected(text, wording):
     """The character counts from 1, as editors do."""
     with pytest.raises(UsageError) as caught:
         parse_condition(text)
-    assert message in str(caught.value)
+    wording(caught.value)

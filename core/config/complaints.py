@@ -1,14 +1,19 @@
-"""attrs' validators, said in English: "must be > 0, not -1"."""
+"""What messages say about a wrong field: attrs' validators in English, unknown keys and the table where they belong."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, get_args, get_origin
 
-from modelwright.core.config.words import either, shown
+from attrs import fields, has, resolve_types
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+from modelwright.core.api.wording import closest, either
+from modelwright.core.config.errors import shown
 
 KINDS: dict[type, str] = {
     bool: "true or false",
@@ -106,3 +111,69 @@ def _continued(wish: str, word: str, known: list[str]) -> str:
 
 def _number(bound: Any) -> str:
     return f"{bound:g}" if isinstance(bound, float) else str(bound)
+
+
+# Unknown and missing keys
+
+_SURE = 0.85
+_TOP = "the file's top"
+# For the file that is being read: the headers of the tables that have a key. Classes are structured far below the
+# code that knows which file they are part of.
+_homes: ContextVar[Mapping[str, Sequence[str]]] = ContextVar("homes", default=MappingProxyType({}))
+
+
+@contextlib.contextmanager
+def within(root: Any, *top: str) -> Iterator[None]:
+    """While the block runs, `home_of` knows the tables of `root`, and the keys `top` that only a file has."""
+    token = _homes.set(_headers(root) | {key: [_TOP] for key in top})
+    try:
+        yield
+    finally:
+        _homes.reset(token)
+
+
+@functools.cache
+def _headers(root: type[Any]) -> dict[str, list[str]]:
+    homes: dict[str, list[str]] = {}
+
+    def visit(cls: type[Any], header: str) -> None:
+        for attribute in fields(resolve_types(cls)):
+            key = str(attribute.metadata.get("key", attribute.name))
+            homes.setdefault(key, []).append(header or _TOP)
+            table, many = _table(attribute.type)
+            if table is not None:
+                inner = f"{header.strip('[]')}.{key}".lstrip(".")
+                visit(table, f"[[{inner}]]" if many else f"[{inner}]")
+
+    visit(root, "")
+    return homes
+
+
+def _table(kind: Any) -> tuple[type[Any] | None, bool]:
+    """The class of a table and whether it stands in an array, for a field's type."""
+    if isinstance(kind, type) and has(kind):
+        return kind, False
+    for argument in get_args(kind):
+        if isinstance(argument, type) and has(argument):
+            return argument, get_origin(kind) is tuple
+    return None, False
+
+
+def home_of(key: str) -> str | None:
+    """The header of the one table that has `key`, None where none or several have."""
+    homes = _homes.get().get(key, ())
+    return homes[0] if len(homes) == 1 else None
+
+
+REQUIRED = "this key is required"
+
+
+def unknown(key: str, known: Collection[str]) -> str:
+    """The message for a key that a table has not got: the one that was meant, or the table where it belongs."""
+    close = closest(key, known)
+    home = home_of(key)
+    if home is not None and closest(key, known, cutoff=_SURE) is None:
+        return f"unknown key, it belongs in {home}"
+    if close is not None:
+        return f"unknown key, did you mean {close}?"
+    return f"unknown key, {f'expected {either(known)}' if known else 'none is expected here'}"

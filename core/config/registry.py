@@ -1,17 +1,21 @@
-"""The condition of a promotion: `gsm8k.math_accuracy >= 0.6 and gsm8k.exact_match > 0.5`."""
+"""`[registry]`: where a version is stored, and the condition of its promotion.
+
+A condition is a text such as `gsm8k.math_accuracy >= 0.6 and gsm8k.exact_match > 0.5`.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
-from attrs import frozen
+from attrs import field, frozen, validators
 
 from modelwright.core.api.errors import UsageError
-from modelwright.core.api.registry import MetricTable
+from modelwright.core.api.registry import ALIAS_NAME, MetricTable
+from modelwright.core.config.paths import RegistryUrl, named
 
 _NAME = r"[a-z][a-z0-9_-]*"
 _MEASURE = re.compile(rf"({_NAME})\.({_NAME})")
@@ -31,7 +35,7 @@ _COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
 
 
 class ClauseResult(NamedTuple):
-    """How one clause fared: its text, the measured value (None: there is none), and whether it holds."""
+    """The result of one clause: its text, the measured value (None if there is none), and whether it holds."""
 
     clause: str
     measured: float | None
@@ -81,7 +85,7 @@ def parse_condition(text: str) -> Condition:
     """Read a condition.
 
     Raises:
-        UsageError: it is none; the message says at which character, what was expected and what was found.
+        UsageError: the text is not a condition; the message names the character, what was expected and what was found.
     """
     scanner = _Scanner(text)
     clauses: list[Clause] = []
@@ -135,3 +139,68 @@ class _Scanner:
             f"condition {self._text!r}: at character {self._position + 1} expected {expected}, "
             f"found {repr(found[0]) if found else 'the end'}"
         )
+
+
+# The tables
+
+
+def _not_blank(_instance: Any, _attribute: Any, value: str) -> None:
+    if not value.strip():
+        raise ValueError("must not be empty")
+
+
+@frozen(kw_only=True)
+class PromoteConfig:
+    """`[registry.promote]`: An alias that moves to the new version, if the version is good enough.
+
+    Attributes:
+        alias: Name of the alias, without the `@`.
+        condition: Condition on the run's figures: `SUITE.METRIC >= NUMBER` (or `>`, `<`, `<=`, `==`), several joined by
+            `and`, such as `"gsm8k.math_accuracy >= 0.6"`. By default the alias always moves.
+    """
+
+    alias: str = field(
+        validator=named(ALIAS_NAME, "a lower-case letter or digit, then any of a-z 0-9 . _ -, not all of them digits")
+    )
+    condition: str | None = field(default=None, metadata={"key": "if"}, validator=validators.optional(_not_blank))
+
+    def complaints(self, measured: Sequence[str]) -> Iterator[str]:
+        """What is wrong with the condition of a run that measures `measured`, each a `SUITE.METRIC`."""
+        if self.condition is None:
+            return
+        try:
+            clauses = parse_condition(self.condition).clauses
+        except UsageError as error:
+            yield str(error)
+            return
+        for clause in clauses:
+            if clause.measure not in measured:
+                there_are = ", ".join(measured) or "nothing"
+                yield f"the run does not measure {clause.measure} (it measures: {there_are})"
+
+
+@frozen(kw_only=True)
+class RegistryConfig:
+    """`[registry]`: Where the new version is stored, its tags, and the alias that moves to it.
+
+    Attributes:
+        url: URL of the registry. Default: the one in `$MODELWRIGHT_HOME`. The path in `sqlite:///models.db` (three
+            slashes) is relative to the file; that in `sqlite:////var/models.db` is absolute.
+        tags: Tags of the new version, such as `{ project = "tutor" }`. They are free text for your own use.
+        promote: Alias to move to the new version. By default no alias moves.
+    """
+
+    url: RegistryUrl | None = None
+    tags: Mapping[str, str] = field(factory=dict)
+    promote: PromoteConfig | None = None
+
+
+@frozen(kw_only=True)
+class EvalRegistryConfig:
+    """`[registry]`: Where the models are stored.
+
+    Attributes:
+        url: URL of the registry, as in a run file.
+    """
+
+    url: RegistryUrl | None = None

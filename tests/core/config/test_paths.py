@@ -125,16 +125,9 @@ def test_a_registrys_sqlite_file_resolves_like_any_path(paths, tmp_path, written
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ('""', "must not be empty"),
-        ('"a\\u0000b"', 'must not contain a NUL character, but is "a\\u0000b"'),
-        ('"https://x.org/a.jsonl"', 'must be a path on disk, not the URL "https://x.org/a.jsonl"'),
-        ('"~nobody-of-that-name/x"', 'there is no user "nobody-of-that-name"'),
-        ("3", "must be a string, not 3"),
-    ],
+    "path", ['""', '"a\\u0000b"', '"https://x.org/a.jsonl"', '"~nobody-of-that-name/x"', "3"], ids=lambda path: path
 )
-def test_a_path_that_cannot_be_one(mistakes, path, message):
-    """Said at its key."""
-    (line,) = mistakes(BASE.format(path=path, base="'./b'", template="'chatml'", url="'sqlite:////x.db'"))
-    assert line.startswith(f"run.toml:7 [data.sources.0] path: {message}")
+def test_a_path_that_cannot_be_one(mistakes, path):
+    """Reported at its key."""
+    text = BASE.format(path=path, base="'./b'", template="'chatml'", url="'sqlite:////x.db'")
+    assert mistakes(text) == ["run.toml:7 [data.sources.0] path"]
