@@ -25,7 +25,7 @@ from modelwright.core.runs.supervisor import stop_on_signals
 from modelwright.core.stages.evaluate.stage import Evaluate
 from modelwright.core.stages.evaluate.suites import looks
 from modelwright.core.stages.prepare.builtin import parse_builtin
-from modelwright.core.stages.prepare.checks import check_quality
+from modelwright.core.stages.prepare.quality import check_quality
 from modelwright.core.stages.prepare.sources import source_files
 from modelwright.core.stages.prepare.stage import Prepare
 from modelwright.core.stages.promote import Promote

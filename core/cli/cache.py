@@ -10,7 +10,7 @@ import click
 from modelwright.core.cli.common import FiniteRange, json_option, print_json, print_table, size_text
 
 if TYPE_CHECKING:
-    from modelwright.core.stages.prepare.cache import Store
+    from modelwright.core.stages.prepare.cache import Cache
 
 DAY = 86_400
 
@@ -30,16 +30,16 @@ def list_(as_json: bool) -> None:
     """Say how much is kept, and when it was last used."""
     from modelwright.core.stages.prepare.cache import freed, total
 
-    store = _store()
-    entries = list(store.entries())
+    cache = _cache()
+    entries = list(cache.entries())
     if as_json:
         kept = [
             {"kind": entry.kind, "key": entry.path.name, "size": total([entry]), "used": _time(entry.used)}
             for entry in entries
         ]
-        print_json({"folder": str(store.root), "size": total(entries), "entries": kept})
+        print_json({"folder": str(cache.root), "size": total(entries), "entries": kept})
         return
-    click.echo(f"{store.root}: {size_text(total(entries))}, of which {size_text(freed(entries))} are in no run")
+    click.echo(f"{cache.root}: {size_text(total(entries))}, of which {size_text(freed(entries))} are in no run")
     kinds = sorted({entry.kind for entry in entries})
     of = {kind: [entry for entry in entries if entry.kind == kind] for kind in kinds}
     rows = [
@@ -69,26 +69,26 @@ def prune(days: float, dry_run: bool, as_json: bool) -> None:
     """
     from modelwright.core.stages.prepare.cache import freed
 
-    store = _store()
-    with store.locked(alone=True):
-        old = [entry for entry in store.entries() if entry.used <= time.time() - days * DAY]
+    cache = _cache()
+    with cache.locked(alone=True):
+        old = [entry for entry in cache.entries() if entry.used <= time.time() - days * DAY]
         size = freed(old)
         if not dry_run:
             for entry in old:
-                store.remove(entry)
+                cache.remove(entry)
     if as_json:
         print_json({"entries": len(old), "size": size, "dry_run": dry_run})
         return
     what = "1 entry" if len(old) == 1 else f"{len(old):,} entries"
     word = "would be removed from" if dry_run else "removed from"
-    click.echo(f"{what} {word} {store.root}, {size_text(size)} free by that")
+    click.echo(f"{what} {word} {cache.root}, {size_text(size)} free by that")
 
 
-def _store() -> Store:
+def _cache() -> Cache:
     from modelwright.core import home
-    from modelwright.core.stages.prepare.cache import Store
+    from modelwright.core.stages.prepare.cache import Cache
 
-    return Store(home.cache())
+    return Cache(home.cache())
 
 
 def _time(seconds: float) -> str:

@@ -6,12 +6,15 @@ import contextlib
 import itertools
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+from attrs import frozen
 
 from modelwright.core.cli.param_types import DiskPath
+from modelwright.core.stages.prepare.builtin import builtin_rows
 
 FORMATS = ("math", "reasoning", "general")
 RUN = "run.toml"
@@ -59,7 +62,7 @@ def _is_there(path: Path) -> bool:
 def _contents(format_name: str) -> Mapping[str, str]:
     """The text of each file; run.toml last, so that where it is, all is."""
     from modelwright.core.api.files import json_line
-    from modelwright.core.cli.samples import SAMPLES, SIZES, TEST, TRAIN, run_text
+    from modelwright.core.cli.init import SAMPLES, SIZES, TEST, TRAIN, run_text
 
     rows = SAMPLES[format_name].rows
     data = {
@@ -98,3 +101,138 @@ def _write_into(folder: Path, contents: Mapping[str, str]) -> None:
             undo.callback(path.unlink, missing_ok=True)
             write_text(path, text)
         undo.pop_all()
+
+
+SEED = 17
+TRAIN, TEST = "data/train.jsonl", "data/test.jsonl"
+# Enough to see a model learn, few enough to read.
+SIZES = {"train": 600, "test": 60}
+
+
+@frozen(kw_only=True)
+class Sample:
+    """A format's sample.
+
+    Attributes:
+        rows: its rows of a split.
+        about: what they look like, for the run.toml.
+        options: a commented line for `[data.options]`.
+        metric: how answers are graded.
+    """
+
+    rows: Callable[[str], Iterator[Mapping[str, Any]]]
+    about: str
+    options: str
+    metric: str
+
+
+def _math(split: str) -> Iterator[Mapping[str, Any]]:
+    """A few stories, told with few names and things: what a model can learn from so few rows."""
+    for row in builtin_rows("arithmetic", split, seed=SEED):
+        if any(name in row["question"] for name in ("Ana ", "Ben ", "Eva ")) and (
+            " gets " in row["question"] or " gives away " in row["question"]
+        ):
+            yield row
+
+
+def _reasoning(split: str) -> Iterator[Mapping[str, Any]]:
+    for row in _math(split):
+        steps, _, number = row["answer"].partition("\n#### ")
+        yield {"question": row["question"], "thinking": steps, "answer": number}
+
+
+def _general(split: str) -> Iterator[Mapping[str, Any]]:
+    for row in _math(split):
+        number = row["answer"].partition("\n#### ")[2]
+        messages = [
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": f"The answer is {number}."},
+        ]
+        yield {"messages": messages}
+
+
+SAMPLES: Mapping[str, Sample] = {
+    "math": Sample(
+        rows=_math,
+        about='{"question": …, "answer": "… steps …\\n#### 7"}; problem and solution with \\boxed{7} work, too',
+        options='solution = "full"          # "full": the steps and the answer are learnt; "answer": the answer alone',
+        metric="math_accuracy",
+    ),
+    "reasoning": Sample(
+        rows=_reasoning,
+        about='{"question": …, "thinking": …, "answer": …}; <think>…</think> in the answer works, too',
+        options='thinking = "train"         # "train": the thinking is learnt; "mask": the answer alone',
+        metric="math_accuracy",
+    ),
+    "general": Sample(
+        rows=_general,
+        about='{"messages": [{"role": "user", …}, …]}; instruction and output, prompt and completion work, too',
+        options='# system = "Be brief."     # a system message for every conversation',
+        metric="exact_match",
+    ),
+}
+
+_RUN = """\
+# One run: data to a trained, registered and evaluated model. Do it, and do it again after any change (what is
+# done is skipped), with
+#
+#   modelwright run run.toml
+#
+# Paths are relative to this file. Any key can be set from the command line: --set train.max_steps=100
+
+name = "first-model"           # the model's name in the registry; each new training is its next version
+seed = 17                      # of everything random
+
+# What the training begins from. This makes a small model and its tokenizer here, without downloads:
+[model.scratch]
+hidden_size = 64
+layers = 2
+heads = 4
+vocab_size = 512
+# To fine-tune a pretrained model, put this in the place of [model.scratch]:
+# [model]
+# base = "./path/to/a/model"   # a folder with config.json, tokenizer.json and model.safetensors;
+#                              # or a model of the registry ("first-model@1", "@production"), or of the hub ("org/name")
+
+[data]
+format = "{format}"
+# Rows like {about}
+[data.options]
+{options}
+[[data.sources]]               # as many as you like
+path = "data/train.jsonl"      # a file, a folder, or a pattern such as "data/*.jsonl"
+# limit = 1000                 # the most rows to take
+[data.tokens]
+max_length = 128               # the most tokens of an example; longer ones are left out, and counted
+
+[train]
+max_steps = 200                # or epochs = 3: passes over the data
+batch_size = 32
+learning_rate = 5e-3           # for so small a model; 1e-5 to 1e-4 for a pretrained one
+warmup = 0.05                  # the share of the steps in which the rate rises
+checkpoint_every = 100         # steps; an interrupted training goes on from there
+
+[[evaluate]]                   # a test set; as many as you like
+name = "test"
+path = "data/test.jsonl"
+metrics = ["{metric}"]
+[evaluate.generation]
+max_tokens = 64
+
+[registry]
+# The alias moves to the new model if this holds; serve it with: modelwright serve @assistant
+promote = {{ alias = "assistant", if = "test.{metric} >= 0.5" }}
+
+# More models from the same file: each variant is merged over the rest. With them, `modelwright run` makes all of them,
+# and `--variant short` one.
+# [variants.short]
+# train = {{ max_steps = 50 }}
+# [variants.long]
+# train = {{ max_steps = 1000 }}
+"""
+
+
+def run_text(format_name: str) -> str:
+    """The run.toml for a format's sample."""
+    sample = SAMPLES[format_name]
+    return _RUN.format(format=format_name, about=sample.about, options=sample.options, metric=sample.metric)

@@ -17,7 +17,7 @@ from modelwright.core.cli.run import open_runs, perform_stages, stage_options
 
 if TYPE_CHECKING:
     from modelwright.core.stages.prepare.convert import Converted, Raw
-    from modelwright.core.stages.prepare.shards import Part
+    from modelwright.core.stages.prepare.reading import ShardSelection
 
 EVENTS_EVERY = 1000
 
@@ -59,20 +59,20 @@ class _Share(click.FloatRange):
         return number
 
 
-def _given_part(context: click.Context, param: click.Parameter, values: Sequence[str]) -> Part | None:
+def _given_part(context: click.Context, param: click.Parameter, values: Sequence[str]) -> ShardSelection | None:
     """A callback for `--shard I/N`.
 
     Raises:
         UsageError: it is something else.
     """
     from modelwright.core.api.errors import UsageError
-    from modelwright.core.stages.prepare.shards import Part
+    from modelwright.core.stages.prepare.reading import ShardSelection
 
     value = once(context, param, values)
     if value is None:
         return None
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value)
-    part = Part(int(found[1]), int(found[2])) if found else None
+    part = ShardSelection(int(found[1]), int(found[2])) if found else None
     if part is None or not 1 <= part.number <= part.of:
         raise UsageError(f"--shard {value!r}: expected I/N, part I of N counted from 1, such as 2/4")
     return part
@@ -147,7 +147,7 @@ def prepare(context: click.Context, /, path: Path | None, *, as_json: bool, **gi
     _prepare_files(as_json=as_json, **{name: given[name] for name in _OF_FILES})
 
 
-def _check_together(part: Part | None, *, merging: bool, fresh: bool, dry_run: bool) -> None:
+def _check_together(part: ShardSelection | None, *, merging: bool, fresh: bool, dry_run: bool) -> None:
     """Refuse options that say two things.
 
     Raises:
@@ -166,18 +166,18 @@ def _check_together(part: Part | None, *, merging: bool, fresh: bool, dry_run: b
         )
 
 
-def _prepare_part(part: Part, *, as_json: bool, **chosen: Any) -> None:
+def _prepare_part(part: ShardSelection, *, as_json: bool, **chosen: Any) -> None:
     """Prepare a part of every variant chosen."""
     from modelwright.core import runner
     from modelwright.core.cli.progress import Display
-    from modelwright.core.stages.prepare.part import prepare_part
+    from modelwright.core.stages.prepare.preparation import prepare_shards
 
     with Display() as display:
         runs = open_runs(**chosen, listener=display)
         runner.check(runs, ["prepare"], registry=False)
         done = []
         for one in runs:
-            done.append({"run": one.config.name, **prepare_part(one, part)})
+            done.append({"run": one.config.name, **prepare_shards(one, part)})
             if one is not runs[-1]:
                 one.folder.part(part.number, part.of).check_stop()  # as between whole runs
     if as_json:

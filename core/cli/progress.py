@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from modelwright.core.cli.common import figure_text
-from modelwright.core.cli.labels import label_text, print_examples
+from modelwright.core.cli.data import label_text, print_examples
 from modelwright.core.runs.events import Event
 
 LINE_EVERY = 5.0
@@ -43,7 +43,7 @@ def _prepared(data: Any) -> str:
     return ", ".join(parts + [f"{n:,} {name}" for n, name in left_out if n])
 
 
-def _part(data: Any) -> str:
+def _shards(data: Any) -> str:
     if not data["shards"]:
         return f"nothing to do: the data have {data['of']} shard{'s' if data['of'] != 1 else ''} only"
     return f"{data['shards']} of {data['of']} shards, {data['rows']:,} rows read, {data['examples']:,} examples"
@@ -93,7 +93,7 @@ _REMOVED = {
 }
 _LINES: dict[str, Callable[[Any], str]] = {
     "notice": lambda data: data["text"],
-    "part": _part,
+    "shard": _shards,
     "prepared": _prepared,
     "labels": label_text,
     "started": _started,
@@ -170,7 +170,7 @@ class Display:
 
     def _show(self, event: Event) -> None:
         # Of jobs that share a stage, each says which part is its own.
-        stage = f"{event.stage} {event.data['part']}" if "part" in event.data else event.stage
+        stage = f"{event.stage} {event.data['shard']}" if "shard" in event.data else event.stage
         line = describe(event)
         if line is None:
             self._move(event, stage)

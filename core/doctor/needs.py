@@ -26,8 +26,8 @@ from modelwright.core.registry import resolve
 from modelwright.core.runs.stage import Run
 from modelwright.core.stages.evaluate.suites import ENGINE
 from modelwright.core.stages.prepare.builtin import parse_builtin
-from modelwright.core.stages.prepare.checks import verifying_metric
-from modelwright.core.stages.prepare.near import check_datasketch
+from modelwright.core.stages.prepare.deduplicate import check_datasketch
+from modelwright.core.stages.prepare.quality import verifying_metric
 from modelwright.core.stages.prepare.sources import source_files
 
 # Bytes of a trained weight in a checkpoint: itself and AdamW's two moments, in float32.

@@ -10,22 +10,29 @@ from attrs import evolve, field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.thinking import OPEN, split_thinking
-from modelwright.plugins.formats.conversations import checked, conversation_column, interchange, read_messages
-from modelwright.plugins.formats.row_schemas import Shape, Shapes, mapped
+from modelwright.plugins.formats.conversations import (
+    checked,
+    conversation_column,
+    interchange,
+    read_messages,
+    read_tools,
+)
 from modelwright.plugins.formats.rows import (
     ANSWER,
     SYSTEMS,
+    RowSchema,
+    RowSchemas,
     answering,
     filled,
     input_column,
     is_blank,
+    mapped,
     question_text,
     reference_column,
     text_column,
     with_options,
     with_system,
 )
-from modelwright.plugins.formats.tools import read_tools
 
 _EXPECTED = (
     "expected the column messages or conversations (chat), instruction and output (alpaca), prompt and completion, "
@@ -152,17 +159,17 @@ class GeneralFormat:
 
     def __init__(self, options: GeneralOptions) -> None:
         self.options = options
-        shapes = (
-            Shape("a row of modelwright prepare", _find_prepared, self._prepared),
-            Shape("chat", functools.partial(_find_chat, sharegpt=False), self._read, "(role/content)"),
-            Shape("sharegpt", functools.partial(_find_chat, sharegpt=True), self._read, "(from/value)"),
-            Shape("self-instruct", _find_instances, self._instances),
-            Shape("alpaca", _find_alpaca, self._read),
-            Shape("pair of messages", _find_messages, self._read),
-            Shape("pair", _find_pair, self._read),
-            Shape("plain text", _find_text, self._read),
+        schemas = (
+            RowSchema("a row of modelwright prepare", _find_prepared, self._prepared),
+            RowSchema("chat", functools.partial(_find_chat, sharegpt=False), self._read, "(role/content)"),
+            RowSchema("sharegpt", functools.partial(_find_chat, sharegpt=True), self._read, "(from/value)"),
+            RowSchema("self-instruct", _find_instances, self._instances),
+            RowSchema("alpaca", _find_alpaca, self._read),
+            RowSchema("pair of messages", _find_messages, self._read),
+            RowSchema("pair", _find_pair, self._read),
+            RowSchema("plain text", _find_text, self._read),
         )
-        self._shapes = mapped(options.columns, self._read) if options.columns else Shapes(shapes, _EXPECTED)
+        self._schemas = mapped(options.columns, self._read) if options.columns else RowSchemas(schemas, _EXPECTED)
 
     def read(self, row: Mapping[str, Any]) -> Iterable[Example]:
         """The examples of one row.
@@ -170,7 +177,7 @@ class GeneralFormat:
         Raises:
             RowError: columns are missing or hold the wrong things, or the conversation is none that can be learnt.
         """
-        return self._shapes.read(row)
+        return self._schemas.read(row)
 
     def recognise(self, row: Mapping[str, Any]) -> str:
         """One line that says what `read` takes a row for, and by which columns.
@@ -178,7 +185,7 @@ class GeneralFormat:
         Raises:
             RowError: there is no shape that a row of these columns could have.
         """
-        return self._shapes.recognise(row)
+        return self._schemas.recognise(row)
 
     def _read(self, row: Mapping[str, Any], named: GeneralColumns) -> list[Example]:
         if named.text is not None:

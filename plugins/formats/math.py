@@ -2,6 +2,8 @@ r"""The format `math`: problems with worked solutions, and multiple choice, howe
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,9 +11,17 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.answers import HASHES, last_boxed
-from modelwright.plugins.formats.choices import CHOICES, RIGHT, read_choices
-from modelwright.plugins.formats.row_schemas import Shape, Shapes, mapped
-from modelwright.plugins.formats.rows import answering, filled, reference_column, text_column, with_options
+from modelwright.plugins.formats.rows import (
+    RowSchema,
+    RowSchemas,
+    answering,
+    columns,
+    filled,
+    mapped,
+    reference_column,
+    text_column,
+    with_options,
+)
 from modelwright.plugins.formats.solutions import final_answer, hashes_answer, without_calculations
 
 _EXPECTED = "expected the columns question and answer (GSM8K), problem and solution (MATH), or question and choices"
@@ -97,8 +107,8 @@ class MathFormat:
 
     def __init__(self, options: MathOptions) -> None:
         self.options = options
-        shapes = [Shape(name, find, self._problem) for name, find in _SHAPES]
-        self._shapes = mapped(options.columns, self._problem) if options.columns else Shapes(shapes, _EXPECTED)
+        schemas = [RowSchema(name, find, self._problem) for name, find in _SCHEMAS]
+        self._schemas = mapped(options.columns, self._problem) if options.columns else RowSchemas(schemas, _EXPECTED)
 
     def read(self, row: Mapping[str, Any]) -> Iterable[Example]:
         """The example of one row: an optional system message, the question, the solution.
@@ -106,7 +116,7 @@ class MathFormat:
         Raises:
             RowError: columns are missing or are not text, or the solution states no answer.
         """
-        problem = self._shapes.read(row)
+        problem = self._schemas.read(row)
         said = _stated(problem, self.options)
         turns = Message(role="user", content=problem.question), Message(role="assistant", content=said)
         messages = with_options(turns, instruction=self.options.instruction, system=self.options.system)
@@ -118,7 +128,7 @@ class MathFormat:
         Raises:
             RowError: there is no shape that a row of these columns could have.
         """
-        return self._shapes.recognise(row)
+        return self._schemas.recognise(row)
 
     def _problem(self, row: Mapping[str, Any], named: MathColumns) -> _Problem:
         return self._solved(row, named) if named.choices is None else self._choice(row, named, named.choices)
@@ -174,7 +184,7 @@ def _having(columns: MathColumns) -> Callable[[Mapping[str, Any]], MathColumns |
 
 
 # How the data sets that are recognised call their columns; the first that a row has all of are read.
-_SHAPES: Sequence[tuple[str, Callable[[Mapping[str, Any]], MathColumns | None]]] = (
+_SCHEMAS: Sequence[tuple[str, Callable[[Mapping[str, Any]], MathColumns | None]]] = (
     ("multiple choice", _find_choices),
     ("NuminaMath", _having(MathColumns(question="problem", solution="solution", answer="answer"))),
     ("MATH", _having(MathColumns(question="problem", solution="solution"))),
@@ -202,3 +212,81 @@ def _stated(problem: _Problem, options: MathOptions) -> str:
         return worked
     steps = worked.rpartition(HASHES)[0] if hashes else worked
     return f"{steps.rstrip()}\n{statement}"
+
+
+CHOICES = ("choices", "options")
+RIGHT = ("answerKey", "correct", "answer", "label")
+LETTERS = string.ascii_uppercase
+
+# AQuA's "A)21", and the like.
+_LABEL = re.compile(r"\s*\(?([A-Za-z0-9])[).:]\s*")
+
+
+@frozen
+class Choices:
+    """The choices of a question.
+
+    Attributes:
+        texts: in their order; the first is A.
+        right: the letter of the right one.
+    """
+
+    texts: tuple[str, ...]
+    right: str
+
+    def listed(self) -> str:
+        """A line for each, with its letter."""
+        return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, self.texts, strict=False))
+
+
+def read_choices(row: Mapping[str, Any], column: str, right: str | None = None) -> Choices:
+    """The choices in `column` and the right one, by its letter, its label, its place from 0, or its text.
+
+    Args:
+        row: a row.
+        column: holds a list of texts, or ARC's `{"text": […], "label": […]}`.
+        right: the column that says which is right; None looks for one.
+
+    Raises:
+        RowError: there are no choices, too many, or none of them is said to be the right one.
+    """
+    texts, labels = _texts(row[column], column)
+    if not 1 < len(texts) <= len(LETTERS):
+        raise RowError(f"column {column!r} must hold 2 to {len(LETTERS)} choices, not {len(texts)}")
+    named = right or next(iter(filled(row, RIGHT)), None)
+    if named is None:
+        raise RowError(f"no column says which choice is right ({', '.join(RIGHT)}); this row has: {columns(row)}")
+    if named not in row:
+        raise RowError(f"there is no column {named!r}; this row has: {columns(row)}")
+    place = _place(row[named], texts, labels)
+    if place is None:
+        raise RowError(f"column {named!r}: {row[named]!r:.60} is none of the {len(texts)} choices")
+    return Choices(texts, LETTERS[place])
+
+
+def _texts(value: Any, column: str) -> tuple[tuple[str, ...], Sequence[str]]:
+    """The choices, and their labels where the row has some."""
+    labels: Any = ()
+    if isinstance(value, Mapping):
+        value, labels = value.get("text"), value.get("label", ())
+    if not isinstance(value, list | tuple) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise RowError(f"column {column!r} must be a list of texts, or text and label lists")
+    marked = [_LABEL.match(text) for text in value]
+    if not labels and all(marked):
+        labels = [match[1] for match in marked if match]
+        value = [text[match.end() :] for text, match in zip(value, marked, strict=True) if match]
+    if labels and (not isinstance(labels, list | tuple) or len(labels) != len(value)):
+        raise RowError(f"column {column!r} has not a label for each choice")
+    return tuple(text.strip() for text in value), [str(label) for label in labels]
+
+
+def _place(said: Any, texts: Sequence[str], labels: Sequence[str]) -> int | None:
+    if isinstance(said, int) and not isinstance(said, bool):
+        return said if 0 <= said < len(texts) else None
+    if not isinstance(said, str):
+        return None
+    said = said.strip()
+    for names in (labels or LETTERS[: len(texts)], texts, [str(number) for number in range(len(texts))]):
+        if said in names:
+            return list(names).index(said)
+    return None

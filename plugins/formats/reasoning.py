@@ -11,15 +11,17 @@ from attrs import evolve, field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.thinking import CLOSE, OPEN, split_thinking
-from modelwright.plugins.formats.conversations import checked, conversation_column, read_messages
-from modelwright.plugins.formats.row_schemas import Shape, Shapes, mapped
+from modelwright.plugins.formats.conversations import checked, conversation_column, read_messages, read_tools
 from modelwright.plugins.formats.rows import (
     ANSWER,
     SYSTEMS,
+    RowSchema,
+    RowSchemas,
     answering,
     columns,
     filled,
     input_column,
+    mapped,
     question_text,
     reference_column,
     text_column,
@@ -27,7 +29,6 @@ from modelwright.plugins.formats.rows import (
     with_system,
 )
 from modelwright.plugins.formats.solutions import final_answer, read_solution
-from modelwright.plugins.formats.tools import read_tools
 
 PROMPTS = ("prompt", "question", "problem", "instruction")
 THINKINGS = ("thinking", "reasoning", "reasoning_content", "cot", "rationale")
@@ -132,14 +133,14 @@ class ReasoningFormat:
 
     def __init__(self, options: ReasoningOptions) -> None:
         self.options = options
-        shapes = (
-            Shape("chat", functools.partial(_find_chat, sharegpt=False), self._chat, "(role/content)"),
-            Shape("sharegpt", functools.partial(_find_chat, sharegpt=True), self._chat, "(from/value)"),
-            Shape("thinking in a column", _find_columns, self._columns),
-            Shape("thinking in <think>…</think>", _find_tags, self._columns),
-            Shape("worked solution", _find_solution, self._columns),
+        schemas = (
+            RowSchema("chat", functools.partial(_find_chat, sharegpt=False), self._chat, "(role/content)"),
+            RowSchema("sharegpt", functools.partial(_find_chat, sharegpt=True), self._chat, "(from/value)"),
+            RowSchema("thinking in a column", _find_columns, self._columns),
+            RowSchema("thinking in <think>…</think>", _find_tags, self._columns),
+            RowSchema("worked solution", _find_solution, self._columns),
         )
-        self._shapes = mapped(options.columns, self._columns) if options.columns else Shapes(shapes, _EXPECTED)
+        self._schemas = mapped(options.columns, self._columns) if options.columns else RowSchemas(schemas, _EXPECTED)
 
     def read(self, row: Mapping[str, Any]) -> Iterable[Example]:
         """The example of one row.
@@ -147,7 +148,7 @@ class ReasoningFormat:
         Raises:
             RowError: columns are missing or hold the wrong things, there is no thinking, or no answer after it.
         """
-        thought = self._shapes.read(row)
+        thought = self._schemas.read(row)
         messages = thought.messages
         if self.options.thinking == "mask":
             messages = [evolve(message, train_thinking=False) if message.thinking else message for message in messages]
@@ -161,7 +162,7 @@ class ReasoningFormat:
         Raises:
             RowError: there is no shape that a row of these columns could have.
         """
-        return self._shapes.recognise(row)
+        return self._schemas.recognise(row)
 
     def _chat(self, row: Mapping[str, Any], named: _Chat) -> _Thought:
         messages = checked(read_messages(row[named.messages], named.messages), named.messages)

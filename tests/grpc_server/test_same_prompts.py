@@ -11,9 +11,9 @@ from modelwright.core.api.files import json_line
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.config.schema import GenerationConfig
 from modelwright.core.stages.evaluate.generate import generate
-from modelwright.core.stages.prepare import tokens
-from modelwright.core.stages.prepare.cache import Store
-from modelwright.core.stages.prepare.tokens import ExamplesFile, RenderExamples, TokenSettings
+from modelwright.core.stages.prepare import rendering as tokens
+from modelwright.core.stages.prepare.cache import Cache
+from modelwright.core.stages.prepare.rendering import ExamplesFile, RenderExamples, TokenSettings
 
 CONVERSATIONS = {
     "one turn": [("user", "How much is 2 + 3?")],
@@ -29,7 +29,7 @@ def trained_prompt(folder, renderer, messages, tmp_path):
     example = Example(messages=[*messages, Message(role="assistant", content="5")], source="rows.jsonl:1")
     (tmp_path / "examples.jsonl").write_text(json_line(example.to_row()))
     settings = TokenSettings(max_length=256, turns="last", holdout=0.0, seed=1)
-    job = RenderExamples(folder, renderer.fingerprint, settings, Store(tmp_path / "cache"))
+    job = RenderExamples(folder, renderer.fingerprint, settings, Cache(tmp_path / "cache"))
     with job.opened(None) as render:
         entry = render(ExamplesFile(tmp_path / "examples.jsonl", 1.0), lambda: None)
     (tmp_path / "train").mkdir()

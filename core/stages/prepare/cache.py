@@ -56,7 +56,7 @@ class Entry:
 
 
 @frozen
-class Store:
+class Cache:
     """The results below a folder, which need not be there yet.
 
     Attributes:
@@ -130,12 +130,12 @@ class Store:
                     yield Entry(kind=kind.name, path=path, used=path.stat().st_mtime, files=kept)
 
     def remove(self, entry: Entry) -> None:
-        """Remove an entry; the store must be `locked` alone."""
+        """Remove an entry; the cache must be `locked` alone."""
         _remove(entry.path)
 
     @contextlib.contextmanager
-    def locked(self, *, alone: bool = False, fresh: bool = False, sweep: bool = True) -> Iterator[Store]:
-        """Hold the store: those who make and use entries together, whoever removes or replaces them alone.
+    def locked(self, *, alone: bool = False, fresh: bool = False, sweep: bool = True) -> Iterator[Cache]:
+        """Hold the cache: those who make and use entries together, whoever removes or replaces them alone.
 
         Args:
             alone: wait for nobody, and let nobody in.
@@ -145,7 +145,7 @@ class Store:
                 one job writes would look left to another.
 
         Yields:
-            The store that is held.
+            The cache that is held.
 
         Raises:
             ModelwrightError: someone uses it, and it is to be held alone; or there is no place for it, or one without

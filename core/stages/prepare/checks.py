@@ -1,140 +1,220 @@
-"""The checks that a run's `[data.quality]` asks for, and what their verdicts depend on."""
+"""What is left out before training: each check looks at one example after the other, and says why it goes.
+
+Nothing goes silently: `removed.jsonl` has a line for each, with what it was compared with.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from modelwright.core.api.components import FormatSpec, MetricSpec
-from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.api.records import Example
-from modelwright.core.config import to_plain
-from modelwright.core.config.schema import QualityConfig, RunConfig, SourceConfig
-from modelwright.core.plugins import Plugins
-from modelwright.core.stages.prepare.answer_check import Verification
-from modelwright.core.stages.prepare.contamination import Contamination
-from modelwright.core.stages.prepare.examples import read_examples
-from modelwright.core.stages.prepare.near import check_datasketch
-from modelwright.core.stages.prepare.quality import Check
-from modelwright.core.stages.prepare.sanity import Length, Sanity
-from modelwright.core.stages.prepare.sources import Row, read_source, source_digests
+from attrs import define, field, frozen
+
+from modelwright.core.api.components import Metric
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.records import Example, Output
 
 
-@contextlib.contextmanager
-def lone_checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]]:
-    """The checks that look at each example alone, the quick ones first; what they hold is given back at the end.
+@frozen
+class Removal:
+    """Why an example goes.
 
-    Raises:
-        ModelwrightError: a test set to compare with cannot be read.
-        UsageError: there is no metric to verify answers by.
+    Attributes:
+        reason: for a person.
+        facts: what it was compared with: texts, sources, similarities; JSON values.
     """
-    quality = config.data.quality
-    asked: list[Check] = []
-    with contextlib.ExitStack() as stack:
-        if _asks_for_length(quality):
-            asked.append(Length(quality.min_characters, quality.max_characters))
-        if quality.sanity:
-            asked.append(Sanity())
-        if _test_sets(config):
-            asked.append(_contamination(config, plugins))
-        if quality.verify_answers:
-            spec = verifying_metric(config, plugins)
-            metric = spec.create()
-            stack.callback(getattr(metric, "close", lambda: None))
-            asked.append(Verification(metric, spec.name))
-        yield asked
+
+    reason: str
+    facts: Mapping[str, Any] = field(factory=dict)
 
 
-def asked_checks(config: RunConfig) -> list[str]:
-    """The names of what examples are looked at for, in the order in which it is done."""
-    quality = config.data.quality
-    asked = {
-        "duplicate": quality.deduplicate is not False,
-        "length": _asks_for_length(quality),
-        "insane": quality.sanity,
-        "contaminated": bool(_test_sets(config)),
-        "unverified": quality.verify_answers,
-        "near-duplicate": quality.deduplicate == "near",
-    }
-    return [name for name, wanted in asked.items() if wanted]
+class Check(Protocol):
+    """One reason for which examples are left out.
 
-
-def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
-    """What the checks' verdicts depend on beside the data and `[data.quality]`, as JSON values."""
-    quality = config.data.quality
-    inputs: dict[str, Any] = {"length": [quality.min_characters, quality.max_characters], "sanity": quality.sanity}
-    if sets := _test_sets(config):
-        inputs["test_sets"] = [
-            {
-                "name": name,
-                "data": source_digests(source, config.seed),
-                "format": [plugins.origin(plugins.get(FormatSpec, format_name)), format_name],
-                "options": to_plain(options),
-            }
-            for name, source, format_name, options in sets
-        ]
-    if quality.verify_answers:
-        metric = verifying_metric(config, plugins)
-        inputs["metric"] = [plugins.origin(metric), metric.name]
-    return inputs
-
-
-def _asks_for_length(quality: QualityConfig) -> bool:
-    return quality.min_characters > 0 or quality.max_characters is not None
-
-
-def check_quality(config: RunConfig, plugins: Plugins) -> None:
-    """Find out before anything starts whether the checks can be made.
-
-    Raises:
-        MissingDependencyError: a package is not installed.
-        UsageError: there is no metric to verify answers by, or a file to compare with is not there.
+    Attributes:
+        name: of the reason, for counts.
     """
-    if config.data.quality.deduplicate == "near":
-        check_datasketch()
-    if config.data.quality.verify_answers:
-        verifying_metric(config, plugins).check()
-    for _, source, _, _ in _test_sets(config):
-        source_digests(source, config.seed)
+
+    name: str
+
+    def check(self, example: Example) -> Removal | None:
+        """Why `example` goes; None keeps it. Asked in the order of the data, and of those that other checks kept."""
+        ...
 
 
-def verifying_metric(config: RunConfig, plugins: Plugins) -> MetricSpec:
-    """The first metric of the run's test sets that grades text.
+def first_removal(checks: Iterable[Check], example: Example) -> tuple[str, Removal] | None:
+    """The first check that has a reason, by name, and its reason; None where all keep the example."""
+    for check in checks:
+        removal = check.check(example)
+        if removal is not None:
+            return check.name, removal
+    return None
 
-    Raises:
-        UsageError: there is none.
+
+_FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+# What only lays out: sizes, spaces, and the commands around text.
+_LAYOUT = re.compile(
+    r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|text|textbf|textit|mathrm|mathbf|mathit|operatorname|quad|qquad)\b"
+    r"|\\[,;:!()\[\] ]|[${}]"
+)
+_TIMES = re.compile(r"\\(?:cdot|times)\b")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_TRAILING_ZEROS = re.compile(r"(\d+\.\d*?)0+\b")
+_WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[-+*/=^<>%]")
+
+
+def words(text: str) -> list[str]:
+    r"""The words, numbers and operators of a text, in order.
+
+    `1,250.0` is `1250`, `\dfrac{1}{2}` is `1 / 2`; dollars, braces and spacing commands are nothing.
     """
-    specs = (plugins.get(MetricSpec, name) for suite in config.evaluate for name in suite.metrics)
-    found = next((spec for spec in specs if spec.inputs == "text"), None)
-    if found is None:
-        raise UsageError(
-            "[data.quality] verify_answers needs a metric that grades answers: name one in an [[evaluate]] table"
+    text = unicodedata.normalize("NFKC", text)
+    text = _FRACTION.sub(r" \1 / \2 ", text)
+    text = _TIMES.sub(" * ", _LAYOUT.sub(" ", text)).lower()
+    text = _TRAILING_ZEROS.sub(lambda match: match[1].rstrip("."), _THOUSANDS.sub("", text))
+    return _WORD.findall(text)
+
+
+def question(example: Example) -> str:
+    """What an example asks: its users' messages, or its text."""
+    if example.text is not None:
+        return example.text
+    return "\n".join(message.content for message in example.messages if message.role == "user")
+
+
+def whole(example: Example) -> str:
+    """All that an example says, thinking included."""
+    if example.text is not None:
+        return example.text
+    said = ((message.thinking, message.content) for message in example.messages)
+    return "\n".join(part for parts in said for part in parts if part)
+
+
+FEWEST_WORDS = 100
+# The share of lines, and of characters in lines, that were there before.
+REPEATED_LINES, REPEATED_LINE_CHARACTERS = 0.30, 0.20
+# The share of characters that the most frequent run of so many words covers.
+TOP_RUNS = {2: 1.5 * 0.20, 3: 1.5 * 0.18, 4: 1.5 * 0.16}
+# The share of characters that no writer writes: U+FFFD, which decoders put for what they cannot read, and controls.
+GARBLED = 0.01
+_WHITE_SPACE = "\t\n\r\f\v"
+
+
+@define
+class Length:
+    """Texts to be learnt that are shorter or longer than wanted, in characters."""
+
+    least: int
+    most: int | None
+    name: str = field(default="length", init=False)
+
+    def check(self, example: Example) -> Removal | None:
+        """See `Check`."""
+        size = sum(map(len, trained_texts(example)))
+        if size < self.least:
+            return Removal(f"{size:,} characters are learnt, and min_characters is {self.least:,}")
+        if self.most is not None and size > self.most:
+            return Removal(f"{size:,} characters are learnt, and max_characters is {self.most:,}")
+        return None
+
+
+@define
+class Sanity:
+    """Texts to be learnt that repeat themselves, or are garbled."""
+
+    name: str = field(default="insane", init=False)
+
+    def check(self, example: Example) -> Removal | None:
+        """See `Check`."""
+        for text in trained_texts(example):
+            why = _garbled(text) or _repeated_lines(text) or _repeated_words(text)
+            if why is not None:
+                return Removal(why, {"text": text})
+        return None
+
+
+def trained_texts(example: Example) -> Sequence[str]:
+    """The texts of an example that may be learnt: its plain text, or what the assistant says and thinks."""
+    if example.text is not None:
+        return [example.text]
+    said = [message for message in example.messages if message.role == "assistant" and message.train is not False]
+    return [part for message in said for part in (message.thinking, message.content) if part]
+
+
+def _garbled(text: str) -> str | None:
+    wrong = sum(
+        character == "\ufffd" or (unicodedata.category(character) == "Cc" and character not in _WHITE_SPACE)
+        for character in text
+    )
+    if wrong <= GARBLED * len(text):
+        return None
+    return f"{wrong:,} of {len(text):,} characters are controls or stand for what could not be decoded"
+
+
+def _repeated_lines(text: str) -> str | None:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(text.split()) < FEWEST_WORDS:
+        return None
+    repeated = [(line, count - 1) for line, count in Counter(lines).items() if count > 1]
+    number = sum(count for _, count in repeated)
+    characters = sum(len(line) * count for line, count in repeated)
+    if number <= REPEATED_LINES * len(lines) and characters <= REPEATED_LINE_CHARACTERS * sum(map(len, lines)):
+        return None
+    return f"{number:,} of {len(lines):,} lines were there before"
+
+
+def _repeated_words(text: str) -> str | None:
+    words = text.split()
+    if len(words) < FEWEST_WORDS:
+        return None
+    size = sum(map(len, words))
+    for length, most in TOP_RUNS.items():
+        runs = Counter(tuple(words[start : start + length]) for start in range(len(words) - length + 1))
+        run, count = max(runs.items(), key=lambda each: (each[1] * sum(map(len, each[0])), each[0]))
+        covered = count * sum(map(len, run)) / size
+        if count > 1 and covered > most:
+            return f"{' '.join(run)!r} stands {count:,} times in {len(words):,} words"
+    return None
+
+
+@define
+class AnswerCheck:
+    """Grades what the assistant says last against the example's answer, by the metric that will grade the model.
+
+    Examples without a reference answer stay: there is nothing to compare with.
+
+    Attributes:
+        metric: the metric.
+        metric_name: its name, for messages.
+    """
+
+    metric: Metric
+    metric_name: str
+    name: str = "unverified"
+
+    def check(self, example: Example) -> Removal | None:
+        """See `Check`.
+
+        Raises:
+            ModelwrightError: the metric failed.
+        """
+        said = [message for message in example.messages if message.role == "assistant"]
+        if example.answer is None or not said:
+            return None
+        output = Output(text=said[-1].content, thinking=said[-1].thinking)
+        try:
+            score = self.metric.score(example, [output])
+        except ModelwrightError:
+            raise
+        except Exception as error:
+            raise ModelwrightError(
+                f"metric {self.metric_name!r} failed on {example.source}: {type(error).__name__}: {error}"
+            ) from error
+        if score.verdict == "correct":
+            return None
+        return Removal(
+            f"{self.metric_name}: {score.reason or score.verdict}", {"answer": example.answer, "text": output.text}
         )
-    return found
-
-
-def _test_sets(config: RunConfig) -> list[tuple[str, SourceConfig, str, Any]]:
-    """What is not to be in the training data: a name, the rows, and the format that reads them with its options."""
-    quality, found = config.data.quality, []
-    if quality.decontaminate:
-        for suite in config.evaluate:
-            assert suite.format is not None
-            found.append((suite.name, SourceConfig(path=suite.path), suite.format, suite.options))
-    data = config.data
-    found += [(path, SourceConfig(path=path), data.format, data.options) for path in quality.decontaminate_against]
-    return found
-
-
-def _contamination(config: RunConfig, plugins: Plugins) -> Contamination:
-    contamination = Contamination()
-    for name, source, format_name, options in _test_sets(config):
-
-        def refuse(row: Row, reason: str, name: str = name) -> None:
-            raise ModelwrightError(f"decontamination against {name}: {row.file}:{row.line} cannot be read: {reason}")
-
-        reader = plugins.get(FormatSpec, format_name).create(options)
-        rows = read_source(source, config.seed)
-        examples: Iterator[Example] = read_examples(rows, reader, format_name=format_name, reject=refuse)
-        contamination.add(name, examples)
-    return contamination

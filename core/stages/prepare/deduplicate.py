@@ -2,26 +2,120 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from modelwright.core.api.errors import MissingDependencyError
 from modelwright.core.api.files import json_line
 from modelwright.core.api.records import Example
 from modelwright.core.stages.prepare.cache import link
-from modelwright.core.stages.prepare.near import NearDuplicates
-from modelwright.core.stages.prepare.quality import Removal, Seen
-from modelwright.core.stages.prepare.reading import EXAMPLES
+from modelwright.core.stages.prepare.checks import Removal, whole, words
 
-DUPLICATE, NEAR = "duplicate", NearDuplicates.name
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DUPLICATE, NEAR = "duplicate", "near-duplicate"
 # A place in the data: the shard's number, and the example's in it.
 _IN_SHARD = 2**32
+# Runs of three words in common: order counts, and one changed number in a short problem makes another problem.
+RUN = 3
+ALIKE = 0.8
+PERMUTATIONS = 128
 
 
-class Sifter:
+def check_datasketch() -> None:
+    """Find out whether datasketch is installed, without importing it.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    if importlib.util.find_spec("datasketch") is None:
+        raise MissingDependencyError("near-duplicate removal needs datasketch: pip install 'modelwright[quality]'")
+
+
+class NearDuplicates:
+    """All but the first of examples that are alike; `check_datasketch` first."""
+
+    name = NEAR
+
+    def __init__(self) -> None:
+        import datasketch
+
+        self._library: Any = datasketch
+        self._index = datasketch.MinHashLSH(threshold=ALIKE, num_perm=PERMUTATIONS)
+        self._kept: list[tuple[Any, str]] = []
+
+    def check(self, example: Example) -> Removal | None:
+        """See `Check`."""
+        text = whole(example)
+        sketch = self._sketch(text)
+        # The earliest is named: the index gives them in the order of their hashes, which is another in each process.
+        for key in sorted(self._index.query(sketch)):
+            other, source = self._kept[key]
+            similarity = float(sketch.jaccard(other))
+            if similarity >= ALIKE:
+                facts = {"other": source, "similarity": round(similarity, 4), "text": text}
+                return Removal(f"it is almost the same as {source}", facts)
+        self._index.insert(len(self._kept), sketch)
+        self._kept.append((sketch, example.source))
+        return None
+
+    def _sketch(self, text: str) -> Any:
+        said = words(text)
+        runs = {" ".join(said[start : start + RUN]) for start in range(max(1, len(said) - RUN + 1))}
+        sketch = self._library.MinHash(num_perm=PERMUTATIONS, seed=1)
+        sketch.update_batch([run.encode("utf-8", "surrogatepass") for run in sorted(runs)])
+        return sketch
+
+
+class Seen:
+    """Which contents have come, and where first. It takes 16 bytes for each, whatever the contents' size.
+
+    Contents are known by the 64 bits of `Example.id`, places by a number of the caller's. They are kept in sorted
+    levels, each less than half as long as the one before it, as a log-structured merge tree keeps them.
+    """
+
+    def __init__(self) -> None:
+        self._levels: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+
+    def first(self, ids: Sequence[str], places: Sequence[int]) -> NDArray[np.int64]:
+        """Where each of these contents came first, int64 `[ids]`; then they have come, too.
+
+        A content that is new came first where it stands here first.
+        """
+        import numpy as np
+
+        given = np.array([int(each, 16) for each in ids], np.uint64)
+        new, index, inverse = np.unique(given, return_index=True, return_inverse=True)
+        first = np.array(places, np.int64)[index]
+        known = np.zeros(len(new), np.bool_)
+        for level, where in self._levels:
+            at = np.minimum(np.searchsorted(level, new), len(level) - 1)
+            hit = level[at] == new
+            first[hit] = where[at[hit]]
+            known |= hit
+        if not known.all():
+            self._add(new[~known], first[~known])
+        found: NDArray[np.int64] = first[inverse]
+        return found
+
+    def _add(self, ids: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
+        import numpy as np
+
+        while self._levels and len(self._levels[-1][0]) < 2 * len(ids):
+            level, where = self._levels.pop()
+            ids, places = np.concatenate([level, ids]), np.concatenate([where, places])
+        order = np.argsort(ids)
+        self._levels.append((ids[order], places[order]))
+
+
+class Deduplicator:
     """Sifts shards of examples, which come in order.
 
     Args:
@@ -39,13 +133,13 @@ class Sifter:
         self._removed = removed
         self._origins: list[tuple[str, Sequence[int]]] = []
 
-    def sift(self, file: str, facts: Mapping[str, Any], folder: Path, target: Path) -> int:
+    def filter(self, file: str, facts: Mapping[str, Any], examples: Path, target: Path) -> int:
         """Put the examples that stay into `target`; where none does, it is not made.
 
         Args:
             file: the one that the shard's rows are from.
             facts: of the shard; see `reading`.
-            folder: its entry in the store.
+            examples: its examples, as interchange JSONL.
             target: a file that is not there yet.
 
         Returns:
@@ -56,12 +150,12 @@ class Sifter:
         }
         removals |= self._duplicates(file, facts)
         if self._near is not None:
-            removals |= self._almost(folder, removals)
+            removals |= self._almost(examples, removals)
         stay = len(facts["ids"]) - len(removals)
         if not removals and stay:
-            link(folder / EXAMPLES, target)
+            link(examples, target)
         elif removals:
-            self._write(folder, removals, target if stay else None)
+            self._write(examples, removals, target if stay else None)
         return stay
 
     def _duplicates(self, file: str, facts: Mapping[str, Any]) -> dict[int, tuple[str, Removal]]:
@@ -82,21 +176,21 @@ class Sifter:
         file, lines = self._origins[place // _IN_SHARD]
         return f"{file}:{lines[place % _IN_SHARD]}"
 
-    def _almost(self, folder: Path, removals: Mapping[int, tuple[str, Removal]]) -> dict[int, tuple[str, Removal]]:
+    def _almost(self, examples: Path, removals: Mapping[int, tuple[str, Removal]]) -> dict[int, tuple[str, Removal]]:
         assert self._near is not None
         found = {}
-        with (folder / EXAMPLES).open("rb") as file:
+        with examples.open("rb") as file:
             for number, line in enumerate(file):
                 if number in removals:  # what goes for a reason of its own takes no other with it
                     continue
-                removal = self._near.look(Example.from_row(json.loads(line)))
+                removal = self._near.check(Example.from_row(json.loads(line)))
                 if removal is not None:
                     found[number] = (NEAR, removal)
         return found
 
-    def _write(self, folder: Path, removals: Mapping[int, tuple[str, Removal]], target: Path | None) -> None:
+    def _write(self, examples: Path, removals: Mapping[int, tuple[str, Removal]], target: Path | None) -> None:
         kept = bytearray()
-        with (folder / EXAMPLES).open("rb") as file, self._removed.open("ab") as removed:
+        with examples.open("rb") as file, self._removed.open("ab") as removed:
             for number, line in enumerate(file):
                 if number not in removals:
                     kept += line

@@ -95,7 +95,7 @@ def read_lines(
     *,
     format_name: str,
     reject: Callable[[Row, str], None],
-    look: Callable[[Row], None] = lambda _row: None,
+    on_row: Callable[[Row], None] = lambda _row: None,
 ) -> Iterator[tuple[Example, bytes]]:
     """The examples of `rows`, and the line of interchange JSONL that each is: the one way from rows to examples.
 
@@ -104,7 +104,7 @@ def read_lines(
         reader: the format.
         format_name: the format's name, for messages.
         reject: told of each row that cannot be read, and why.
-        look: shown every row that the format is given.
+        on_row: shown every row that the format is given.
 
     Raises:
         FormatFailedError: the format failed in another way than by RowError.
@@ -114,7 +114,7 @@ def read_lines(
         if row.value is None:
             reject(row, row.reason)
             continue
-        look(row)
+        on_row(row)
         source = f"{row.file}:{row.line}"
         try:
             examples = [_line(example, source) for example in reader.read(row.value)]

@@ -113,7 +113,7 @@ class Pool:
         yield from self._map(everything, tick)
 
     def _start(self) -> None:
-        command = [sys.executable, "-P", "-m", "modelwright.core.stages.prepare.worker"]
+        command = [sys.executable, "-P", "-c", f"import {__name__} as pool; pool.main()"]
         for _ in range(self._count):
             ours, theirs = connection.Pipe()
             with theirs:
@@ -172,8 +172,9 @@ class Pool:
         )
 
 
-def serve(pipe: connection.Connection) -> None:
+def main() -> None:
     """A worker process from beginning to end: job after job, item after item, until nobody asks any more."""
+    pipe = connection.Connection(int(sys.argv[1]))
     with contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as stack:
         do: Callable[[Any, Tick], Any] | None = None
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,24 +10,34 @@ from typing import Any, Self
 
 from attrs import asdict
 
+from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
 from modelwright.core.chat.renderer import Renderer, read_template
 from modelwright.core.config import to_plain
+from modelwright.core.runs.allocation import allocation
+from modelwright.core.runs.events import EventWriter
+from modelwright.core.runs.folder import RunFolder
 from modelwright.core.runs.stage import Run
-from modelwright.core.stages.prepare import reading, tokens
-from modelwright.core.stages.prepare.cache import Store, link
-from modelwright.core.stages.prepare.checks import asked_checks, check_inputs
-from modelwright.core.stages.prepare.deduplicate import Sifter
+from modelwright.core.runs.supervisor import stop_on_signals
+from modelwright.core.stages.prepare import reading, rendering
+from modelwright.core.stages.prepare.cache import Cache, link, naming_full_disk
+from modelwright.core.stages.prepare.deduplicate import Deduplicator
 from modelwright.core.stages.prepare.examples import Rejected, written_examples
 from modelwright.core.stages.prepare.packs import PackReport, write_packs
 from modelwright.core.stages.prepare.pool import Pool, available_processes
-from modelwright.core.stages.prepare.reading import ReadShards
-from modelwright.core.stages.prepare.shards import Part, Shard, shards
+from modelwright.core.stages.prepare.quality import check_inputs, check_names
+from modelwright.core.stages.prepare.reading import ReadShards, Shard, ShardSelection, shards, shards_of
+from modelwright.core.stages.prepare.rendering import (
+    ExamplesFile,
+    RenderAhead,
+    RenderExamples,
+    TokenReport,
+    TokenSettings,
+)
 from modelwright.core.stages.prepare.tokenizers import scratch_renderer
-from modelwright.core.stages.prepare.tokens import ExamplesFile, RenderExamples, TokenReport, TokenSettings
 
 # Counts up when the same rows give other examples than before.
 READING_VERSION = 1
@@ -34,10 +45,12 @@ READING_VERSION = 1
 # So many parts are named where some are missing.
 NAMED = 5
 
+STAGE = "prepare"
+
 Emit = Callable[[str, Mapping[str, Any]], None]
 
 
-def reading_job(run: Run, store: Store) -> ReadShards:
+def reading_job(run: Run, cache: Cache) -> ReadShards:
     """The job of reading a run's shards.
 
     Raises:
@@ -47,7 +60,7 @@ def reading_job(run: Run, store: Store) -> ReadShards:
     spec = plugins.get(FormatSpec, config.data.format)
     plain = to_plain(config)
     recipe = [READING_VERSION, plugins.origin(spec), spec.name, plain["data"]["options"]]
-    return ReadShards(plain, digest_json(recipe), digest_json(check_inputs(config, plugins)), store, run.merging)
+    return ReadShards(plain, digest_json(recipe), digest_json(check_inputs(config, plugins)), cache, run.merging)
 
 
 def base_renderer(run: Run) -> Renderer | None:
@@ -62,11 +75,11 @@ def base_renderer(run: Run) -> Renderer | None:
     return Renderer.from_folder(run.base.folder, chat_template=read_template(template) if template else None)
 
 
-def pool_of(run: Run, store: Store) -> Pool:
-    """The processes that a run works with, which hold the store as this one does."""
+def pool_of(run: Run, cache: Cache) -> Pool:
+    """The processes that a run works with, which hold the cache as this one does."""
     workers = run.config.data.workers
-    assert store.lock is not None, "the store is held while it is used"
-    return Pool(available_processes() if workers == "auto" else workers, run.plugins, inherited=store.lock)
+    assert cache.lock is not None, "the cache is held while it is used"
+    return Pool(available_processes() if workers == "auto" else workers, run.plugins, inherited=cache.lock)
 
 
 class Preparation:
@@ -75,7 +88,7 @@ class Preparation:
     Args:
         run: what is prepared.
         folder: empty.
-        store: where shards are kept.
+        cache: where shards are kept.
         emit: writes an event.
 
     Attributes:
@@ -85,21 +98,21 @@ class Preparation:
         report: what became of the examples.
     """
 
-    def __init__(self, run: Run, folder: Path, store: Store, emit: Emit) -> None:
+    def __init__(self, run: Run, folder: Path, cache: Cache, emit: Emit) -> None:
         self.run = run
         self.folder = folder
         self.rows = 0
         self.examples = 0
         self.rejected = Rejected(folder / "rejected.jsonl")
         self.report = TokenReport()
-        self._store = store
+        self._cache = cache
         self._emit = emit
         self._notices: list[str] = []
         self._recognised: Counter[str] = Counter()
-        self._sifter = Sifter(run.config.data.quality.deduplicate, folder / "removed.jsonl")
+        self._deduplicator = Deduplicator(run.config.data.quality.deduplicate, folder / "removed.jsonl")
         self._files: list[ExamplesFile] = []
         self._packs: PackReport | None = None
-        self._pool = pool_of(run, store)
+        self._pool = pool_of(run, cache)
 
     def __enter__(self) -> Self:
         self._pool.__enter__()
@@ -123,7 +136,7 @@ class Preparation:
                 origins.append((shard.source, shard.file))
                 yield shard
 
-        job = reading_job(self.run, self._store)
+        job = reading_job(self.run, self._cache)
         results = self._pool.ordered(job, passed_on(), self.run.folder.check_stop)
         missing: list[int] = []
         for number, entry in enumerate(results):
@@ -153,7 +166,7 @@ class Preparation:
             holdout=config.data.holdout.fraction,
             seed=config.seed,
         )
-        job = RenderExamples(tokenizer, renderer.fingerprint, settings, self._store)
+        job = RenderExamples(tokenizer, renderer.fingerprint, settings, self._cache)
         results = self._pool.ordered(job, self._files, self.run.folder.check_stop)
         for number, (given, entry) in enumerate(zip(self._files, results, strict=True), start=1):
             self._take_tokens(given.path.stem, entry)
@@ -165,7 +178,7 @@ class Preparation:
     @property
     def removed(self) -> dict[str, int]:
         """How many examples each check has left out, of those that were asked for."""
-        return {name: self._sifter.counts[name] for name in asked_checks(self.run.config)}
+        return {name: self._deduplicator.counts[name] for name in check_names(self.run.config)}
 
     def summary(self) -> dict[str, Any]:
         """What was counted, as JSON values."""
@@ -193,7 +206,7 @@ class Preparation:
     def _take_examples(self, number: int, file: str, weight: float, entry: Path) -> None:
         facts = files.read_json(entry / reading.FACTS)
         target = self.folder / "examples" / f"{number:05}.jsonl"
-        stay = self._sifter.sift(file, facts, entry, target)
+        stay = self._deduplicator.filter(file, facts, entry / reading.EXAMPLES, target)
         if stay:
             self._files.append(ExamplesFile(target, weight, entry))
         self.rows += facts["rows"]
@@ -206,15 +219,15 @@ class Preparation:
         self.rejected.add_all(file, facts["rejected"], facts["reasons"], facts["first"])
 
     def _take_tokens(self, name: str, entry: Path) -> None:
-        facts = files.read_json(entry / tokens.FACTS)
+        facts = files.read_json(entry / rendering.FACTS)
         self.report.add(TokenReport.from_plain(facts["report"]))
-        self._take_rejected(entry / tokens.REJECTED, facts)
-        for split, shard in (("train", tokens.TRAIN), ("holdout", tokens.HOLDOUT)):
+        self._take_rejected(entry / rendering.REJECTED, facts)
+        for split, shard in (("train", rendering.TRAIN), ("holdout", rendering.HOLDOUT)):
             if (entry / shard).is_file():
                 link(entry / shard, self.folder / split / f"{name}.arrow")
-        if (entry / tokens.DROPPED).is_file():
+        if (entry / rendering.DROPPED).is_file():
             with (self.folder / "dropped.jsonl").open("ab") as dropped:
-                dropped.write((entry / tokens.DROPPED).read_bytes())
+                dropped.write((entry / rendering.DROPPED).read_bytes())
 
     def _renderer(self) -> Renderer:
         model = self.run.config.model
@@ -230,6 +243,83 @@ class Preparation:
         )
 
 
+def prepare_shards(run: Run, selection: ShardSelection) -> dict[str, Any]:
+    """Read the shards of a part, and render what may stay of them where the tokenizer is known: that of a base.
+
+    Any number of parts are prepared at once. One that was killed or stopped goes on where it was.
+
+    Args:
+        run: from `open_run`, checked.
+        selection: which ones.
+
+    Returns:
+        What was done: `shard`, as I/N; `shards`, how many are in it; `of`, how many there are; `rows` and `examples`.
+
+    Raises:
+        StopRequested: someone asked this job to stop; the same call resumes it.
+        ModelwrightError: it failed.
+    """
+    root = home.cache()
+    folder = run.folder.part(selection.number, selection.of)
+    with files.failing_as(f"{folder.path} cannot be made"):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.path.touch()  # the part that was begun last says how many there are
+    folder.clear_stop()
+    events = EventWriter(run.folder.events, run=run.config.name, stage=STAGE)
+
+    def emit(kind: str, data: Mapping[str, Any]) -> None:
+        event = events.emit(kind, {"shard": str(selection), **data})
+        if run.listener:
+            run.listener(event)
+
+    try:
+        emit("begun", {})
+        if job := allocation():
+            emit("job", {"job": job.job, "nodes": job.node_list, "restarts": job.restarts})
+        try:
+            with stop_on_signals(folder), naming_full_disk(root), Cache(root).locked(sweep=False) as cache:
+                done = _prepare(run, selection, folder, cache, emit)
+        except Exception as error:
+            emit("ended", {"state": type(error).__name__, "error": str(error)})
+            raise
+        emit("shard", done)
+        emit("ended", {"state": "done"})
+    finally:
+        events.close()
+    return {"shard": str(selection), **done}
+
+
+def _prepare(run: Run, selection: ShardSelection, folder: RunFolder, cache: Cache, emit: Emit) -> dict[str, Any]:
+    config = run.config
+    found = 0
+
+    def passed() -> None:
+        nonlocal found
+        found += 1
+
+    with pool_of(run, cache) as pool:
+        mine = shards_of(selection, config.data.sources, config.seed, passed)
+        entries: list[Path] = []
+        examples: list[int] = []
+        rows = 0
+        for entry in pool.ordered(reading_job(run, cache), mine, folder.check_stop):
+            assert entry is not None, "a job that makes what is missing leaves nothing out"
+            facts = files.read_json(entry / reading.FACTS)
+            entries.append(entry)
+            examples.append(len(facts["ids"]))
+            rows += facts["rows"]
+            emit("reading", {"rows": rows})
+        renderer = base_renderer(run) if entries else None
+        if renderer is not None:
+            tokenizer = folder.path / "tokenizer"
+            renderer.save(tokenizer)
+            job = RenderAhead(tokenizer, renderer.fingerprint, config.data.tokens.turns, cache)
+            rendered = pool.ordered(job, entries, folder.check_stop)
+            for done, _ in zip(itertools.accumulate(examples), rendered, strict=True):
+                emit("rendering", {"rendered": done, "examples": sum(examples)})
+    return {"shards": len(entries), "of": found, "rows": rows, "examples": sum(examples)}
+
+
 def _unread(run: Run, missing: Sequence[int], shards: int) -> str:
     """Which jobs are to be done before the parts are merged."""
     of = run.folder.parts()
@@ -237,7 +327,7 @@ def _unread(run: Run, missing: Sequence[int], shards: int) -> str:
         which = "every part I/N"
     else:
         parts = sorted({number % of + 1 for number in missing})
-        which = ", ".join(str(Part(number, of)) for number in parts[:NAMED])
+        which = ", ".join(str(ShardSelection(number, of)) for number in parts[:NAMED])
         which += f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
     return (
         f"{run.config.name}: {len(missing)} of {shards} shards of the data are not read yet: do "

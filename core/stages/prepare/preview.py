@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import html
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from attrs import frozen
 
+from modelwright.core.api.files import read_json
 from modelwright.core.api.tokens import TokenFolder, TokenRow
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.stages.prepare.examples import written_rows
@@ -22,7 +26,7 @@ HALF = "\ufffd"
 
 
 @frozen
-class Part:
+class TextPart:
     """A stretch of a row's text, all of it learnt or none of it."""
 
     text: str
@@ -30,7 +34,7 @@ class Part:
 
 
 @frozen(kw_only=True)
-class Look:
+class PreviewRow:
     """A row of tokens.
 
     Attributes:
@@ -45,10 +49,10 @@ class Look:
     source: str
     tokens: int
     trained: int
-    parts: tuple[Part, ...]
+    parts: tuple[TextPart, ...]
 
 
-def look(folder: Path, count: int, *, skip: int = 0, split: str = TRAIN) -> list[Look]:
+def preview(folder: Path, count: int, *, skip: int = 0, split: str = TRAIN) -> list[PreviewRow]:
     """The rows `skip` to `skip + count` of a prepared folder, or those that there are.
 
     Args:
@@ -61,7 +65,7 @@ def look(folder: Path, count: int, *, skip: int = 0, split: str = TRAIN) -> list
     rows = list(_rows(folder / split, skip, skip + count))
     sources = _sources(folder, {row.id for row in rows})
     return [
-        Look(
+        PreviewRow(
             id=row.id,
             source=sources.get(row.id, ""),
             tokens=len(row.input_ids),
@@ -93,7 +97,7 @@ def _sources(folder: Path, ids: set[str]) -> Mapping[str, str]:
     return found
 
 
-def _parts(renderer: Renderer, row: TokenRow) -> Iterator[Part]:
+def _parts(renderer: Renderer, row: TokenRow) -> Iterator[TextPart]:
     """Each part is what its tokens add to the text before: decoders treat the beginning of a text in their own way."""
     ids = [int(token) for token in row.input_ids]
     shown, end = 0, 0
@@ -102,13 +106,13 @@ def _parts(renderer: Renderer, row: TokenRow) -> Iterator[Part]:
         text = renderer.spell(ids[:end])
         if end < len(ids):
             text = text.rstrip(HALF)  # a character that the next token completes is shown there
-        yield Part(text[shown:], bool(trained))
+        yield TextPart(text[shown:], bool(trained))
         shown = len(text)
 
 
-def page(title: str, looks: Iterable[Look]) -> str:
+def html_page(title: str, rows: Iterable[PreviewRow]) -> str:
     """A page of HTML, whole in itself, on which what is learnt is coloured."""
-    rows = "\n".join(_article(one) for one in looks)
+    articles = "\n".join(map(_article, rows))
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -130,14 +134,66 @@ mark {{ background: var(--ground); border-radius: 2px; color: var(--learnt); }}
 </style>
 <h1>{html.escape(title)}</h1>
 <p>What the model will see. <mark>Marked</mark>: the tokens that it learns to write.</p>
-{rows}
+{articles}
 </html>
 """
 
 
-def _article(one: Look) -> str:
+def _article(one: PreviewRow) -> str:
     text = "".join(
         f"<mark>{html.escape(part.text)}</mark>" if part.trained else html.escape(part.text) for part in one.parts
     )
     header = f"{html.escape(one.source or one.id)} · {one.tokens:,} tokens, {one.trained:,} learnt"
     return f"<article><header>{header}</header><pre>{text}</pre></article>"
+
+
+# Powers of two: lengths spread over several of them, and `max_length` usually is one.
+SMALLEST_BIN = 16
+
+
+@frozen(kw_only=True)
+class Statistics:
+    """Numbers about a prepared folder.
+
+    Attributes:
+        report: what the prepare stage counted (report.json).
+        lengths: of the training rows in tokens: "min", "median", "p90", "p99" and "max"; empty without rows.
+        histogram: how many rows have at most so many tokens, and more than the key before.
+        sources: examples by the file that they came from, before rows that are too long or held out are taken away.
+    """
+
+    report: Mapping[str, Any]
+    lengths: Mapping[str, int]
+    histogram: Mapping[int, int]
+    sources: Mapping[str, int]
+
+
+def statistics(folder: Path) -> Statistics:
+    """Count what is in a folder that the prepare stage wrote."""
+    lengths = TokenFolder(folder / TRAIN).lengths()
+    sources: Counter[str] = Counter()
+    for row in written_rows(folder / "examples"):
+        sources[row["source"].rpartition(":")[0]] += 1
+    return Statistics(
+        report=read_json(folder / "report.json"),
+        lengths=_quantiles(lengths),
+        histogram=_histogram(lengths),
+        sources=dict(sources.most_common()),
+    )
+
+
+def _quantiles(lengths: np.ndarray[Any, np.dtype[np.int32]]) -> dict[str, int]:
+    if not len(lengths):
+        return {}
+    shares = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    # "higher": a length that a row has, not one between two.
+    return {name: int(np.quantile(lengths, share, method="higher")) for name, share in shares.items()}
+
+
+def _histogram(lengths: np.ndarray[Any, np.dtype[np.int32]]) -> dict[int, int]:
+    longest = int(lengths.max(initial=0))
+    edges = [SMALLEST_BIN]
+    while edges[-1] < longest:
+        edges.append(2 * edges[-1])
+    counts = np.bincount(np.searchsorted(edges, lengths), minlength=len(edges))
+    return {edge: int(count) for edge, count in zip(edges, counts, strict=True)}

@@ -1,94 +1,138 @@
-"""What is left out before training: each check looks at one example after the other, and says why it goes.
-
-Nothing goes silently: `removed.jsonl` has a line for each, with what it was compared with.
-"""
+"""The checks that a run's `[data.quality]` asks for, and what their verdicts depend on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from attrs import field, frozen
-
+from modelwright.core.api.components import FormatSpec, MetricSpec
+from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import Example
+from modelwright.core.config import to_plain
+from modelwright.core.config.schema import QualityConfig, RunConfig, SourceConfig
+from modelwright.core.plugins import Plugins
+from modelwright.core.stages.prepare.checks import AnswerCheck, Check, Length, Sanity
+from modelwright.core.stages.prepare.decontaminate import Contamination
+from modelwright.core.stages.prepare.deduplicate import check_datasketch
+from modelwright.core.stages.prepare.examples import read_examples
+from modelwright.core.stages.prepare.sources import Row, read_source, source_digests
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
+@contextlib.contextmanager
+def example_checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]]:
+    """The checks that look at each example alone, the quick ones first; what they hold is given back at the end.
 
-@frozen
-class Removal:
-    """Why an example goes.
-
-    Attributes:
-        reason: for a person.
-        facts: what it was compared with: texts, sources, similarities; JSON values.
+    Raises:
+        ModelwrightError: a test set to compare with cannot be read.
+        UsageError: there is no metric to verify answers by.
     """
+    quality = config.data.quality
+    asked: list[Check] = []
+    with contextlib.ExitStack() as stack:
+        if _asks_for_length(quality):
+            asked.append(Length(quality.min_characters, quality.max_characters))
+        if quality.sanity:
+            asked.append(Sanity())
+        if _test_sets(config):
+            asked.append(_contamination(config, plugins))
+        if quality.verify_answers:
+            spec = verifying_metric(config, plugins)
+            metric = spec.create()
+            stack.callback(getattr(metric, "close", lambda: None))
+            asked.append(AnswerCheck(metric, spec.name))
+        yield asked
 
-    reason: str
-    facts: Mapping[str, Any] = field(factory=dict)
+
+def check_names(config: RunConfig) -> list[str]:
+    """The names of what examples are looked at for, in the order in which it is done."""
+    quality = config.data.quality
+    asked = {
+        "duplicate": quality.deduplicate is not False,
+        "length": _asks_for_length(quality),
+        "insane": quality.sanity,
+        "contaminated": bool(_test_sets(config)),
+        "unverified": quality.verify_answers,
+        "near-duplicate": quality.deduplicate == "near",
+    }
+    return [name for name, wanted in asked.items() if wanted]
 
 
-class Check(Protocol):
-    """One reason for which examples are left out.
+def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
+    """What the checks' verdicts depend on beside the data and `[data.quality]`, as JSON values."""
+    quality = config.data.quality
+    inputs: dict[str, Any] = {"length": [quality.min_characters, quality.max_characters], "sanity": quality.sanity}
+    if sets := _test_sets(config):
+        inputs["test_sets"] = [
+            {
+                "name": name,
+                "data": source_digests(source, config.seed),
+                "format": [plugins.origin(plugins.get(FormatSpec, format_name)), format_name],
+                "options": to_plain(options),
+            }
+            for name, source, format_name, options in sets
+        ]
+    if quality.verify_answers:
+        metric = verifying_metric(config, plugins)
+        inputs["metric"] = [plugins.origin(metric), metric.name]
+    return inputs
 
-    Attributes:
-        name: of the reason, for counts.
+
+def _asks_for_length(quality: QualityConfig) -> bool:
+    return quality.min_characters > 0 or quality.max_characters is not None
+
+
+def check_quality(config: RunConfig, plugins: Plugins) -> None:
+    """Find out before anything starts whether the checks can be made.
+
+    Raises:
+        MissingDependencyError: a package is not installed.
+        UsageError: there is no metric to verify answers by, or a file to compare with is not there.
     """
-
-    name: str
-
-    def look(self, example: Example) -> Removal | None:
-        """Why `example` goes; None keeps it. Asked in the order of the data, and of those that other checks kept."""
-        ...
-
-
-def judged(checks: Iterable[Check], example: Example) -> tuple[str, Removal] | None:
-    """The first check that has a reason, by name, and its reason; None where all keep the example."""
-    for check in checks:
-        removal = check.look(example)
-        if removal is not None:
-            return check.name, removal
-    return None
+    if config.data.quality.deduplicate == "near":
+        check_datasketch()
+    if config.data.quality.verify_answers:
+        verifying_metric(config, plugins).check()
+    for _, source, _, _ in _test_sets(config):
+        source_digests(source, config.seed)
 
 
-class Seen:
-    """Which contents have come, and where first. It takes 16 bytes for each, whatever the contents' size.
+def verifying_metric(config: RunConfig, plugins: Plugins) -> MetricSpec:
+    """The first metric of the run's test sets that grades text.
 
-    Contents are known by the 64 bits of `Example.id`, places by a number of the caller's. They are kept in sorted
-    levels, each less than half as long as the one before it, as a log-structured merge tree keeps them.
+    Raises:
+        UsageError: there is none.
     """
+    specs = (plugins.get(MetricSpec, name) for suite in config.evaluate for name in suite.metrics)
+    found = next((spec for spec in specs if spec.inputs == "text"), None)
+    if found is None:
+        raise UsageError(
+            "[data.quality] verify_answers needs a metric that grades answers: name one in an [[evaluate]] table"
+        )
+    return found
 
-    def __init__(self) -> None:
-        self._levels: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
 
-    def first(self, ids: Sequence[str], places: Sequence[int]) -> NDArray[np.int64]:
-        """Where each of these contents came first, int64 `[ids]`; then they have come, too.
+def _test_sets(config: RunConfig) -> list[tuple[str, SourceConfig, str, Any]]:
+    """What is not to be in the training data: a name, the rows, and the format that reads them with its options."""
+    quality, found = config.data.quality, []
+    if quality.decontaminate:
+        for suite in config.evaluate:
+            assert suite.format is not None
+            found.append((suite.name, SourceConfig(path=suite.path), suite.format, suite.options))
+    data = config.data
+    found += [(path, SourceConfig(path=path), data.format, data.options) for path in quality.decontaminate_against]
+    return found
 
-        A content that is new came first where it stands here first.
-        """
-        import numpy as np
 
-        given = np.array([int(each, 16) for each in ids], np.uint64)
-        new, index, inverse = np.unique(given, return_index=True, return_inverse=True)
-        first = np.array(places, np.int64)[index]
-        known = np.zeros(len(new), np.bool_)
-        for level, where in self._levels:
-            at = np.minimum(np.searchsorted(level, new), len(level) - 1)
-            hit = level[at] == new
-            first[hit] = where[at[hit]]
-            known |= hit
-        if not known.all():
-            self._add(new[~known], first[~known])
-        found: NDArray[np.int64] = first[inverse]
-        return found
+def _contamination(config: RunConfig, plugins: Plugins) -> Contamination:
+    contamination = Contamination()
+    for name, source, format_name, options in _test_sets(config):
 
-    def _add(self, ids: NDArray[np.uint64], places: NDArray[np.int64]) -> None:
-        import numpy as np
+        def refuse(row: Row, reason: str, name: str = name) -> None:
+            raise ModelwrightError(f"decontamination against {name}: {row.file}:{row.line} cannot be read: {reason}")
 
-        while self._levels and len(self._levels[-1][0]) < 2 * len(ids):
-            level, where = self._levels.pop()
-            ids, places = np.concatenate([level, ids]), np.concatenate([where, places])
-        order = np.argsort(ids)
-        self._levels.append((ids[order], places[order]))
+        reader = plugins.get(FormatSpec, format_name).create(options)
+        rows = read_source(source, config.seed)
+        examples: Iterator[Example] = read_examples(rows, reader, format_name=format_name, reject=refuse)
+        contamination.add(name, examples)
+    return contamination

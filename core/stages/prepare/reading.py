@@ -1,39 +1,134 @@
-"""The first half of preparing, shard by shard: raw rows to examples, and what can be said of each of them alone."""
+"""Rows in shards: parts of bounded size that are prepared one by one, whoever does it, and kept when they are done."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import define, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.components import Format, FormatSpec
 from modelwright.core.api.errors import ModelwrightError, RowError
 from modelwright.core.api.records import Example, digest_json
 from modelwright.core.config import from_plain
+from modelwright.core.config.schema import SourceConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.runs.worker import admitted
-from modelwright.core.stages.prepare.cache import Store
-from modelwright.core.stages.prepare.checks import check_inputs, lone_checks
+from modelwright.core.stages.prepare.cache import Cache
+from modelwright.core.stages.prepare.checks import Check, first_removal
 from modelwright.core.stages.prepare.examples import Rejected, read_lines
 from modelwright.core.stages.prepare.pool import Tick
-from modelwright.core.stages.prepare.quality import Check, judged
-from modelwright.core.stages.prepare.shards import Shard
-from modelwright.core.stages.prepare.sources import RawRow, Row
+from modelwright.core.stages.prepare.quality import check_inputs, example_checks
+from modelwright.core.stages.prepare.sources import RawRow, Row, raw_rows
 
 KIND = "examples"
 EXAMPLES, REJECTED, FACTS = "examples.jsonl", "rejected.jsonl", "facts.json"
 # Rows between two looks at whether someone asked to stop.
 ROWS_BETWEEN = 200
+# A few seconds' work. Smaller shards would make more files, larger ones more to do again after a kill.
+SHARD_BYTES = 4 * 2**20
+SHARD_ROWS = 2**14
+
+
+@define(slots=False, frozen=True)
+class Shard:
+    """Some rows of one file.
+
+    Attributes:
+        source: the number of their source.
+        file: as `Row.file`.
+        packed: the rows, pickled: they go to another process, and are what a result is known by.
+    """
+
+    source: int
+    file: str
+    packed: bytes
+
+    def rows(self) -> list[RawRow]:
+        """The rows."""
+        unpacked: list[RawRow] = pickle.loads(self.packed)  # noqa: S301 - packed below
+        return unpacked
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of file name and rows."""
+        return hashlib.sha256(self.file.encode() + b"\0" + self.packed).hexdigest()
+
+
+@frozen
+class ShardSelection:
+    """Every `of`-th shard from the `number`-th on, both from 1: what one of so many jobs does of the data."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard, numbered from 0, is in it."""
+        return shard % self.of == self.number - 1
+
+
+def shards(sources: Sequence[SourceConfig], seed: int, notice: Callable[[str], None]) -> Iterator[Shard]:
+    """All rows of the sources in order. Where a shard ends depends on the rows alone.
+
+    Raises:
+        As `raw_rows`.
+    """
+    return (_packed(source, rows) for source, rows in _groups(sources, seed, notice))
+
+
+def shards_of(
+    selection: ShardSelection, sources: Sequence[SourceConfig], seed: int, passed: Callable[[], None]
+) -> Iterator[Shard]:
+    """The shards of a part, in order; the rows of the others are found but not read.
+
+    Args:
+        selection: which ones.
+        sources: all of them.
+        seed: as for `shards`.
+        passed: called for each shard when it is found, of this part or not.
+
+    Raises:
+        As `raw_rows`.
+    """
+    for number, (source, rows) in enumerate(_groups(sources, seed, lambda _: None)):
+        passed()
+        if selection.has(number):
+            yield _packed(source, rows)
+
+
+def _groups(
+    sources: Sequence[SourceConfig], seed: int, notice: Callable[[str], None]
+) -> Iterator[tuple[int, list[RawRow]]]:
+    for number, source in enumerate(sources):
+        rows: list[RawRow] = []
+        size = 0
+        for row in raw_rows(source, seed, notice=notice):
+            if rows and (size >= SHARD_BYTES or len(rows) == SHARD_ROWS or row.file != rows[0].file):
+                yield number, rows
+                rows, size = [], 0
+            rows.append(row)
+            size += row.size
+        if rows:
+            yield number, rows
+
+
+def _packed(source: int, rows: list[RawRow]) -> Shard:
+    return Shard(source, rows[0].file, pickle.dumps(rows, protocol=5))
 
 
 @frozen
 class ReadShards:
-    """Makes of a shard an entry of the store with the files named above.
+    """Makes of a shard an entry of the cache with the files named above.
 
     The facts: `rows`, the numbers of rows; `ids` and `lines` of the examples; `verdicts`, by an example's place, why it
     is to be left out; `rejected`, `reasons` and `first` of `Rejected`; `recognised`, what rows were read as, with how
@@ -43,14 +138,14 @@ class ReadShards:
         config: the run's, as JSON values.
         recipe: a digest of all that the examples depend on but the rows.
         checks: likewise of what the verdicts depend on.
-        store: keeps the entries.
+        cache: keeps the entries.
         only_kept: make none; one that is not there is None.
     """
 
     config: Mapping[str, Any]
     recipe: str
     checks: str
-    store: Store
+    cache: Cache
     only_kept: bool = False
 
     @contextlib.contextmanager
@@ -64,7 +159,7 @@ class ReadShards:
         config = from_plain(self.config, plugins)
         data = config.data
         reader: Format = plugins.get(FormatSpec, data.format).create(data.options)
-        with lone_checks(config, plugins) as checks:
+        with example_checks(config, plugins) as checks:
             if digest_json(check_inputs(config, plugins)) != self.checks:
                 raise ModelwrightError("a test set changed while the data were prepared: run the same command again")
             reading = _Reading(reader, data.format, checks)
@@ -72,8 +167,8 @@ class ReadShards:
             def read(shard: Shard, tick: Tick) -> Path | None:
                 key = digest_json([self.recipe, self.checks, shard.digest])
                 if self.only_kept:
-                    return self.store.get(KIND, key)
-                return self.store.make(KIND, key, lambda folder: reading.write(shard, folder, tick))
+                    return self.cache.get(KIND, key)
+                return self.cache.make(KIND, key, lambda folder: reading.write(shard, folder, tick))
 
             yield read
 
@@ -97,10 +192,10 @@ class _Reading:
                 self.reader,
                 format_name=self.format_name,
                 reject=rejected.add,
-                look=recognised.look,
+                on_row=recognised.count,
             )
             for number, (example, line) in enumerate(read):
-                verdict = judged(self.checks, example)
+                verdict = first_removal(self.checks, example)
                 if verdict is not None:
                     verdicts[number] = [verdict[0], verdict[1].reason, verdict[1].facts]
                 ids.append(example.id)
@@ -131,7 +226,7 @@ class _Recognised:
         self._otherwise = f"rows read by {format_name}"
         self._known: dict[tuple[str, ...], str | None] = {}
 
-    def look(self, row: Row) -> None:
+    def count(self, row: Row) -> None:
         """Count a row; one that the format cannot read is told of elsewhere."""
         assert row.value is not None
         columns = tuple(row.value)

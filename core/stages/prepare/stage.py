@@ -34,14 +34,14 @@ from modelwright.core.chat.renderer import RENDERER_VERSION, read_template
 from modelwright.core.config import to_plain
 from modelwright.core.config.schema import ScratchConfig
 from modelwright.core.runs.stage import Run
-from modelwright.core.stages.prepare import tokens
+from modelwright.core.stages.prepare import rendering
 from modelwright.core.stages.prepare.builtin import parse_builtin
-from modelwright.core.stages.prepare.cache import ENTRY, Store, link, naming_full_disk
-from modelwright.core.stages.prepare.checks import check_inputs
+from modelwright.core.stages.prepare.cache import ENTRY, Cache, link, naming_full_disk
 from modelwright.core.stages.prepare.preparation import READING_VERSION, Preparation
-from modelwright.core.stages.prepare.preview import look, page
+from modelwright.core.stages.prepare.preview import html_page, preview
+from modelwright.core.stages.prepare.quality import check_inputs
+from modelwright.core.stages.prepare.rendering import TokenReport
 from modelwright.core.stages.prepare.sources import source_digests, source_files
-from modelwright.core.stages.prepare.tokens import TokenReport
 
 # Counts up when the same inputs give another folder than before; the shards have versions of their own.
 VERSION = 4
@@ -69,7 +69,7 @@ class Prepare:
         spec = run.plugins.get(FormatSpec, config.data.format)
         scratch = config.model.scratch
         return {
-            "version": [VERSION, READING_VERSION, tokens.VERSION, RENDERER_VERSION],
+            "version": [VERSION, READING_VERSION, rendering.TOKENS_VERSION, RENDERER_VERSION],
             "data": data | {"sources": [{**given, "path": None} for given in data["sources"]]},
             "sources": [source_digests(source, config.seed) for source in config.data.sources],
             "format": run.plugins.origin(spec),
@@ -92,12 +92,12 @@ class Prepare:
         """Read, clean, render and write."""
         target = run.folder.stage(self.name)
         files.remove_temporaries(target.parent)
-        with naming_full_disk(target.parent), Store(home.cache()).locked(fresh=run.fresh) as store:
-            kept = store.get(KIND, fingerprint)
+        with naming_full_disk(target.parent), Cache(home.cache()).locked(fresh=run.fresh) as cache:
+            kept = cache.get(KIND, fingerprint)
             if kept is None:
-                self._prepare(run, target, store, emit)
+                self._prepare(run, target, cache, emit)
                 self._check_unchanged(run, fingerprint)
-                store.make(KIND, fingerprint, lambda folder: _link_all(target, folder))
+                cache.make(KIND, fingerprint, lambda folder: _link_all(target, folder))
             else:
                 with files.writing_folder(target) as folder:
                     _link_all(kept, folder)
@@ -107,8 +107,8 @@ class Prepare:
         _emit_labels(target, emit)
         return summary | {"digest": _digest(target), "sources": _lineage(run), "files": files.sizes(target)}
 
-    def _prepare(self, run: Run, target: Path, store: Store, emit: Emit) -> None:
-        with files.writing_folder(target) as folder, Preparation(run, folder, store, emit) as done:
+    def _prepare(self, run: Run, target: Path, cache: Cache, emit: Emit) -> None:
+        with files.writing_folder(target) as folder, Preparation(run, folder, cache, emit) as done:
             done.read()
             trouble = _too_many_rejected(done, target)
             if trouble is None:
@@ -149,15 +149,15 @@ def _learnt_by(scratch: ScratchConfig) -> list[Any]:
 
 
 def _write_page(run: Run, folder: Path) -> None:
-    files.write_text(folder / LABELS, page(run.config.name, look(folder, SHOWN)))
+    files.write_text(folder / LABELS, html_page(run.config.name, preview(folder, SHOWN)))
 
 
 def _emit_labels(folder: Path, emit: Emit) -> None:
     """Show some rows as the model will see them, with what is learnt: whatever the counts say, people see mistakes."""
-    looks = look(folder, SHOWN)
+    rows = preview(folder, SHOWN)
     report = files.read_json(folder / REPORT)
     counts = ("tokens", "trained_by_role", "untrained", "too_long", "anomalies")
-    emit("labels", {name: report[name] for name in counts} | {"examples": [asdict(one) for one in looks]})
+    emit("labels", {name: report[name] for name in counts} | {"examples": [asdict(one) for one in rows]})
 
 
 def _link_all(source: Path, target: Path) -> None:

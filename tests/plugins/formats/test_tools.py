@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelwright import RowError
+from modelwright.plugins.formats.conversations import read_calls, read_tools
 from modelwright.plugins.formats.general import GeneralColumns, GeneralFormat, GeneralOptions
 from modelwright.plugins.formats.reasoning import ReasoningFormat, ReasoningOptions
-from modelwright.plugins.formats.tools import read_calls, read_tools
 
 FUNCTION = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {"a": {}}}}
 TOOL = {"type": "function", "function": FUNCTION}

@@ -9,13 +9,11 @@ from pathlib import Path
 from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.stages.prepare.readers.arrow_files import arrow_rows, saved_dataset
+from modelwright.core.stages.prepare.readers.columnar import arrow_rows, parquet_rows, saved_dataset
 from modelwright.core.stages.prepare.readers.csv_files import csv_rows
 from modelwright.core.stages.prepare.readers.json_files import json_rows, jsonl_rows
-from modelwright.core.stages.prepare.readers.lines import Bytes
-from modelwright.core.stages.prepare.readers.packing import PACKINGS, opened_text
-from modelwright.core.stages.prepare.readers.parquet_files import parquet_rows
 from modelwright.core.stages.prepare.readers.row import Columns, RawRow, Row, row_file, shown_path
+from modelwright.core.stages.prepare.readers.text import PACKINGS, Bytes, opened_text
 
 __all__ = [
     "READABLE",

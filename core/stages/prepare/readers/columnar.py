@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.wording import one_line
 from modelwright.core.stages.prepare.readers.row import SHOWN, Columns, Row, row_file, shown_path
+from modelwright.core.stages.prepare.readers.text import pyarrow_module
 
 
 class _NotPlainError(Exception):
@@ -53,11 +55,6 @@ def batch_rows(
         for index in range(batch.num_rows):
             number += 1
             yield _row(row_file(file), number, batch, index, errors)
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())
 
 
 def _row(name: str, number: int, batch: Any, index: int, errors: tuple[type[Exception], ...]) -> Row:
@@ -121,3 +118,77 @@ _CONVERSIONS: tuple[tuple[tuple[type, ...], Callable[[Any], Any]], ...] = (
     ((dict,), _object),
     ((list,), _array),
 )
+
+
+ROWS_IN_BATCH = 256
+BUFFER = 2**20  # bytes that are read ahead of each column, instead of a whole row group
+
+
+def parquet_rows(file: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of a Parquet file. Row groups are streamed, so that memory grows with neither them nor the file.
+
+    Raises:
+        ModelwrightError: it is no Parquet file, or is cut short.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    parquet = pyarrow_module(file, "pyarrow.parquet")
+    errors = (pyarrow_module(file, "pyarrow").ArrowException, OSError)
+    try:
+        opened = parquet.ParquetFile(str(file), buffer_size=BUFFER, pre_buffer=False)
+    except errors as error:
+        raise ModelwrightError(f"{shown_path(file)}: not a Parquet file, or cut short: {one_line(error)}") from error
+    with opened:
+        batches = opened.iter_batches(batch_size=ROWS_IN_BATCH)
+        yield from batch_rows(file, columns, opened.schema_arrow, batches, errors)
+
+
+# An Arrow file begins with this, a stream does not; `datasets` writes streams.
+MAGIC = b"ARROW1"
+
+
+def arrow_rows(file: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of an Arrow file or stream, read from a memory map.
+
+    Raises:
+        ModelwrightError: it is neither, or is cut short.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    arrow = pyarrow_module(file, "pyarrow")
+    ipc = pyarrow_module(file, "pyarrow.ipc")
+    errors = (arrow.ArrowException, OSError)
+    try:
+        with file.open("rb") as opened:
+            is_file = opened.read(len(MAGIC)) == MAGIC
+        source = arrow.memory_map(str(file))
+        reader = ipc.open_file(source) if is_file else ipc.open_stream(source)
+    except errors as error:
+        raise ModelwrightError(f"{shown_path(file)}: not an Arrow file, or cut short: {one_line(error)}") from error
+    with source:
+        batches = (reader.get_batch(index) for index in range(reader.num_record_batches)) if is_file else iter(reader)
+        yield from batch_rows(file, columns, reader.schema, batches, errors)
+
+
+def saved_dataset(folder: Path) -> list[Path] | None:
+    """The files of a data set that `Dataset.save_to_disk` wrote to `folder`, in order; None where it is none.
+
+    Raises:
+        UsageError: it holds several splits, of which one must be named; or what says its files cannot be read.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = _read(folder / "dataset_dict.json").get("splits", [])
+        named = ", ".join(str(folder / split) for split in splits)
+        raise UsageError(f"{shown_path(folder)}: a data set of several splits: name one of {named}")
+    if not ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()):
+        return None
+    try:
+        return [folder / each["filename"] for each in _read(folder / "state.json")["_data_files"]]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{shown_path(folder / 'state.json')}: it does not say the data set's files") from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{shown_path(file)}: cannot be read: {one_line(error)}") from error
+    return value if isinstance(value, dict) else {}

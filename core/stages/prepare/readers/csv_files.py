@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.stages.prepare.readers.lines import MAX_LINE, Bytes, Line, read_lines
 from modelwright.core.stages.prepare.readers.row import SHOWN, Columns, Row, row_file, shown_path
+from modelwright.core.stages.prepare.readers.text import MAX_LINE, Bytes, Line, read_lines
 
 # What a lone byte becomes that is not UTF-8 (Python's "surrogateescape").
 _ESCAPED = {chr(0xDC00 + byte): byte for byte in range(0x80, 0x100)}

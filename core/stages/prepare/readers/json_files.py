@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.stages.prepare.readers.lines import CHUNK, Bytes, Line, read_lines
 from modelwright.core.stages.prepare.readers.row import MAX_DEPTH, SHOWN, Columns, Row, row_file, shown_path, too_deep
+from modelwright.core.stages.prepare.readers.text import CHUNK, Bytes, Line, read_lines
 
 # A JSON array is read whole, and its objects take several times the memory of its text.
 MAX_JSON = 2**30

@@ -1,153 +1,160 @@
-"""`[data.quality]` in a run: what it leaves out, what it needs, and what makes the stage run again."""
+"""Texts that are too short, repeat themselves or are garbled go; what people write stays, in any language."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from modelwright import ModelwrightError
-from modelwright.core import runner
-from modelwright.core.config import read_run
-
-RUN = """
-name = "clean"
-[model.scratch]
-vocab_size = 300
-[data]
-format = "math"
-[[data.sources]]
-path = "train.jsonl"
-[train]
-max_steps = 1
-"""
-SUITE = """
-[[evaluate]]
-name = "held"
-path = "test.jsonl"
-metrics = ["math_accuracy"]
-"""
-STORY = (
-    "Natalia sold clips to {} of her friends in April, and then she sold half as many clips in May. How many in all?"
-)
+from modelwright import Example, Message, Score
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.stages.prepare.checks import AnswerCheck, Length, Sanity, question, trained_texts, whole, words
 
 
-def row(number, *, said=None):
-    return {"problem": STORY.format(number), "solution": f"It is \\boxed{{{said or number + number // 2}}}."}
+def example(answered, **more):
+    asked = Message(role="user", content="q" * 99)
+    return Example(messages=[asked, Message(role="assistant", content=answered, **more)])
 
 
-def other(number):
-    """A problem with a story of its own."""
-    names = ("crates", "barrels", "wagons", "ships", "lorries")
-    text = " ".join(f"{names[(number + n) % 5]} {number * n} arrive" for n in range(4))
-    return {"problem": f"On day {number}: {text}. Which day is it?", "solution": f"\\boxed{{{number}}}"}
+def why(text):
+    found = Sanity().check(Example(text=text))
+    return found and found.reason
 
 
-TEST = (row(48),)
+def test_only_what_may_be_learnt_is_looked_at():
+    """The question may be as it likes."""
+    assert trained_texts(example("so", thinking="hm")) == ["hm", "so"]
+    assert trained_texts(example("so", train=False)) == []
+    assert trained_texts(Example(text="plain")) == ["plain"]
 
 
-@pytest.fixture
-def prepare(tmp_path, rows_file, monkeypatch):
-    """Prepares a run over these rows: the counts, and the lines of removed.jsonl."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(rows, *overrides, test=TEST, suite=SUITE):
-        rows_file(tmp_path / "train.jsonl", rows)
-        rows_file(tmp_path / "test.jsonl", list(test))
-        (tmp_path / "run.toml").write_text(RUN + suite)
-        read = read_run(tmp_path / "run.toml", overrides=overrides)
-        opened = runner.open_run(read.configs[0], read.plugins)
-        runner.check([opened], ["prepare"])
-        result = runner.execute(opened, only="prepare")
-        removed = opened.folder.stage("prepare") / "removed.jsonl"
-        lines = [json.loads(line) for line in removed.read_text().splitlines()] if removed.exists() else []
-        return result, lines
-
-    return run
-
-
-OTHERS = [other(number) for number in range(1, 30)]
-
-
-def test_questions_of_the_runs_own_test_sets_are_left_out(prepare):
-    """Whatever their answers; the report has both texts."""
-    result, lines = prepare([*OTHERS, row(48, said=1)], "data.quality.decontaminate=true")
-    assert result.outputs["prepare"]["removed"] == {"duplicate": 0, "contaminated": 1}
-    [line] = lines
-    assert (line["check"], line["source"], line["suite"]) == ("contaminated", "train.jsonl:30", "held")
-    assert (line["other"], line["question"]) == ("test.jsonl:1", row(48)["problem"])
-    assert result.outputs["prepare"]["rows"] == len(OTHERS)
-
-
-def test_questions_of_named_files_are_left_out_too(prepare):
-    """A run without test sets of its own has those of others to keep clear of."""
-    result, lines = prepare([*OTHERS, row(48)], 'data.quality.decontaminate_against=["test.jsonl"]', suite="")
-    assert result.outputs["prepare"]["removed"]["contaminated"] == 1
-    assert lines[0]["suite"].endswith("/test.jsonl")
-
-
-def test_near_duplicates_are_left_out(prepare):
-    """The first one stays."""
-    again = {**row(48), "problem": row(48)["problem"].replace("and then", "and")}
-    result, [line] = prepare([row(48), *OTHERS, again], 'data.quality.deduplicate="near"')
-    assert result.outputs["prepare"]["removed"] == {"duplicate": 0, "near-duplicate": 1}
-    assert (line["source"], line["other"]) == ("train.jsonl:31", "train.jsonl:1")
-
-
-def test_solutions_that_come_to_another_answer_are_left_out(prepare, tmp_path):
-    """By the metric that will grade the model; the format says what the reference is."""
-    good = {"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "#### 2"}], "answer": "2"}
-    bad = {"messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "#### 5"}], "answer": "4"}
-    overrides = ('data.format="general"', 'evaluate.0.format="math"', "data.quality.verify_answers=true")
-    result, [line] = prepare([good, bad], *overrides)
-    assert result.outputs["prepare"]["removed"] == {"duplicate": 0, "unverified": 1}
-    assert line["reason"] == "math_accuracy: '5' is not '4'"
-    assert (line["answer"], line["text"]) == ("4", "#### 5")
-
-
-def test_another_test_set_prepares_again_and_another_limit_does_not(prepare):
-    """The questions are what the tokens depend on, not how many of them are asked."""
-    rows, clean = [*OTHERS, row(48), row(96)], "data.quality.decontaminate=true"
-    prepare(rows, clean)
-    assert not prepare(rows, clean, "evaluate.0.limit=1")[0].performed
-    again, lines = prepare(rows, clean, test=[row(48), row(96)])
-    assert again.performed
-    assert len(lines) == 2
+@pytest.mark.parametrize(("size", "goes"), [(9, True), (10, False), (20, False), (21, True)])
+def test_lengths_are_counted_in_characters_of_what_is_learnt(size, goes):
+    """Both bounds are still allowed; it is said which one was passed."""
+    removal = Length(10, 20).check(example("ä" * size))
+    assert (removal is not None) == goes
+    if goes:
+        assert ("min_characters is 10" if size < 10 else "max_characters is 20") in removal.reason
 
 
 @pytest.mark.parametrize(
-    ("overrides", "suite", "line"),
+    ("text", "reason"),
     [
-        (
-            ["data.quality.verify_answers=true"],
-            "",
-            "[data.quality] verify_answers needs a metric that grades answers: name one in an [[evaluate]] table",
-        ),
-        (['data.quality.decontaminate_against=["gone.jsonl"]'], SUITE, "gone.jsonl: no file is there"),
+        ("I am sorry.\n" * 60, "59 of 60 lines were there before"),
+        (" ".join(f"w{n} and so on" for n in range(60)), "'and so' stands 60 times in 240 words"),
+        ("no no " * 80, "'no no' stands 159 times"),
+        ("caf\ufffd " * 9, "9 of 45 characters are controls or stand for what could not be decoded"),
+        ("\x00\x01 text", "2 of 7 characters"),
     ],
 )
-def test_what_a_check_lacks_is_told_before_anything_starts(prepare, home, overrides, suite, line):
-    """One line, and nothing is written."""
-    with pytest.raises(ModelwrightError) as caught:
-        prepare(OTHERS, *overrides, suite=suite)
-    [said] = caught.value.lines
-    assert line in said
-    assert not home.exists()
+def test_what_repeats_itself_or_is_garbled_goes_with_what_it_was(text, reason):
+    """The text stands beside it in removed.jsonl."""
+    assert reason in why(text)
+    assert Sanity().check(Example(text=text)).facts == {"text": text}
 
 
-def test_a_test_set_with_an_unreadable_row_stops_the_decontamination(prepare):
-    """What cannot be read cannot be kept clear of."""
-    with pytest.raises(ModelwrightError, match=r"decontamination against held: test.jsonl:2 cannot be read: expected"):
-        prepare(OTHERS, "data.quality.decontaminate=true", test=[row(48), {"nothing": 1}])
+@pytest.mark.parametrize("text", ["", "5", "2 + 2 + 2 + 2 = 8", "no no no", "tab\there\r\n", "Ωμέγα\u200d 数学 👍"])
+def test_short_and_foreign_texts_stay(text):
+    """A worked sum repeats itself, too."""
+    assert why(text) is None
 
 
-def test_gsm8ks_test_questions_are_found_among_its_training_questions(prepare, shared_data, tmp_path, rows_file):
-    """And its training questions are clean but for a few."""
-    train = (shared_data / "gsm8k" / "train.jsonl").read_text().splitlines()[:1500]
-    test = (shared_data / "gsm8k" / "test.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in [*train, *test[:50]]]
-    result, lines = prepare(rows, "data.quality.decontaminate=true", test=[json.loads(line) for line in test])
-    found = {line["source"] for line in lines}
-    assert {f"train.jsonl:{number}" for number in range(1501, 1551)} <= found
-    assert len(found) <= 50 + 15
-    assert result.outputs["prepare"]["removed"]["contaminated"] == len(found)
+@given(st.lists(st.integers(0, 10**6), min_size=120, max_size=200, unique=True))
+def test_words_that_are_all_different_stay(numbers):
+    """Whatever they are."""
+    assert why(" ".join(map(str, numbers))) is None
+
+
+def test_what_people_wrote_stays(shared_rows):
+    """Of GSM8K's and MATH's solutions nearly nothing goes."""
+    texts = [row["answer"] for row in shared_rows("gsm8k/train.jsonl")]
+    texts += [row["solution"] for row in shared_rows("math/sample.jsonl")]
+    gone = [text for text in texts if why(text)]
+    assert len(gone) <= len(texts) / 1000, gone[:5]
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("It costs $1,250.00.", "it costs 1250"),
+        (r"\dfrac{1}{2} of $x$", r"\frac12 of x".replace(r"\frac12", "1 / 2")),
+        (r"\left( 3 \cdot 4 \right)", "3 * 4"),
+        (r"Find \text{ the sum}, please!", "find the sum please"),
+        ("\ufb01ve \uff34en", "five ten"),
+        ("3.50 and 10.", "3.5 and 10"),
+        ("a\u00a0b\n\nc", "a b c"),
+    ],
+)
+def test_ways_to_write_the_same_are_the_same_words(one, other):
+    """Case, LaTeX's layout, thousands, trailing zeros, Unicode's compatibility forms."""
+    assert words(one) == words(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("12 apples", "21 apples"), ("x + 1", "x - 1"), ("1.5", "15"), ("1,25", "125")]
+)
+def test_other_numbers_and_operators_are_other_words(one, other):
+    """A changed number makes another problem."""
+    assert words(one) != words(other)
+
+
+def test_what_is_asked_and_all_that_is_said():
+    """Thinking is part of what is said."""
+    asked = Message(role="user", content="a"), Message(role="assistant", content="b", thinking="t")
+    talk = Example(messages=(Message(role="system", content="s"), *asked, Message(role="user", content="c")))
+    assert question(talk) == "a\nc"
+    assert whole(talk) == "s\na\nt\nb\nc"
+    assert question(Example(text="plain")) == whole(Example(text="plain")) == "plain"
+
+
+# Answers
+
+
+def problem(asked, answered="72", *, answer=None, source="train.jsonl:1", thinking=None):
+    messages = [Message(role="user", content=asked), Message(role="assistant", content=answered, thinking=thinking)]
+    return Example(messages=messages, answer=answer, source=source)
+
+
+class Equal:
+    def score(self, example, outputs):
+        right = outputs[0].text == example.answer
+        return Score(value=float(right), verdict="correct" if right else "wrong", reason="as text")
+
+
+def test_a_solution_that_comes_to_another_answer_goes():
+    """By the metric; without a reference there is nothing to compare with."""
+    check = AnswerCheck(Equal(), "equal")
+    assert check.check(problem("a", "72", answer="72")) is None
+    assert check.check(problem("a", "72")) is None
+    assert check.check(Example(text="plain", answer="72")) is None
+    found = check.check(problem("a", "71", answer="72"))
+    assert (found.reason, found.facts) == ("equal: as text", {"answer": "72", "text": "71"})
+
+
+def test_a_metric_that_fails_is_named():
+    """It is the plugin's mistake."""
+
+    class Broken:
+        def score(self, _example, _outputs):
+            raise KeyError("x")
+
+    with pytest.raises(ModelwrightError, match=r"metric 'broken' failed on train.jsonl:1: KeyError: 'x'"):
+        AnswerCheck(Broken(), "broken").check(problem("a", answer="72"))
+
+
+def test_math_accuracy_keeps_the_solutions_that_people_called_correct(shared_rows):
+    """GSM8K's graded solutions: what a model wrote ends with "A: ANSWER"; people say whether that is right."""
+    from modelwright.plugins.metrics.math_accuracy import MathAccuracy, MathAccuracyOptions
+
+    check = AnswerCheck(MathAccuracy(MathAccuracyOptions()), "math_accuracy")
+    agreed = []
+    for row in shared_rows("gsm8k/graded_solutions.jsonl")[:600]:
+        solution = row["prediction"].replace("\nA: ", "\n#### ")
+        if "#### " in solution:
+            kept = check.check(problem("q", solution, answer=row["gold"])) is None
+            agreed.append(kept == row["is_correct"])
+    assert len(agreed) > 500
+    assert sum(agreed) / len(agreed) > 0.98

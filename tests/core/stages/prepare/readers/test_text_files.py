@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.config.schema import SourceConfig
-from modelwright.core.stages.prepare.readers import csv_files, json_files, lines
+from modelwright.core.stages.prepare.readers import csv_files, json_files, text
 from modelwright.core.stages.prepare.sources import read_source
 
 
@@ -47,16 +47,16 @@ class InPieces:
 def test_lines_are_the_same_however_the_bytes_arrive(parts, sizes):
     """Also where a chunk ends between the two halves of a line end."""
     content = b"".join(parts)
-    found = list(lines.read_lines(InPieces(content, sizes)))
+    found = list(text.read_lines(InPieces(content, sizes)))
     assert [line.text for line in found] == content.splitlines()
     assert [line.number for line in found] == list(range(1, len(found) + 1))
 
 
 def test_a_line_that_is_too_long_keeps_its_size_and_its_beginning_only(monkeypatch):
     """And the lines around it."""
-    monkeypatch.setattr(lines, "MAX_LINE", 10_000)
+    monkeypatch.setattr(text, "MAX_LINE", 10_000)
     long = b"x" * 5000 + b"y" * 15_001
-    found = list(lines.read_lines(InPieces(b"a\n" + long + b"\nb\n", [7] * 3000)))
+    found = list(text.read_lines(InPieces(b"a\n" + long + b"\nb\n", [7] * 3000)))
     assert [(line.size, line.too_long is not None) for line in found] == [(1, False), (20_001, True), (1, False)]
     assert found[1].text == long[:8000]
     assert found[1].too_long == "too long: 20,001 bytes, and a row may have 10,000"

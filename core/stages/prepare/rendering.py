@@ -15,20 +15,119 @@ from attrs import define, field, frozen
 from modelwright.core.api import files
 from modelwright.core.api.errors import MissingDependencyError, RowError
 from modelwright.core.api.records import Example, digest_json
-from modelwright.core.chat.renderer import Rendered, Renderer
+from modelwright.core.chat.renderer import Rendered, Renderer, Span, Turns
 from modelwright.core.plugins import Plugins
-from modelwright.core.stages.prepare.cache import Store
+from modelwright.core.stages.prepare import reading
+from modelwright.core.stages.prepare.cache import ENTRY, Cache
 from modelwright.core.stages.prepare.examples import Rejected
 from modelwright.core.stages.prepare.pool import Tick
-from modelwright.core.stages.prepare.renderings import ShardRenderer
 from modelwright.core.stages.prepare.sources import Row, share
 
-# Counts up when the same examples give other token files than before.
-VERSION = 2
-KIND = "tokens"
+# Raise these when the same examples give other token rows, or another file of renderings, than before.
+TOKENS_VERSION = 2
+RENDERINGS_VERSION = 1
+TOKENS, RENDERINGS = "tokens", "renderings"
+RENDERINGS_FILE = "renderings.jsonl"
 TRAIN, HOLDOUT = "train.arrow", "holdout.arrow"
 REJECTED, DROPPED, FACTS = "rejected.jsonl", "dropped.jsonl", "facts.json"
 EXAMPLES_BETWEEN = 200
+
+
+@frozen
+class RenderAhead:
+    """Makes of a shard of read examples (see `reading`) an entry of the cache, with a line for each of them in order.
+
+    The line is a JSON array of the example's renderings, each `[ids, [[kind, message, start, end], …], anomalies]`; the
+    reason why the template refuses it, as a string; or null where the example goes for a reason of its own.
+
+    Attributes:
+        tokenizer: the folder of the one renderer.
+        fingerprint: the renderer's.
+        turns: which assistant turns are trained.
+        cache: keeps the entries.
+    """
+
+    tokenizer: Path
+    fingerprint: str
+    turns: Turns
+    cache: Cache
+
+    @contextlib.contextmanager
+    def opened(self, plugins: Plugins | None) -> Iterator[Callable[[Path, Tick], Path]]:  # noqa: ARG002 - see `Job`
+        """See `Job`."""
+        renderer = Renderer.from_folder(self.tokenizer)
+
+        def render(entry: Path, tick: Tick) -> Path:
+            key = _key(self.fingerprint, self.turns, entry)
+            return self.cache.make(RENDERINGS, key, lambda folder: self._write(renderer, entry, folder, tick))
+
+        yield render
+
+    def _write(self, renderer: Renderer, entry: Path, folder: Path, tick: Tick) -> None:
+        going = files.read_json(entry / reading.FACTS)["verdicts"].keys()
+        with (entry / reading.EXAMPLES).open("rb") as examples, (folder / RENDERINGS_FILE).open("wb") as file:
+            for number, line in enumerate(examples):
+                if number % EXAMPLES_BETWEEN == 0:
+                    tick()
+                rendered = None if str(number) in going else self._rendered(renderer, line)
+                file.write(orjson.dumps(rendered, option=orjson.OPT_APPEND_NEWLINE))
+
+    def _rendered(self, renderer: Renderer, line: bytes) -> Any:
+        try:
+            turns = renderer.train(Example.from_row(orjson.loads(line)), self.turns)
+        except RowError as error:
+            return str(error)
+        return [[one.ids, [[s.kind, s.message, s.start, s.end] for s in one.spans], one.anomalies] for one in turns]
+
+
+class ShardRenderer:
+    """Renders the examples of a shard that stay, in their order: from what is kept, where it is.
+
+    Args:
+        renderer: makes what is not kept.
+        turns: which assistant turns are trained.
+        cache: where renderings may be.
+        entry: the shard's examples, of which some may have gone; None where they are in no cache.
+    """
+
+    def __init__(self, renderer: Renderer, turns: Turns, cache: Cache, entry: Path | None) -> None:
+        self._renderer = renderer
+        self._turns = turns
+        self._kept: Iterator[tuple[bytes, bytes]] = iter(())
+        if entry is not None and (kept := cache.get(RENDERINGS, _key(renderer.fingerprint, turns, entry))) is not None:
+            self._kept = _lines(entry / reading.EXAMPLES, kept / RENDERINGS_FILE)
+
+    def train(self, line: bytes, example: Example) -> list[Rendered]:
+        """As `Renderer.train`.
+
+        Args:
+            line: the example as it stands in its file.
+            example: the same, read.
+
+        Raises:
+            As `Renderer.train`.
+        """
+        kept = next((rendered for before, rendered in self._kept if before == line), b"null")
+        value = orjson.loads(kept)
+        if value is None:
+            return self._renderer.train(example, self._turns)
+        if isinstance(value, str):
+            raise RowError(value)
+        return [
+            Rendered(ids=tuple(ids), spans=tuple(Span(*span) for span in spans), anomalies=tuple(anomalies), text="")
+            for ids, spans, anomalies in value
+        ]
+
+
+def _key(fingerprint: str, turns: Turns, entry: Path) -> str:
+    return digest_json(
+        [RENDERINGS_VERSION, fingerprint, turns, files.read_json(entry / ENTRY)[reading.EXAMPLES]["sha256"]]
+    )
+
+
+def _lines(examples: Path, renderings: Path) -> Iterator[tuple[bytes, bytes]]:
+    with examples.open("rb") as before, renderings.open("rb") as after:
+        yield from zip(before, after, strict=True)
 
 
 class TokenWriter:
@@ -170,7 +269,7 @@ class ExamplesFile:
     Attributes:
         path: those that stay.
         weight: each is trained on so many times.
-        entry: all that there were, in the store (see `reading`), if they are there.
+        entry: all that there were, in the cache (see `reading`), if they are there.
     """
 
     path: Path
@@ -180,7 +279,7 @@ class ExamplesFile:
 
 @frozen
 class RenderExamples:
-    """Makes of a file of examples an entry of the store with the files named above.
+    """Makes of a file of examples an entry of the cache with the files named above.
 
     The facts: `report`, a `TokenReport`; `rejected`, `reasons` and `first` of `Rejected`.
 
@@ -188,29 +287,36 @@ class RenderExamples:
         tokenizer: the folder of the one renderer.
         fingerprint: the renderer's.
         settings: how.
-        store: keeps the entries.
+        cache: keeps the entries.
     """
 
     tokenizer: Path
     fingerprint: str
     settings: TokenSettings
-    store: Store
+    cache: Cache
 
     @contextlib.contextmanager
     def opened(self, plugins: Plugins | None) -> Iterator[Callable[[ExamplesFile, Tick], Path]]:  # noqa: ARG002 - see `Job`
         """See `Job`."""
         renderer = Renderer.from_folder(self.tokenizer)
         settings = self.settings
-        recipe = [VERSION, self.fingerprint, settings.max_length, settings.turns, settings.holdout, settings.seed]
+        recipe = [
+            TOKENS_VERSION,
+            self.fingerprint,
+            settings.max_length,
+            settings.turns,
+            settings.holdout,
+            settings.seed,
+        ]
 
         def render(given: ExamplesFile, tick: Tick) -> Path:
             key = digest_json([*recipe, given.weight, files.sha256_file(given.path)])
 
             def write(folder: Path) -> None:
-                shard = ShardRenderer(renderer, settings.turns, self.store, given.entry)
+                shard = ShardRenderer(renderer, settings.turns, self.cache, given.entry)
                 _Rendering(shard, settings, folder).write(given, tick)
 
-            return self.store.make(KIND, key, write)
+            return self.cache.make(TOKENS, key, write)
 
         yield render
 

@@ -8,8 +8,8 @@ from modelwright import Example, Message, RowError
 from modelwright.core.api.files import json_line, write_json
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.stages.prepare import reading
-from modelwright.core.stages.prepare.cache import Store
-from modelwright.core.stages.prepare.renderings import KIND, RENDERINGS, RenderAhead, ShardRenderer
+from modelwright.core.stages.prepare.cache import Cache
+from modelwright.core.stages.prepare.rendering import RENDERINGS, RENDERINGS_FILE, RenderAhead, ShardRenderer
 from modelwright.core.stages.prepare.tokenizers import scratch_renderer
 
 GONE, REFUSED = 2, 3
@@ -58,8 +58,8 @@ def renderer(tmp_path, examples):
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "cache")
+def cache(tmp_path):
+    return Cache(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -68,26 +68,26 @@ def lines(examples):
 
 
 @pytest.fixture
-def entry(store, lines):
+def entry(cache, lines):
     """The shard, as reading leaves it."""
 
     def write(folder):
         (folder / reading.EXAMPLES).write_bytes(b"".join(lines))
         write_json(folder / reading.FACTS, {"verdicts": {str(GONE): ["length", "too short", {}]}})
 
-    return store.make("examples", "some", write)
+    return cache.make("examples", "some", write)
 
 
-def keep(tmp_path, renderer, store, entry, turns):
-    with RenderAhead(tmp_path / "tokenizer", renderer.fingerprint, turns, store).opened(None) as render:
+def keep(tmp_path, renderer, cache, entry, turns):
+    with RenderAhead(tmp_path / "tokenizer", renderer.fingerprint, turns, cache).opened(None) as render:
         return render(entry, lambda: None)
 
 
 @pytest.mark.parametrize("turns", ["all", "last", "split"])
-def test_what_is_kept_is_what_the_renderer_makes(tmp_path, renderer, store, entry, lines, examples, turns):
+def test_what_is_kept_is_what_the_renderer_makes(tmp_path, renderer, cache, entry, lines, examples, turns):
     """Tokens, spans and anomalies; the renderer itself is not asked."""
-    keep(tmp_path, renderer, store, entry, turns)
-    kept = ShardRenderer(NoRenderer(renderer), turns, store, entry)
+    keep(tmp_path, renderer, cache, entry, turns)
+    kept = ShardRenderer(NoRenderer(renderer), turns, cache, entry)
     for number, (line, example) in enumerate(zip(lines, examples, strict=True)):
         if number == GONE:
             continue
@@ -102,21 +102,21 @@ def test_what_is_kept_is_what_the_renderer_makes(tmp_path, renderer, store, entr
         ]
 
 
-def test_examples_that_have_gone_are_passed_over(tmp_path, renderer, store, entry, lines, examples):
+def test_examples_that_have_gone_are_passed_over(tmp_path, renderer, cache, entry, lines, examples):
     """Which ones stay is known later."""
-    keep(tmp_path, renderer, store, entry, "all")
-    kept = ShardRenderer(NoRenderer(renderer), "all", store, entry)
+    keep(tmp_path, renderer, cache, entry, "all")
+    kept = ShardRenderer(NoRenderer(renderer), "all", cache, entry)
     for number in (1, 4):
         assert kept.train(lines[number], examples[number])[0].ids == renderer.train(examples[number])[0].ids
 
 
 @pytest.mark.parametrize("change", ["nothing kept", "other turns", "no shard", "another line", "verdict"])
-def test_what_is_not_kept_is_rendered(tmp_path, renderer, store, entry, lines, examples, change):
+def test_what_is_not_kept_is_rendered(tmp_path, renderer, cache, entry, lines, examples, change):
     """By the renderer, as if nothing were kept."""
     if change != "nothing kept":
-        keep(tmp_path, renderer, store, entry, "all")
+        keep(tmp_path, renderer, cache, entry, "all")
     shard = ShardRenderer(
-        renderer, "last" if change == "other turns" else "all", store, None if change == "no shard" else entry
+        renderer, "last" if change == "other turns" else "all", cache, None if change == "no shard" else entry
     )
     line, example = lines[0], examples[0]
     if change == "another line":
@@ -127,12 +127,12 @@ def test_what_is_not_kept_is_rendered(tmp_path, renderer, store, entry, lines, e
     assert shard.train(line, example) == renderer.train(example, "last" if change == "other turns" else "all")
 
 
-def test_a_damaged_entry_is_made_again(tmp_path, renderer, store, entry, lines, examples):
+def test_a_damaged_entry_is_made_again(tmp_path, renderer, cache, entry, lines, examples):
     """And not used before."""
-    folder = keep(tmp_path, renderer, store, entry, "all")
-    (folder / RENDERINGS).chmod(0o644)
-    (folder / RENDERINGS).write_bytes(b"[[[1],[],[]]]\n" * 5)
-    assert ShardRenderer(renderer, "all", store, entry).train(lines[0], examples[0]) == renderer.train(examples[0])
-    assert keep(tmp_path, renderer, store, entry, "all").parent.name == KIND
-    kept = ShardRenderer(NoRenderer(renderer), "all", store, entry)
+    folder = keep(tmp_path, renderer, cache, entry, "all")
+    (folder / RENDERINGS_FILE).chmod(0o644)
+    (folder / RENDERINGS_FILE).write_bytes(b"[[[1],[],[]]]\n" * 5)
+    assert ShardRenderer(renderer, "all", cache, entry).train(lines[0], examples[0]) == renderer.train(examples[0])
+    assert keep(tmp_path, renderer, cache, entry, "all").parent.name == RENDERINGS
+    kept = ShardRenderer(NoRenderer(renderer), "all", cache, entry)
     assert kept.train(lines[0], examples[0])[0].ids == renderer.train(examples[0])[0].ids

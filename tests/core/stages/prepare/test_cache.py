@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelwright.core.api.files import sha256_file
-from modelwright.core.stages.prepare.cache import Store
+from modelwright.core.stages.prepare.cache import Cache
 
 FILES, ROWS = 8, 250
 RUN = """
@@ -200,8 +200,8 @@ def test_a_fresh_preparation_waits_for_nobody_and_disturbs_nobody(project, home)
 
 def test_the_store_is_locked_by_one_who_may_read_the_lock(tmp_path):
     """NFS gives a shared lock to none but those who opened the file for reading; there is no NFS here to show it."""
-    with Store(tmp_path / "cache").locked() as store:
-        assert fcntl.fcntl(store.lock, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    with Cache(tmp_path / "cache").locked() as cache:
+        assert fcntl.fcntl(cache.lock, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
 
 
 def test_the_same_file_twice_is_prepared_fresh_once(project, home):

@@ -1,4 +1,4 @@
-"""How a file is packed: plain, gzip or Zstandard; and the first look at its bytes."""
+"""The lines of a text file, one at a time and bounded: memory does not grow with the file, nor with a broken line."""
 
 from __future__ import annotations
 
@@ -7,11 +7,91 @@ import gzip
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
-from modelwright.core.stages.prepare.readers.lines import Bytes
 from modelwright.core.stages.prepare.readers.row import shown_path
+
+# No training example is this long. A file without line ends, or one huge line, must not fill the memory.
+MAX_LINE = 16 * 2**20
+CHUNK = 2**18
+_HEAD = 8000  # bytes of a line that is too long which are kept, to be shown
+
+
+class Bytes(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At least one byte and at most `size`; none at the end."""
+        ...
+
+
+class Line(NamedTuple):  # as quick as can be: there is one for each row of the data
+    r"""A line without its end, which is \n, \r\n or \r.
+
+    Attributes:
+        number: from 1.
+        size: in bytes.
+        text: the line; of one that is longer than `MAX_LINE` the beginning only.
+    """
+
+    number: int
+    size: int
+    text: bytes
+
+    @property
+    def too_long(self) -> str | None:
+        """Why the line is not read, if it is too long."""
+        if self.size <= MAX_LINE:
+            return None
+        return f"too long: {self.size:,} bytes, and a row may have {MAX_LINE:,}"
+
+
+class _Unfinished:
+    """A line whose end has not come yet; of a long one, only the beginning is kept."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._size = 0
+        self._text = bytearray()
+
+    def add(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size <= MAX_LINE:
+            self._text += piece
+        else:
+            del self._text[_HEAD:]
+            self._text += piece[: _HEAD - len(self._text)]
+
+    def line(self) -> Line:
+        return Line(self.number, self._size, bytes(self._text))
+
+
+def read_lines(opened: Bytes) -> Iterator[Line]:
+    r"""The lines of a file, empty ones included. A line ends with \n, \r\n or \r, in any mixture.
+
+    Not at the other characters that Unicode calls line ends (U+2028 and so on): they may stand in JSON strings.
+    """
+    unfinished = _Unfinished(1)
+    after_return = False
+    while chunk := opened.read(CHUNK):
+        text = chunk.removeprefix(b"\n") if after_return else chunk  # the second half of a \r\n between two chunks
+        after_return = chunk.endswith(b"\r")
+        first, *others = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        unfinished.add(first)
+        if not others:
+            continue
+        yield unfinished.line()
+        number = unfinished.number
+        for piece in others[:-1]:
+            number += 1
+            yield Line(number, len(piece), piece)
+        unfinished = _Unfinished(number + 1)
+        unfinished.add(others[-1])
+    last = unfinished.line()
+    if last.size:
+        yield last
+
 
 # What a text file must not begin with. UTF-32's mark before UTF-16's: the one begins with the other.
 _BEGINNINGS = (

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from attrs import define, field, frozen
 
 from modelwright.core.api.records import Example
-from modelwright.core.stages.prepare.quality import Removal
-from modelwright.core.stages.prepare.words import question, whole, words
+from modelwright.core.stages.prepare.checks import Removal, question, whole, words
 
 RUN = 8
 MOST = 0.5
@@ -64,7 +63,7 @@ class Contamination:
             if 0 < len(said) < RUN:
                 self._short.setdefault(tuple(said), number)
 
-    def look(self, example: Example) -> Removal | None:
+    def check(self, example: Example) -> Removal | None:
         """See `Check`."""
         found = self._short.get(tuple(words(question(example))))
         if found is not None:
