@@ -8,7 +8,7 @@ from typing import Any
 from attrs import evolve
 
 from modelwright.core.api import Message, RowError
-from modelwright.core.api.thinking import CLOSE, OPEN
+from modelwright.core.api.answers import CLOSE, OPEN
 
 QUESTION = "{question}"
 ANSWER = "answer"
