@@ -1,5 +1,6 @@
 """What plugins may import: hooks, descriptors, records, and helpers for safe files."""
 
+from modelwright.core.api.answers import ThinkingSplitter, after_hashes, last_boxed, split_thinking
 from modelwright.core.api.components import (
     API_VERSION,
     AdapterEngine,
@@ -26,7 +27,7 @@ from modelwright.core.api.errors import (
     StopRequested,
     UsageError,
 )
-from modelwright.core.api.generation import Delta, GenerationRequest, Sampling
+from modelwright.core.api.generation import Answer, Delta, GenerationRequest, Sampling
 from modelwright.core.api.hooks import hookimpl
 from modelwright.core.api.records import Example, Figure, Message, Output, Score, wilson, wilson_mean
 from modelwright.core.api.registry import Alias, ModelFile, ModelVersion, NewModel, RegistryEvent
@@ -39,6 +40,7 @@ __all__ = [
     "AdapterSettings",
     "Alias",
     "AliasConflictError",
+    "Answer",
     "ComponentSpec",
     "Delta",
     "Engine",
@@ -68,6 +70,7 @@ __all__ = [
     "Sampling",
     "Score",
     "StopRequested",
+    "ThinkingSplitter",
     "TokenFolder",
     "TokenRow",
     "TrainSettings",
@@ -75,7 +78,10 @@ __all__ = [
     "Trainer",
     "TrainerSpec",
     "UsageError",
+    "after_hashes",
     "hookimpl",
+    "last_boxed",
+    "split_thinking",
     "wilson",
     "wilson_mean",
 ]

@@ -20,10 +20,10 @@ from typing import Literal
 
 from attrs import frozen
 
+from modelwright.core.api.answers import OPEN
 from modelwright.core.api.errors import ModelwrightError, RowError, UsageError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.records import Example, Message, digest_json
-from modelwright.core.api.thinking import OPEN
 from modelwright.core.chat.conversation import Conversation
 from modelwright.core.chat.layout_cache import Shapes
 from modelwright.core.chat.spans import Layout, SpanKind

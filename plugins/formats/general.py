@@ -9,7 +9,7 @@ from typing import Any
 from attrs import evolve, field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
-from modelwright.core.api.thinking import OPEN, split_thinking
+from modelwright.core.api.answers import OPEN, split_thinking
 from modelwright.plugins.formats.conversations import (
     checked,
     conversation_column,

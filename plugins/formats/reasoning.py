@@ -10,7 +10,7 @@ from typing import Any, Literal
 from attrs import evolve, field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
-from modelwright.core.api.thinking import CLOSE, OPEN, split_thinking
+from modelwright.core.api.answers import CLOSE, OPEN, split_thinking
 from modelwright.plugins.formats.conversations import checked, conversation_column, read_messages, read_tools
 from modelwright.plugins.formats.rows import (
     ANSWER,

@@ -9,7 +9,7 @@ import attrs
 from attrs import evolve, frozen
 
 from modelwright.core.api import Message, RowError
-from modelwright.core.api.thinking import CLOSE, OPEN
+from modelwright.core.api.answers import CLOSE, OPEN
 
 QUESTION = "{question}"
 ANSWER = "answer"

@@ -10,7 +10,7 @@ from attrs import asdict
 
 from modelwright.core.api import files
 from modelwright.core.api.components import Engine
-from modelwright.core.api.generation import Delta, GenerationRequest
+from modelwright.core.api.generation import Answer, Delta, GenerationRequest
 from modelwright.core.api.records import digest_json
 
 
@@ -40,12 +40,11 @@ class Remembering:
         if known is not None:
             yield Delta(text=known["text"], token_ids=tuple(known["token_ids"]), finish=known["finish"])
             return
-        text, tokens = "", list[int]()
+        answer = Answer()
         async for delta in self.engine.submit(request):
-            text += delta.text
-            tokens += delta.token_ids
+            answer.add(delta)
             if delta.finish and delta.finish != "cancelled":
-                self._write({"key": key, "text": text, "token_ids": tokens, "finish": delta.finish})
+                self._write({"key": key, "text": answer.text, "token_ids": answer.token_ids, "finish": answer.finish})
             yield delta
 
     def cancel(self, request_id: str) -> None:

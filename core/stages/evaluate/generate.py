@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
+from modelwright.core.api.answers import ThinkingSplitter
 from modelwright.core.api.components import Engine
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.api.generation import GenerationRequest, Sampling
+from modelwright.core.api.generation import Answer, GenerationRequest, Sampling
 from modelwright.core.api.records import Example, Output
-from modelwright.core.api.thinking import split_thinking
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.config.schema import GenerationConfig
 from modelwright.core.stages.evaluate.suites import prompt_messages, seeds
@@ -49,19 +49,15 @@ async def generate(
 
     async def one(request: GenerationRequest, source: str) -> Output:
         nonlocal finished
-        text, finish = "", None
-        tokens: list[int] = []
+        answer = Answer(splitter=ThinkingSplitter(inside=renderer.opens_thinking))
         async with places:
             async for delta in engine.submit(request):
-                text += delta.text
-                tokens += delta.token_ids
-                finish = delta.finish or finish
-        if finish is None or finish == "cancelled":
+                answer.add(delta)
+        if answer.finish in (None, "cancelled"):
             raise ModelwrightError(f"{source}: the engine ended without an answer")
         finished += 1
         progress(finished // samples)
-        thinking, answer = split_thinking(text, inside=renderer.opens_thinking)
-        return Output(text=answer, token_ids=tuple(tokens), finish=finish, thinking=thinking)
+        return answer.output()
 
     def requests(number: int, example: Example) -> Iterator[GenerationRequest]:
         prompt = renderer.prompt(prompt_messages(example), tools=example.tools)

@@ -14,9 +14,7 @@ from attrs import NOTHING, fields, has
 from generator.text import block, code, page, read_doc, sentence, table
 from modelwright.core import api
 from modelwright.core.api import components, errors, hooks
-from modelwright.core.api.answers import after_hashes, last_boxed
 from modelwright.core.api.registry import Collected
-from modelwright.core.api.thinking import split_thinking
 from modelwright.core.testing import engine, registry, trainer
 
 # A longer signature has a line for each parameter.
@@ -63,7 +61,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
     "Data": (api.Message, api.Example, api.TokenFolder, api.TokenRow),
     "Grading": (api.Output, api.Score, api.Figure, api.wilson, api.wilson_mean),
     "Training": (api.Job, api.TrainSettings, api.Trained),
-    "Generating": (api.GenerationRequest, api.Sampling, api.Delta),
+    "Generating": (api.GenerationRequest, api.Sampling, api.Delta, api.Answer, api.ThinkingSplitter),
     "Registry": (api.NewModel, api.ModelVersion, api.ModelFile, api.Alias, api.RegistryEvent, Collected),
 }
 
@@ -99,8 +97,10 @@ def plugins() -> str:
         "Tests that a component's author inherits, in `modelwright.core.testing`; pytest does the rest.",
         *(_contract(name, module, suite) for name, (module, suite) in contracts.items()),
         "## Helpers",
-        "The first two are in `modelwright`, the others in `modelwright.core.api.thinking` and `….answers`.",
-        *(_function(one, level=3) for one in (api.wilson, api.wilson_mean, split_thinking, last_boxed, after_hashes)),
+        *(
+            _function(one, level=3)
+            for one in (api.wilson, api.wilson_mean, api.split_thinking, api.last_boxed, api.after_hashes)
+        ),
     )
 
 

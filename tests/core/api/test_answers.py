@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelwright.core.api.thinking import CLOSE, OPEN, ThinkingSplitter, split_thinking
+from modelwright.core.api.answers import CLOSE, OPEN, ThinkingSplitter, split_thinking
 
 
 @pytest.mark.parametrize(
