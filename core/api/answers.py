@@ -1,12 +1,17 @@
-r"""Where a solution states its answer: the last `\boxed{…}` of LaTeX, or what follows the last `####` (GSM8K).
+r"""How a model's text is read: its thinking (`<think>…</think>`), and the answer that it states.
 
-Formats read reference answers with these functions and metrics read a model's, so that both mean the same place.
+Formats read reference answers with these functions and metrics read a model's; preparing, evaluating and serving tell
+thinking and answer apart with them. So the same place in a text means the same everywhere.
 """
 
 from __future__ import annotations
 
 import re
+from enum import Enum
 
+THINK_OPEN = "<think>"
+THINK_CLOSE = "</think>"
+# Before the answer of GSM8K, and of a solution in LaTeX.
 HASHES = "####"
 BOX = r"\boxed"
 _OPENING = re.compile(r"\s*(\{|[^\s{}\\A-Za-z])")
@@ -47,3 +52,92 @@ def after_hashes(text: str) -> str | None:
     """What stands after the last `####` on its line, stripped; None where there is no `####` or nothing after it."""
     _, hashes, rest = text.rpartition(HASHES)
     return (rest.partition("\n")[0].strip() or None) if hashes else None
+
+
+class _Place(Enum):
+    """How far a text has come: before its first word, in its thinking, just behind it, in its answer."""
+
+    START = "start"
+    THINKING = "thinking"
+    GAP = "gap"
+    ANSWER = "answer"
+
+
+class ThinkingSplitter:
+    """Parts a text that comes in pieces; splitting it piece by piece gives what splitting it at once gives.
+
+    Thinking stands first, after nothing but white space, and ends with the first `</think>`; tags anywhere else are
+    ordinary text. Of the thinking the white space at both ends is left out, of the answer that follows it the white
+    space before it. A text without thinking is the answer, unchanged. Thinking that is never closed is all thinking:
+    the answer did not come.
+
+    Args:
+        inside: whether the prompt has opened the thinking already (`Renderer.opens_thinking`); a model that opens it
+            once more is forgiven.
+    """
+
+    def __init__(self, *, inside: bool = False) -> None:
+        self._inside = inside
+        self._place = _Place.START
+        # What cannot be given yet: white space that may be an end's, and what may be the beginning of a tag.
+        self._held = ""
+        self._thought = False
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """What is new and certain of the thinking and of the answer."""
+        self._held += text
+        thinking = answer = ""
+        if self._place is _Place.START:
+            self._start()
+        if self._place is _Place.THINKING:
+            thinking = self._think()
+        if self._place is _Place.GAP:
+            self._held = self._held.lstrip()
+            self._place = _Place.ANSWER if self._held else _Place.GAP
+        if self._place is _Place.ANSWER:
+            answer, self._held = self._held, ""
+        return thinking, answer
+
+    def finish(self) -> tuple[str, str]:
+        """The rest of the thinking and of the answer; the text has ended."""
+        held, self._held = self._held, ""
+        if self._place is _Place.THINKING:
+            return held.rstrip(), ""
+        if self._place is _Place.START and self._inside:
+            return held.strip(), ""
+        return "", held
+
+    def _start(self) -> None:
+        """Leave the start as soon as it is clear what stands there."""
+        words = self._held.lstrip()
+        if not words or (len(words) < len(THINK_OPEN) and THINK_OPEN.startswith(words)):
+            return
+        if words.startswith(THINK_OPEN):
+            self._place, self._held = _Place.THINKING, words.removeprefix(THINK_OPEN)
+        else:
+            self._place = _Place.THINKING if self._inside else _Place.ANSWER
+
+    def _think(self) -> str:
+        """What is certain of the thinking: it ends with a word, and no beginning of a tag is in it."""
+        if not self._thought:
+            self._held = self._held.lstrip()
+        thought, closed, rest = self._held.partition(THINK_CLOSE)
+        if closed:
+            self._place, self._held = _Place.GAP, rest
+            return thought.rstrip()
+        certain = thought[: len(thought) - _begun(thought)].rstrip()
+        self._held = thought[len(certain) :]
+        self._thought = self._thought or bool(certain)
+        return certain
+
+
+def split_thinking(text: str, *, inside: bool = False) -> tuple[str | None, str]:
+    """The thinking of a whole text, None where there is none or it is empty, and the answer; see `ThinkingSplitter`."""
+    splitter = ThinkingSplitter(inside=inside)
+    thinking, answer = (piece + rest for piece, rest in zip(splitter.feed(text), splitter.finish(), strict=True))
+    return thinking or None, answer
+
+
+def _begun(text: str) -> int:
+    """How many characters at the end of `text` may be the beginning of the closing tag."""
+    return next((length for length in range(len(THINK_CLOSE) - 1, 0, -1) if text.endswith(THINK_CLOSE[:length])), 0)

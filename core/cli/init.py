@@ -29,7 +29,7 @@ def init(folder: Path, format_name: str) -> None:
     there is overwritten.
     """
     from modelwright.core.api.errors import UsageError
-    from modelwright.core.api.places import why_no_folder
+    from modelwright.core.api.files import why_no_folder
 
     contents = _contents(format_name)
     if why := why_no_folder(folder):

@@ -11,7 +11,7 @@ from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.api.places import working_directory
+from modelwright.core.api.files import working_directory
 from modelwright.core.cluster import slurm
 from modelwright.core.cluster.records import Submitted, log_of, read_submitted, write_submitted
 from modelwright.core.cluster.scripts import Script, Writer

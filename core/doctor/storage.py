@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelwright.core.api import files
-from modelwright.core.api.places import why_no_folder
+from modelwright.core.api.files import why_no_folder
 
 # Mount options by which a shared file system keeps each machine's locks to itself.
 _ALONE = {"localflock", "nolock", "local_lock=flock", "local_lock=all"}

@@ -38,7 +38,7 @@ import pytest
 
 from modelwright.core.api.components import Engine, EngineSpec
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.api.generation import Delta, GenerationRequest, Sampling
+from modelwright.core.api.generation import Answer, Delta, GenerationRequest, Sampling
 from modelwright.core.api.records import Output
 
 T = TypeVar("T")
@@ -61,18 +61,12 @@ def request(prompt: Sequence[int], **changes: Any) -> GenerationRequest:
 def join(deltas: Sequence[Delta]) -> Output:
     """The output that a whole stream makes; fails unless the last delta, and it alone, has `finish`."""
     assert deltas, "a stream must have a delta"
-    finish = deltas[-1].finish
-    assert finish is not None, "the last delta must have finish"
+    assert deltas[-1].finish is not None, "the last delta must have finish"
     assert all(delta.finish is None for delta in deltas[:-1]), "only the last delta may have finish"
-    logprobs = None
-    if any(delta.logprobs is not None for delta in deltas):
-        logprobs = tuple(value for delta in deltas for value in delta.logprobs or ())
-    return Output(
-        text="".join(delta.text for delta in deltas),
-        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
-        logprobs=logprobs,
-        finish=finish,
-    )
+    answer = Answer()
+    for delta in deltas:
+        answer.add(delta)
+    return answer.output()
 
 
 async def collect(stream: AsyncIterator[Delta]) -> Output:

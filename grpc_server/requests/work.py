@@ -17,9 +17,9 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from modelwright.core.api.answers import ThinkingSplitter
 from modelwright.core.api.generation import Delta, GenerationRequest
 from modelwright.core.api.records import Finish
-from modelwright.core.api.thinking import ThinkingSplitter
 from modelwright.grpc_server.errors import ended_early
 from modelwright.grpc_server.models.lease import Lease
 from modelwright.grpc_server.requests import admit as requests

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
-from modelwright.core.api.places import absolute
+from modelwright.core.api.files import absolute
 from modelwright.core.api.registry import check_alias
 from modelwright.core.cli.common import json_option, print_json, registry_option
 from modelwright.core.cli.models.alias import move_alias

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
+from modelwright.core.api.answers import split_thinking
 from modelwright.core.api.components import Engine
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.generation import GenerationRequest, Sampling
 from modelwright.core.api.records import Example, Output
-from modelwright.core.api.thinking import split_thinking
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.config.schema import GenerationConfig
 from modelwright.core.stages.evaluate.suites import prompt_messages, seeds

@@ -14,9 +14,8 @@ from attrs import NOTHING, fields, has
 from generator.text import block, code, page, read_doc, sentence, table
 from modelwright.core import api
 from modelwright.core.api import components, errors, hooks
-from modelwright.core.api.answers import after_hashes, last_boxed
+from modelwright.core.api.answers import after_hashes, last_boxed, split_thinking
 from modelwright.core.api.registry import Collected
-from modelwright.core.api.thinking import split_thinking
 from modelwright.core.testing import engine, registry, trainer
 
 # A longer signature has a line for each parameter.
@@ -99,7 +98,7 @@ def plugins() -> str:
         "Tests that a component's author inherits, in `modelwright.core.testing`; pytest does the rest.",
         *(_contract(name, module, suite) for name, (module, suite) in contracts.items()),
         "## Helpers",
-        "The first two are in `modelwright`, the others in `modelwright.core.api.thinking` and `….answers`.",
+        "The first two are in `modelwright`, the others in `modelwright.core.api.answers` and `….answers`.",
         *(_function(one, level=3) for one in (api.wilson, api.wilson_mean, split_thinking, last_boxed, after_hashes)),
     )
 
