@@ -44,7 +44,7 @@ def show(run: str, variant: str | None, count: int, skip: int, holdout: bool, pa
 
     from modelwright.core.api.errors import UsageError
     from modelwright.core.api.files import write_text
-    from modelwright.core.cli.runs import prepared_folder
+    from modelwright.core.cli.common import prepared_folder
     from modelwright.core.stages.prepare import preview as look
 
     folder = prepared_folder(run, variant)
@@ -70,7 +70,7 @@ def stats(run: str, variant: str | None, as_json: bool) -> None:
     """Count rows and tokens: lengths, sources, what is learnt, what was left out and why."""
     from attrs import asdict
 
-    from modelwright.core.cli.runs import prepared_folder
+    from modelwright.core.cli.common import prepared_folder
     from modelwright.core.stages.prepare.statistics import statistics
 
     found = statistics(prepared_folder(run, variant))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from modelwright.core.cli.param_types import DiskPath
+from modelwright.core.cli.common import DiskPath
 
 FORMATS = ("math", "reasoning", "general")
 RUN = "run.toml"

@@ -104,7 +104,11 @@ KINDS: Mapping[str, Kind] = {
     "ended": Kind(
         "A stage has ended.",
         {"state": "`done`, or the class of the error, such as `StopRequested`."},
-        {"error": "The error's message, unless the state is `done`.", **_OF_PART},
+        {
+            "outputs": "What the stage gives to later stages, if it is done.",
+            "error": "The error's message, if it is not.",
+            **_OF_PART,
+        },
     ),
     # prepare
     "reading": Kind("Rows are being read.", {"rows": "Number of rows read so far."}, _OF_PART),
@@ -183,11 +187,12 @@ KINDS: Mapping[str, Kind] = {
             "learning_rate": "The learning rate of this step.",
             "tokens": "Number of tokens in the step, over all processes.",
             "supervised": "Number of those tokens that the loss counts.",
+            "order": "Digest of which sequences the step trained on.",
+            "by_source": "Mean loss by source of the data, in nats; empty if there is one source.",
             "seconds": "How long the step took.",
             "mfu": "Model FLOPs utilization, 0 to 1: the share of `peak_flops` that the step reached.",
             "memory": "Peak memory so far, in bytes: the GPU's, or the process's on a CPU.",
         },
-        {},
     ),
     "bad_step": Kind(
         "A step's gradient was dropped.",
