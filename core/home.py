@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from modelwright.core.api.places import absolute
+from modelwright.core.api.files import absolute
 
 HOME = "MODELWRIGHT_HOME"
 REGISTRY = "MODELWRIGHT_REGISTRY"

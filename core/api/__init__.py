@@ -1,6 +1,17 @@
-"""What plugins may import: hooks, descriptors, records, and helpers for safe files."""
+"""What plugins may import: hooks, descriptors, records, errors and helpers. They need none of the submodules."""
 
-from modelwright.core.api.answers import ThinkingSplitter, after_hashes, last_boxed, split_thinking
+from modelwright.core.api import files
+from modelwright.core.api.adapters import ADAPTER_WEIGHTS, apply_adapter, embedding_rows, grow_embeddings
+from modelwright.core.api.answers import (
+    BOX,
+    HASHES,
+    THINK_CLOSE,
+    THINK_OPEN,
+    ThinkingSplitter,
+    after_hashes,
+    last_boxed,
+    split_thinking,
+)
 from modelwright.core.api.components import (
     API_VERSION,
     AdapterEngine,
@@ -29,24 +40,64 @@ from modelwright.core.api.errors import (
 )
 from modelwright.core.api.generation import Answer, Delta, GenerationRequest, Sampling
 from modelwright.core.api.hooks import hookimpl
-from modelwright.core.api.records import Example, Figure, Message, Output, Score, wilson, wilson_mean
-from modelwright.core.api.registry import Alias, ModelFile, ModelVersion, NewModel, RegistryEvent
+from modelwright.core.api.records import (
+    Example,
+    Figure,
+    Finish,
+    Message,
+    Output,
+    Role,
+    Score,
+    Verdict,
+    wilson,
+    wilson_mean,
+)
+from modelwright.core.api.registry import (
+    ADAPTER_CONFIG,
+    Alias,
+    Collected,
+    ModelFile,
+    ModelVersion,
+    NewModel,
+    RegistryEvent,
+    check_alias,
+    check_tags,
+    is_text,
+    model_digest,
+    scan_model,
+)
 from modelwright.core.api.tokens import TokenFolder, TokenRow
-from modelwright.core.api.training import AdapterSettings, Job, Trained, TrainSettings
+from modelwright.core.api.training import (
+    AdapterSettings,
+    Job,
+    Trained,
+    TrainSettings,
+    check_checkpoint_room,
+    checkpoint_bytes,
+)
+from modelwright.core.api.wording import closest, either, first_line, listed, one_line
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
     "API_VERSION",
+    "BOX",
+    "HASHES",
+    "THINK_CLOSE",
+    "THINK_OPEN",
     "AdapterEngine",
     "AdapterSettings",
     "Alias",
     "AliasConflictError",
     "Answer",
+    "Collected",
     "ComponentSpec",
     "Delta",
     "Engine",
     "EngineSpec",
     "Example",
     "Figure",
+    "Finish",
     "Format",
     "FormatSpec",
     "GenerationRequest",
@@ -66,6 +117,7 @@ __all__ = [
     "RegistryError",
     "RegistryEvent",
     "RegistrySpec",
+    "Role",
     "RowError",
     "Sampling",
     "Score",
@@ -78,9 +130,26 @@ __all__ = [
     "Trainer",
     "TrainerSpec",
     "UsageError",
+    "Verdict",
     "after_hashes",
+    "apply_adapter",
+    "check_alias",
+    "check_checkpoint_room",
+    "check_tags",
+    "checkpoint_bytes",
+    "closest",
+    "either",
+    "embedding_rows",
+    "files",
+    "first_line",
+    "grow_embeddings",
     "hookimpl",
+    "is_text",
     "last_boxed",
+    "listed",
+    "model_digest",
+    "one_line",
+    "scan_model",
     "split_thinking",
     "wilson",
     "wilson_mean",

@@ -55,7 +55,7 @@ def grow_embeddings(model: Any, rows: int) -> None:
                     tensor[old:] = tensor[:old].mean(dim=0)
 
 
-def put_on(model: Any, folder: Path) -> Any:
+def apply_adapter(model: Any, folder: Path) -> Any:
     """Put the adapter of a folder on its base; the base's layers are changed in place.
 
     Args:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-OPEN = "<think>"
-CLOSE = "</think>"
+THINK_OPEN = "<think>"
+THINK_CLOSE = "</think>"
 
 # LaTeX's box, and the mark of GSM8K's solutions.
 BOX = r"\boxed"
@@ -75,10 +75,10 @@ class ThinkingSplitter:
     def _start(self) -> None:
         """Decide where the text begins, as soon as that is clear."""
         words = self._held.lstrip()
-        if not words or (len(words) < len(OPEN) and OPEN.startswith(words)):
+        if not words or (len(words) < len(THINK_OPEN) and THINK_OPEN.startswith(words)):
             return
-        if words.startswith(OPEN):
-            self._place, self._held = _Place.THINKING, words.removeprefix(OPEN)
+        if words.startswith(THINK_OPEN):
+            self._place, self._held = _Place.THINKING, words.removeprefix(THINK_OPEN)
         else:
             self._place = _Place.THINKING if self._inside else _Place.ANSWER
 
@@ -86,7 +86,7 @@ class ThinkingSplitter:
         """The part of the thinking that is certain: up to a word's end, before anything that may become a tag."""
         if not self._thought:
             self._held = self._held.lstrip()
-        thought, closed, rest = self._held.partition(CLOSE)
+        thought, closed, rest = self._held.partition(THINK_CLOSE)
         if closed:
             self._place, self._held = _Place.GAP, rest
             return thought.rstrip()
@@ -108,7 +108,7 @@ def split_thinking(text: str, *, inside: bool = False) -> tuple[str | None, str]
 
 def _begun(text: str) -> int:
     """How many characters at the end of `text` may be the beginning of the closing tag."""
-    return next((length for length in range(len(CLOSE) - 1, 0, -1) if text.endswith(CLOSE[:length])), 0)
+    return next((length for length in range(len(THINK_CLOSE) - 1, 0, -1) if text.endswith(THINK_CLOSE[:length])), 0)
 
 
 def last_boxed(text: str) -> str | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
-from modelwright.core.api.errors import UsageError
+from modelwright.core.api.errors import ModelwrightError, UsageError
 
 _positive: Any = validators.gt(0)
 # Sequences per step unless the run file sets batch_size.
 _USUAL_BATCH = 32
+# The most bytes that one trained weight takes in a checkpoint: itself, ZeRO's copy of it, and AdamW's two moments, each
+# in float32 (S. Rajbhandari et al., "ZeRO", 2020, section 3).
+_BYTES_IN_CHECKPOINT = 16
 
 
 def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto"]) -> None:
@@ -193,3 +197,43 @@ class Trained:
     steps: int
     loss: float | None = None
     holdout_loss: float | None = None
+
+
+def checkpoint_bytes(trainable: int) -> int:
+    """The most bytes that a checkpoint takes on the disk: weights, ZeRO's copy of them, and AdamW's two moments.
+
+    Args:
+        trainable: number of weights that are trained.
+    """
+    return _BYTES_IN_CHECKPOINT * trainable
+
+
+def check_checkpoint_room(
+    folder: Path, trainable: int, settings: TrainSettings, *, holdout: bool, written: int = 0
+) -> None:
+    """Check that the disk has room for the checkpoints of a training.
+
+    That is the ones that are kept, the one being written, and with held-out data the one with the lowest loss.
+
+    Args:
+        folder: an existing folder on the disk that the checkpoints go to.
+        trainable: number of weights that are trained.
+        settings: the `[train]` table.
+        holdout: whether there is held-out data.
+        written: bytes of checkpoints that are there already.
+
+    Raises:
+        ModelwrightError: there is too little room.
+    """
+    needed = checkpoint_bytes(trainable) * (settings.keep_checkpoints + 1 + holdout) - written
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelwrightError(
+            f"{folder}: not enough disk space for checkpoints: {settings.keep_checkpoints} kept and one being written "
+            f"take {_size(needed)}, and {_size(free)} are free: free some, lower keep_checkpoints in [train], or set "
+            "MODELWRIGHT_HOME to a folder on another disk"
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -20,7 +20,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from modelwright.core.api.answers import OPEN
+from modelwright.core.api.answers import THINK_OPEN
 from modelwright.core.api.errors import ModelwrightError, RowError, UsageError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.records import Example, Message, digest_json
@@ -206,7 +206,7 @@ class Renderer:
                 conversation = self._conversation(messages, None, add_generation_prompt=True)
             except TemplateRefusedError:
                 continue
-            return conversation.text.rstrip().endswith(OPEN)
+            return conversation.text.rstrip().endswith(THINK_OPEN)
         return False
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""What several commands share: options, and JSON and tables on standard output."""
+"""What several commands share: options and types of values, finding a run, and JSON and tables on standard output."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from modelwright.core.runs.folder import RunFolder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -111,3 +114,107 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
         unbounded = console.options.update(width=100_000)
         console.width = max(console.width, console.measure(table, options=unbounded).maximum)
     console.print(table)
+
+
+class DiskPath(click.Path):
+    """A path on disk: an empty one does not mean "here", and a URL is not the path that it looks like."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        Raises:
+            ConfigError: it is empty, or a URL.
+        """
+        from modelwright.core.config import ConfigError, Problem
+        from modelwright.core.config.errors import Invalid
+        from modelwright.core.config.paths import check_on_disk
+
+        try:
+            if isinstance(value, str):
+                check_on_disk(value)
+        except Invalid as error:
+            raise ConfigError([Problem(source=_flag(param), message=str(error))]) from error
+        return super().convert(value, param, ctx)
+
+
+def once(context: click.Context, param: click.Parameter, values: Sequence[str]) -> str | None:  # noqa: ARG001 - click's
+    """A callback for an option with `multiple`: its one value; None where it is not given.
+
+    Raises:
+        UsageError: it is given twice; click would keep the last one.
+    """
+    from modelwright.core.api.errors import UsageError
+
+    if len(values) > 1:
+        times = "twice" if len(values) == 2 else f"{len(values)} times"
+        raise UsageError(f"{_flag(param)} is given {times}: give it once")
+    return values[0] if values else None
+
+
+def _flag(param: click.Parameter | None) -> str:
+    if isinstance(param, click.Option):
+        return param.opts[0]
+    return "" if param is None else param.human_readable_name
+
+
+CONFIGURATIONS = (".toml", ".yaml", ".yml")
+
+
+def find_run(named: str, variant: str | None = None) -> RunFolder:
+    """The folder of a run.
+
+    Args:
+        named: a run.toml (or YAML file), the name of a run as it is below `runs/`, or a run's folder.
+        variant: which one, of a run.toml with several.
+
+    Raises:
+        UsageError: there is no such run, or there are several.
+        ConfigError: the run.toml is wrong.
+    """
+    from modelwright.core.api.errors import UsageError
+
+    folders = find_runs(named, variant)
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise UsageError(f"{named} has several variants ({names}): choose one with --variant")
+    return folders[0]
+
+
+def find_runs(named: str, variant: str | None = None) -> list[RunFolder]:
+    """The folders of a run, one for each variant; arguments and errors are those of `find_run`."""
+    from modelwright.core import home
+    from modelwright.core.api.errors import UsageError
+    from modelwright.core.runs.folder import RunFolder
+
+    path = Path(named)
+    if path.suffix in CONFIGURATIONS and not path.is_dir():
+        from modelwright.core.config import read_run
+
+        configs = read_run(path, variants=None if variant is None else [variant]).configs
+        return [RunFolder(home.runs() / config.name) for config in configs]
+    if variant is not None:
+        raise UsageError(f"--variant is for a run.toml: write {named}-{variant}")
+    folder = path if len(path.parts) > 1 or not (home.runs() / named).is_dir() else home.runs() / named
+    if not named or not folder.is_dir():
+        there = sorted(each.name for each in home.runs().iterdir() if each.is_dir()) if home.runs().is_dir() else []
+        known = f"runs in {home.runs()}: {', '.join(there) or 'none'}"
+        raise UsageError(f"there is no run {named!r}: expected a run.toml, a run's name or its folder ({known})")
+    return [RunFolder(folder.absolute())]
+
+
+def prepared_folder(named: str, variant: str | None = None) -> Path:
+    """What a run's prepare stage wrote.
+
+    Raises:
+        UsageError: as `find_run`, or the run is not prepared.
+    """
+    from modelwright.core.api.errors import UsageError
+
+    run = find_run(named, variant)
+    folder = run.stage("prepare")
+    if run.done("prepare") is None or not (folder / "train").is_dir():
+        raise UsageError(f"run {run.name} is not prepared: modelwright prepare RUN.toml")
+    return folder

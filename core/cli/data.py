@@ -46,7 +46,7 @@ def show(run: str, variant: str | None, count: int, skip: int, holdout: bool, pa
 
     from modelwright.core.api.errors import UsageError
     from modelwright.core.api.files import write_text
-    from modelwright.core.cli.runs import prepared_folder
+    from modelwright.core.cli.common import prepared_folder
     from modelwright.core.stages.prepare import preview
 
     folder = prepared_folder(run, variant)
@@ -72,7 +72,7 @@ def stats(run: str, variant: str | None, as_json: bool) -> None:
     """Count rows and tokens: lengths, sources, what is learnt, what was left out and why."""
     from attrs import asdict
 
-    from modelwright.core.cli.runs import prepared_folder
+    from modelwright.core.cli.common import prepared_folder
     from modelwright.core.stages.prepare.preview import statistics
 
     found = statistics(prepared_folder(run, variant))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelwright.core.cli.common import figure_text, print_json, print_table
-from modelwright.core.cli.param_types import DiskPath, once
+from modelwright.core.cli.common import DiskPath, figure_text, once, print_json, print_table
 from modelwright.core.cli.run import perform_stages, stage_options
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from attrs import frozen
 
-from modelwright.core.cli.param_types import DiskPath
+from modelwright.core.cli.common import DiskPath
 from modelwright.core.stages.prepare.builtin import builtin_rows
 
 FORMATS = ("math", "reasoning", "general")
@@ -32,7 +32,7 @@ def init(folder: Path, format_name: str) -> None:
     there is overwritten.
     """
     from modelwright.core.api.errors import UsageError
-    from modelwright.core.api.places import why_no_folder
+    from modelwright.core.api.files import why_no_folder
 
     contents = _contents(format_name)
     if why := why_no_folder(folder):

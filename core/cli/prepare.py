@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelwright.core.cli.common import print_json, print_table
-from modelwright.core.cli.param_types import DiskPath, once
+from modelwright.core.cli.common import DiskPath, once, print_json, print_table
 from modelwright.core.cli.run import open_runs, perform_stages, stage_options
 
 if TYPE_CHECKING:

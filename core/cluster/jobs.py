@@ -1,4 +1,7 @@
-"""What became of a run's jobs: from Slurm while it knows them, then from what each of them left as it ended."""
+"""The jobs of a run: what was submitted, what each job left as it ended, and how they are doing.
+
+Slurm is asked while it knows a job; afterwards the record counts that the job left. `runs/NAME/slurm/` has all of it.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,84 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import asdict, evolve, frozen
 
+from modelwright.core.api import files
 from modelwright.core.api.errors import UsageError
 from modelwright.core.cluster import slurm
-from modelwright.core.cluster.records import Submitted, ends_of, log_of, read_submitted
 from modelwright.core.cluster.slurm import ENDED, QueuedJob
 from modelwright.core.runs.folder import RunFolder
+
+JOBS = "jobs.json"
+
+
+@frozen(kw_only=True)
+class Submitted:
+    """A job that was submitted.
+
+    Attributes:
+        stage: its stage.
+        job: its id.
+        array: how many tasks; None where it is no array.
+        after: the jobs that must end well before it begins.
+    """
+
+    stage: str
+    job: str
+    array: int | None
+    after: tuple[str, ...]
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """The ids of its tasks; its own where it is no array."""
+        return [f"{self.job}_{task}" for task in range(1, self.array + 1)] if self.array else [self.job]
+
+
+def cluster_folder(folder: RunFolder) -> Path:
+    """Where a run's scripts, and the logs and records of its jobs, are."""
+    return folder.path / "slurm"
+
+
+def write_submitted(folder: RunFolder, jobs: Sequence[Submitted]) -> None:
+    """Note what was submitted, in the place of what was before."""
+    files.write_json(cluster_folder(folder) / JOBS, {"jobs": [asdict(job) for job in jobs]})
+
+
+def read_submitted(folder: RunFolder) -> list[Submitted]:
+    """The jobs of the last submission, in order; none where there was none.
+
+    Raises:
+        DamagedError: the file is no such list.
+    """
+    path = cluster_folder(folder) / JOBS
+    values = files.read_state(path, {"jobs": list}, remedy="squeue shows the jobs; remove the file to submit again")
+    try:
+        rows: list[Mapping[str, Any]] = values["jobs"] if values else []
+        return [
+            Submitted(stage=row["stage"], job=row["job"], array=row["array"], after=tuple(row["after"])) for row in rows
+        ]
+    except (KeyError, TypeError) as error:
+        raise files.DamagedError(path, f"no job: {error}", remedy="remove it; squeue shows the jobs") from error
+
+
+def log_of(folder: RunFolder, stage: str, task: str) -> Path:
+    """Where Slurm puts what a job, or a task of an array, prints."""
+    return cluster_folder(folder) / f"{stage}-{task}.log"
+
+
+def ends_of(folder: RunFolder, stage: str, task: str) -> list[dict[str, Any]]:
+    """What a job left as it ended, once for each time that it ran: {job, restarts, nodes, began, ended, exit}."""
+    try:
+        content = (cluster_folder(folder) / f"{stage}-{task}.end").read_bytes()
+    except OSError:
+        return []
+    return [row for row in files.appended_tables(content) if {"began", "ended", "exit"} <= row.keys()]
+
+
+def script_of(folder: RunFolder, stage: str) -> Path:
+    """A stage's script."""
+    return cluster_folder(folder) / f"{stage}.sbatch"
+
 
 # Neither Slurm nor a record tells how such a job ended.
 UNKNOWN = "UNKNOWN"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 from typing import Any
 
-from modelwright.core.api.addresses import parse_address
 from modelwright.core.api.errors import UsageError
+from modelwright.core.api.registry import parse_address
 from modelwright.core.config import paths
 from modelwright.core.config.errors import Invalid, fail, not_one_of, shown
 

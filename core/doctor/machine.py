@@ -1,14 +1,22 @@
-"""The facts of this machine, as JSON values. Nothing is imported here that could fail."""
+"""The facts of this machine, as JSON values.
+
+Nothing is imported here that could fail: other processes and programs are asked, and none of them can end this one or
+keep it waiting for long.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import json
 import os
 import platform
 import re
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
@@ -16,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from modelwright.core import home
-from modelwright.core.doctor.probing import imported, program, version_line
-from modelwright.core.doctor.storage import storage_facts
+from modelwright.core.api import files
+from modelwright.core.api.files import why_no_folder
 
 # The packages that decide what can be done here; the first is this one.
 PACKAGES = (
@@ -180,3 +188,123 @@ def _hub_cache() -> str:
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     of_home = Path(os.environ.get("HF_HOME") or default) / "hub"
     return str(Path(os.environ.get("HF_HUB_CACHE") or of_home).expanduser())
+
+
+# A first import from a shared file system that is busy takes minutes.
+IMPORT_WITHIN = 180.0
+PROGRAM_WITHIN = 20.0
+
+
+def imported(*what: str, within: float = IMPORT_WITHIN) -> dict[str, Any]:
+    """What `probe` says of a package or of modules; `{"error": …}` where one cannot be imported.
+
+    Args:
+        what: see `probe.main`.
+        within: seconds.
+    """
+    command = [sys.executable, "-P", "-m", "modelwright.core.doctor.probe", *what]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=within, check=False, env=os.environ
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"importing it takes more than {within:.0f} s"}
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return {"error": f"importing it ends Python ({_ending(done.returncode)}{f'; {said[-1]}' if said else ''})"}
+    return answer
+
+
+def _ending(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def program(command: Sequence[str]) -> tuple[str, str | None]:
+    """What a program prints, and why it failed; None where it did not.
+
+    The program must be on the path; see `shutil.which`.
+    """
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROGRAM_WITHIN, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "", f"{command[0]} does not answer within {PROGRAM_WITHIN:.0f} s"
+    except OSError as error:
+        return "", f"{command[0]} cannot be started: {error.strerror}"
+    output = done.stdout.decode("utf-8", "replace")
+    if done.returncode == 0:
+        return output, None
+    said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
+    return output, said[-1] if said else f"{command[0]} ended with {_ending(done.returncode)}"
+
+
+def version_line(name: str, *arguments: str) -> str | None:
+    """The first line that a program on the path says of its version; None where there is no such program."""
+    if shutil.which(name) is None:
+        return None
+    output, why = program([name, *arguments])
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[0] if lines else f"it does not work: {why}"
+
+
+# Mount options by which a shared file system keeps each machine's locks to itself.
+_ALONE = {"localflock", "nolock", "local_lock=flock", "local_lock=all"}
+
+
+def storage_facts(folder: Path) -> dict[str, Any]:
+    """What holds of a folder, which need not be there yet.
+
+    Returns:
+        `path`, `total` and `free` (bytes), `file_system`; `locks`: "yes", "this machine only" (a shared file system
+        whose other machines do not see them), or why there are none; `problem`: why nothing can be written there, or
+        None.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    kind, options = _mount(there)
+    problem = why_no_folder(folder)
+    usage = shutil.disk_usage(there)
+    return {
+        "path": str(folder),
+        "total": usage.total,
+        "free": usage.free,
+        "file_system": kind,
+        "locks": "unknown" if problem else _locks(there, options),
+        "problem": problem,
+    }
+
+
+def _mount(folder: Path) -> tuple[str | None, set[str]]:
+    """The kind of the file system that a folder is on, and how it is mounted (proc(5), mountinfo)."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None, set()
+    real = Path(os.path.realpath(folder))
+    best: tuple[int, str | None, set[str]] = (-1, None, set())
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        _, _, _, _, place, here, *_ = before.split()
+        kind, _, options = after.split()[:3]
+        place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place)  # a space is \040
+        if real.is_relative_to(place) and len(place) >= best[0]:
+            best = len(place), kind, {*here.split(","), *options.split(",")}
+    return best[1], best[2]
+
+
+def _locks(folder: Path, options: set[str]) -> str:
+    path = files.temporary_name(folder / "locks")
+    try:
+        with path.open("a+b") as one, path.open("a+b") as other:
+            fcntl.flock(one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return "this machine only" if options & _ALONE else "yes"
+            return "two processes get the same one"
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        path.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from modelwright.core.chat.templates import read_template
 from modelwright.core.chat.tokenizer import check_template
 from modelwright.core.config.paths import HUB
 from modelwright.core.config.schema import ScratchConfig, SourceConfig
-from modelwright.core.doctor.probing import imported
+from modelwright.core.doctor.machine import imported
 from modelwright.core.models.base import PARTS
 from modelwright.core.models.base_config import WrongError
 from modelwright.core.models.hf_folder import check_base_folder, parameter_count

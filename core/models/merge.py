@@ -168,9 +168,9 @@ def _quietly() -> Iterator[None]:
 
 
 def _merge_weights(adapter: Path, base: Path, folder: Path) -> Compared:
-    from modelwright.core.api.adapters import embedding_rows, put_on
+    from modelwright.core.api.adapters import apply_adapter, embedding_rows
 
-    model = put_on(_load(base), adapter)
+    model = apply_adapter(_load(base), adapter)
     tokens = _tokens(embedding_rows(model), model.config)
     together = _logits(model, tokens)
     with model.disable_adapter():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modelwright.core.api.addresses import Address, parse_address
+from modelwright.core.api.registry import Address, parse_address
 from modelwright.core.registry.addresses import naming, resolve
 from modelwright.core.registry.open import open_registry
 

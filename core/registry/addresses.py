@@ -6,10 +6,9 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
-from modelwright.core.api.addresses import Address, parse_address
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelNotFoundError
-from modelwright.core.api.registry import ModelVersion
+from modelwright.core.api.registry import Address, ModelVersion, parse_address
 
 
 def resolve(registry: Registry, address: str | Address) -> ModelVersion:

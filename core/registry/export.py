@@ -20,8 +20,7 @@ from typing import IO
 
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import RegistryError, UsageError
-from modelwright.core.api.files import sync_folder, temporary_name, writing
-from modelwright.core.api.places import absolute, why_no_folder
+from modelwright.core.api.files import absolute, sync_folder, temporary_name, why_no_folder, writing
 from modelwright.core.api.registry import ModelFile, ModelVersion
 from modelwright.core.registry.card import model_card
 from modelwright.core.registry.record import RECORD, to_record

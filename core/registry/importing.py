@@ -20,8 +20,7 @@ from attrs import evolve, frozen
 from modelwright.core import home
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import RegistryError, UsageError
-from modelwright.core.api.files import TEMPORARY
-from modelwright.core.api.places import absolute
+from modelwright.core.api.files import TEMPORARY, absolute
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import PICKLED, ModelVersion, NewModel, model_digest, scan_model
 from modelwright.core.registry.archive import find_record, unpack

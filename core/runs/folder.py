@@ -32,7 +32,7 @@ from attrs import Factory, field, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, StopRequested
-from modelwright.core.api.places import why_no_folder
+from modelwright.core.api.files import why_no_folder
 
 # Whoever sends one of these to a run asks it to stop.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)

@@ -16,7 +16,7 @@ import pytest
 from attrs import evolve
 
 from modelwright.core.api import AdapterSettings, Job, ModelwrightError, Trained, Trainer, TrainSettings
-from modelwright.core.api.adapters import ADAPTER_WEIGHTS, embedding_rows, put_on
+from modelwright.core.api.adapters import ADAPTER_WEIGHTS, apply_adapter, embedding_rows
 from modelwright.core.api.files import read_json
 from modelwright.core.api.registry import ADAPTER_CONFIG
 from modelwright.core.testing.trainer import (
@@ -131,7 +131,7 @@ class AdapterContract:
 
         job = self.job(tmp_path / kind, adapter=evolve(LORA, kind=kind), settings=self.settings(max_steps=20))
         self.train(job)
-        adapted = put_on(_load(job.model), job.output)
+        adapted = apply_adapter(_load(job.model), job.output)
         with_adapter = _logits(adapted)
         assert (with_adapter - _logits(_load(job.model))).abs().max() > 0.1
         assert torch.equal(with_adapter, _logits(peft.PeftModel.from_pretrained(_load(job.model), job.output)))
@@ -154,7 +154,7 @@ class AdapterContract:
         assert self.train(job).finished
         base = _load(job.model)
         old = base.get_input_embeddings().weight.detach().clone()
-        model = put_on(base, job.output).get_base_model() if adapter else _load(job.output)
+        model = apply_adapter(base, job.output).get_base_model() if adapter else _load(job.output)
         assert model.config.vocab_size == embedding_rows(model) == VOCABULARY
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             new = layer.weight[VOCABULARY - 2 :].detach()

@@ -14,7 +14,7 @@ from attrs import frozen
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from modelwright.core.api.adapters import embedding_rows, put_on
+from modelwright.core.api.adapters import apply_adapter, embedding_rows
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.registry import ADAPTER_CONFIG
 from modelwright.plugins.engines import TorchOptions
@@ -100,7 +100,7 @@ def load_model(folder: Path, options: TorchOptions, base: Path | None = None) ->
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = _weights(base or folder, dtype)
     if base is not None:
-        model = put_on(model, folder).get_base_model()
+        model = apply_adapter(model, folder).get_base_model()
     model = model.to(device).eval()
     arguments = frozenset(inspect.signature(model.forward).parameters)
     if "past_key_values" not in arguments:

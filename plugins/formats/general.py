@@ -9,7 +9,7 @@ from typing import Any
 from attrs import evolve, field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
-from modelwright.core.api.answers import OPEN, split_thinking
+from modelwright.core.api.answers import THINK_OPEN, split_thinking
 from modelwright.plugins.formats.conversations import (
     checked,
     conversation_column,
@@ -346,6 +346,6 @@ def _history(value: Any, column: str) -> list[Message]:
 def _last_said(messages: Sequence[Message]) -> str | None:
     """What the assistant answers in the end; None where it only calls a tool."""
     said = messages[-1].content
-    if said.lstrip().startswith(OPEN):
+    if said.lstrip().startswith(THINK_OPEN):
         said = split_thinking(said)[1]
     return said or None

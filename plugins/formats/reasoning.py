@@ -10,7 +10,7 @@ from typing import Any, Literal
 from attrs import evolve, field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
-from modelwright.core.api.answers import CLOSE, OPEN, split_thinking
+from modelwright.core.api.answers import THINK_CLOSE, THINK_OPEN, split_thinking
 from modelwright.plugins.formats.conversations import checked, conversation_column, read_messages, read_tools
 from modelwright.plugins.formats.rows import (
     ANSWER,
@@ -242,7 +242,7 @@ def _system(row: Mapping[str, Any]) -> str | None:
 
 
 def _is_tagged(row: Mapping[str, Any], name: str) -> bool:
-    return isinstance(text := row.get(name), str) and CLOSE in text
+    return isinstance(text := row.get(name), str) and THINK_CLOSE in text
 
 
 def _there(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -273,14 +273,14 @@ def _parted(text: str, where: str, given: str | None, *, called: bool = False) -
     Raises:
         RowError: the tags are not closed, nothing follows them and no tool is `called`, or there are two thinkings.
     """
-    begins = answering(text, where, called=called).lstrip().startswith(OPEN)
+    begins = answering(text, where, called=called).lstrip().startswith(THINK_OPEN)
     if given is not None and not begins:
         return _bare(given), text
-    thinking, answer = split_thinking(text, inside=CLOSE in text and OPEN not in text)
+    thinking, answer = split_thinking(text, inside=THINK_CLOSE in text and THINK_OPEN not in text)
     if not answer.strip() and thinking is not None and not called:
-        raise RowError(f"{where}: nothing stands after {CLOSE}")
+        raise RowError(f"{where}: nothing stands after {THINK_CLOSE}")
     if given is not None and thinking is not None and _bare(given) != thinking:
-        raise RowError(f"{where}: the thinking in its {OPEN} is another than the one that stands beside it")
+        raise RowError(f"{where}: the thinking in its {THINK_OPEN} is another than the one that stands beside it")
     return (thinking if given is None else _bare(given)), answer
 
 

@@ -9,7 +9,7 @@ import attrs
 from attrs import evolve, frozen
 
 from modelwright.core.api import Message, RowError
-from modelwright.core.api.answers import CLOSE, OPEN
+from modelwright.core.api.answers import THINK_CLOSE, THINK_OPEN
 
 QUESTION = "{question}"
 ANSWER = "answer"
@@ -83,12 +83,14 @@ def answering(text: str, where: str, *, called: bool = False) -> str:
     Raises:
         RowError: it begins with `<think>` and has no `</think>`, or nothing stands behind that and no tool is `called`.
     """
-    if OPEN in text and text.lstrip().startswith(OPEN):
-        _, closed, answer = text.partition(CLOSE)
+    if THINK_OPEN in text and text.lstrip().startswith(THINK_OPEN):
+        _, closed, answer = text.partition(THINK_CLOSE)
         if not closed:
-            raise RowError(f"{where}: {OPEN} is not closed by {CLOSE}; complete the text, or leave the row out")
+            raise RowError(
+                f"{where}: {THINK_OPEN} is not closed by {THINK_CLOSE}; complete the text, or leave the row out"
+            )
         if not called and not answer.strip():
-            raise RowError(f"{where}: nothing stands after {CLOSE}; an answer must follow the thinking")
+            raise RowError(f"{where}: nothing stands after {THINK_CLOSE}; an answer must follow the thinking")
     return text
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelwright.core.api import ModelwrightError, files
+from modelwright.core.api import ModelwrightError, check_checkpoint_room, checkpoint_bytes, files
 
 if TYPE_CHECKING:
     from modelwright.plugins.trainers.loop import Loop
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 _LARGEST_TRIED = 8e9
 # How far two computations of one loss may be apart, relative: on a GPU sums have no fixed order.
 _SAME = 1e-3
-# Bytes of a trained weight in a checkpoint at most: itself, ZeRO's copy of it, and AdamW's two moments, in float32.
-_IN_CHECKPOINT = 16
 
 
 def preflight(loop: Loop) -> None:
@@ -32,8 +30,9 @@ def preflight(loop: Loop) -> None:
         ModelwrightError: there is too little room on the disk, or the checkpoint does not give the model back.
     """
     began = time.perf_counter()
-    size = _IN_CHECKPOINT * loop.meter.size.trainable
-    _check_disk(loop, size)
+    trainable = loop.meter.size.trainable
+    size = checkpoint_bytes(trainable)
+    check_checkpoint_room(loop.job.folder, trainable, loop.settings, holdout=loop.holdout is not None)
     longest = loop.corpus.longest_sequences(2 * loop.plan.batch_size)
     with contextlib.ExitStack() as stack:
         folder, before = None, math.nan
@@ -54,22 +53,6 @@ def preflight(loop: Loop) -> None:
                     "loading: this trainer cannot resume it; look for buffers that the model does not save"
                 )
     loop.job.emit("preflight", {"seconds": round(time.perf_counter() - began, 3), "checkpoint_bytes": size})
-
-
-def _check_disk(loop: Loop, size: int) -> None:
-    # Those that are kept, the one being written, and the one with the lowest held-out loss.
-    needed = size * (loop.settings.keep_checkpoints + 1 + (loop.holdout is not None))
-    free = shutil.disk_usage(loop.job.folder).free
-    if needed > free:
-        raise ModelwrightError(
-            f"{loop.job.folder}: {loop.settings.keep_checkpoints} checkpoints and the one being written take "
-            f"{_bytes(needed)}, and {_bytes(free)} are free on the disk: free some, lower keep_checkpoints in [train], "
-            "or set MODELWRIGHT_HOME to a folder on another one"
-        )
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @contextlib.contextmanager

@@ -18,8 +18,7 @@ import grpc
 import pytest
 
 from modelwright import AsyncClient, Client
-from modelwright.core.cli import main
-from modelwright.core.cli.output import OutputError, guarded_output
+from modelwright.core.cli import OutputError, guarded_output, main
 from modelwright.grpc_server.client.client import ServerError
 
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import click
 
 from modelwright.core.api.errors import UsageError
-from modelwright.core.api.files import failing_as, write_text
-from modelwright.core.api.places import why_no_file
-from modelwright.core.cli.common import registry_option
+from modelwright.core.api.files import failing_as, why_no_file, write_text
+from modelwright.core.cli.common import DiskPath, registry_option
 from modelwright.core.cli.models.shared import opened
-from modelwright.core.cli.param_types import DiskPath
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.card import model_card
 

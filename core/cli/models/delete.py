@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import click
 
-from modelwright.core.api.addresses import parse_address
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelwrightError, RegistryError, UsageError
-from modelwright.core.api.registry import ModelVersion
+from modelwright.core.api.registry import ModelVersion, parse_address
 from modelwright.core.cli.common import json_option, print_json, registry_option
 from modelwright.core.cli.models.shared import found, opened
 from modelwright.core.models.adapters import needed_by

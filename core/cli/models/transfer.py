@@ -10,12 +10,11 @@ from pathlib import Path
 import click
 
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
-from modelwright.core.api.places import absolute
+from modelwright.core.api.files import absolute
 from modelwright.core.api.registry import check_alias
-from modelwright.core.cli.common import json_option, print_json, registry_option
+from modelwright.core.cli.common import DiskPath, json_option, print_json, registry_option
 from modelwright.core.cli.models.alias import move_alias
 from modelwright.core.cli.models.shared import opened, summary
-from modelwright.core.cli.param_types import DiskPath
 from modelwright.core.models.hf_folder import folder_problems
 from modelwright.core.models.model_folder import CONTEXT_KEYS, context_length
 from modelwright.core.registry import naming, resolve

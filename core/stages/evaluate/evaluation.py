@@ -22,7 +22,7 @@ from attrs import define, frozen
 from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, RegistryError, SeveralErrors, UsageError
-from modelwright.core.api.places import absolute, why_no_file, why_no_folder
+from modelwright.core.api.files import absolute, why_no_file, why_no_folder
 from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.config.schema import EvalConfig

@@ -25,7 +25,7 @@ from attrs import evolve, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.api.places import why_no_folder
+from modelwright.core.api.files import why_no_folder
 
 ENTRY, LOCK = "entry.json", ".lock"
 

@@ -15,7 +15,7 @@ from attrs import define, frozen
 from modelwright.core.api import files
 from modelwright.core.api.components import Format, FormatSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.api.places import why_no_file, working_directory
+from modelwright.core.api.files import why_no_file, working_directory
 from modelwright.core.config import ConfigError, Problem, SourceConfig
 from modelwright.core.config.errors import Invalid, dotted, printable, quoted
 from modelwright.core.config.paths import Written

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelwright.core.api.answers import CLOSE, OPEN, ThinkingSplitter, split_thinking
+from modelwright.core.api.answers import THINK_CLOSE, THINK_OPEN, ThinkingSplitter, split_thinking
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,9 @@ def test_a_stream_holds_back_only_what_is_uncertain():
 
 
 fragments = st.lists(
-    st.sampled_from([OPEN, CLOSE, "<", "<th", "ink>", "</", "</think", ">", " ", "\n", "\n\n", "a", "word", "é", "4."]),
+    st.sampled_from(
+        [THINK_OPEN, THINK_CLOSE, "<", "<th", "ink>", "</", "</think", ">", " ", "\n", "\n\n", "a", "word", "é", "4."]
+    ),
     max_size=12,
 ).map("".join)
 
@@ -90,8 +92,8 @@ def test_nothing_is_lost_but_the_tags_and_the_white_space_around_them(text, insi
 
     left = bare(text)
     if left != bare((thinking or "") + answer):
-        left = left.removeprefix(OPEN)
-        before, closed, after = left.partition(CLOSE)
+        left = left.removeprefix(THINK_OPEN)
+        before, closed, after = left.partition(THINK_CLOSE)
         assert (bare(thinking or ""), bare(answer)) == (before, after if closed else "")
     if thinking is not None:
         assert thinking == thinking.strip() != ""

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modelwright.core.doctor.probing import imported, program, version_line
-from modelwright.core.doctor.storage import storage_facts
+from modelwright.core.doctor.machine import imported, program, storage_facts, version_line
 
 
 def test_the_facts_of_this_machine_are_those_that_its_packages_give(doctor, home):

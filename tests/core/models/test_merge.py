@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from modelwright.core.api.adapters import put_on
+from modelwright.core.api.adapters import apply_adapter
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.chat.renderer import checked_renderer
 from modelwright.core.models import merge as merging
@@ -32,7 +32,7 @@ def test_what_is_registered_says_what_base_and_adapter_say(adapters, settings):
     folder = adapters.registry.folder(done.version)
     base = AutoModelForCausalLM.from_pretrained(adapters.folder / "base")
     alone = logits(base)
-    together = logits(put_on(base, adapters.folder / "adapter"))
+    together = logits(apply_adapter(base, adapters.folder / "adapter"))
     merged = logits(AutoModelForCausalLM.from_pretrained(folder))
     assert (together - alone).abs().max() > 0.1
     assert torch.allclose(merged, together, atol=1e-4)

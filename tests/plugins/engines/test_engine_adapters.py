@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from modelwright.core.api.adapters import put_on
+from modelwright.core.api.adapters import apply_adapter
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.testing.engine import EngineContract, request, run_all
 from modelwright.plugins.engines import TorchOptions, modelwright_engines
@@ -58,7 +58,7 @@ class TestAdaptedEngine(EngineContract):
 def test_it_answers_as_the_merged_model_and_not_as_the_base(adapters, llama, start, start_adapter, tmp_path):
     """Token for token, in a batch of several."""
     folder = adapters.adapter(llama)
-    merged = put_on(AutoModelForCausalLM.from_pretrained(llama), folder).merge_and_unload()
+    merged = apply_adapter(AutoModelForCausalLM.from_pretrained(llama), folder).merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     (tmp_path / "merged" / "tokenizer.json").write_bytes((llama / "tokenizer.json").read_bytes())
     answers = [

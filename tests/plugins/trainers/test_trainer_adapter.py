@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from modelwright.core.api import AdapterSettings, ModelwrightError, UsageError
-from modelwright.core.api.adapters import ADAPTER_WEIGHTS, put_on
+from modelwright.core.api.adapters import ADAPTER_WEIGHTS, apply_adapter
 from modelwright.core.api.registry import ADAPTER_CONFIG
 from modelwright.core.testing.adapter import LORA, AdapterContract
 from modelwright.core.testing.trainer import (
@@ -211,7 +211,7 @@ def test_transposed_layers_are_merged_as_they_are_computed(tmp_path):
     _scramble(adapter)
     (tmp_path / "adapter").mkdir()
     export_adapter(adapter.get_base_model(), tmp_path / "adapter")
-    adapted = put_on(load(tmp_path / "base"), tmp_path / "adapter")
+    adapted = apply_adapter(load(tmp_path / "base"), tmp_path / "adapter")
     before = logits(adapted)
     assert torch.allclose(logits(adapted.merge_and_unload()), before, atol=1e-5)
 
@@ -284,11 +284,11 @@ def test_an_adapter_for_another_base_is_refused(trained, tmp_path):
     """By the shapes and names of its tensors, in one line."""
     wide = LlamaConfig(**json.loads((trained.model / "config.json").read_text()) | {"hidden_size": 32})
     with pytest.raises(ModelwrightError, match="this is an adapter for another base") as caught:
-        put_on(AutoModelForCausalLM.from_config(wide), trained.output)
+        apply_adapter(AutoModelForCausalLM.from_config(wide), trained.output)
     assert "\n" not in str(caught.value)
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=16, n_embd=16, n_layer=2, n_head=2))
     with pytest.raises(ModelwrightError, match="this is an adapter for another base") as caught:
-        put_on(gpt2, trained.output)
+        apply_adapter(gpt2, trained.output)
     assert "\n" not in str(caught.value)
 
 
@@ -298,7 +298,7 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(trained):
     del tensors[min(tensors)]
     save_file(tensors, trained.output / ADAPTER_WEIGHTS)
     with pytest.raises(ModelwrightError, match=r"layers.0.mlp.down_proj.lora_A.weight .* the adapter has none"):
-        put_on(load(trained.model), trained.output)
+        apply_adapter(load(trained.model), trained.output)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_a_damaged_adapter_is_one_line(trained, damage, line):
     """Which file, and what to do."""
     damage(trained.output)
     with pytest.raises(ModelwrightError) as caught:
-        put_on(load(trained.model), trained.output)
+        apply_adapter(load(trained.model), trained.output)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
