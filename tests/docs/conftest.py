@@ -1,17 +1,17 @@
 """Pages of Markdown, run as a reader would: their blocks in order, in a fresh folder, with the real command line.
 
 A block of bash or python is run. One of TOML or YAML is a whole configuration, which the reader must accept. An HTML
-comment before a block, which nobody sees, says what else there is to it:
+comment before a block, which readers do not see, says how to treat it:
 
-    <!-- test: skip WHY -->           it is not run, and why
-    <!-- test: file NAME -->          it is what stands in that file from here on
+    <!-- test: skip WHY -->           it is not run, and why not
+    <!-- test: file NAME -->          it is that file's content from here on
     <!-- test: fragment -->           a part of a run file (`fragment eval`: of an evaluation file)
     <!-- test: exit 2 -->             it ends with that code
     <!-- test: background -->         a server, which answers from here on and is stopped at the page's end
     <!-- test: needs PROGRAM -->      it is left out where that program is not installed
-    <!-- test: output -->             each line of it stands in what the last block printed; … stands for anything
+    <!-- test: output -->             each line of it is in the output of the last block; … matches anything
 
-and these stand alone:
+and these are on their own, without a block:
 
     <!-- test: stop -->               the servers end
     <!-- test: models -->             the quickstart's models, briefly trained, are in the registry
@@ -43,7 +43,7 @@ from modelwright.core.config import is_eval_file, read_eval, read_run
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 180.0
 
-# Servers of the pages listen elsewhere: somebody may be listening there.
+# The pages' servers listen on other ports: these may be taken.
 PORTS = ("50051", "50052", "8080")
 
 RUNS = {"bash", "python"}
@@ -53,7 +53,7 @@ SHOWN = {"console", "html", "javascript", "json", "jsonl", "text"}
 _COMMENT = re.compile(r"<!-- test: (\S+)(.*?)-->", re.DOTALL)
 _FENCE = re.compile(r"```(\w*)\s*$")
 
-# What a fragment is laid over.
+# What a fragment is merged over.
 RUN = """
 name = "page"
 [data]
@@ -76,7 +76,7 @@ format = "math"
 metrics = ["math_accuracy"]
 """
 
-# The command line, but that what stands for 127.0.0.1:50051 where nothing is said is another port.
+# The command line, with another default port than 50051.
 COMMAND = """
 import sys
 from modelwright.core.cli import cli, main
@@ -96,7 +96,7 @@ class Said:
 
 @frozen
 class Block:
-    """Something to do at a line of a page: `said` are the comments before it; one that stands alone has no language."""
+    """A block at a line of a page, with the comments before it (`said`); a comment on its own has no language."""
 
     line: int
     language: str
@@ -111,7 +111,7 @@ ALONE = {"stop", "models", "run", "table"}
 
 
 def read_blocks(text: str) -> Iterator[Block]:
-    """What a page has to run, in order."""
+    """The blocks of a page, in order."""
     lines = text.splitlines()
     said: list[Said] = []
     number = 0
@@ -120,7 +120,7 @@ def read_blocks(text: str) -> Iterator[Block]:
         if lines[number].startswith("<!-- test:"):
             end = next(n for n in range(number, len(lines)) if lines[n].rstrip().endswith("-->"))
             match = _COMMENT.fullmatch("\n".join(lines[number : end + 1]).rstrip())
-            assert match, f"line {line}: {lines[number]!r} is no comment for the tests"
+            assert match, f"line {line}: {lines[number]!r} is not a comment for the tests"
             number = end + 1
             one = Said(match[1], match[2].strip())
             if one.word not in ALONE:
@@ -161,7 +161,7 @@ class Server:
 
 @define
 class Reader:
-    """Somebody who follows a page to its end."""
+    """Follows a page to its end, as a person would."""
 
     folder: Path
     models: Callable[[], Path]
@@ -180,6 +180,18 @@ class Reader:
         finally:
             for server in self.servers:
                 server.process.kill()
+
+    def read_configurations(self, page: Path) -> None:
+        """Read the page's configurations, and run nothing."""
+        for block in read_blocks(page.read_text(encoding="utf-8")):
+            where = f"{page.relative_to(REPOSITORY)}:{block.line}"
+            name = block.get("file")
+            if name is not None:
+                self.write(name, block)
+                if block.language == "toml":
+                    assert tomli.loads(block.text), where
+            elif block.language in CONFIGURATIONS and block.get("skip") is None:
+                self.check(block, where)
 
     def do(self, block: Block, where: str) -> None:
         program = block.get("needs")
@@ -201,7 +213,7 @@ class Reader:
             command = ["bash", "-euo", "pipefail"] if block.language == "bash" else ["python", "-"]
             self.run(command, block.text, where, expected=int(block.get("exit") or 0))
         else:
-            assert block.language in SHOWN, f"{where}: a block of {block.language!r} says nothing to the tests"
+            assert block.language in SHOWN, f"{where}: a block of {block.language!r} is unknown to the tests"
 
     def alone(self, block: Block, where: str) -> None:
         word = block.said[0].word
@@ -311,7 +323,7 @@ def reader_environment(bin_folder: Path, site: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def trained_models(tmp_path_factory) -> Path:
-    """A home with the quickstart's models, trained for a few steps only: what matters here is that they answer."""
+    """A home with the quickstart's models, trained for a few steps: they only have to answer."""
     folder = tmp_path_factory.mktemp("models")
     home = folder / "home"
     settings = {
@@ -339,7 +351,7 @@ def trained_models(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def reader(tmp_path, request) -> Iterator[Reader]:
-    """A reader in a fresh folder, where the examples lie as in a clone."""
+    """A reader in a fresh folder with the examples, as in a clone."""
     folder, site, commands = tmp_path / "reader", tmp_path / "site-packages", tmp_path / "bin"
     for each in (folder, site, commands):
         each.mkdir()
