@@ -1,4 +1,4 @@
-"""Strings, numbers, truth values, dates and choices out of TOML, none of them taken for another."""
+"""Strings, numbers, booleans, dates and choices from TOML, never converted silently."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _INT64 = 2**63
 
 
 def wrong(kind: str, value: Any) -> Invalid:
-    """The error for a value of another type than `kind`, in words."""
-    # The point of a float shows why 32.0 is no integer.
+    """The error for a value that is not `kind`, a type in words."""
+    # The decimal point shows why 32.0 is not an integer.
     return fail(f"must be {kind}, not {value if isinstance(value, float) else shown(value)}")
 
 
 def boolean(value: Any, _: Any = None) -> bool:
-    """True or false and nothing that Python takes for them."""
+    """True or false, not 1 or 0."""
     if not isinstance(value, bool):
         raise wrong("true or false", value)
     return value
 
 
 def integer(value: Any, _: Any = None) -> int:
-    """A whole number of 64 bits, as TOML promises; true is none, nor is 1.0."""
+    """An integer of 64 bits, as TOML promises; neither true nor 1.0."""
     if type(value) is not int:
         raise wrong("an integer", value)
     if not -_INT64 <= value < _INT64:
@@ -41,7 +41,7 @@ def integer(value: Any, _: Any = None) -> int:
 
 
 def number(value: Any, _: Any = None) -> float:
-    """A finite number; an integer is one too."""
+    """A finite number; an integer becomes a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise wrong("a number", value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -50,14 +50,14 @@ def number(value: Any, _: Any = None) -> float:
 
 
 def string(value: Any, _: Any = None) -> str:
-    """A string, without the folder that it was written in."""
+    """A plain string, without the folder that it was written in."""
     if not isinstance(value, str):
         raise wrong("a string", value)
     return str(value)
 
 
 def _address(value: Any, _: Any) -> str:
-    """A model's address, by its form: whether it leads anywhere is the registry's to say."""
+    """A model's address. Only its form is checked; the registry says whether the model exists."""
     text = string(value)
     try:
         parse_address(text)
@@ -67,7 +67,7 @@ def _address(value: Any, _: Any) -> str:
 
 
 def _resolved(resolve: Callable[[str], str]) -> Hook:
-    """A string whose folder matters."""
+    """A hook for a string that resolves relative to the folder it was written in."""
 
     def hook(value: Any, _: Any) -> str:
         if not isinstance(value, str):
@@ -85,7 +85,7 @@ def _path(value: Any, _: Any) -> pathlib.Path:
 
 
 def _moment(kind: Any, name: str) -> Hook:
-    """TOML's own dates and times, and the strings that they become in JSON."""
+    """A hook for TOML's dates and times, and for the strings that they become in JSON."""
 
     def hook(value: Any, _: Any) -> Any:
         if type(value) is kind:
@@ -99,7 +99,7 @@ def _moment(kind: Any, name: str) -> Hook:
 
 
 def chosen(value: Any, allowed: Sequence[Any]) -> Any:
-    """The one of `allowed` that `value` is; 0 is no false, and 1.0 no 1, though Python has them equal."""
+    """The member of `allowed` that equals `value` and has its type: 0 is not false, and 1.0 is not 1."""
     for choice in allowed:
         alike = isinstance(value, str) if isinstance(choice, str) else type(value) is type(choice)
         if alike and value == choice:
@@ -107,7 +107,7 @@ def chosen(value: Any, allowed: Sequence[Any]) -> Any:
     raise fail(not_one_of(value, allowed))
 
 
-# By class, as singledispatch finds them; a NewType is found by identity.
+# Hooks by class, found by singledispatch; those by NewType are found by identity.
 BY_CLASS: dict[Any, Hook] = {
     bool: boolean,
     int: integer,

@@ -1,7 +1,8 @@
-"""TOML values to attrs classes by cattrs, strictly and with everything that is wrong at once; and back again.
+"""Plain values to attrs classes by cattrs, strictly and with all mistakes at once; and back.
 
-cattrs chooses a hook for each type, a plugin's odd ones included; the hooks here stand where its own would stop at a
-class's first bad validator, convert what merely looks right ("true", 1.5, 1 for true), or speak to programmers.
+cattrs chooses a hook for each type, including the unusual types of plugins. The hooks here replace its own where those
+would stop at a class's first failing validator, convert values of other types ("true", 1.5, 1 for true), or raise
+errors for programmers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,19 @@ from attrs import NOTHING, Attribute, Converter, fields, has, resolve_types
 
 from modelwright.core.api.wording import closest, either
 from modelwright.core.config import scalars
-from modelwright.core.config.complaints import KINDS, REQUIRED, complaint, said, unknown
-from modelwright.core.config.errors import Finding, Invalid, KeyPath, below, fail, shown
+from modelwright.core.config.errors import (
+    KINDS,
+    REQUIRED,
+    Finding,
+    Invalid,
+    KeyPath,
+    below,
+    complaint,
+    fail,
+    said,
+    shown,
+    unknown,
+)
 from modelwright.core.config.scalars import Hook, chosen, wrong
 
 Class = TypeVar("Class")
@@ -44,7 +56,7 @@ def structure(value: Any, cls: type[Class]) -> Class:
     """An instance of `cls` from a plain value.
 
     Raises:
-        Invalid: with a finding for each thing that is wrong.
+        Invalid: with a finding for each mistake.
     """
     try:
         return _converter().structure(value, cls)
@@ -92,7 +104,7 @@ def _converter() -> cattrs.Converter:
 
 
 def _scalar(hook: Hook, kind: type[Any], value: Any, cls: type[Any]) -> Any:
-    """A scalar, or what a class makes of one: singledispatch sends `class Size(str, Enum)` to the hook of str."""
+    """A scalar, or an instance of its subclass: singledispatch sends `class Size(str, Enum)` to the hook of str."""
     if issubclass(cls, Enum):
         return _member(value, cls)
     made = hook(value, cls)
@@ -100,7 +112,7 @@ def _scalar(hook: Hook, kind: type[Any], value: Any, cls: type[Any]) -> Any:
 
 
 def _anything(value: Any, _: Any = None) -> Any:
-    """A free value, as JSON could hold it: dates become strings, numbers must be finite."""
+    """Any value that JSON can hold: dates become strings, numbers must be finite."""
     if isinstance(value, Mapping):
         return collected({key: functools.partial(_anything, item) for key, item in value.items()})
     if isinstance(value, list | tuple):
@@ -143,11 +155,11 @@ def _union_hook(converter: cattrs.Converter, kind: Any) -> Hook:
         for member in sorted(members, key=lambda member: member is not type(value)):
             try:
                 return converter.structure(value, member)
-            except Exception as error:  # noqa: BLE001 - a plugin's class may raise whatever it likes
+            except Exception as error:  # noqa: BLE001 - a plugin's class may raise anything
                 errors.append((member, Invalid(findings_of(error))))
         if len(errors) == 1:
             raise errors[0][1]
-        # A table or an array was meant for the member that takes one, and that one says where it is wrong.
+        # A table or array was meant for the member that takes one; its error says where it is wrong.
         for member, invalid in errors:
             if isinstance(value, _PYTHON.get(_words(member), ())):
                 raise invalid
@@ -217,7 +229,7 @@ Attributes = Mapping[str, "Attribute[Any]"]
 
 
 def attributes_of(cls: type[Any]) -> dict[str, Attribute[Any]]:
-    """The fields of a class that a table can set, by their key: metadata's "key", else the constructor's argument."""
+    """The fields that a table can set, by their key: metadata's "key", or else the constructor's argument."""
     resolve_types(cls)
     return {str(one.metadata.get("key", one.alias)): one for one in fields(cls) if one.init}
 
@@ -235,14 +247,14 @@ def class_hook(converter: cattrs.Converter, cls: type[Any]) -> Hook:
             if key in value:
                 try:
                     given[key] = converter.structure(value[key], attribute.type or Any)
-                except Exception as error:  # noqa: BLE001 - a plugin's class may raise whatever it likes
+                except Exception as error:  # noqa: BLE001 - a plugin's class may raise anything
                     findings += below(key, findings_of(error))
             elif attribute.default is NOTHING:
                 findings.append(((key,), _missing(attribute.type)))
         if findings:
             more = _complaints(cls, attributes, given)
             if not more and all(path[0] not in attributes for path, _ in findings):
-                # Unknown keys alone: the rest can be looked at as a whole.
+                # Only unknown keys: the rest can be checked as a whole.
                 more = _cross_findings(cls, attributes, given)
             raise Invalid([*findings, *more])
         return _built(cls, attributes, given)
@@ -282,7 +294,7 @@ def _path(key: str) -> KeyPath:
 
 
 def _complaints(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]) -> list[Finding]:
-    """What the given fields' own validators say; attrs itself would stop at the first."""
+    """The messages of the given fields' validators; attrs itself stops at the first."""
     draft, findings = _draft(cls, attributes, given)
     for key in given:
         attribute = attributes[key]
@@ -291,7 +303,7 @@ def _complaints(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]
         try:
             message = complaint(attribute.validator, draft, attribute, getattr(draft, attribute.name))
         except AttributeError:
-            # This field, or one that it is compared with, could not be made: that has a finding of its own.
+            # This field, or one that it is compared with, could not be made, which has a finding of its own.
             continue
         if message is not None:
             findings.append(((key,), message))
@@ -299,13 +311,13 @@ def _complaints(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]
 
 
 def _draft(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]) -> tuple[Any, list[Finding]]:
-    """An instance with as many fields as can be made, for validators that compare two; and what kept others out."""
+    """An instance with all fields that can be made, for validators that compare fields; and why others are missing."""
     draft = object.__new__(cls)
     findings: list[Finding] = []
     for key, attribute in attributes.items():
         try:
             value = _converted(attribute, given[key]) if key in given else _default(attribute, draft)
-        except Exception as error:  # noqa: BLE001 - a plugin's converter or default may raise whatever it likes
+        except Exception as error:  # noqa: BLE001 - a plugin's converter or default may raise anything
             if key in given:
                 findings.append(((key,), said(error, attribute.name)))
             continue
@@ -324,7 +336,7 @@ def _default(attribute: Attribute[Any], draft: Any) -> Any:
 def _converted(attribute: Attribute[Any], value: Any) -> Any:
     converter = attribute.converter
     if converter is None or isinstance(converter, Converter):
-        # A Converter may ask for an instance, and there is none yet: the field is checked as it was given.
+        # A Converter may need an instance, and there is none yet: check the field as it was given.
         return value
     return converter(value)
 
@@ -333,7 +345,7 @@ def _converted(attribute: Attribute[Any], value: Any) -> Any:
 
 
 def findings_of(error: BaseException) -> list[Finding]:
-    """The findings in an exception: our own, cattrs' (its notes say where), or anybody's message."""
+    """The findings in an exception: our own, those in cattrs' notes, or the message of any other."""
     if isinstance(error, Invalid):
         return list(error.findings)
     if isinstance(error, cattrs.ClassValidationError | cattrs.IterableValidationError):
@@ -341,7 +353,7 @@ def findings_of(error: BaseException) -> list[Finding]:
         findings = [finding for inner in others for finding in findings_of(inner)]
         for inner, note in noted:
             key = note.name if isinstance(note, cattrs.AttributeValidationNote) else note.index
-            # cattrs tells of a missing field by the KeyError of its generated code.
+            # cattrs reports a missing field by the KeyError of its generated code.
             findings += [((key,), REQUIRED)] if isinstance(inner, KeyError) else below(key, findings_of(inner))
         return findings
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
@@ -350,7 +362,7 @@ def findings_of(error: BaseException) -> list[Finding]:
 
 
 def collected(parts: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
-    """What each part makes.
+    """The result of each part.
 
     Raises:
         Invalid: with the findings of all parts, each under its part's key.
@@ -360,7 +372,7 @@ def collected(parts: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
     for key, part in parts.items():
         try:
             made[key] = part()
-        except Exception as error:  # noqa: BLE001 - a plugin's class may raise whatever it likes
+        except Exception as error:  # noqa: BLE001 - a plugin's class may raise anything
             findings += below(key, findings_of(error))
     if findings:
         raise Invalid(findings)

@@ -1,4 +1,4 @@
-"""A TOML file: what it says, and the line of each key, found by tree-sitter where something is wrong."""
+"""A TOML file: its values, and the line of each key, found by tree-sitter only if something is wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse(text: str) -> dict[str, Any]:
     """The values of a document.
 
     Raises:
-        NotValidError: it is no TOML.
+        NotValidError: it is not TOML.
     """
     try:
         values = tomli.loads(text)
@@ -47,7 +47,7 @@ def parse_value(text: str) -> Any:
     """A TOML value on its own.
 
     Raises:
-        ValueError: it is none; the message says why.
+        ValueError: it is not a TOML value; the message says why.
     """
     try:
         values = tomli.loads(f"value = {text}")
@@ -78,8 +78,8 @@ def _parser() -> tree_sitter.Parser:
 def lines(text: str) -> dict[KeyPath, int]:
     """The line, from 1, of each key path in a valid TOML document.
 
-    A table has the line of its own header, if there is one, else of the first key or header that mentions it; an
-    array's entry has the line where it begins. What tree-sitter cannot parse has no line, and `()` has line 1.
+    A table has the line of its own header, or else of the first key or header that mentions it; an array's entry has
+    the line where it begins. What tree-sitter cannot parse has no line, and `()` has line 1.
     """
     found = _Lines()
     content = text.encode("utf-8", "surrogatepass")
@@ -121,7 +121,7 @@ class _Lines:
         self.pairs(body, (*path, count))
 
     def _header(self, keys: list[str]) -> KeyPath:
-        """A header's path: inside an array of tables it goes on from the last entry."""
+        """A header's path: inside an array of tables it continues from the last entry."""
         path: KeyPath = ()
         for key in keys:
             if path in self._counts:
@@ -130,7 +130,7 @@ class _Lines:
         return path
 
     def pairs(self, nodes: list[tree_sitter.Node], path: KeyPath) -> None:
-        """Pairs, and the tables and arrays in their values; by a stack, for values may be nested deeply."""
+        """Pairs, and the tables and arrays in their values; with a stack, because values may be nested deeply."""
         stack = [(node, path) for node in reversed(nodes)]
         while stack:
             node, path = stack.pop()
@@ -196,5 +196,5 @@ def _unquoted(node: tree_sitter.Node) -> str:
     try:
         return next(iter(tomli.loads(f"{text} = 0")))
     except tomli.TOMLDecodeError:
-        # A piece of what tree-sitter could not parse; no path of the document is called so.
+        # Part of what tree-sitter could not parse; it names no path of the document.
         return text
