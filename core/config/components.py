@@ -1,7 +1,4 @@
-"""The second step of reading: names of components become descriptors, and their options instances.
-
-Below: the two kinds of files, run files and evaluation files. One reader reads both.
-"""
+"""The second step of reading: names of components become descriptors, and their options instances."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from attrs import evolve, field, fields, frozen
 from modelwright.core.api.components import ComponentSpec, FormatSpec, MetricSpec, TrainerSpec
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.training import TrainSettings
-from modelwright.core.config.errors import Finding, Invalid, KeyPath, within
+from modelwright.core.config.errors import Finding, Invalid, KeyPath
 from modelwright.core.config.schema import EvalConfig, RunConfig, SuiteConfig
 from modelwright.core.config.structure import structure
 
@@ -173,49 +170,3 @@ class _Reader:
             return str(name), data_options
         key = "format" if "format" in table else "options"
         return str(name), self.options(FormatSpec, name, table, path, key)
-
-
-@frozen(kw_only=True)
-class Kind(Generic[Root]):
-    """A kind of file.
-
-    Attributes:
-        root: the class of the whole file.
-        components: looks up its components.
-        needs: what an empty file lacks, for messages.
-        variants: whether it may have `[variants]`.
-    """
-
-    root: type[Root]
-    components: Callable[[Mapping[str, Any], Plugins], Components[Root]]
-    needs: str
-    variants: bool
-
-    def build(self, values: Mapping[str, Any], plugins: Plugins | None) -> Root:
-        """A configuration from a merged tree. Without plugins, the options of components stay plain tables.
-
-        Raises:
-            Invalid: with a finding for each thing that is wrong.
-        """
-        with within(self.root, "extends", *(["variants"] if self.variants else ())):
-            return self._built(values, plugins)
-
-    def _built(self, values: Mapping[str, Any], plugins: Plugins | None) -> Root:
-        components = None if plugins is None else self.components(values, plugins)
-        findings: list[Finding] = []
-        try:
-            config = structure(values, self.root)
-        except Invalid as error:
-            findings += error.findings
-        findings += [one for one in (components.findings if components else ()) if one not in findings]
-        if findings:
-            raise Invalid(findings)
-        return config if components is None else components.fill(config)
-
-
-RUN: Kind[RunConfig] = Kind(
-    root=RunConfig, components=run_components, needs="it needs name, [model], [data] and [train]", variants=True
-)
-EVAL: Kind[EvalConfig] = Kind(
-    root=EvalConfig, components=eval_components, needs="it needs models and [[evaluate]]", variants=False
-)

@@ -6,57 +6,35 @@ Only this module knows which syntax a file is written in, TOML or YAML.
 from __future__ import annotations
 
 import functools
-import importlib
 import os.path
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import tomli
 from attrs import field, frozen
 
-from modelwright.core.config.errors import ConfigError, Invalid, KeyPath, Problem, dotted, printable, shown
+from modelwright.core.config.errors import (
+    DEEPEST,
+    TOO_DEEP,
+    ConfigError,
+    Invalid,
+    KeyPath,
+    NotValidError,
+    Problem,
+    dotted,
+    printable,
+    shown,
+)
 from modelwright.core.config.paths import Written, file_path
 
 SET = "--set"
-# Deeper than any sensible configuration, and shallow enough for recursive code.
-DEEPEST = 64
-TOO_DEEP = f"tables and arrays are nested more than {DEEPEST} deep"
+Syntax = Literal["TOML", "YAML"]
+SYNTAXES: Mapping[str, Syntax] = {".yaml": "YAML", ".yml": "YAML"}
+_DUPLICATE = re.compile(r"Cannot overwrite a value|Cannot declare .* twice|Cannot mutate immutable namespace .*")
 # Bytes. A larger file is data that was mistaken for a configuration.
 LARGEST = 2**20
-
-
-@frozen(kw_only=True)
-class Syntax:
-    """How a file is written.
-
-    Attributes:
-        name: for messages.
-        parse: the function that gives a text's values.
-        lines: the function that gives the line, from 1, of each key path; imported only if a line is needed.
-    """
-
-    name: str
-    parse: str
-    lines: str
-
-    def __call__(self, function: str, text: str) -> Any:
-        """Call `module:function`, imported now."""
-        module, _, name = function.partition(":")
-        made: Callable[[str], Any] = getattr(importlib.import_module(f"modelwright.core.config.{module}"), name)
-        return made(text)
-
-
-TOML = Syntax(name="TOML", parse="toml_files:parse", lines="toml_files:lines")
-YAML = Syntax(name="YAML", parse="yaml_files:parse", lines="yaml_files:lines")
-SYNTAXES: Mapping[str, Syntax] = {".yaml": YAML, ".yml": YAML}
-
-
-class NotValidError(Exception):
-    """A text is not valid in its syntax; `line` and `column` count from 1 and may be unknown."""
-
-    def __init__(self, message: str, *, line: int | None = None, column: int | None = None) -> None:
-        super().__init__(message)
-        self.line, self.column = line, column
 
 
 @frozen(kw_only=True, eq=False)
@@ -80,8 +58,11 @@ class Document:
     @functools.cached_property
     def lines(self) -> Mapping[KeyPath, int]:
         """The line of each key, table and array entry, from 1."""
-        lines: Mapping[KeyPath, int] = self.syntax(self.syntax.lines, self.text)
-        return lines
+        if self.syntax == "YAML":
+            from modelwright.core.config.yaml_files import lines
+        else:
+            from modelwright.core.config.toml_lines import lines
+        return lines(self.text)
 
     def line(self, path: KeyPath) -> int:
         """The line of `path`, or of the nearest table or array around it that has one."""
@@ -102,7 +83,7 @@ def read_document(path: Path, *, name: str | None = None, needs: str) -> Documen
         ConfigError: it does not exist, is not a readable UTF-8 file, or is not valid in the syntax of its suffix.
     """
     name = printable(str(path) if name is None else name)
-    syntax = SYNTAXES.get(path.suffix.lower(), TOML)
+    syntax = SYNTAXES.get(path.suffix.lower(), "TOML")
     content = _content(path, name, syntax)
     try:
         text = content.decode("utf-8")
@@ -121,9 +102,9 @@ def read_document(path: Path, *, name: str | None = None, needs: str) -> Documen
 def _content(path: Path, name: str, syntax: Syntax) -> bytes:
     try:
         if path.is_dir():
-            raise _refused(name, f"this is a folder: give the {syntax.name} file")
+            raise _refused(name, f"this is a folder: give the {syntax} file")
         if path.exists() and not path.is_file():
-            raise _refused(name, f"this is not a regular file: give a {syntax.name} file")
+            raise _refused(name, f"this is not a regular file: give a {syntax} file")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
@@ -137,9 +118,34 @@ def _content(path: Path, name: str, syntax: Syntax) -> bytes:
 
 def _values(text: str, name: str, syntax: Syntax) -> Mapping[str, Any] | None:
     try:
-        values: Mapping[str, Any] | None = syntax(syntax.parse, text)
+        if syntax == "YAML":
+            from modelwright.core.config.yaml_files import parse
+
+            return parse(text)
+        return parse_toml(text)
     except NotValidError as error:
         raise _refused(name, str(error), line=error.line, column=error.column) from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values of a document.
+
+    Raises:
+        NotValidError: it is not TOML.
+    """
+    try:
+        values = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        message = getattr(error, "msg", str(error))
+        if _DUPLICATE.fullmatch(message):
+            message = "this key or table was given before"
+        # At the end of a file without a last newline, tomli may name the line after it.
+        line = min(getattr(error, "lineno", 1), text.count("\n") + 1)
+        raise NotValidError(f"not valid TOML: {message}", line=line, column=getattr(error, "colno", None)) from None
+    except (RecursionError, ValueError) as error:
+        raise NotValidError(f"cannot be read as TOML: {error}") from None
+    if deeper_than(values, DEEPEST):
+        raise NotValidError(TOO_DEEP)
     return values
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 from attrs import evolve, field, frozen
 
-from modelwright.core.config.components import EVAL, RUN, Kind, Root
-from modelwright.core.config.errors import ConfigError, Invalid, Problem, dotted
+from modelwright.core.config.components import Components, Root, eval_components, run_components
+from modelwright.core.config.errors import ConfigError, Finding, Invalid, Problem, dotted
 from modelwright.core.config.files import Document, Layer, Origin, located, read_chain
 from modelwright.core.config.layers import (
     VARIANTS,
@@ -19,17 +20,63 @@ from modelwright.core.config.layers import (
     settle_variants,
     unknown_variant,
 )
+from modelwright.core.config.mistakes import within
 from modelwright.core.config.paths import LONGEST_NAME
 from modelwright.core.config.schema import VARIANT_NAME, EvalConfig, PluginsConfig, RunConfig
 from modelwright.core.config.structure import plain, structure
 from modelwright.core.plugins import Plugins, discover
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 # Top-level keys that only a run file has.
 _RUN_ONLY = frozenset({"model", "data", "train"})
+
+
+@frozen(kw_only=True)
+class Kind(Generic[Root]):
+    """A kind of file.
+
+    Attributes:
+        root: the class of the whole file.
+        components: looks up its components.
+        needs: what an empty file lacks, for messages.
+        variants: whether it may have `[variants]`.
+    """
+
+    root: type[Root]
+    components: Callable[[Mapping[str, Any], Plugins], Components[Root]]
+    needs: str
+    variants: bool
+
+    def build(self, values: Mapping[str, Any], plugins: Plugins | None) -> Root:
+        """A configuration from a merged tree. Without plugins, the options of components stay plain tables.
+
+        Raises:
+            Invalid: with a finding for each thing that is wrong.
+        """
+        with within(self.root, "extends", *(["variants"] if self.variants else ())):
+            return self._built(values, plugins)
+
+    def _built(self, values: Mapping[str, Any], plugins: Plugins | None) -> Root:
+        components = None if plugins is None else self.components(values, plugins)
+        findings: list[Finding] = []
+        try:
+            config = structure(values, self.root)
+        except Invalid as error:
+            findings += error.findings
+        findings += [one for one in (components.findings if components else ()) if one not in findings]
+        if findings:
+            raise Invalid(findings)
+        return config if components is None else components.fill(config)
+
+
+RUN: Kind[RunConfig] = Kind(
+    root=RunConfig, components=run_components, needs="it needs name, [model], [data] and [train]", variants=True
+)
+EVAL: Kind[EvalConfig] = Kind(
+    root=EvalConfig, components=eval_components, needs="it needs models and [[evaluate]]", variants=False
+)
 
 
 @frozen(kw_only=True)

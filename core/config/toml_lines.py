@@ -1,15 +1,12 @@
-"""A TOML file: its values, and the line of each key, found by tree-sitter only if something is wrong."""
+"""The line of each key in a TOML file, found by tree-sitter; imported only if something is wrong."""
 
 from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tomli
-
-from modelwright.core.config.errors import shown
-from modelwright.core.config.files import DEEPEST, TOO_DEEP, NotValidError, deeper_than
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,48 +14,6 @@ if TYPE_CHECKING:
     import tree_sitter
 
     from modelwright.core.config.errors import KeyPath
-
-_DUPLICATE = re.compile(r"Cannot overwrite a value|Cannot declare .* twice|Cannot mutate immutable namespace .*")
-
-
-def parse(text: str) -> dict[str, Any]:
-    """The values of a document.
-
-    Raises:
-        NotValidError: it is not TOML.
-    """
-    try:
-        values = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        message = getattr(error, "msg", str(error))
-        if _DUPLICATE.fullmatch(message):
-            message = "this key or table was given before"
-        # At the end of a file without a last newline, tomli may name the line after it.
-        line = min(getattr(error, "lineno", 1), text.count("\n") + 1)
-        raise NotValidError(f"not valid TOML: {message}", line=line, column=getattr(error, "colno", None)) from None
-    except (RecursionError, ValueError) as error:
-        raise NotValidError(f"cannot be read as TOML: {error}") from None
-    if deeper_than(values, DEEPEST):
-        raise NotValidError(TOO_DEEP)
-    return values
-
-
-def parse_value(text: str) -> Any:
-    """A TOML value on its own.
-
-    Raises:
-        ValueError: it is not a TOML value; the message says why.
-    """
-    try:
-        values = tomli.loads(f"value = {text}")
-    except RecursionError as error:
-        raise ValueError(str(error)) from None
-    if set(values) != {"value"}:
-        raise ValueError(f"{shown(text)} is more than one value")
-    if deeper_than(values, DEEPEST):
-        raise ValueError(TOO_DEEP)
-    return values["value"]
-
 
 # Escapes of TOML 1.1 that tomli takes and the grammar does not know, with older ones of the same length.
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
