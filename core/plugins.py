@@ -1,8 +1,7 @@
-"""Find plugins, isolate the broken, settle names, list them."""
+"""Find the installed plugins, isolate broken ones, resolve names to components, and list them all."""
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from modelwright.core.api.components import (
     TrainerSpec,
 )
 from modelwright.core.api.errors import UsageError
+from modelwright.core.api.wording import closest, one_line
 
 GROUP = hooks.PROJECT
 DISABLE = "MODELWRIGHT_DISABLE_PLUGINS"
@@ -30,7 +30,7 @@ STRICT = "MODELWRIGHT_STRICT_PLUGINS"
 
 Spec = TypeVar("Spec", bound=ComponentSpec)
 
-# Which descriptor each hook gives.
+# The descriptor that each hook returns.
 _HOOKS: dict[str, type[ComponentSpec]] = {
     "modelwright_formats": FormatSpec,
     "modelwright_trainers": TrainerSpec,
@@ -46,14 +46,14 @@ class PluginError(Exception):
 
 @frozen(kw_only=True)
 class Plugin:
-    """What became of one entry point.
+    """One entry point after loading.
 
     Attributes:
         plugin: the entry point's name.
-        distribution: the package that it came with.
+        distribution: the package that it belongs to.
         version: that package's version.
         status: whether its components can be used.
-        error: why not, for a failed one.
+        error: why they cannot, if it failed.
         components: its descriptors.
     """
 
@@ -72,7 +72,7 @@ class Plugin:
 
 @frozen(kw_only=True)
 class Plugins:
-    """Every plugin that was found, and the way from a name to its descriptor."""
+    """All installed plugins; resolves names to descriptors."""
 
     found: tuple[Plugin, ...]
     prefer: Mapping[str, str] = field(factory=dict)
@@ -90,10 +90,10 @@ class Plugins:
         return sorted(self._providers(kind))
 
     def get(self, spec_type: type[Spec], name: str) -> Spec:
-        """The descriptor that `name` stands for.
+        """The descriptor called `name`.
 
         Raises:
-            UsageError: nothing has that name, or two packages have and `[plugins.prefer]` does not settle it.
+            UsageError: no component has that name, or those of two packages do and `[plugins.prefer]` chooses neither.
         """
         spec = self._settle(spec_type.kind, name)
         assert isinstance(spec, spec_type)
@@ -112,33 +112,37 @@ class Plugins:
         origins = " and ".join(plugin.origin for plugin, _ in providers)
         if preferred is not None:
             raise UsageError(
-                f"{kind} {name!r}: {preferred} is preferred under [plugins.prefer], but only {origins} have it"
+                f"{kind} {name!r}: [plugins.prefer] names {preferred}, but it is provided only by {origins}"
             )
         raise UsageError(
             f"{kind} {name!r} is provided by {origins}: choose one with "
             f'[plugins.prefer] "{kind}.{name}" = "{providers[0][0].distribution}" in the configuration, '
-            f"or disable the other one: MODELWRIGHT_DISABLE_PLUGINS={providers[-1][0].plugin}"
+            f"or disable the other with MODELWRIGHT_DISABLE_PLUGINS={providers[-1][0].plugin}"
         )
 
     def _unknown(self, kind: str, name: str) -> str:
         names = self.names(kind)
-        close = difflib.get_close_matches(name, names, n=1)
+        close = closest(name, names)
         message = f"there is no {kind} {name!r}"
-        if close:
-            message += f", did you mean {close[0]!r}?"
+        if close is not None:
+            message += f", did you mean {close!r}?"
         message += f" (there are: {', '.join(names) or 'none'})"
         for status in ("failed", "disabled"):
             owners = [f"{plugin.plugin!r} of {plugin.origin}" for plugin in self.found if plugin.status == status]
             if owners:
-                message += f"; {status}, and may own it: {', '.join(owners)} (see modelwright plugins list)"
+                message += f"; it may be in a {status} plugin: {', '.join(owners)} (see modelwright plugins list)"
         return message
 
     def origin(self, spec: ComponentSpec) -> str:
-        """The package and version that a descriptor came with, for fingerprints."""
+        """The package and version that a descriptor comes from, for fingerprints."""
         return next(plugin.origin for plugin in self.found if any(one is spec for one in plugin.components))
 
     def registry_for(self, scheme: str) -> RegistrySpec:
-        """The registry backend that serves URLs of `scheme`."""
+        """The registry backend for URLs of `scheme`.
+
+        Raises:
+            UsageError: no backend serves the scheme, or several do.
+        """
         specs = [
             self.get(RegistrySpec, name)
             for name, providers in sorted(self._providers("registry").items())
@@ -148,7 +152,7 @@ class Plugins:
             return specs[0]
         if specs:
             names = " and ".join(repr(spec.name) for spec in specs)
-            raise UsageError(f"registry scheme {scheme!r} is served by {names}: disable one under [plugins]")
+            raise UsageError(f"registry URLs of {scheme!r} are served by {names}: disable one with [plugins] disable")
         schemes = sorted(
             scheme
             for providers in self._providers("registry").values()
@@ -159,7 +163,7 @@ class Plugins:
         raise UsageError(f"no registry backend serves {scheme!r} URLs (there are: {', '.join(schemes) or 'none'})")
 
     def conflicts(self, plugin: Plugin) -> list[str]:
-        """The names of `plugin` that another one has too, as `kind.name: also from DISTRIBUTION VERSION`."""
+        """The names that `plugin` shares with another, as `kind.name: also from DISTRIBUTION VERSION`."""
         return [
             f"{spec.kind}.{spec.name}: also from {other.origin}"
             for spec in plugin.components
@@ -186,16 +190,17 @@ class Plugins:
 def discover(
     *, disable: Collection[str] = (), prefer: Mapping[str, str] | None = None, strict: bool | None = None
 ) -> Plugins:
-    """Load every plugin that is installed.
+    """Load all installed plugins.
 
     Args:
-        disable: entry-point or distribution names to skip before import; `MODELWRIGHT_DISABLE_PLUGINS` (names with
-            commas between) adds to it.
-        prefer: `{"metric.exact_match": "distribution"}` where two packages share a name.
-        strict: raise a plugin's own error instead of recording it; default: `MODELWRIGHT_STRICT_PLUGINS=1`.
+        disable: names of entry points or distributions to skip without importing them;
+            `MODELWRIGHT_DISABLE_PLUGINS` (separated by commas) adds more.
+        prefer: the distribution to use if two share a name: `{"metric.exact_match": "distribution"}`.
+        strict: raise a plugin's own error instead of recording it; default: whether
+            `MODELWRIGHT_STRICT_PLUGINS=1` is set.
     """
     named = (*disable, *os.environ.get(DISABLE, "").split(","))
-    skipped = {_normalised(name) for name in named if name.strip()}
+    skipped = {_normalized(name) for name in named if name.strip()}
     strict = os.environ.get(STRICT) == "1" if strict is None else strict
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
@@ -203,7 +208,7 @@ def discover(
     return Plugins(found=tuple(found), prefer=dict(prefer or {}))
 
 
-def _normalised(name: str) -> str:
+def _normalized(name: str) -> str:
     """The form in which package names are compared: https://peps.python.org/pep-0503/#normalized-names."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
@@ -219,17 +224,17 @@ def _load(
     manager: pluggy.PluginManager, point: metadata.EntryPoint, *, skipped: Collection[str], strict: bool
 ) -> Plugin:
     distribution, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
-    if {_normalised(point.name), _normalised(distribution)} & set(skipped):
+    if {_normalized(point.name), _normalized(distribution)} & set(skipped):
         return Plugin(plugin=point.name, distribution=distribution, version=version, status="disabled")
     key = f"{distribution}:{point.name}"
     try:
         components = _register(manager, point.load(), key)
-    except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() ends itself, not the program
+    except (Exception, SystemExit) as error:  # a plugin that calls sys.exit() must not end the program
         if strict:
             raise
         if manager.has_plugin(key):
             manager.unregister(name=key)
-        # attrs' validators put the attribute and its class behind the sentence.
+        # attrs' validators append the attribute and its class as more arguments.
         said = error.args[0] if error.args and isinstance(error, ValueError | TypeError) else error
         text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {said}"
         return Plugin(
@@ -237,7 +242,7 @@ def _load(
             distribution=distribution,
             version=version,
             status="failed",
-            error=f"{' '.join(text.split())} (entry point {point.value!r})",
+            error=f"{one_line(text)} (entry point {point.value!r})",
         )
     return Plugin(
         plugin=point.name, distribution=distribution, version=version, status="loaded", components=tuple(components)
@@ -250,30 +255,30 @@ def _register(manager: pluggy.PluginManager, module: Any, key: str) -> list[Comp
     for caller in manager.get_hookcallers(module) or ():
         spec_type = _HOOKS.get(caller.name)
         if spec_type is None:
-            close = difflib.get_close_matches(caller.name, _HOOKS, n=1)
-            hint = f", did you mean {close[0]}?" if close else f" (there are: {', '.join(_HOOKS)})"
+            close = closest(caller.name, _HOOKS)
+            hint = f", did you mean {close}?" if close else f" (there are: {', '.join(_HOOKS)})"
             raise PluginError(f"there is no hook {caller.name}{hint}")
         for implementation in caller.get_hookimpls():
             if implementation.plugin is module:
                 components += _checked(caller.name, spec_type, implementation.function())
     if not components:
-        raise PluginError(f"it implements none of the hooks {', '.join(_HOOKS)}, or they give nothing")
+        raise PluginError(f"it provides no components: implement one of the hooks {', '.join(_HOOKS)}")
     return components
 
 
 def _checked(hook: str, spec_type: type[ComponentSpec], result: Any) -> Iterator[ComponentSpec]:
     if not isinstance(result, Iterable) or isinstance(result, str | bytes):
-        raise PluginError(f"{hook} must give an iterable of {spec_type.__name__}, not {type(result).__name__}")
+        raise PluginError(f"{hook} must return an iterable of {spec_type.__name__}, not {type(result).__name__}")
     names: set[str] = set()
     for spec in result:
         if type(spec) is not spec_type:
-            raise PluginError(f"{hook} must give {spec_type.__name__}, not {type(spec).__name__}: {spec!r:.100}")
+            raise PluginError(f"{hook} must return {spec_type.__name__}, not {type(spec).__name__}: {spec!r:.100}")
         if spec.api != API_VERSION:
             raise PluginError(
                 f"{hook}: {spec.kind} {spec.name!r} is written for version {spec.api} of the plugin contract, "
-                f"and this is version {API_VERSION}: install a matching release of it"
+                f"but this is version {API_VERSION}: install a matching release of the plugin"
             )
         if spec.name in names:
-            raise PluginError(f"{hook} gives the {spec.kind} {spec.name!r} twice")
+            raise PluginError(f"{hook} returns the {spec.kind} {spec.name!r} twice")
         names.add(spec.name)
         yield spec

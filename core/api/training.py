@@ -94,7 +94,7 @@ class TrainSettings:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         if (self.epochs is None) == (self.max_steps is None):
-            yield "max_steps", "exactly one of epochs and max_steps must be given"
+            yield "max_steps", "give exactly one of epochs and max_steps"
 
     def sequences_in_a_step(self, there_are: int) -> int:
         """The batch size when there are this many sequences to train on.

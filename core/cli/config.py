@@ -1,4 +1,4 @@
-"""`modelwright config check | show`: what a run or evaluation file means, and what is wrong with it."""
+"""`modelwright config check | show`: the mistakes in a run or evaluation file, and the configuration that it gives."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @click.group()
 def config() -> None:
-    """Check or show a run.toml, or an evaluation file."""
+    """Check or show a run or evaluation file."""
 
 
 @config.command()
 @run_options
 @json_option
 def check(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> int:
-    """Say what is wrong with a run.toml or an evaluation file, all of it at once; exit 2 if anything is.
+    """Report all mistakes in a run or evaluation file; exit 2 if there are any.
 
     With --json: {"ok": …, "names": […], "problems": [{source, line, column, table, key, message}, …]}.
     """
@@ -50,9 +50,9 @@ def check(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_
 @run_options
 @json_option
 def show(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print what a run.toml or an evaluation file comes to, with what it extends, defaults and all.
+    """Print the whole configuration that a run or evaluation file gives, defaults included.
 
-    A TOML document for each variant, or a JSON list of them.
+    One TOML document per variant, or a JSON list of them.
     """
     import tomli_w
 
@@ -71,7 +71,7 @@ def show(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_j
 
 @frozen(kw_only=True)
 class _Read:
-    """A configuration, its name (an evaluation has none), and what it says in a few words."""
+    """A configuration, its name (None for an evaluation), and a summary of a few words."""
 
     config: RunConfig | EvalConfig
     name: str | None

@@ -9,13 +9,13 @@ from modelwright.core.cli.common import json_option, print_json, print_table
 
 @click.group()
 def plugins() -> None:
-    """List the plugins that are installed."""
+    """List the installed plugins."""
 
 
 @plugins.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List every plugin, what it brings, and what is wrong with the broken ones."""
+    """List all plugins, their components, and why a plugin cannot be used."""
     from modelwright.core.plugins import discover
 
     found = discover()
@@ -33,5 +33,5 @@ def list_(as_json: bool) -> None:
     ]
     print_table(("plugin", "package", "status", "components"), rows)
     for plugin in found.found:
-        for trouble in [*([plugin.error] if plugin.error else []), *found.conflicts(plugin)]:
-            click.echo(f"{plugin.plugin} ({plugin.origin}): {trouble}")
+        for problem in [*([plugin.error] if plugin.error else []), *found.conflicts(plugin)]:
+            click.echo(f"{plugin.plugin} ({plugin.origin}): {problem}")

@@ -1,4 +1,4 @@
-"""The second step of reading: names of components to their descriptors, and their options to instances."""
+"""The second step of reading: names of components become descriptors, and their options instances."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from attrs import evolve, field, fields, frozen
 from modelwright.core.api.components import ComponentSpec, FormatSpec, MetricSpec, TrainerSpec
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.training import TrainSettings
-from modelwright.core.config.complaints import within
 from modelwright.core.config.errors import Finding, Invalid, KeyPath
 from modelwright.core.config.schema import EvalConfig, RunConfig, SuiteConfig
 from modelwright.core.config.structure import structure
@@ -27,12 +26,11 @@ Suites = tuple[tuple[str | None, Any], ...]
 
 @frozen(kw_only=True)
 class Components(Generic[Root]):
-    """What a file says about components.
+    """The components that a file names.
 
     Attributes:
-        findings: what is wrong with it.
-        fill: makes the configuration with its options typed and no suite's format left open; for a configuration that
-            has no findings.
+        findings: everything that is wrong with them.
+        fill: completes a configuration without findings: options become instances, and each suite gets its format.
     """
 
     findings: tuple[Finding, ...]
@@ -40,9 +38,9 @@ class Components(Generic[Root]):
 
 
 def run_components(values: Mapping[str, Any], plugins: Plugins) -> Components[RunConfig]:
-    """Look up and type whatever `values`, the plain tree of a run, says about components.
+    """Look up the components named in `values`, the plain tree of a run, and structure their options.
 
-    What is of the wrong shape is passed over: structuring the tree tells of it.
+    Values of the wrong type are passed over; structuring the tree reports them.
     """
     reader = _Reader(plugins=plugins)
     data, train = _table(values.get("data")), _table(values.get("train", {}))
@@ -94,7 +92,7 @@ class _Reader:
     findings: list[Finding] = field(factory=list)
 
     def check(self, look_up: Any, path: KeyPath) -> Any:
-        """What `look_up` gives; its error becomes that of the key."""
+        """The result of `look_up`; its error becomes a finding about the key."""
         try:
             return look_up()
         except UsageError as error:
@@ -104,7 +102,7 @@ class _Reader:
     def options(
         self, spec_type: type[Spec], name: Any, table: Mapping[str, Any] | None, path: KeyPath, key: str
     ) -> Any:
-        """The options of the component `name`, out of `options` in `table`; None where there is no telling."""
+        """The options of the component `name`, from `options` in `table`; None if something is wrong."""
         if table is None or not isinstance(name, str):
             return None
         spec = self.check(lambda: self.plugins.get(spec_type, str(name)), (*path, key))
@@ -117,7 +115,7 @@ class _Reader:
             return None
 
     def launching(self, name: Any, train: Mapping[str, Any] | None) -> None:
-        """Whether the trainer's processes can be started; an unknown trainer has been told of."""
+        """Check that the trainer can run that many processes. An unknown trainer is reported elsewhere."""
         if train is None or name not in self.plugins.names(TrainerSpec.kind):
             return
         try:
@@ -126,22 +124,22 @@ class _Reader:
             return
         processes = train.get("processes", 1)
         if spec.launcher == "python" and isinstance(processes, int) and processes > 1:
-            message = f'must be 1: trainer {name} runs in one process; trainer = "deepspeed" takes several'
+            message = f'must be 1: trainer {name} runs in one process; for several, set trainer = "deepspeed"'
             self.findings.append((("train", "processes"), message))
 
     def adapting(self, name: Any, values: Mapping[str, Any]) -> None:
-        """Whether the trainer trains adapters, where one is asked for; an unknown trainer has been told of."""
+        """Check that the trainer can train the adapter, if there is one. An unknown trainer is reported elsewhere."""
         if values.get("adapter") is None or name not in self.plugins.names(TrainerSpec.kind):
             return
         with contextlib.suppress(UsageError):
             if not self.plugins.get(TrainerSpec, name).adapters:
-                self.findings.append((("adapter",), f"trainer {name} trains no adapters: remove [adapter]"))
+                self.findings.append((("adapter",), f"trainer {name} does not train adapters: remove [adapter]"))
 
     def metric(self, name: str, path: KeyPath) -> None:
-        """Whether there is such a metric, and what it grades can be had."""
+        """Check that there is such a metric, and that its inputs are available."""
         spec = self.check(lambda: self.plugins.get(MetricSpec, name), path)
         if spec is not None and spec.inputs != "text":
-            self.findings.append((path, f"{name} grades {spec.inputs}, which this version cannot give"))
+            self.findings.append((path, f"{name} grades {spec.inputs}, which this version does not provide"))
 
     def suites(self, values: Mapping[str, Any], data_format: Any, data_options: Any) -> Suites:
         """The format and its options of each of `[[evaluate]]`."""
@@ -152,7 +150,7 @@ class _Reader:
         )
 
     def registry(self, values: Mapping[str, Any]) -> None:
-        """Whether there is a backend for the registry's URL."""
+        """Check that there is a backend for the registry's URL."""
         url = (_table(values.get("registry")) or {}).get("url")
         if isinstance(url, str) and "://" in url:
             self.check(lambda: self.plugins.registry_for(url.partition("://")[0]), ("registry", "url"))
@@ -172,49 +170,3 @@ class _Reader:
             return str(name), data_options
         key = "format" if "format" in table else "options"
         return str(name), self.options(FormatSpec, name, table, path, key)
-
-
-@frozen(kw_only=True)
-class Kind(Generic[Root]):
-    """A kind of file.
-
-    Attributes:
-        root: the class of the whole.
-        components: looks its components up.
-        needs: what an empty file lacks, in words.
-        variants: whether it may have `[variants]`.
-    """
-
-    root: type[Root]
-    components: Callable[[Mapping[str, Any], Plugins], Components[Root]]
-    needs: str
-    variants: bool
-
-    def build(self, values: Mapping[str, Any], plugins: Plugins | None) -> Root:
-        """A configuration out of one merged tree; without plugins their options stay as they are.
-
-        Raises:
-            Invalid: with a finding for each thing that is wrong.
-        """
-        with within(self.root, "extends", *(["variants"] if self.variants else ())):
-            return self._built(values, plugins)
-
-    def _built(self, values: Mapping[str, Any], plugins: Plugins | None) -> Root:
-        components = None if plugins is None else self.components(values, plugins)
-        findings: list[Finding] = []
-        try:
-            config = structure(values, self.root)
-        except Invalid as error:
-            findings += error.findings
-        findings += [one for one in (components.findings if components else ()) if one not in findings]
-        if findings:
-            raise Invalid(findings)
-        return config if components is None else components.fill(config)
-
-
-RUN: Kind[RunConfig] = Kind(
-    root=RunConfig, components=run_components, needs="it needs name, [model], [data] and [train]", variants=True
-)
-EVAL: Kind[EvalConfig] = Kind(
-    root=EvalConfig, components=eval_components, needs="it needs models and [[evaluate]]", variants=False
-)

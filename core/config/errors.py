@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: found by key path, reported by file and line, all of it at once.
+"""The errors of a configuration: found by key path, reported by file and line, all at once.
 
 Below: values and keys as TOML writes them, for messages.
 """
@@ -15,11 +15,15 @@ from attrs import asdict, frozen
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.wording import closest, either
 
+# Deeper than any sensible configuration, and shallow enough for recursive code.
+DEEPEST = 64
+TOO_DEEP = f"tables and arrays are nested more than {DEEPEST} deep"
+
 KeyPath = tuple[str | int, ...]
 Finding = tuple[KeyPath, str]
 
 
-class Invalid(Exception):  # noqa: N818 - it carries findings up to the reader and is nobody's last word
+class Invalid(Exception):  # noqa: N818 - it only carries findings up to the reader
     """A value cannot be structured.
 
     Attributes:
@@ -37,8 +41,16 @@ def fail(message: str) -> Invalid:
 
 
 def below(key: str | int, findings: Iterable[Finding]) -> list[Finding]:
-    """The same findings, seen from the table or array that holds the value under `key`."""
+    """The same findings, relative to the table or array that holds the value under `key`."""
     return [((key, *path), message) for path, message in findings]
+
+
+class NotValidError(Exception):
+    """A text is not valid in its syntax; `line` and `column` count from 1 and may be unknown."""
+
+    def __init__(self, message: str, *, line: int | None = None, column: int | None = None) -> None:
+        super().__init__(message)
+        self.line, self.column = line, column
 
 
 @frozen(kw_only=True)
@@ -47,11 +59,11 @@ class Problem:
 
     Attributes:
         source: the file as the caller named it, or "--set".
-        line: in the file, from 1; None where no line can be named.
+        line: in the file, from 1; None if there is none.
         column: from 1, for syntax errors.
         table: the table's header without brackets; empty for the file's top, and for `--set`.
         key: the key in that table; for `--set` the whole dotted path.
-        message: what is meant.
+        message: what is wrong, what is expected, and what to do.
     """
 
     source: str
@@ -90,16 +102,18 @@ class ConfigError(UsageError):
         return tuple(str(problem) for problem in self.problems)
 
 
+# Values and keys as TOML writes them
+
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST = 60
-# Whole numbers below it are written as they are, not as 1e+16.
+# Floats below it that are whole numbers are written without an exponent.
 _EXACT = 10**15
-# Longer integers are not written out; Python refuses to for some thousand digits.
+# Longer integers are not written out; Python refuses to print those of several thousand digits.
 _BITS = 128
 
 
 def printable(text: str) -> str:
-    """`text` on one line: what does not print is escaped as TOML escapes it."""
+    """`text` on one line; characters that cannot be printed are escaped as in TOML."""
     return "".join(
         character if character.isprintable() else f"\\u{ord(character):04x}" if ord(character) < 0x10000
         else f"\\U{ord(character):08x}"
@@ -108,12 +122,12 @@ def printable(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` as a TOML string, whole."""
+    """`text` as a TOML string, in full."""
     return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
 def shown(value: Any) -> str:
-    """A value as TOML writes it, shortened; tables and arrays by their kind."""
+    """A value as TOML writes it, shortened; tables and arrays by their type only."""
     if isinstance(value, str):
         return quoted(_short(value))
     if isinstance(value, Mapping):
@@ -125,7 +139,7 @@ def shown(value: Any) -> str:
     elif isinstance(value, bool):
         value = str(value).lower()
     elif isinstance(value, int) and value.bit_length() > _BITS:
-        value = f"one of {value.bit_length()} bits"
+        value = f"an integer of {value.bit_length()} bits"
     elif isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         value = int(value)
     elif isinstance(value, date | time):
@@ -138,12 +152,12 @@ def _short(text: str) -> str:
 
 
 def dotted(path: KeyPath) -> str:
-    """A key path as `--set` takes it; parts that are no bare keys are quoted."""
+    """A key path as `--set` takes it; parts that are not bare keys are quoted."""
     return ".".join(part if _BARE.fullmatch(part) else quoted(part) for part in map(str, path))
 
 
 def not_one_of(value: Any, allowed: Sequence[Any]) -> str:
-    """The message for a value that is none of the allowed ones."""
+    """The message for a value that is not one of the allowed ones."""
     message = f"must be {either(map(shown, allowed))}, not {shown(value)}"
     if isinstance(value, str):
         close = closest(value, [choice for choice in allowed if isinstance(choice, str)])

@@ -6,57 +6,35 @@ Only this module knows which syntax a file is written in, TOML or YAML.
 from __future__ import annotations
 
 import functools
-import importlib
 import os.path
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import tomli
 from attrs import field, frozen
 
-from modelwright.core.config.errors import ConfigError, Invalid, KeyPath, Problem, dotted, printable, shown
+from modelwright.core.config.errors import (
+    DEEPEST,
+    TOO_DEEP,
+    ConfigError,
+    Invalid,
+    KeyPath,
+    NotValidError,
+    Problem,
+    dotted,
+    printable,
+    shown,
+)
 from modelwright.core.config.paths import Written, file_path
 
 SET = "--set"
-# Deeper than anything sensible, and shallow enough for code that descends by calling itself.
-DEEPEST = 64
-TOO_DEEP = f"tables and arrays are nested more than {DEEPEST} deep"
-# Bytes; whoever names a larger file has mistaken some data for a configuration.
+Syntax = Literal["TOML", "YAML"]
+SYNTAXES: Mapping[str, Syntax] = {".yaml": "YAML", ".yml": "YAML"}
+_DUPLICATE = re.compile(r"Cannot overwrite a value|Cannot declare .* twice|Cannot mutate immutable namespace .*")
+# Bytes. A larger file is data that was mistaken for a configuration.
 LARGEST = 2**20
-
-
-@frozen(kw_only=True)
-class Syntax:
-    """How a file is written.
-
-    Attributes:
-        name: for messages.
-        parse: a text's values.
-        lines: the line, from 1, of each key path in a valid file; imported when a line is asked for.
-    """
-
-    name: str
-    parse: str
-    lines: str
-
-    def __call__(self, function: str, text: str) -> Any:
-        """Call `module:function`, imported now."""
-        module, _, name = function.partition(":")
-        made: Callable[[str], Any] = getattr(importlib.import_module(f"modelwright.core.config.{module}"), name)
-        return made(text)
-
-
-TOML = Syntax(name="TOML", parse="toml_files:parse", lines="toml_files:lines")
-YAML = Syntax(name="YAML", parse="yaml_files:parse", lines="yaml_files:lines")
-SYNTAXES: Mapping[str, Syntax] = {".yaml": YAML, ".yml": YAML}
-
-
-class NotValidError(Exception):
-    """A text is not what its syntax says; `line` and `column` count from 1 where they are known."""
-
-    def __init__(self, message: str, *, line: int | None = None, column: int | None = None) -> None:
-        super().__init__(message)
-        self.line, self.column = line, column
 
 
 @frozen(kw_only=True, eq=False)
@@ -65,10 +43,10 @@ class Document:
 
     Attributes:
         name: as the caller named it, for messages.
-        folder: the absolute one that its relative paths start from.
-        text: what is in it.
-        syntax: how.
-        values: what it says.
+        folder: the absolute folder that its relative paths start from.
+        text: its content.
+        syntax: TOML or YAML.
+        values: its values.
     """
 
     name: str
@@ -80,11 +58,14 @@ class Document:
     @functools.cached_property
     def lines(self) -> Mapping[KeyPath, int]:
         """The line of each key, table and array entry, from 1."""
-        lines: Mapping[KeyPath, int] = self.syntax(self.syntax.lines, self.text)
-        return lines
+        if self.syntax == "YAML":
+            from modelwright.core.config.yaml_files import lines
+        else:
+            from modelwright.core.config.toml_lines import lines
+        return lines(self.text)
 
     def line(self, path: KeyPath) -> int:
-        """The line of `path`, or of the nearest thing around it that has one."""
+        """The line of `path`, or of the nearest table or array around it that has one."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 1)
@@ -95,15 +76,14 @@ def read_document(path: Path, *, name: str | None = None, needs: str) -> Documen
 
     Args:
         path: the file.
-        name: what messages call it; default: the path.
-        needs: what an empty file lacks, in words.
+        name: its name in messages; default: the path.
+        needs: what an empty file lacks, for messages.
 
     Raises:
-        ConfigError: it is not there, no readable UTF-8 file, or not what its suffix says; one line says which and
-            where.
+        ConfigError: it does not exist, is not a readable UTF-8 file, or is not valid in the syntax of its suffix.
     """
     name = printable(str(path) if name is None else name)
-    syntax = SYNTAXES.get(path.suffix.lower(), TOML)
+    syntax = SYNTAXES.get(path.suffix.lower(), "TOML")
     content = _content(path, name, syntax)
     try:
         text = content.decode("utf-8")
@@ -122,9 +102,9 @@ def read_document(path: Path, *, name: str | None = None, needs: str) -> Documen
 def _content(path: Path, name: str, syntax: Syntax) -> bytes:
     try:
         if path.is_dir():
-            raise _refused(name, f"this is a folder: name the {syntax.name} file")
+            raise _refused(name, f"this is a folder: give the {syntax} file")
         if path.exists() and not path.is_file():
-            raise _refused(name, f"this is no ordinary file: name a {syntax.name} file")
+            raise _refused(name, f"this is not a regular file: give a {syntax} file")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
@@ -132,20 +112,45 @@ def _content(path: Path, name: str, syntax: Syntax) -> bytes:
     except (OSError, ValueError) as error:
         raise _refused(name, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > LARGEST:
-        raise _refused(name, f"the file is larger than {LARGEST // 2**20} MiB: this is no configuration")
+        raise _refused(name, f"the file is larger than {LARGEST // 2**20} MiB: this is not a configuration")
     return content
 
 
 def _values(text: str, name: str, syntax: Syntax) -> Mapping[str, Any] | None:
     try:
-        values: Mapping[str, Any] | None = syntax(syntax.parse, text)
+        if syntax == "YAML":
+            from modelwright.core.config.yaml_files import parse
+
+            return parse(text)
+        return parse_toml(text)
     except NotValidError as error:
         raise _refused(name, str(error), line=error.line, column=error.column) from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The values of a document.
+
+    Raises:
+        NotValidError: it is not TOML.
+    """
+    try:
+        values = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        message = getattr(error, "msg", str(error))
+        if _DUPLICATE.fullmatch(message):
+            message = "this key or table was given before"
+        # At the end of a file without a last newline, tomli may name the line after it.
+        line = min(getattr(error, "lineno", 1), text.count("\n") + 1)
+        raise NotValidError(f"not valid TOML: {message}", line=line, column=getattr(error, "colno", None)) from None
+    except (RecursionError, ValueError) as error:
+        raise NotValidError(f"cannot be read as TOML: {error}") from None
+    if deeper_than(values, DEEPEST):
+        raise NotValidError(TOO_DEEP)
     return values
 
 
 def deeper_than(value: Any, levels: int) -> bool:
-    """Whether tables and arrays are nested more than `levels` deep; measured level by level, not by recursion."""
+    """Whether tables and arrays are nested more than `levels` deep; measured level by level, without recursion."""
     layer = [value]
     for _ in range(levels + 1):
         layer = [
@@ -190,7 +195,7 @@ def located(origin: Origin, beyond: KeyPath, message: str) -> Problem:
 
 
 EXTENDS = "extends"
-# More files on top of one another than anyone follows.
+# More files in a chain than a reader can follow.
 LONGEST = 16
 
 
@@ -203,14 +208,14 @@ class Layer:
 
 
 def read_chain(path: Path, *, needs: str) -> tuple[Layer, ...]:
-    """A file and all that it extends, lowest first; a file that is reached twice counts where it is reached first.
+    """A file and everything that it extends, lowest layer first. A file that is reached twice counts the first time.
 
     Args:
         path: the file.
-        needs: what an empty file lacks, in words.
+        needs: what an empty file lacks, for messages.
 
     Raises:
-        ConfigError: a file that cannot be read; or an `extends` that leads to none, or in a circle.
+        ConfigError: a file cannot be read; or an `extends` leads nowhere, or in a circle.
     """
     chain = _Chain()
     document = read_document(path, needs=needs)
@@ -227,7 +232,7 @@ class _Chain:
     problems: list[Problem] = field(factory=list)
 
     def read(self, document: Document, above: list[str]) -> None:
-        """Note what `document` extends, then itself; `above` are the real paths from the first file to this one."""
+        """Add what `document` extends, then `document`; `above` are the real paths from the first file to this one."""
         values: dict[str, Any] = Written.mark(document.values, document.folder)
         for key, written in self._written(values.pop(EXTENDS, []), document):
             self._follow(document, key, written, above)
@@ -238,12 +243,12 @@ class _Chain:
             return [((EXTENDS, index), item) for index, item in enumerate(value)]
         if isinstance(value, str):
             return [((EXTENDS,), value)]
-        self._wrong(document, (EXTENDS,), f"must be a file's name or an array of them, not {shown(value)}")
+        self._wrong(document, (EXTENDS,), f"must be a path or an array of paths, not {shown(value)}")
         return []
 
     def _follow(self, document: Document, key: KeyPath, written: Any, above: list[str]) -> None:
         if not isinstance(written, str):
-            self._wrong(document, key, f"must be a file's name, not {shown(written)}")
+            self._wrong(document, key, f"must be a path, not {shown(written)}")
             return
         try:
             path = Path(file_path(written))
@@ -252,13 +257,13 @@ class _Chain:
             return
         real = os.path.realpath(path)
         if real in above:
-            self._wrong(document, key, f"{shown(written)} extends this very file, directly or by others")
+            self._wrong(document, key, f"{shown(written)} leads back to this file: remove it")
         elif len(above) >= LONGEST:
-            self._wrong(document, key, f"more than {LONGEST} files extend one another")
-        elif not os.path.exists(path):  # noqa: PTH110 - a name that is too long is no file
+            self._wrong(document, key, f"the chain of extends is longer than {LONGEST} files")
+        elif not os.path.exists(path):  # noqa: PTH110 - false for a name that is too long
             self._wrong(document, key, f"there is no such file: {printable(str(path))}")
         elif path.is_dir():
-            self._wrong(document, key, f"{printable(str(path))} is a folder: name a file")
+            self._wrong(document, key, f"{printable(str(path))} is a folder: give a file")
         elif real not in self.seen:
             self.seen.add(real)
             self._read_base(path, _name(document, written, path), [*above, real])
@@ -276,7 +281,7 @@ class _Chain:
 
 
 def _name(document: Document, written: str, path: Path) -> str:
-    """What messages call a base: as seen from where the caller named the first file."""
+    """The name of a base in messages: relative to where the caller named the first file from."""
     if written.startswith(("/", "~")):
         return str(path)
     return os.path.normpath(Path(document.name).parent / written)

@@ -1,4 +1,7 @@
-"""The layers of a configuration, one over the other: files < variant < `--set`. Tables merge, arrays replace."""
+"""The layers of a configuration, lowest first: files < variant < `--set`. Tables merge, arrays replace.
+
+Below: `[variants]`, and the keys that cannot be in one.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from attrs import field, frozen
 
 from modelwright.core.api.wording import closest
 from modelwright.core.config.errors import (
+    DEEPEST,
+    TOO_DEEP,
     ConfigError,
     Invalid,
     KeyPath,
@@ -23,13 +28,29 @@ from modelwright.core.config.errors import (
     quoted,
     shown,
 )
-from modelwright.core.config.files import DEEPEST, SET, Document, Layer, Origin, located
+from modelwright.core.config.files import SET, Document, Layer, Origin, deeper_than, located
 from modelwright.core.config.paths import Written
 from modelwright.core.config.schema import VARIANT_NAME
-from modelwright.core.config.toml_files import parse_value
 
 # A part of a TOML key: bare, "basic" or 'literal'.
 _PART = re.compile(r"""\s*(?:([A-Za-z0-9_-]+)|("(?:[^"\\]|\\.)*")|('[^']*'))\s*""")
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value on its own.
+
+    Raises:
+        ValueError: it is not a TOML value; the message says why.
+    """
+    try:
+        values = tomli.loads(f"value = {text}")
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    if set(values) != {"value"}:
+        raise ValueError(f"{shown(text)} is more than one value")
+    if deeper_than(values, DEEPEST):
+        raise ValueError(TOO_DEEP)
+    return values["value"]
 
 
 @frozen(kw_only=True)
@@ -58,24 +79,24 @@ def parse_override(text: str) -> Override:
     """Read `K=V`: K a dotted key, V a TOML value.
 
     Raises:
-        ConfigError: it is something else; for a bare word the message has the quotes that it lacks.
+        ConfigError: it is anything else. For a bare word, the message shows the missing quotes.
     """
     parts, rest = _key(text)
     key = dotted(tuple(part for part, _ in parts))
     try:
         text.encode()
-        value = parse_value(rest.strip())
+        value = _parse_value(rest.strip())
     except UnicodeEncodeError:
-        raise _refused(key, "is not UTF-8") from None
+        raise _refused(key, "the value is not UTF-8") from None
     except ValueError as error:
         rest = rest.strip()
         hint = f"strings need quotes, {SET} {shlex.quote(f'{key}={quoted(rest)}')}"
         if not rest or re.fullmatch(r"""[\[{"'].*""", rest, re.DOTALL):
             message = error.msg if isinstance(error, tomli.TOMLDecodeError) else str(error)
-            hint = f"{message[0].lower()}{message[1:]}"
+            hint = message if message[1:2].isupper() else f"{message[0].lower()}{message[1:]}"
         raise _refused(key, f"{shown(rest)} is not a TOML value: {hint}") from None
     if len(parts) > DEEPEST:
-        raise _refused(key[:DEEPEST], f"the key has more than {DEEPEST} parts")
+        raise _refused(shown(key), f"the key has more than {DEEPEST} parts")
     return Override(parts=parts, value=Written.mark(value, Path.cwd()))
 
 
@@ -89,7 +110,7 @@ def _key(text: str) -> tuple[tuple[tuple[str, bool], ...], str]:
     while match := _PART.match(text, position):
         bare, basic, literal = match.groups()
         try:
-            parts.append((bare, False) if bare else (parse_value(basic or literal), True))
+            parts.append((bare, False) if bare else (_parse_value(basic or literal), True))
         except ValueError:
             break
         position = match.end()
@@ -103,12 +124,12 @@ def _key(text: str) -> tuple[tuple[tuple[str, bool], ...], str]:
 
 @frozen(kw_only=True)
 class Layers:
-    """Layers merged into one tree that remembers where each part of it was given.
+    """Layers merged into one tree that records where each part of it was given.
 
     Attributes:
-        document: the file that is read: what is given nowhere is missing there.
+        document: the file that is read. A required key that no layer has is reported as missing there.
         values: the merged tree.
-        origins: for each path in it the places that gave it, lowest layer first: several for a table that was merged.
+        origins: for each path, where it was given, lowest layer first; several for a table that was merged.
     """
 
     document: Document
@@ -116,11 +137,11 @@ class Layers:
     origins: dict[KeyPath, list[Origin]] = field(factory=dict)
 
     def merge(self, table: Mapping[str, Any], document: Document, *, at: KeyPath = ()) -> None:
-        """Put a table of a file, the one at the path `at` in it, over what is there."""
+        """Merge a table of a file over the layers so far; `at` is its path in the file."""
         self._over(self.values, table, (), Origin(document=document, path=at))
 
     def override(self, override: Override) -> None:
-        """Put a `--set` over what is there.
+        """Apply a `--set` over the layers so far.
 
         Raises:
             Invalid: its key leads nowhere.
@@ -137,7 +158,7 @@ class Layers:
         value = override.value
         for part, is_quoted in reversed(rest):
             if part.isdecimal() and not is_quoted:
-                raise fail(f"there is no array with an entry {part} (a table's key would be {quoted(part)}, in quotes)")
+                raise fail(f"there is no array with an entry {part} (for a table's key, write {quoted(part)})")
             value = {part: value}
         self._put(holder, key, value, path, Origin(document=None, path=path))
 
@@ -159,7 +180,7 @@ class Layers:
         holder[key] = self._recorded(value, here, given)
 
     def _recorded(self, value: Any, path: KeyPath, origin: Origin) -> Any:
-        """A copy of `value`, each part of it noted as given at `origin`."""
+        """A copy of `value`, with each part recorded as given at `origin`."""
         self.origins[path] = [origin]
         if not isinstance(value, dict | list):
             return value
@@ -171,32 +192,33 @@ class Layers:
         return copies if isinstance(value, dict) else list(copies.values())
 
     def problem(self, path: KeyPath, message: str) -> Problem:
-        """A finding with its place: where the key was given last, or, for a key that is not there, its table."""
+        """A finding with its place: where the key was given last, or its table if the key is missing."""
         known = path
         while known and known not in self.origins:
             known = known[:-1]
         given = self.origins.get(known) or [Origin(document=self.document, path=())]
-        # What is missing is missing in the file that was read, if it has the table at all.
+        # A missing key is reported in the file that was read, if that has the table at all.
         lacking = next((one for one in given if one.document is self.document), given[0])
         origin = given[-1] if known == path else lacking
         return located(origin, path[len(known) :], message)
 
 
 def _step(holder: Any, path: KeyPath, part: str, is_quoted: bool) -> str | int:
-    """What `part` of an override's key means in `holder`: a table's key or an array's index."""
+    """The meaning of a part of an override's key in `holder`: a table's key or an array's index."""
     where = dotted(path)
     if isinstance(holder, list):
         if not is_quoted and part.isascii() and part.isdecimal() and int(part[:9]) < len(holder):
             return int(part)
-        there = f"indices 0 to {len(holder) - 1}" if holder else "none"
-        raise fail(f"{where} is an array without an entry {shown(part)} (it has {there})")
+        last = len(holder) - 1
+        there = f"its entries are 0 to {last}" if last > 0 else "its only entry is 0" if holder else "it is empty"
+        raise fail(f"the array {where} has no entry {shown(part)} ({there})")
     if not isinstance(holder, dict):
-        raise fail(f"{where} is {shown(holder)}, not a table")
+        raise fail(f"{where} is not a table, but {shown(holder)}")
     return part
 
 
 def put_all(layers: Layers, overrides: list[Override]) -> list[Problem]:
-    """Put every override over the layers; the problems of those that lead nowhere."""
+    """Apply all overrides; the problems of those whose key leads nowhere."""
     problems = []
     for override in overrides:
         try:
@@ -208,17 +230,17 @@ def put_all(layers: Layers, overrides: list[Override]) -> list[Problem]:
 
 VARIANTS = "variants"
 _NAME = "a lower-case letter, then any of a-z 0-9 _ -"
-# What belongs to the file as a whole, with the reason why a variant cannot have it.
+# Keys that belong to the file as a whole, and why a variant cannot have them.
 _NOT_IN_A_VARIANT = {
-    "name": "a variant's name is made of the file's: NAME-VARIANT",
-    "plugins": "plugins are chosen once, for all variants",
-    "variants": "a variant cannot have variants",
-    "extends": "write it at the file's top, for all variants",
+    "name": "the variant's model is called NAME-VARIANT, after the file's name",
+    "plugins": "set it at the top of the file, for all variants",
+    "variants": "variants cannot be nested",
+    "extends": "set it at the top of the file, for all variants",
 }
 
 
 def settle_variants(file: Layer) -> tuple[list[str], list[Problem]]:
-    """Take out of a file's variants what cannot be merged; gives the names of all, and what is wrong."""
+    """Remove from a file's variants what cannot be merged; return all their names, and what is wrong."""
     problems: list[Problem] = []
 
     def wrong(path: KeyPath, message: str) -> None:
@@ -226,31 +248,31 @@ def settle_variants(file: Layer) -> tuple[list[str], list[Problem]]:
 
     variants = file.values[VARIANTS]
     if not isinstance(variants, dict) or not variants:
-        wrong((), "must be tables, one for each variant: [variants.NAME]")
+        wrong((), "must be tables, one per variant: [variants.NAME]")
         variants = {}
     for name, table in variants.items():
         if not VARIANT_NAME.fullmatch(name):
-            # It is read all the same: it may hold other mistakes.
+            # Read it all the same: it may have other mistakes.
             wrong((name,), f"a variant's name must be {_NAME}")
         if not isinstance(table, dict):
-            wrong((name,), f"must be a table of what differs in this variant, not {shown(table)}")
+            wrong((name,), f"must be a table of the changes in this variant, not {shown(table)}")
             continue
         for key in [key for key in table if key in _NOT_IN_A_VARIANT]:
             del table[key]
-            wrong((name, key), f"does not belong in a variant: {_NOT_IN_A_VARIANT[key]}")
+            wrong((name, key), f"cannot be set in a variant: {_NOT_IN_A_VARIANT[key]}")
     file.values[VARIANTS] = {name: table for name, table in variants.items() if isinstance(table, dict)}
     return list(variants), problems
 
 
 def unknown_variant(name: str, there: Iterable[str]) -> Problem:
-    """The problem of a variant that is wanted and not among those `there`."""
+    """The problem of a requested variant that is not in `there`."""
     close = closest(name, there)
     meant = "" if close is None else f", did you mean {close}?"
-    message = f"there is no such variant{meant} (there are: {', '.join(dotted((one,)) for one in there)})"
+    message = f"unknown variant{meant} (there are: {', '.join(dotted((one,)) for one in there)})"
     return Problem(source="--variant", key=dotted((name,)), message=message)
 
 
 def no_variants(name: str, file: str) -> Problem:
-    """The problem of a variant that is wanted of a file without any."""
-    message = f"there is no variant {shown(name)}: {file} has no [variants]"
+    """The problem of a variant requested of a file without variants."""
+    message = f"unknown variant: {file} has no [variants]"
     return Problem(source="--variant", key=dotted((name,)), message=message)

@@ -1,7 +1,7 @@
-"""Where a path in a configuration leads: against the file that it stands in, or, from `--set`, the working directory.
+"""How paths in a configuration resolve: relative to their file, or, from `--set`, to the working directory.
 
-Each string of a configuration knows that folder (`Written`), so a value may travel through layers and still resolve
-where it was written. Strings that know none, those of a resolved configuration, are left as they are.
+Each string of a configuration knows that folder (`Written`), so that it resolves correctly after the layers are merged.
+Strings that know none, those of a resolved configuration, are left as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modelwright.core.config.errors import fail, shown
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The types of the strings below, for the classes of `schema`: a reader of one knows which function resolves it.
+# Types for the fields of `schema`; each is resolved by a function below (see `scalars.BY_NAME`).
 FilePath = NewType("FilePath", str)
 ModelSource = NewType("ModelSource", str)
 ChatTemplate = NewType("ChatTemplate", str)
@@ -25,7 +25,7 @@ RegistryUrl = NewType("RegistryUrl", str)
 ModelAddress = NewType("ModelAddress", str)
 
 BUILTIN = "builtin:"
-# What fsspec calls the files of a data set of the Hugging Face hub.
+# The prefix of fsspec for files of a data set on the Hugging Face hub.
 HUB = "hf://datasets/"
 
 _EXPLICIT = re.compile(r"\.{0,2}/|~|\.{1,2}\Z")
@@ -77,11 +77,11 @@ def _check_text(value: str) -> None:
     if not value:
         raise fail("must not be empty")
     if "\0" in value:
-        raise fail(f"must not contain a NUL character, but is {shown(value)}")
+        raise fail(f"must not contain a NUL character: {shown(value)}")
 
 
 def check_on_disk(value: str) -> None:
-    """Refuse what can be no path on disk.
+    """Refuse what cannot be a path on disk.
 
     Raises:
         Invalid: it is empty, or a URL.
@@ -92,18 +92,18 @@ def check_on_disk(value: str) -> None:
 
 
 def _absolute(value: str, folder: Path, *, pattern: bool = False) -> str:
-    path = os.path.expanduser(value)  # noqa: PTH111 - text in, text out: a glob is no path yet
+    path = os.path.expanduser(value)  # noqa: PTH111 - text in, text out: a glob is not a path yet
     if path.startswith("~"):
-        raise fail(f"there is no user {shown(path.partition('/')[0][1:])} for {shown(value)} (a file: ./{path})")
+        raise fail(f"{shown(value)} names the home of an unknown user (for a file, write ./{path})")
     base = str(folder)
     if pattern and glob.has_magic(path) and not os.path.lexists(folder / path):
-        # The folder's own brackets are no pattern, though they stand before one.
+        # Brackets in the folder's own name are not part of the pattern.
         base = glob.escape(base)
     return os.path.normpath(os.path.join(base, path))  # noqa: PTH118 - as above
 
 
 def file_path(value: str) -> str:
-    """An absolute path or glob; `builtin:NAME/SPLIT` and `hf://datasets/…` stay. No link is followed.
+    """An absolute path or glob; `builtin:NAME/SPLIT` and `hf://datasets/…` stay as they are. Links are not followed.
 
     Raises:
         Invalid: it is empty, a URL, or of an unknown user.
@@ -116,17 +116,17 @@ def file_path(value: str) -> str:
 
 
 def model_source(value: str) -> str:
-    """An absolute path where it begins like one (`./ ../ / ~`) or a folder of that name is there, else as it is."""
+    """An absolute path if it starts like one (`./ ../ / ~`) or names an existing folder; otherwise unchanged."""
     folder = _folder(value)
     if folder is None:
         return str(value)
-    if _EXPLICIT.match(value) or os.path.isdir(folder / value):  # noqa: PTH112 - a name that is too long is no folder
+    if _EXPLICIT.match(value) or os.path.isdir(folder / value):  # noqa: PTH112 - false for a name that is too long
         return _absolute(value, folder)
     return str(value)
 
 
 def chat_template(value: str) -> str:
-    """A bare word is a built-in template's name; whatever has a `/`, a dot or a `~` is a file, made absolute."""
+    """A bare word is a built-in template's name; anything with a `/`, a dot or a `~` is a file, made absolute."""
     folder = _folder(value)
     return str(value) if folder is None or _TEMPLATE_NAME.fullmatch(value) else _absolute(value, folder)
 
@@ -135,7 +135,7 @@ def registry_url(value: str) -> str:
     """A URL; the relative path in `sqlite:///models.db` (three slashes, as SQLAlchemy writes it) is made absolute.
 
     Raises:
-        Invalid: it is no URL.
+        Invalid: it is not a URL.
     """
     folder = _folder(value)
     url = _URL.fullmatch(value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 from attrs import evolve, field, frozen
 
-from modelwright.core.config.components import EVAL, RUN, Kind, Root
-from modelwright.core.config.errors import ConfigError, Invalid, Problem, dotted
+from modelwright.core.config.components import Components, Root, eval_components, run_components
+from modelwright.core.config.errors import ConfigError, Finding, Invalid, Problem, dotted
 from modelwright.core.config.files import Document, Layer, Origin, located, read_chain
 from modelwright.core.config.layers import (
     VARIANTS,
@@ -19,27 +20,73 @@ from modelwright.core.config.layers import (
     settle_variants,
     unknown_variant,
 )
+from modelwright.core.config.mistakes import within
 from modelwright.core.config.paths import LONGEST_NAME
 from modelwright.core.config.schema import VARIANT_NAME, EvalConfig, PluginsConfig, RunConfig
 from modelwright.core.config.structure import plain, structure
 from modelwright.core.plugins import Plugins, discover
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-# Top-level keys that tell the kinds of files apart.
+# Top-level keys that only a run file has.
 _RUN_ONLY = frozenset({"model", "data", "train"})
 
 
 @frozen(kw_only=True)
+class Kind(Generic[Root]):
+    """A kind of file.
+
+    Attributes:
+        root: the class of the whole file.
+        components: looks up its components.
+        needs: what an empty file lacks, for messages.
+        variants: whether it may have `[variants]`.
+    """
+
+    root: type[Root]
+    components: Callable[[Mapping[str, Any], Plugins], Components[Root]]
+    needs: str
+    variants: bool
+
+    def build(self, values: Mapping[str, Any], plugins: Plugins | None) -> Root:
+        """A configuration from a merged tree. Without plugins, the options of components stay plain tables.
+
+        Raises:
+            Invalid: with a finding for each thing that is wrong.
+        """
+        with within(self.root, "extends", *(["variants"] if self.variants else ())):
+            return self._built(values, plugins)
+
+    def _built(self, values: Mapping[str, Any], plugins: Plugins | None) -> Root:
+        components = None if plugins is None else self.components(values, plugins)
+        findings: list[Finding] = []
+        try:
+            config = structure(values, self.root)
+        except Invalid as error:
+            findings += error.findings
+        findings += [one for one in (components.findings if components else ()) if one not in findings]
+        if findings:
+            raise Invalid(findings)
+        return config if components is None else components.fill(config)
+
+
+RUN: Kind[RunConfig] = Kind(
+    root=RunConfig, components=run_components, needs="it needs name, [model], [data] and [train]", variants=True
+)
+EVAL: Kind[EvalConfig] = Kind(
+    root=EvalConfig, components=eval_components, needs="it needs models and [[evaluate]]", variants=False
+)
+
+
+@frozen(kw_only=True)
 class Runs:
-    """A run file, read.
+    """A run file after reading.
 
     Attributes:
         path: the file, absolute.
         plugins: those that it was read with.
-        configs: one for each variant chosen; the file's own where it has no variants.
+        configs: one per requested variant; a single one if the file has no variants.
     """
 
     path: Path
@@ -49,7 +96,7 @@ class Runs:
 
 @frozen(kw_only=True)
 class EvalFile:
-    """An evaluation file, read: its absolute path, the plugins that it was read with, and what it says."""
+    """An evaluation file after reading: its absolute path, the plugins that it was read with, and its content."""
 
     path: Path
     plugins: Plugins
@@ -67,12 +114,12 @@ def read_run(
 
     Args:
         path: the file, TOML or YAML.
-        variants: those wanted; all by default.
+        variants: names of variants; all by default.
         overrides: `K=V`, as given to `--set`.
-        plugins: to look components up in; by default those installed, less what `[plugins]` disables.
+        plugins: to look up components in; by default those installed, without those that `[plugins]` disables.
 
     Raises:
-        ConfigError: with a line for everything that is wrong.
+        ConfigError: with a line for each mistake.
     """
     read, plugins, configs = _read(path, RUN, variants or (), overrides, plugins)
     return Runs(path=read, plugins=plugins, configs=configs)
@@ -85,9 +132,9 @@ def read_eval(path: Path, *, overrides: Sequence[str] = (), plugins: Plugins | N
 
 
 def is_eval_file(path: Path) -> bool:
-    """Whether a file is an evaluation file: it names models, or has test sets and nothing of a run.
+    """Whether a file is an evaluation file: it has the key `models`, or test sets and no table of a run.
 
-    A file that cannot be read is none: reading it as a run file tells what is wrong with it.
+    False for a file that cannot be read: reading it as a run file reports what is wrong with it.
     """
     try:
         layers = read_chain(path, needs="")
@@ -113,7 +160,7 @@ def _read(
 
 @frozen(kw_only=True)
 class _Reading(Generic[Root]):
-    """One reading of one file; `problems` grows, each line of it once, however many variants it is in."""
+    """One reading of one file. It collects `problems`, each once, even if several variants share it."""
 
     kind: Kind[Root]
     files: tuple[Layer, ...]
@@ -129,12 +176,12 @@ class _Reading(Generic[Root]):
         self.problems.update(dict.fromkeys(problems))
 
     def sorted_problems(self) -> list[Problem]:
-        """The file's by line, then those of what it extends; those of `--set`, which have no line, last."""
+        """Those of the file by line, then those of the files it extends, and those of `--set`, without a line, last."""
         order = {file.document.name: number for number, file in enumerate(reversed(self.files))}
         return sorted(self.problems, key=lambda one: (one.line is None, order.get(one.source, 0), one.line or 0))
 
     def add_override(self, text: str) -> None:
-        """Note a `--set`."""
+        """Add a `--set`."""
         try:
             override = parse_override(text)
         except ConfigError as error:
@@ -142,14 +189,14 @@ class _Reading(Generic[Root]):
             return
         match override.parts[0][0]:
             case "variants" if self.kind.variants:
-                self._add(override.problem("set the key itself, and choose the variant with --variant"))
+                self._add(override.problem("set the key itself and choose the variant with --variant"))
             case "extends":
-                self._add(override.problem("set the keys themselves: extends belongs in the file"))
+                self._add(override.problem("cannot be set here: write it into the file"))
             case _:
                 self.overrides.append(override)
 
     def variants(self, wanted: list[str]) -> list[str | None]:
-        """The variants to read, None for a file without; what cannot be read as one is taken out."""
+        """The variants to read; [None] for a file without variants. Invalid ones are reported and left out."""
         given = [file for file in self.files if VARIANTS in file.values]
         if not given:
             self._add(*(no_variants(name, self.document.name) for name in wanted[:1]))
@@ -177,7 +224,7 @@ class _Reading(Generic[Root]):
         return layers
 
     def plugins(self) -> Plugins | None:
-        """The plugins, as the files' and the overrides' `[plugins]` want them; None where those are wrong."""
+        """The plugins as configured by `[plugins]` of the files and overrides; None if that table is wrong."""
         layers = Layers(document=self.document)
         for file in self.files:
             layers.merge({key: value for key, value in file.values.items() if key == "plugins"}, file.document)
@@ -185,12 +232,12 @@ class _Reading(Generic[Root]):
         try:
             config = structure(layers.values.get("plugins", {}), PluginsConfig)
         except Invalid:
-            # Each variant's reading tells of it; nothing that the file may want disabled is imported meanwhile.
+            # Reading each variant reports it. Until then, no plugin is imported that the file may disable.
             return None
         return discover(disable=config.disable, prefer=config.prefer)
 
     def config(self, variant: str | None, plugins: Plugins | None) -> Root | None:
-        """One variant's configuration; None where it has problems, which are noted."""
+        """One variant's configuration; None if it has problems, which are recorded."""
         layers = self._layers(variant)
         try:
             config = self.kind.build(layers.values, plugins)
@@ -201,7 +248,7 @@ class _Reading(Generic[Root]):
             return config
         name = f"{config.name}-{variant}"
         if len(name) > LONGEST_NAME:
-            message = f"the model's name would be {name[:40]}…, of {len(name)} characters: at most {LONGEST_NAME}"
+            message = f"the model's name {name[:40]}… would have {len(name)} characters, the limit is {LONGEST_NAME}"
             self._add(located(self._variants_origin(variant), (), message))
             return None
         return evolve(config, name=name)
@@ -212,7 +259,7 @@ class _Reading(Generic[Root]):
 
 
 def to_plain(config: RunConfig | EvalConfig) -> dict[str, Any]:
-    """A configuration as JSON and TOML can hold it, options included: TOML's key names; what is None is left out."""
+    """A configuration, options included, as JSON and TOML can hold it: with TOML's key names, and without None."""
     values: dict[str, Any] = plain(config)
     return values
 
@@ -221,7 +268,7 @@ def from_plain(values: Mapping[str, Any], plugins: Plugins) -> RunConfig:
     """The inverse of `to_plain` for a run.
 
     Raises:
-        ConfigError: the values are not those of a configuration, or a component is gone.
+        ConfigError: the values are not a valid configuration, or a component is not installed.
     """
     return _from_plain(values, plugins, RUN)
 

@@ -81,7 +81,7 @@ class ScratchConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         if self.hidden_size % (2 * self.heads):
-            yield "heads", f"hidden_size {self.hidden_size} must be a multiple of twice the heads ({2 * self.heads})"
+            yield "heads", f"hidden_size {self.hidden_size} must be a multiple of 2 × heads ({2 * self.heads})"
 
 
 @frozen(kw_only=True)
@@ -113,7 +113,7 @@ class ModelConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         if (self.base is None) == (self.scratch is None):
-            yield "base", "exactly one of base and [model.scratch] must be given"
+            yield "base", "give exactly one of base and [model.scratch]"
 
 
 @frozen(kw_only=True)

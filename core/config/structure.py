@@ -1,30 +1,43 @@
-"""TOML values to attrs classes by cattrs, strictly and with everything that is wrong at once; and back again.
+"""Plain values to attrs classes by cattrs, strictly and with all mistakes at once; and back.
 
-cattrs chooses a hook for each type, a plugin's odd ones included; the hooks here stand where its own would stop at a
-class's first bad validator, convert what merely looks right ("true", 1.5, 1 for true), or speak to programmers.
+cattrs chooses a hook for each type, including the unusual types of plugins. The hooks here replace its own where those
+would stop at a class's first failing validator, convert values of other types ("true", 1.5, 1 for true), or raise
+errors for programmers.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+import pathlib
 import types
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import date, time
+from datetime import date, datetime, time
 from enum import Enum
-from pathlib import PurePath
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import cattrs
-from attrs import NOTHING, Attribute, Converter, fields, has, resolve_types
+from attrs import NOTHING, Attribute, fields, has, resolve_types
 
+from modelwright.core.api.errors import UsageError
+from modelwright.core.api.registry import parse_address
 from modelwright.core.api.wording import closest, either
-from modelwright.core.config import scalars
-from modelwright.core.config.complaints import KINDS, REQUIRED, complaint, said, unknown
-from modelwright.core.config.errors import Finding, Invalid, KeyPath, below, fail, shown
-from modelwright.core.config.scalars import Hook, chosen, wrong
+from modelwright.core.config import paths
+from modelwright.core.config.errors import Finding, Invalid, KeyPath, below, fail, not_one_of, shown
+from modelwright.core.config.mistakes import (
+    KINDS,
+    REQUIRED,
+    Attributes,
+    all_complaints,
+    collected,
+    findings_of,
+    said,
+    unknown,
+)
 
 Class = TypeVar("Class")
+Hook = Callable[[Any, Any], Any]
 
 _SEQUENCES: dict[Any, Callable[[Iterable[Any]], Any]] = {
     tuple: tuple,
@@ -44,7 +57,7 @@ def structure(value: Any, cls: type[Class]) -> Class:
     """An instance of `cls` from a plain value.
 
     Raises:
-        Invalid: with a finding for each thing that is wrong.
+        Invalid: with a finding for each mistake.
     """
     try:
         return _converter().structure(value, cls)
@@ -63,7 +76,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         made = [plain(item) for item in value]
         return sorted(made, key=repr) if isinstance(value, set | frozenset) else made
-    if isinstance(value, PurePath):
+    if isinstance(value, pathlib.PurePath):
         return str(value)
     if isinstance(value, date | time):
         return value.isoformat()
@@ -84,15 +97,15 @@ def _converter() -> cattrs.Converter:
     )
     for predicate, factory in factories:
         converter.register_structure_hook_factory(predicate, functools.partial(factory, converter))
-    for kind, hook in scalars.BY_NAME.items():
+    for kind, hook in _BY_NAME.items():
         converter.register_structure_hook(kind, hook)
-    for kind, hook in scalars.BY_CLASS.items():
+    for kind, hook in _BY_CLASS.items():
         converter.register_structure_hook(kind, functools.partial(_scalar, hook, kind))
     return converter
 
 
 def _scalar(hook: Hook, kind: type[Any], value: Any, cls: type[Any]) -> Any:
-    """A scalar, or what a class makes of one: singledispatch sends `class Size(str, Enum)` to the hook of str."""
+    """A scalar, or an instance of its subclass: singledispatch sends `class Size(str, Enum)` to the hook of str."""
     if issubclass(cls, Enum):
         return _member(value, cls)
     made = hook(value, cls)
@@ -100,13 +113,13 @@ def _scalar(hook: Hook, kind: type[Any], value: Any, cls: type[Any]) -> Any:
 
 
 def _anything(value: Any, _: Any = None) -> Any:
-    """A free value, as JSON could hold it: dates become strings, numbers must be finite."""
+    """Any value that JSON can hold: dates become strings, numbers must be finite."""
     if isinstance(value, Mapping):
         return collected({key: functools.partial(_anything, item) for key, item in value.items()})
     if isinstance(value, list | tuple):
         return list(collected({index: functools.partial(_anything, item) for index, item in enumerate(value)}).values())
     if isinstance(value, float):
-        return scalars.number(value)
+        return number(value)
     if isinstance(value, str):
         return str(value)
     if value is None:
@@ -143,11 +156,11 @@ def _union_hook(converter: cattrs.Converter, kind: Any) -> Hook:
         for member in sorted(members, key=lambda member: member is not type(value)):
             try:
                 return converter.structure(value, member)
-            except Exception as error:  # noqa: BLE001 - a plugin's class may raise whatever it likes
+            except Exception as error:  # noqa: BLE001 - a plugin's class may raise anything
                 errors.append((member, Invalid(findings_of(error))))
         if len(errors) == 1:
             raise errors[0][1]
-        # A table or an array was meant for the member that takes one, and that one says where it is wrong.
+        # A table or array was meant for the member that takes one; its error says where it is wrong.
         for member, invalid in errors:
             if isinstance(value, _PYTHON.get(_words(member), ())):
                 raise invalid
@@ -171,7 +184,7 @@ def _words(member: Any) -> str:
         return "an array"
     if origin in _MAPPINGS or (isinstance(origin, type) and has(origin)):
         return "a table"
-    if origin in scalars.BY_NAME:
+    if origin in _BY_NAME:
         return "a string"
     return KINDS.get(origin, getattr(origin, "__name__", str(origin)))
 
@@ -213,11 +226,9 @@ def _mapping_hook(converter: cattrs.Converter, kind: Any) -> Hook:
 
 # Classes
 
-Attributes = Mapping[str, "Attribute[Any]"]
-
 
 def attributes_of(cls: type[Any]) -> dict[str, Attribute[Any]]:
-    """The fields of a class that a table can set, by their key: metadata's "key", else the constructor's argument."""
+    """The fields that a table can set, by their key: metadata's "key", or else the constructor's argument."""
     resolve_types(cls)
     return {str(one.metadata.get("key", one.alias)): one for one in fields(cls) if one.init}
 
@@ -235,14 +246,14 @@ def class_hook(converter: cattrs.Converter, cls: type[Any]) -> Hook:
             if key in value:
                 try:
                     given[key] = converter.structure(value[key], attribute.type or Any)
-                except Exception as error:  # noqa: BLE001 - a plugin's class may raise whatever it likes
+                except Exception as error:  # noqa: BLE001 - a plugin's class may raise anything
                     findings += below(key, findings_of(error))
             elif attribute.default is NOTHING:
                 findings.append(((key,), _missing(attribute.type)))
         if findings:
-            more = _complaints(cls, attributes, given)
+            more = all_complaints(cls, attributes, given)
             if not more and all(path[0] not in attributes for path, _ in findings):
-                # Unknown keys alone: the rest can be looked at as a whole.
+                # Only unknown keys: the rest can be checked as a whole.
                 more = _cross_findings(cls, attributes, given)
             raise Invalid([*findings, *more])
         return _built(cls, attributes, given)
@@ -262,8 +273,8 @@ def _built(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]) -> 
     try:
         instance = cls(**{str(attributes[key].alias): value for key, value in given.items()})
     except Exception as error:
-        raise Invalid(_complaints(cls, attributes, given) or [((), said(error))]) from error
-    findings = [(_path(key), message) for key, message in getattr(instance, "problems", tuple)()]
+        raise Invalid(all_complaints(cls, attributes, given) or [((), said(error))]) from error
+    findings = [(_key_path(key), message) for key, message in getattr(instance, "problems", tuple)()]
     if findings:
         raise Invalid(findings)
     return instance
@@ -277,91 +288,119 @@ def _cross_findings(cls: type[Any], attributes: Attributes, given: Mapping[str, 
     return []
 
 
-def _path(key: str) -> KeyPath:
+def _key_path(key: str) -> KeyPath:
     return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
 
 
-def _complaints(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]) -> list[Finding]:
-    """What the given fields' own validators say; attrs itself would stop at the first."""
-    draft, findings = _draft(cls, attributes, given)
-    for key in given:
-        attribute = attributes[key]
-        if attribute.validator is None:
-            continue
+# Scalars
+
+_INT64 = 2**63
+
+
+def wrong(kind: str, value: Any) -> Invalid:
+    """The error for a value that is not `kind`, a type in words."""
+    # The decimal point shows why 32.0 is not an integer.
+    return fail(f"must be {kind}, not {value if isinstance(value, float) else shown(value)}")
+
+
+def boolean(value: Any, _: Any = None) -> bool:
+    """True or false, not 1 or 0."""
+    if not isinstance(value, bool):
+        raise wrong("true or false", value)
+    return value
+
+
+def integer(value: Any, _: Any = None) -> int:
+    """An integer of 64 bits, as TOML promises; neither true nor 1.0."""
+    if type(value) is not int:
+        raise wrong("an integer", value)
+    if not -_INT64 <= value < _INT64:
+        raise wrong("an integer of 64 bits", value)
+    return value
+
+
+def number(value: Any, _: Any = None) -> float:
+    """A finite number; an integer becomes a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong("a number", value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise wrong("a finite number", value)
+    return float(integer(value) if isinstance(value, int) else value)
+
+
+def string(value: Any, _: Any = None) -> str:
+    """A plain string, without the folder that it was written in."""
+    if not isinstance(value, str):
+        raise wrong("a string", value)
+    return str(value)
+
+
+def _address(value: Any, _: Any) -> str:
+    """A model's address. Only its form is checked; the registry says whether the model exists."""
+    text = string(value)
+    try:
+        parse_address(text)
+    except UsageError as error:
+        raise fail(str(error)) from None
+    return text
+
+
+def _resolved(resolve: Callable[[str], str]) -> Hook:
+    """A hook for a string that resolves relative to the folder it was written in."""
+
+    def hook(value: Any, _: Any) -> str:
+        if not isinstance(value, str):
+            raise wrong("a string", value)
+        return resolve(value)
+
+    return hook
+
+
+def _path(value: Any, _: Any) -> pathlib.Path:
+    """A plugin's own path option, resolved like any other."""
+    if not isinstance(value, str):
+        raise wrong("a string", value)
+    return pathlib.Path(paths.file_path(value))
+
+
+def _moment(kind: Any, name: str) -> Hook:
+    """A hook for TOML's dates and times, and for the strings that they become in JSON."""
+
+    def hook(value: Any, _: Any) -> Any:
+        if type(value) is kind:
+            return value
         try:
-            message = complaint(attribute.validator, draft, attribute, getattr(draft, attribute.name))
-        except AttributeError:
-            # This field, or one that it is compared with, could not be made: that has a finding of its own.
-            continue
-        if message is not None:
-            findings.append(((key,), message))
-    return findings
+            return kind.fromisoformat(value)
+        except (TypeError, ValueError):
+            raise wrong(name, value) from None
+
+    return hook
 
 
-def _draft(cls: type[Any], attributes: Attributes, given: Mapping[str, Any]) -> tuple[Any, list[Finding]]:
-    """An instance with as many fields as can be made, for validators that compare two; and what kept others out."""
-    draft = object.__new__(cls)
-    findings: list[Finding] = []
-    for key, attribute in attributes.items():
-        try:
-            value = _converted(attribute, given[key]) if key in given else _default(attribute, draft)
-        except Exception as error:  # noqa: BLE001 - a plugin's converter or default may raise whatever it likes
-            if key in given:
-                findings.append(((key,), said(error, attribute.name)))
-            continue
-        if value is not NOTHING:
-            object.__setattr__(draft, attribute.name, value)
-    return draft, findings
+def chosen(value: Any, allowed: Sequence[Any]) -> Any:
+    """The member of `allowed` that equals `value` and has its type: 0 is not false, and 1.0 is not 1."""
+    for choice in allowed:
+        alike = isinstance(value, str) if isinstance(choice, str) else type(value) is type(choice)
+        if alike and value == choice:
+            return choice
+    raise fail(not_one_of(value, allowed))
 
 
-def _default(attribute: Attribute[Any], draft: Any) -> Any:
-    default: Any = attribute.default
-    if not hasattr(default, "takes_self"):
-        return default
-    return default.factory(draft) if default.takes_self else default.factory()
-
-
-def _converted(attribute: Attribute[Any], value: Any) -> Any:
-    converter = attribute.converter
-    if converter is None or isinstance(converter, Converter):
-        # A Converter may ask for an instance, and there is none yet: the field is checked as it was given.
-        return value
-    return converter(value)
-
-
-# Errors
-
-
-def findings_of(error: BaseException) -> list[Finding]:
-    """The findings in an exception: our own, cattrs' (its notes say where), or anybody's message."""
-    if isinstance(error, Invalid):
-        return list(error.findings)
-    if isinstance(error, cattrs.ClassValidationError | cattrs.IterableValidationError):
-        noted, others = error.group_exceptions()
-        findings = [finding for inner in others for finding in findings_of(inner)]
-        for inner, note in noted:
-            key = note.name if isinstance(note, cattrs.AttributeValidationNote) else note.index
-            # cattrs tells of a missing field by the KeyError of its generated code.
-            findings += [((key,), REQUIRED)] if isinstance(inner, KeyError) else below(key, findings_of(inner))
-        return findings
-    if isinstance(error, cattrs.ForbiddenExtraKeysError):
-        return [((key,), unknown(key, ())) for key in sorted(error.extra_fields)]
-    return [((), said(error))]
-
-
-def collected(parts: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
-    """What each part makes.
-
-    Raises:
-        Invalid: with the findings of all parts, each under its part's key.
-    """
-    made: dict[Any, Any] = {}
-    findings: list[Finding] = []
-    for key, part in parts.items():
-        try:
-            made[key] = part()
-        except Exception as error:  # noqa: BLE001 - a plugin's class may raise whatever it likes
-            findings += below(key, findings_of(error))
-    if findings:
-        raise Invalid(findings)
-    return made
+# Hooks by class, found by singledispatch; those by NewType are found by identity.
+_BY_CLASS: dict[Any, Hook] = {
+    bool: boolean,
+    int: integer,
+    float: number,
+    str: string,
+    datetime: _moment(datetime, "a date with a time"),
+    date: _moment(date, "a date"),
+    time: _moment(time, "a time"),
+    pathlib.Path: _path,
+}
+_BY_NAME: dict[Any, Hook] = {
+    paths.ModelAddress: _address,
+    paths.FilePath: _resolved(paths.file_path),
+    paths.ModelSource: _resolved(paths.model_source),
+    paths.ChatTemplate: _resolved(paths.chat_template),
+    paths.RegistryUrl: _resolved(paths.registry_url),
+}

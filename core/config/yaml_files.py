@@ -20,8 +20,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
-from modelwright.core.config.errors import shown
-from modelwright.core.config.files import DEEPEST, TOO_DEEP, NotValidError
+from modelwright.core.config.errors import DEEPEST, TOO_DEEP, NotValidError, shown
 
 if TYPE_CHECKING:
     from modelwright.core.config.errors import KeyPath

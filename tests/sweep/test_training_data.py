@@ -163,7 +163,7 @@ def test_a_run_file_that_is_gone_is_named_and_its_run_goes_on_once_it_is_back(ru
     path.unlink()
     assert _refused(modelwright("train", path), code=2) == f"{path}: there is no such file"
     path.mkdir()
-    assert _refused(modelwright("train", path), code=2) == f"{path}: this is a folder: name the TOML file"
+    assert _refused(modelwright("train", path), code=2) == f"{path}: this is a folder: give the TOML file"
     path.rmdir()
     path.write_text(text)
     done = modelwright("train", path)

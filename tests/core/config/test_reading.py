@@ -171,9 +171,7 @@ def test_a_third_partys_components_are_found_and_plugins_can_be_disabled(install
         ('[plugins]\ndisable = ["modelwright-trivia"]', []),
         ("", ['plugins.disable=["modelwright-trivia"]']),
     ):
-        with pytest.raises(
-            ConfigError, match=r"there is no format 'trivia'.*disabled, and may own it: 'modelwright_trivia'"
-        ):
+        with pytest.raises(ConfigError, match=r"there is no format 'trivia'.*disabled plugin: 'modelwright_trivia'"):
             read_run(write(text + table), overrides=overrides)
 
 

@@ -122,7 +122,7 @@ def test_a_trainer_without_adapters_is_refused_with_one(adapters, tmp_path, inst
     (tmp_path / "run.toml").write_text(RUN.format(base=adapters.base()))
     done = modelwright("config", "check", "run.toml", "--set", "train.trainer='plain'")
     assert done.returncode == 2
-    assert "adapter: trainer plain trains no adapters: remove [adapter]" in done.stderr
+    assert "adapter: trainer plain does not train adapters: remove [adapter]" in done.stderr
 
 
 def test_a_missing_target_is_one_line(adapters, tmp_path, modelwright):

@@ -9,7 +9,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelwright.core.config.toml_files import lines
+from modelwright.core.config.toml_lines import lines
 
 DOCUMENT = """\
 name = "x" # 1

@@ -1,15 +1,12 @@
-"""A TOML file: what it says, and the line of each key, found by tree-sitter where something is wrong."""
+"""The line of each key in a TOML file, found by tree-sitter; imported only if something is wrong."""
 
 from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tomli
-
-from modelwright.core.config.errors import shown
-from modelwright.core.config.files import DEEPEST, TOO_DEEP, NotValidError, deeper_than
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,48 +14,6 @@ if TYPE_CHECKING:
     import tree_sitter
 
     from modelwright.core.config.errors import KeyPath
-
-_DUPLICATE = re.compile(r"Cannot overwrite a value|Cannot declare .* twice|Cannot mutate immutable namespace .*")
-
-
-def parse(text: str) -> dict[str, Any]:
-    """The values of a document.
-
-    Raises:
-        NotValidError: it is no TOML.
-    """
-    try:
-        values = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        message = getattr(error, "msg", str(error))
-        if _DUPLICATE.fullmatch(message):
-            message = "this key or table was given before"
-        # At the end of a file without a last newline, tomli may name the line after it.
-        line = min(getattr(error, "lineno", 1), text.count("\n") + 1)
-        raise NotValidError(f"not valid TOML: {message}", line=line, column=getattr(error, "colno", None)) from None
-    except (RecursionError, ValueError) as error:
-        raise NotValidError(f"cannot be read as TOML: {error}") from None
-    if deeper_than(values, DEEPEST):
-        raise NotValidError(TOO_DEEP)
-    return values
-
-
-def parse_value(text: str) -> Any:
-    """A TOML value on its own.
-
-    Raises:
-        ValueError: it is none; the message says why.
-    """
-    try:
-        values = tomli.loads(f"value = {text}")
-    except RecursionError as error:
-        raise ValueError(str(error)) from None
-    if set(values) != {"value"}:
-        raise ValueError(f"{shown(text)} is more than one value")
-    if deeper_than(values, DEEPEST):
-        raise ValueError(TOO_DEEP)
-    return values["value"]
-
 
 # Escapes of TOML 1.1 that tomli takes and the grammar does not know, with older ones of the same length.
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
@@ -78,8 +33,8 @@ def _parser() -> tree_sitter.Parser:
 def lines(text: str) -> dict[KeyPath, int]:
     """The line, from 1, of each key path in a valid TOML document.
 
-    A table has the line of its own header, if there is one, else of the first key or header that mentions it; an
-    array's entry has the line where it begins. What tree-sitter cannot parse has no line, and `()` has line 1.
+    A table has the line of its own header, or else of the first key or header that mentions it; an array's entry has
+    the line where it begins. What tree-sitter cannot parse has no line, and `()` has line 1.
     """
     found = _Lines()
     content = text.encode("utf-8", "surrogatepass")
@@ -121,7 +76,7 @@ class _Lines:
         self.pairs(body, (*path, count))
 
     def _header(self, keys: list[str]) -> KeyPath:
-        """A header's path: inside an array of tables it goes on from the last entry."""
+        """A header's path: inside an array of tables it continues from the last entry."""
         path: KeyPath = ()
         for key in keys:
             if path in self._counts:
@@ -130,7 +85,7 @@ class _Lines:
         return path
 
     def pairs(self, nodes: list[tree_sitter.Node], path: KeyPath) -> None:
-        """Pairs, and the tables and arrays in their values; by a stack, for values may be nested deeply."""
+        """Pairs, and the tables and arrays in their values; with a stack, because values may be nested deeply."""
         stack = [(node, path) for node in reversed(nodes)]
         while stack:
             node, path = stack.pop()
@@ -196,5 +151,5 @@ def _unquoted(node: tree_sitter.Node) -> str:
     try:
         return next(iter(tomli.loads(f"{text} = 0")))
     except tomli.TOMLDecodeError:
-        # A piece of what tree-sitter could not parse; no path of the document is called so.
+        # Part of what tree-sitter could not parse; it names no path of the document.
         return text
