@@ -23,7 +23,7 @@ from modelwright.core.chat.renderer import Renderer
 from modelwright.core.config import read_run
 from modelwright.core.stages.evaluate.generate import generate
 from modelwright.core.stages.evaluate.suites import read_suite, with_answer
-from modelwright.core.stages.train.scratch import scratch_config
+from modelwright.core.stages.train.worker import scratch_config
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.toml"
 

@@ -185,7 +185,7 @@ class Adapters:
         from modelwright.core.chat.renderer import read_template
         from modelwright.core.config.schema import ScratchConfig
         from modelwright.core.stages.prepare.tokenizers import scratch_renderer
-        from modelwright.core.stages.train.scratch import scratch_config
+        from modelwright.core.stages.train.worker import scratch_config
 
         turns = [Message(role="user", content="What is 1 and 2?"), Message(role="assistant", content="It is 3.")]
         renderer = scratch_renderer("words", [Example(messages=turns)], vocab_size=80, template=read_template("chatml"))

@@ -9,8 +9,8 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api import TrainerSpec, hookimpl
 
-# Options that change how much memory and time a training takes, and its result by rounding only: a run that was stopped
-# goes on with other values.
+# Marks options that change the memory and time of a training, and its result only by rounding: a stopped run can be
+# resumed with other values.
 _HOW = {"changes_result": False}
 
 
@@ -19,35 +19,35 @@ class LocalOptions:
     """`[train.options]` of the trainer `local`.
 
     Attributes:
-        micro_batch_tokens: where `micro_batch_size` is not given, a micro-batch holds at most this many tokens, padding
-            included (and always one sequence at least).
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: less memory,
-            about a third more time.
+        micro_batch_tokens: Maximum number of tokens in a micro-batch, padding included; it always holds at least one
+            sequence. Lower it if the GPU runs out of memory. Not used if `micro_batch_size` is set.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them. This takes less
+            memory and about a third more time; turn it on for a model or a sequence length that does not fit otherwise.
     """
 
     micro_batch_tokens: int = field(default=8192, validator=validators.gt(0), metadata=_HOW)
     gradient_checkpointing: bool = field(default=False, metadata=_HOW)
 
 
-# What the run file says in other places, by DeepSpeed's name for it.
+# Settings of DeepSpeed that belong in other places of the run file, and what to do instead.
 _ELSEWHERE = {
-    "train_batch_size": "batch_size in [train]",
-    "train_micro_batch_size_per_gpu": "micro_batch_size in [train]",
-    "gradient_accumulation_steps": "micro_batch_size in [train]; what is left of a batch is accumulated",
-    "managed_gradient_accumulation": "nothing: the loop knows when a step ends",
-    "gradient_clipping": "clip_norm in [train]",
-    "optimizer": "learning_rate and weight_decay in [train]; the optimiser is AdamW",
-    "scheduler": "schedule and warmup in [train]",
-    "bf16": "precision in [train]",
-    "fp16": 'precision = "bfloat16" in [train]; float16 would need a loss scale',
-    "zero_optimization.stage": "zero_stage in [train.options]",
-    "zero_optimization.offload_optimizer.device": "offload in [train.options]",
-    "zero_optimization.offload_param.device": "offload in [train.options]",
-    "checkpoint.load_universal": "nothing: a checkpoint of another number of processes is taken over by itself",
-    "zero_optimization.compute_grad_norm": "nothing: the norm tells whether a step is good",
-    "tensor_parallel": "nothing: each process has data of its own here",
-    "sequence_parallel_size": "nothing: each process has data of its own here",
-    "pipeline": "nothing: each process has data of its own here",
+    "train_batch_size": "set batch_size in [train]",
+    "train_micro_batch_size_per_gpu": "set micro_batch_size in [train]",
+    "gradient_accumulation_steps": "set micro_batch_size in [train], and the rest of a batch is accumulated",
+    "managed_gradient_accumulation": "remove it, because the training loop decides when a step ends",
+    "gradient_clipping": "set clip_norm in [train]",
+    "optimizer": "set learning_rate and weight_decay in [train]; the optimizer is AdamW",
+    "scheduler": "set schedule and warmup in [train]",
+    "bf16": "set precision in [train]",
+    "fp16": 'set precision = "bfloat16" in [train]; float16 would need a loss scale',
+    "zero_optimization.stage": "set zero_stage in [train.options]",
+    "zero_optimization.offload_optimizer.device": "set offload in [train.options]",
+    "zero_optimization.offload_param.device": "set offload in [train.options]",
+    "checkpoint.load_universal": "remove it, because checkpoints of other numbers of processes are converted anyway",
+    "zero_optimization.compute_grad_norm": "remove it, because the norm shows whether a step is bad",
+    "tensor_parallel": "remove it, because only data parallelism is supported",
+    "sequence_parallel_size": "remove it, because only data parallelism is supported",
+    "pipeline": "remove it, because only data parallelism is supported",
 }
 
 
@@ -56,14 +56,16 @@ class DeepSpeedOptions:
     """`[train.options]` of the trainer `deepspeed`.
 
     Attributes:
-        zero_stage: what the processes share out: 0 nothing, 1 the optimiser's states, 2 gradients too, 3 weights too.
-        offload: what is kept in the computer's memory instead of the GPU's: the optimiser's states (from stage 1), or
-            the weights too (stage 3).
-        micro_batch_tokens: where `micro_batch_size` is not given, a micro-batch of a process holds at most this many
-            tokens, padding included (and always one sequence at least).
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: less memory,
-            about a third more time.
-        config: any other setting of DeepSpeed, as in its JSON configuration.
+        zero_stage: What the processes split among them instead of each holding all of it: 0 nothing, 1 the optimizer's
+            states, 2 also the gradients, 3 also the weights. Raise it for a model that does not fit; each stage takes
+            less memory and more communication.
+        offload: What is kept in main memory instead of GPU memory: "optimizer" its states (from stage 1), "all" also
+            the weights (stage 3). This fits larger models and is slower.
+        micro_batch_tokens: Maximum number of tokens in a micro-batch of one process, padding included; it always holds
+            at least one sequence. Lower it if a GPU runs out of memory. Not used if `micro_batch_size` is set.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them. This takes less
+            memory and about a third more time; turn it on for a model or a sequence length that does not fit otherwise.
+        config: Any other setting of DeepSpeed, as in its JSON configuration.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = field(default=2, metadata=_HOW)
@@ -73,15 +75,15 @@ class DeepSpeedOptions:
     config: Mapping[str, Any] = field(factory=dict)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What is wrong between fields, as (key, message)."""
+        """Contradictions between fields, as (key, message)."""
         if self.offload == "all" and self.zero_stage != 3:
-            yield "offload", f'"all" needs zero_stage = 3, not {self.zero_stage}: only there weights are shared out'
+            yield "offload", f'"all" needs zero_stage = 3, not {self.zero_stage}: only stage 3 splits the weights'
         if self.offload == "optimizer" and self.zero_stage == 0:
-            yield "offload", '"optimizer" needs zero_stage = 1, 2 or 3: 0 shares nothing out'
+            yield "offload", '"optimizer" needs zero_stage = 1, 2 or 3: stage 0 splits nothing'
         for path in _paths(self.config):
             found = _ELSEWHERE.get(path) or _ELSEWHERE.get(path.partition(".")[0])
             if found:
-                yield "config", f"{path} has another place: set {found}"
+                yield "config", f"{path} cannot be set here: {found}"
 
 
 def _paths(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -97,7 +99,7 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
     """The trainers that come with Modelwright."""
     yield TrainerSpec(
         name="local",
-        summary="one process, on the CPU or one GPU, all weights or an adapter trained",
+        summary="trains all weights or an adapter in one process, on the CPU or one GPU",
         options=LocalOptions,
         factory="modelwright.plugins.trainers.local:LocalTrainer",
         needs="modelwright[train]",
@@ -106,7 +108,7 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
     )
     yield TrainerSpec(
         name="deepspeed",
-        summary="DeepSpeed ZeRO over several processes, on GPUs or CPUs, on one machine or many",
+        summary="DeepSpeed ZeRO over several processes, on GPUs or CPUs, on one or several machines",
         options=DeepSpeedOptions,
         factory="modelwright.plugins.trainers.deepspeed.trainer:DeepSpeedTrainer",
         needs="modelwright[deepspeed]",

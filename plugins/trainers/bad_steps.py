@@ -1,4 +1,4 @@
-"""When a step is bad, which examples are to blame, and what becomes of it."""
+"""When a step is bad, which examples caused it, and whether the training stops or drops the step."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ import statistics
 from collections.abc import Sequence
 
 from modelwright.core.api import Job, ModelwrightError
-from modelwright.plugins.trainers.batches.data import Corpus, Part
+from modelwright.core.api.wording import listed
+from modelwright.plugins.trainers.batches.corpus import Corpus
+from modelwright.plugins.trainers.batches.micro_batches import Assignment
 from modelwright.plugins.trainers.checkpoints import Progress
 from modelwright.plugins.trainers.ranks import Ranks
 
-# A spike is measured against the median of so many losses; before there are so many, none is seen.
+# Number of losses whose median a spike is measured against; with fewer losses there are no spikes.
 WINDOW = 32
-# So many bad steps one after the other are no accident any more.
+# A training with this many consecutive bad steps is stopped in any case.
 MOST_IN_A_ROW = 10
-_SHOWN = 8
-# Below such a loss, in nats, everything is known by heart, and any example that is not would be a spike.
-_LEARNT = 0.01
+# Number of examples that an error names.
+_NAMED = 8
+# Smallest median to compare with, in nats: when the data are learned by heart, any loss would be a spike.
+_LEAST_MEDIAN = 0.01
 
 
-class Health:
+class BadSteps:
     """Watches the steps of a training.
 
     Args:
         corpus: what is trained on.
-        job: its settings say what happens to a bad step.
+        job: its settings say whether a bad step stops the training.
         ranks: the processes that train together.
     """
 
@@ -35,52 +38,54 @@ class Health:
         self._ranks = ranks
 
     @staticmethod
-    def remembered(recent: Sequence[float], loss: float) -> tuple[float, ...]:
-        """The losses that the next one is measured against."""
-        return (*recent, loss)[-WINDOW:]
+    def recent(losses: Sequence[float], loss: float) -> tuple[float, ...]:
+        """The losses that the next one is compared with: the last ones, and `loss`."""
+        return (*losses, loss)[-WINDOW:]
 
     def bad_loss(self, loss: float, progress: Progress) -> str | None:
-        """What is wrong with the loss of a step, as a clause; None where nothing is."""
+        """Why the loss of a step is bad, as a clause; None if it is not."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         factor = self._job.settings.loss_spike
         if not factor or len(progress.recent) < WINDOW:
             return None
-        usual = max(statistics.median(progress.recent), _LEARNT)
+        median = max(statistics.median(progress.recent), _LEAST_MEDIAN)
         return (
-            f"the loss is {loss:.4f}, {loss / usual:.1f} times the usual {usual:.4f}" if loss > factor * usual else None
+            f"the loss is {loss:.4f}, {loss / median:.1f} times the recent median {median:.4f}"
+            if loss > factor * median
+            else None
         )
 
-    def dropped(self, step: int, why: str, parts: Sequence[Part], losses: Sequence[float], progress: Progress) -> None:
-        """Name the examples of a step whose gradient was dropped; all processes have to come here.
+    def dropped(
+        self, step: int, why: str, assignments: Sequence[Assignment], losses: Sequence[float], progress: Progress
+    ) -> None:
+        """Report the examples of a step whose gradient was dropped; all processes must call this together.
 
         Args:
             step: its number.
-            why: what was wrong, as a clause.
-            parts: this process's micro-batches.
-            losses: of each of them.
+            why: the reason, as a clause.
+            assignments: what this process took of the step.
+            losses: of each of these.
             progress: before the step.
 
         Raises:
-            ModelwrightError: the settings say to stop, or there were too many such steps.
+            ModelwrightError: the settings say to stop, or there were too many consecutive bad steps.
         """
-        wrong = [part for part, loss in zip(parts, losses, strict=True) if not math.isfinite(loss) and part.counts]
-        named = self._ranks.gathered(self._ids(wrong))
-        ids = [example for each in named for example in each]
+        not_finite = [taken for taken, loss in zip(assignments, losses, strict=True) if not math.isfinite(loss)]
+        ids = [example for named in self._ranks.gathered(self._ids(not_finite)) for example in named]
         if not ids:
-            ids = [example for each in self._ranks.gathered(self._ids(parts)) for example in each]
+            ids = [example for named in self._ranks.gathered(self._ids(assignments)) for example in named]
         self._job.emit("bad_step", {"step": step, "why": why, "examples": ids})
-        shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+        what = f"step {step}: {why} in a batch with the examples {listed(ids, _NAMED)}"
         if self._job.settings.on_bad_step == "stop":
             raise ModelwrightError(
-                f"step {step}: {why}, in the examples {shown}: lower learning_rate, lengthen warmup, look at the data, "
-                'or drop such steps with [train] on_bad_step = "skip"'
+                f"{what}: lower learning_rate, raise warmup, check the data, or drop such steps with [train] "
+                'on_bad_step = "skip"'
             )
         if progress.bad_in_a_row + 1 >= MOST_IN_A_ROW:
             raise ModelwrightError(
-                f"step {step}: {why}, in the examples {shown}; it is the {MOST_IN_A_ROW}th such step one after the "
-                "other: lower learning_rate, lengthen warmup, or look at the data"
+                f"{what}, the {MOST_IN_A_ROW}th bad step in a row: lower learning_rate, raise warmup, or check the data"
             )
 
-    def _ids(self, parts: Sequence[Part]) -> list[str]:
-        return [example for part in parts if part.counts for example in self._corpus.read(part).ids]
+    def _ids(self, assignments: Sequence[Assignment]) -> list[str]:
+        return [example for taken in assignments if taken.counts for example in self._corpus.read(taken).ids]

@@ -1,9 +1,9 @@
-"""Checkpoints that survive a kill: written whole or not at all, and believed only after their digests agree.
+"""Checkpoints that survive a kill: written whole or not at all, and used only if their digests agree.
 
 FOLDER/checkpoints/step-00000100/
 ├── state.json       Progress
 ├── manifest.json    fingerprint, layout, and each file's sha256 and size
-└── …                what the trainer's strategy wrote: weights, optimiser; of each process its share
+└── …                files of the trainer's strategy: weights and optimizer, of each process its share
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ FINISHED = "finished.json"
 
 @frozen(kw_only=True)
 class Progress:
-    """How far a training is, and all that its next step depends on beside weights and optimiser.
+    """How far a training is: everything its next step depends on, besides weights and optimizer.
 
     Attributes:
-        step: optimiser steps done.
-        tokens: tokens that went through the model in them, padding aside.
-        loss: the last step's, in nats.
+        step: optimizer steps done.
+        tokens: tokens that went through the model in them, without padding.
+        loss: of the last step, in nats.
         recent: the losses of the last steps, oldest first; a spike is measured against them.
         skipped: steps whose gradient was dropped.
-        bad_in_a_row: how many of the last steps were dropped.
-        holdout_loss: the last measured, in nats.
+        bad_in_a_row: number of consecutive dropped steps at the end.
+        holdout_loss: the last held-out loss, in nats.
         best_step: the step with the lowest held-out loss.
-        best_holdout_loss: that loss.
-        without_better: how many measurements have passed since.
+        best_holdout_loss: that loss, in nats.
+        without_better: measurements since then.
     """
 
     step: int = 0
@@ -57,7 +57,7 @@ class Progress:
     without_better: int = 0
 
     def measured(self, loss: float) -> Progress:
-        """The same after the held-out data were measured."""
+        """The progress after a measurement on the held-out data."""
         if math.isfinite(loss) and (self.best_holdout_loss is None or loss < self.best_holdout_loss):
             return evolve(self, holdout_loss=loss, best_step=self.step, best_holdout_loss=loss, without_better=0)
         return evolve(self, holdout_loss=loss, without_better=self.without_better + 1)
@@ -70,7 +70,7 @@ class Checkpoint:
     Attributes:
         path: its folder.
         progress: how far the training was.
-        layout: how its files are shared out among processes, as the strategy that wrote it says.
+        layout: how its files are split among processes, as the strategy that wrote it described it.
     """
 
     path: Path
@@ -90,7 +90,7 @@ def _verify(folder: Path, recorded: Mapping[str, Any]) -> None:
         if file.stat().st_size != entry["size"]:
             raise _UnusableError(f"{path} has {file.stat().st_size} bytes, {entry['size']} were written")
         if files.sha256_file(file) != entry["sha256"]:
-            raise _UnusableError(f"{path} is not what was written: its sha256 differs")
+            raise _UnusableError(f"{path} is not as it was written: its sha256 differs")
 
 
 def _why_not(folder: Path, recorded: Mapping[str, Any]) -> str | None:
@@ -102,20 +102,20 @@ def _why_not(folder: Path, recorded: Mapping[str, Any]) -> str | None:
 
 
 class Checkpoints:
-    """The checkpoints of one training, as one of its processes sees them; the first process alone writes and removes.
+    """The checkpoints of one training, as one of its processes sees them; only the first one writes and removes.
 
-    Digests are made of many bytes: each process makes those of its share of the files.
+    Each process computes the digests of its share of the files, because they can be large.
 
     Args:
-        job: its settings say how many of the newest stay, beside the one with the lowest held-out loss. Its event
-            `checkpoint_rejected` names each checkpoint that was passed over, and why.
+        job: its settings say how many of the newest are kept, besides the one with the lowest held-out loss. Its event
+            `checkpoint_rejected` names each checkpoint that cannot be used, and the reason.
         ranks: the processes that train together.
     """
 
     def __init__(self, job: Job, ranks: Ranks) -> None:
         self.folder = job.folder / "checkpoints"
         self.ranks = ranks
-        self.begun_before: bool = ranks.told(self.folder.exists())
+        self.begun_before: bool = ranks.from_first(self.folder.exists())
         self._fingerprint = job.fingerprint
         self._keep = job.settings.keep_checkpoints
         self._emit = job.emit
@@ -125,21 +125,21 @@ class Checkpoints:
             files.remove_temporaries(self.folder)
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint of this training that is whole; None where there is none."""
-        paths = self.ranks.told([path for _, path in self._found()] if self.ranks.first else None)
+        """The newest checkpoint of this training that is whole; None if there is none."""
+        paths = self.ranks.from_first([path for _, path in self._found()] if self.ranks.first else None)
         return next((usable for path in paths if (usable := self._usable(path))), None)
 
     def at(self, step: int) -> Checkpoint | None:
-        """The checkpoint of this training after a step, if it is there and whole."""
+        """The checkpoint of this training after a step; None if it is missing or not whole."""
         return self._usable(self._path(step))
 
     def save(self, progress: Progress, write: Callable[[Path], None], layout: Mapping[str, Any]) -> None:
-        """Write a checkpoint, all processes together, then remove those that it makes superfluous.
+        """Write a checkpoint, all processes together, then remove those that are no longer needed.
 
         Args:
             progress: how far the training is.
-            write: writes this process's share of weights and optimiser into the folder that it is given.
-            layout: how the files are shared out among processes.
+            write: writes this process's share of weights and optimizer into a folder.
+            layout: how the files are split among processes.
         """
         path = self._path(progress.step)
         with shared_folder(self.ranks, path) as folder:
@@ -166,21 +166,21 @@ class Checkpoints:
         return names[self.ranks.rank :: self.ranks.size]
 
     def _digests(self, folder: Path) -> dict[str, Any]:
-        """As `files.folder_manifest`, of what all processes have written by now."""
-        # A file system that nodes share may show a file late to those that did not write it.
+        """As `files.folder_manifest`, of the files that all processes have written."""
+        # A file system shared by nodes may show a file late to the nodes that did not write it.
         names = sorted(set().union(*self.ranks.gathered(list(files.sizes(folder)))))
         made = self.ranks.gathered({name: files.file_record(folder / name) for name in self._share(names)})
-        together = {name: record for part in made for name, record in part.items()}
+        together = {name: record for share in made for name, record in share.items()}
         return {name: together[name] for name in names}
 
     def _usable(self, path: Path) -> Checkpoint | None:
-        """A checkpoint, if all processes find their share of its files whole; the first one tells if not."""
-        manifest, reason = self.ranks.told(self._read_manifest(path) if self.ranks.first else None)
+        """A checkpoint, if all processes find their share of its files whole; else report why it is rejected."""
+        manifest, reason = self.ranks.from_first(self._read_manifest(path) if self.ranks.first else None)
         if reason is None:
             mine = {name: manifest["files"][name] for name in self._share(sorted(manifest["files"]))}
             reason = next((each for each in self.ranks.gathered(_why_not(path, mine)) if each), None)
         if reason is None:
-            state = self.ranks.told(files.read_json(path / STATE) if self.ranks.first else None)
+            state = self.ranks.from_first(files.read_json(path / STATE) if self.ranks.first else None)
             values = {key: value for key, value in state.items() if key != "version"}
             progress = Progress(**values | {"recent": tuple(values["recent"])})
             return Checkpoint(path=path, progress=progress, layout=manifest["layout"])
@@ -189,7 +189,7 @@ class Checkpoints:
         return None
 
     def _read_manifest(self, path: Path) -> tuple[dict[str, Any], str | None]:
-        """A checkpoint's manifest, or why there is none of this training."""
+        """A checkpoint's manifest, or why it cannot be used for this training."""
         try:
             return self._manifest(path), None
         except _UnusableError as error:
@@ -212,9 +212,9 @@ class Checkpoints:
         if manifest is None:
             raise _UnusableError(f"{MANIFEST} is missing")
         if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-            raise _UnusableError(f"{MANIFEST} is not of version {VERSION}")
+            raise _UnusableError(f"{MANIFEST} does not have version {VERSION}")
         if manifest["fingerprint"] != self._fingerprint:
-            raise _UnusableError("it belongs to a training of other inputs")
+            raise _UnusableError("it belongs to a training with other inputs")
         return manifest
 
     def _prune(self, progress: Progress) -> None:
@@ -236,32 +236,32 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Say that `folder` cannot be written to, where the libraries' own words are "unexpected pos 756544 vs 756432".
+    """Report clearly that `folder` cannot be written to; the libraries say "unexpected pos 756544 vs 756432".
 
     Raises:
-        ModelwrightError: it cannot; the disk is full, say.
+        ModelwrightError: it cannot be written to, for example because the disk is full.
     """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch hides what the file's write raised behind an error of its own.
-        told = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(told, OSError | SafetensorError):
+        # torch hides the error of the file's write behind one of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError | SafetensorError):
             raise
         raise ModelwrightError(
-            f"{folder.parent} cannot be written to: {told}; once it can, the same command goes on"
+            f"cannot write to {folder.parent}: {cause}; fix that, then the same command resumes the training"
         ) from error
 
 
 @contextlib.contextmanager
 def shared_folder(ranks: Ranks, path: Path) -> Iterator[Path]:
-    """As `files.writing_folder`, for several processes that write into one folder of a file system that they share."""
+    """As `files.writing_folder`, for several processes that write into one folder on a shared file system."""
     if not ranks.first:
-        yield Path(ranks.told(None))
+        yield Path(ranks.from_first(None))
         ranks.wait()
         return
     with files.writing_folder(path) as folder:
-        ranks.told(str(folder))
+        ranks.from_first(str(folder))
         yield folder
     ranks.wait()
 
@@ -278,7 +278,7 @@ def write_finished(job: Job, trained: Trained) -> None:
 
 
 def read_finished(job: Job) -> Trained | None:
-    """How the job ended, where its output is whole already; files that were added to the output since do not matter."""
+    """How the job ended, if its output is already whole; files added to the output since then do not matter."""
     try:
         record = files.read_json(job.folder / FINISHED)
         if record is None or record["version"] != VERSION or record["fingerprint"] != job.fingerprint:
@@ -286,4 +286,4 @@ def read_finished(job: Job) -> Trained | None:
         _verify(job.output, record["files"])
         return Trained(**record["trained"])
     except (ValueError, KeyError, TypeError, _UnusableError):
-        return None  # not what this trainer writes, or not whole: the training goes on from its newest checkpoint
+        return None  # not written by this trainer, or not whole: the training resumes from its newest checkpoint

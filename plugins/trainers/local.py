@@ -14,10 +14,11 @@ import torch
 from modelwright.core.api import Job, Trained, TrainSettings, UsageError
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
-from modelwright.plugins.trainers.memory import Size, check_memory, needs
 from modelwright.plugins.trainers.model.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.training import BETAS, decay_groups, device_facts, precision_of, train
+from modelwright.plugins.trainers.resources import Size, check_memory, needs
+from modelwright.plugins.trainers.strategy import adamw, device_facts, precision_of
+from modelwright.plugins.trainers.training import train
 
 
 class LocalTrainer:
@@ -27,10 +28,10 @@ class LocalTrainer:
         self.options = options
 
     def train(self, job: Job) -> Trained:
-        """Train until the job is done or asked to stop; go on from a checkpoint where there is one.
+        """Train until the job is done or asked to stop; resume from a checkpoint if there is one.
 
         Raises:
-            UsageError: more processes than one are asked for, or a precision that the device lacks.
+            UsageError: the settings ask for several processes, or for a precision that the device does not have.
             ModelwrightError: model and data do not fit, or the training diverged.
         """
         return train(
@@ -45,7 +46,7 @@ class OneDevice:
     """This process and its device.
 
     Raises:
-        UsageError: more processes than one are asked for, or a precision that the device lacks.
+        UsageError: the settings ask for several processes, or for a precision that the device does not have.
     """
 
     ranks = Ranks()
@@ -55,12 +56,12 @@ class OneDevice:
         self.precision = precision_of(settings.precision, self.device)
         self._settings = settings
 
-    def check(self, size: Size, newest: Checkpoint | None) -> None:  # noqa: ARG002 - it can go on from any of its own
-        """Refuse a model that memory does not suffice for."""
+    def check(self, size: Size, newest: Checkpoint | None) -> None:  # noqa: ARG002 - it can resume from any of its own
+        """Refuse a model that does not fit in memory."""
         check_memory(needs(size), self.device, on_machine=1, whole=size)
 
     def sharing(self) -> AbstractContextManager[object]:
-        """Nothing is shared: there is nobody to share with."""
+        """A context that does nothing: there are no other processes."""
         return contextlib.nullcontext()
 
     def strategy(self, model: Any) -> SingleDevice:
@@ -69,7 +70,7 @@ class OneDevice:
 
 
 class SingleDevice:
-    """AdamW on one device; weights and optimiser states are float32 whatever the precision of the forward pass."""
+    """AdamW on one device; weights and optimizer states are float32 in any precision of the forward pass."""
 
     ranks = Ranks()
 
@@ -79,11 +80,9 @@ class SingleDevice:
         self.precision = precision
         self.layout: dict[str, Any] = {"strategy": "single-device"}
         self._clip_norm = settings.clip_norm
-        self._optimizer = torch.optim.AdamW(
-            decay_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=BETAS, fused=True
-        )
+        self._optimizer = adamw(model, settings)
         if settings.compile:
-            # The blocks alone: the output layer sees another number of positions each time.
+            # Only the blocks: the output layer sees another number of positions each time.
             model.base_model.compile()
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -97,7 +96,7 @@ class SingleDevice:
         torch.autograd.backward(loss)
 
     def step(self, learning_rate: float) -> float:
-        """Clip by the norm of all gradients together, step, forget the gradients; gives the norm before clipping."""
+        """Clip by the norm of all gradients together, step, reset the gradients; returns the norm before clipping."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         total = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         norm = float(total)
@@ -119,8 +118,8 @@ class SingleDevice:
                 safetensors.torch.save_model(self.model, str(folder / "model.safetensors"))
             torch.save(self._optimizer.state_dict(), file)
 
-    def load(self, folder: Path, layout: Mapping[str, Any]) -> None:  # noqa: ARG002 - there is but one
-        """Read what `save` wrote; the pickle may hold tensors and plain values only."""
+    def load(self, folder: Path, layout: Mapping[str, Any]) -> None:  # noqa: ARG002 - there is only one
+        """Read the files of `save`; the pickle may hold only tensors and plain values."""
         if is_adapted(self.model):
             load_adapter_state(self.model, safetensors.torch.load_file(folder / "adapter.safetensors"))
         else:
@@ -130,7 +129,7 @@ class SingleDevice:
         )
 
     def export(self, folder: Path) -> None:
-        """Write config, generation config and safetensors in Hugging Face layout; or the adapter."""
+        """Write config, generation config and safetensors in Hugging Face layout, or the adapter."""
         with writing_to(folder):
             if is_adapted(self.model):
                 export_adapter(self.model, folder)
@@ -138,7 +137,7 @@ class SingleDevice:
                 self.model.save_pretrained(folder)
 
     def facts(self) -> dict[str, Any]:
-        """Device, precision, and the threads of a CPU."""
+        """Device, precision, and the number of threads on a CPU."""
         return device_facts(self.device, self.precision)
 
 
@@ -147,7 +146,7 @@ def _device(settings: TrainSettings) -> torch.device:
     processes = max(1, gpus) if settings.processes == "auto" else settings.processes
     if processes != 1:
         raise UsageError(
-            f"[train] trainer 'local' is one process, and processes = {settings.processes!r} asks for {processes}: set "
-            'processes = 1, or trainer = "deepspeed"'
+            f"[train] processes = {settings.processes!r} means {processes} processes, and trainer 'local' runs in one: "
+            'set processes = 1, or trainer = "deepspeed"'
         )
     return torch.device("cuda", 0) if gpus else torch.device("cpu")

@@ -1,13 +1,13 @@
 """The training loop that the trainers share.
 
-The loss of an optimiser step is the mean cross-entropy over the step's supervised tokens, however the step is split
+The loss of an optimizer step is the mean cross-entropy over the step's supervised tokens, however the step is split
 into micro-batches and over processes: their token losses are summed, and each sum is divided by the step's total.
 
 Everything random is a function of (seed, step, process): the order of the sequences, and dropout, whose generator is
-seeded anew at each step. A checkpoint therefore holds weights, optimiser and progress, and no state of a generator.
+seeded again at each step. A checkpoint therefore holds weights, optimizer and progress, and no state of a generator.
 
-Several processes run this loop in lockstep. What they decide (to stop, to drop a step) they decide together, from
-numbers that all of them have.
+Several processes run this loop in lockstep. They decide together (to stop, to drop a step), from numbers that all of
+them have.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from attrs import asdict, evolve, frozen
 
 from modelwright.core.api import Job, ModelwrightError, Trained
-from modelwright.plugins.trainers import schedule
-from modelwright.plugins.trainers.bad_steps import Health
-from modelwright.plugins.trainers.batches.batch_layout import lay_end_to_end
-from modelwright.plugins.trainers.batches.data import Corpus, MicroBatch, Numbers, Part, Plan
-from modelwright.plugins.trainers.batches.isolation import check_isolation
+from modelwright.plugins.trainers.bad_steps import BadSteps
+from modelwright.plugins.trainers.batches.corpus import Corpus, Plan
+from modelwright.plugins.trainers.batches.micro_batches import Assignment, MicroBatch, Numbers
 from modelwright.plugins.trainers.checkpoints import (
     Checkpoint,
     Checkpoints,
@@ -35,28 +33,28 @@ from modelwright.plugins.trainers.checkpoints import (
     shared_folder,
     write_finished,
 )
-from modelwright.plugins.trainers.meter import Meter
-from modelwright.plugins.trainers.model.forward import SupervisedLogits, attention_of
-from modelwright.plugins.trainers.preflight import preflight
-from modelwright.plugins.trainers.ranks import Ranks
+from modelwright.plugins.trainers.model.attention import attention_of
+from modelwright.plugins.trainers.model.isolation import check_isolation, lay_end_to_end
+from modelwright.plugins.trainers.model.loss import SupervisedLogits
+from modelwright.plugins.trainers.resources import Meter
 from modelwright.plugins.trainers.strategy import Strategy
 
-# With how many packs a model must show that it keeps documents apart.
+# Number of packs that a model is checked with, whether it keeps their documents apart.
 _CHECKED_PACKS = 4
 
 
 @frozen
 class StepResult:
-    """What one optimiser step did, over all processes.
+    """The figures of one optimizer step, over all processes.
 
     Attributes:
-        loss: mean over its supervised tokens, in nats; None where it is no finite number.
-        grad_norm: the gradient's 2-norm before clipping; None where the step was dropped.
-        learning_rate: what was stepped with.
-        tokens: tokens that went through the model, padding aside.
-        supervised: tokens that were learnt.
+        loss: mean over its supervised tokens, in nats; None if it is not finite.
+        grad_norm: the gradient's 2-norm before clipping; None if the step was dropped.
+        learning_rate: of this step.
+        tokens: tokens that went through the model, without padding.
+        supervised: supervised tokens among them.
         order: a digest of the numbers of its sequences.
-        by_source: the mean loss of each source that tokens came from, in nats, where there are several.
+        by_source: the mean loss of each source of its tokens, in nats; empty if there is only one source.
     """
 
     loss: float | None
@@ -76,8 +74,8 @@ class Loop:
         strategy: how.
         corpus: the job's tokens.
         checkpoints: of the job.
-        holdout: its held-out tokens, where there are any.
-        micro_batch_tokens: the most tokens of a micro-batch where the settings give no size.
+        holdout: its held-out tokens, if there are any.
+        micro_batch_tokens: maximum number of tokens in a micro-batch if the settings give no size.
     """
 
     def __init__(
@@ -96,40 +94,47 @@ class Loop:
         self.ranks = strategy.ranks
         self.corpus = corpus
         self.plan = Plan(corpus, job.settings, seed=job.seed)
-        self.warmup = schedule.warmup_steps(self.plan.steps, job.settings.warmup)
         self.holdout = holdout
         self.checkpoints = checkpoints
-        self.health = Health(corpus, job, self.ranks)
+        self._bad_steps = BadSteps(corpus, job, self.ranks)
         self.logits = SupervisedLogits(strategy.model, strategy.forward)
         length = corpus.tokens / max(1, corpus.examples)
         self.meter = Meter(strategy.model, strategy.device, strategy.precision, length=length, ranks=self.ranks)
         self._micro_batch_tokens = micro_batch_tokens
         self._end_to_end = False
-        self._planned: dict[int, list[Part]] = {}
+        self._planned: dict[int, list[Assignment]] = {}
+        self._began = time.perf_counter()
 
-    def run(self, newest: Checkpoint | None) -> Trained:
-        """Train to the end, or until someone asks to stop; then a checkpoint of the last whole step is left.
-
-        Args:
-            newest: what to go on from.
+    def start(self) -> None:
+        """Choose how micro-batches are laid out, and check the model with packs; `run` comes next.
 
         Raises:
-            ModelwrightError: loss or gradient are no numbers any more, or the model mixes the documents of a pack.
+            ModelwrightError: the model mixes the documents of a pack.
         """
-        began = time.perf_counter()
+        self._began = time.perf_counter()
         rows = [row for corpus in (self.corpus, self.holdout) if corpus is not None for row in corpus.varied()]
-        self._end_to_end = lay_end_to_end(self.strategy, self.logits, rows, self.ranks, asked=self.job.attention)
+        self._end_to_end = lay_end_to_end(
+            self.strategy, self.logits, rows, requested=self.job.attention, in_any_rank=self.ranks.any
+        )
         self._emit_started()
         self._check_isolation()
-        if newest is None and self.settings.preflight:
-            preflight(self)
+
+    def run(self, newest: Checkpoint | None) -> Trained:
+        """Train to the end, or until a stop is requested, which leaves a checkpoint of the last whole step.
+
+        Args:
+            newest: the checkpoint to resume from.
+
+        Raises:
+            ModelwrightError: loss or gradient are not finite, and the settings do not say to drop such steps.
+        """
         progress = self._resume(newest)
         saved = progress.step
         self.strategy.model.train()
         while not self._is_over(progress):
             further = self._advance(progress)
             if further is None:
-                # The optimiser has not stepped: weights and states are those of the last step still.
+                # The optimizer has not stepped: weights and states are still those of the last step.
                 if progress.step > saved:
                     self._checkpoint(progress)
                 return self._trained(progress, finished=False)
@@ -145,13 +150,13 @@ class Loop:
                 saved = progress.step
             if stop:
                 return self._trained(progress, finished=False)
-        return self._finish(progress, began)
+        return self._finish(progress)
 
     def _is_over(self, progress: Progress) -> bool:
         patience = self.settings.early_stopping
         return progress.step >= self.plan.steps or (patience is not None and progress.without_better >= patience)
 
-    def _finish(self, progress: Progress, began: float) -> Trained:
+    def _finish(self, progress: Progress) -> Trained:
         best = progress.best_step
         if self.settings.early_stopping is not None and best not in (None, progress.step):
             assert best is not None
@@ -159,7 +164,8 @@ class Loop:
             if checkpoint is None:
                 raise ModelwrightError(
                     f"{self.checkpoints.folder}: the checkpoint of step {best}, which has the lowest held-out loss, is "
-                    "damaged or gone: take [train] early_stopping out for the last step's model, or train anew"
+                    "damaged or missing: remove [train] early_stopping to keep the last step's model, or train again "
+                    "with --only train --fresh"
                 )
             self.strategy.load(checkpoint.path, checkpoint.layout)
             progress = evolve(progress, loss=checkpoint.progress.loss, holdout_loss=progress.best_holdout_loss)
@@ -172,7 +178,7 @@ class Loop:
         totals = {"step": progress.step, "tokens": progress.tokens, "loss": progress.loss, "skipped": progress.skipped}
         self.job.emit(
             "finished",
-            totals | {"holdout_loss": progress.holdout_loss, "seconds": round(time.perf_counter() - began, 3)},
+            totals | {"holdout_loss": progress.holdout_loss, "seconds": round(time.perf_counter() - self._began, 3)},
         )
         return trained
 
@@ -190,18 +196,17 @@ class Loop:
         self.job.emit("started", facts | self.meter.facts() | self.strategy.facts())
 
     def _check_isolation(self) -> None:
-        # Every process checks the same packs: at ZeRO's stage 3 a forward pass is theirs together.
+        # Every process checks the same packs: at ZeRO stage 3 they compute a forward pass together.
         packed = self.corpus.packed(self.corpus.sequences)[:_CHECKED_PACKS]
-        for part in self.corpus.parts(
-            packed, Ranks(), size=self.settings.micro_batch_size, tokens=self._micro_batch_tokens
-        ):
-            packs = [self.corpus.documents(pack) for pack in part.sequences.tolist()]
+        size = self.settings.micro_batch_size
+        for assignment in self.corpus.assignments(packed, size=size, tokens=self._micro_batch_tokens):
+            packs = [self.corpus.documents(pack) for pack in assignment.sequences.tolist()]
             check_isolation(self.strategy, self.logits, packs)
 
     def _resume(self, newest: Checkpoint | None) -> Progress:
         if newest is None:
             if self.checkpoints.begun_before:
-                # An earlier attempt left events and nothing to go on from: readers drop what it said.
+                # An earlier attempt left events but no checkpoint: readers drop its events.
                 self.job.emit("resumed", {"step": 0})
             return Progress()
         self.strategy.load(newest.path, newest.layout)
@@ -219,13 +224,13 @@ class Loop:
         further = evolve(progress, step=step, tokens=progress.tokens + result.tokens)
         if result.grad_norm is None or result.loss is None:
             return evolve(further, skipped=progress.skipped + 1, bad_in_a_row=progress.bad_in_a_row + 1)
-        recent = self.health.remembered(progress.recent, result.loss)
+        recent = self._bad_steps.recent(progress.recent, result.loss)
         return evolve(further, loss=result.loss, recent=recent, bad_in_a_row=0)
 
     def step(self, progress: Progress) -> StepResult | None:
-        """Do the optimiser step after `progress`; None where someone asked to stop before its end.
+        """Do the optimizer step after `progress`; returns None if a stop was requested before its end.
 
-        A step left so changes nothing but the gradients; done again, it comes out the same.
+        A step that ends so changes only the gradients; done again, it has the same result.
 
         Raises:
             ModelwrightError: loss or gradient are bad, and the settings do not say to drop such a step.
@@ -234,36 +239,36 @@ class Loop:
         torch.manual_seed(_step_seed(self.job.seed, step, self.ranks.rank))
         sequences = self.plan.sequences(step)
         supervised = self.corpus.supervised(sequences)
-        parts = self._parts(step)
-        following = self._parts(step + 1)[0] if step < self.plan.steps else None
+        assignments = self._assignments(step)
+        following = self._assignments(step + 1)[0] if step < self.plan.steps else None
         summed: list[torch.Tensor] = []
         tokens, names = 0, self.corpus.sources if len(self.corpus.sources) > 1 else []
-        sources = torch.zeros(2, len(names), device=self.strategy.device)  # losses, and how many they are of
-        for part, batch in self._batches(self.corpus, parts, following):
-            # A large batch on a slow machine takes hours, and whoever asks waits for minutes.
+        sources = torch.zeros(2, len(names), device=self.strategy.device)  # sums of losses, and counts of tokens
+        for assignment, batch in self._batches(self.corpus, assignments, following):
+            # A large batch on a slow machine can take hours, and a stop should take minutes.
             if self.ranks.any(self.job.stopping()):
                 return None
-            loss, each = self._loss(batch, part)
+            loss, each = self._loss(batch, assignment)
             loss = loss / supervised
             self.strategy.backward(loss)
-            if names and part.counts:
+            if names and assignment.counts:
                 sources[0].index_add_(0, batch.sources, each)
                 sources[1].index_add_(0, batch.sources, torch.ones_like(each))
             summed.append(loss.detach())
-            tokens += batch.tokens if part.counts else 0
+            tokens += batch.tokens if assignment.counts else 0
         rate = self._rate(step)
-        # One transfer a step: reading each number alone would wait for the device each time.
+        # One transfer for each step: reading each number alone would wait for the device each time.
         numbers = torch.cat([torch.stack(summed), sources.flatten()]).tolist()
-        losses, of_sources = numbers[: len(parts)], numbers[len(parts) :]
+        losses, of_sources = numbers[: len(assignments)], numbers[len(assignments) :]
         total, tokens_of_all, *of_all = self.ranks.sums([math.fsum(losses), tokens, *of_sources])
-        bad = self.health.bad_loss(total, progress)
+        bad = self._bad_steps.bad_loss(total, progress)
         if bad:
-            self._poison(parts[-1])
+            self._poison(assignments[-1])
         norm = self.strategy.step(rate)
         if bad is None and not math.isfinite(norm):
             bad = f"the gradient's norm is {norm}"
         if bad:
-            self.health.dropped(step, bad, parts, losses, progress)
+            self._bad_steps.dropped(step, bad, assignments, losses, progress)
         return StepResult(
             loss=total if math.isfinite(total) else None,
             grad_norm=None if bad else norm,
@@ -275,53 +280,60 @@ class Loop:
         )
 
     def _rate(self, step: int) -> float:
-        return self.settings.learning_rate * schedule.factor(
-            step, steps=self.plan.steps, warmup=self.warmup, schedule=self.settings.schedule
+        warmup = warmup_steps(self.plan.steps, self.settings.warmup)
+        return self.settings.learning_rate * schedule_factor(
+            step, steps=self.plan.steps, warmup=warmup, schedule=self.settings.schedule
         )
 
-    def _loss(self, batch: MicroBatch, part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed loss of a micro-batch, and each token's; without a gradient where another process counts it."""
+    def _loss(self, batch: MicroBatch, assignment: Assignment) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of a micro-batch, and that of each token; the sum is 0 if another process counts it."""
         with self.strategy.autocast():
             loss, each = self.logits.summed_loss(batch)
-        return loss if part.counts else loss * 0.0, each
+        return loss if assignment.counts else loss * 0.0, each
 
-    def _poison(self, part: Part) -> None:
-        """Make the step's gradient no number, which every strategy drops: none has another way to forget it."""
-        (_, batch), *_ = self._batches(self.corpus, [part])
-        self.strategy.backward(self._loss(batch, part)[0] * math.nan)
+    def _poison(self, assignment: Assignment) -> None:
+        """Make the step's gradient NaN, so that every strategy drops it; there is no other way common to them all."""
+        (_, batch), *_ = self._batches(self.corpus, [assignment])
+        self.strategy.backward(self._loss(batch, assignment)[0] * math.nan)
 
-    def split(self, corpus: Corpus, sequences: Numbers) -> list[Part]:
-        """What this process takes of these sequences, pass after pass."""
-        return corpus.parts(
+    def _split(self, corpus: Corpus, sequences: Numbers) -> list[Assignment]:
+        """What this process takes of these sequences, one forward pass after the other."""
+        return corpus.assignments(
             sequences,
-            self.ranks,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
             size=self.settings.micro_batch_size,
             tokens=self._micro_batch_tokens,
             end_to_end=self._end_to_end,
         )
 
-    def _parts(self, step: int) -> list[Part]:
-        """What this process takes of a step; the next one's is asked for before its time, to be read ahead."""
+    def _assignments(self, step: int) -> list[Assignment]:
+        """What this process takes of a step; kept, because those of the next step are used early for prefetching."""
         if step not in self._planned:
-            self._planned = {planned: parts for planned, parts in self._planned.items() if planned == step - 1}
-            self._planned[step] = self.split(self.corpus, self.plan.sequences(step))
+            self._planned = {planned: kept for planned, kept in self._planned.items() if planned == step - 1}
+            self._planned[step] = self._split(self.corpus, self.plan.sequences(step))
         return self._planned[step]
 
     def _batches(
-        self, corpus: Corpus, parts: Sequence[Part], following: Part | None = None
-    ) -> Iterator[tuple[Part, MicroBatch]]:
-        for part, batch in corpus.batches(parts, following):
-            yield part, batch.to(self.strategy.device)
+        self, corpus: Corpus, assignments: Sequence[Assignment], following: Assignment | None = None
+    ) -> Iterator[tuple[Assignment, MicroBatch]]:
+        for assignment, batch in corpus.batches(assignments, following):
+            yield assignment, batch.to(self.strategy.device)
 
     def rehearse(self, sequences: Numbers, *, stepping: bool) -> None:
-        """The two longest micro-batches of these sequences forward and back, and a step unless told not to take it."""
+        """Put the two longest micro-batches of these sequences through forward and backward pass.
+
+        Args:
+            sequences: their numbers.
+            stepping: whether a step follows; without it, weights and optimizer stay as they are.
+        """
         torch.manual_seed(_step_seed(self.job.seed, 0, self.ranks.rank))
         self.strategy.model.train()
-        parts = self.split(self.corpus, sequences)[:2]
-        for part, batch in self._batches(self.corpus, parts):
-            self.strategy.backward(self._loss(batch, part)[0] / self.corpus.supervised(sequences))
+        assignments = self._split(self.corpus, sequences)[:2]
+        for assignment, batch in self._batches(self.corpus, assignments):
+            self.strategy.backward(self._loss(batch, assignment)[0] / self.corpus.supervised(sequences))
         if not stepping:
-            self._poison(parts[-1])
+            self._poison(assignments[-1])
         self.strategy.step(self._rate(1))
 
     def mean_loss(self, corpus: Corpus, sequences: Numbers) -> float:
@@ -329,8 +341,8 @@ class Loop:
         total = 0.0
         self.strategy.model.eval()
         with torch.no_grad():
-            for part, batch in self._batches(corpus, self.split(corpus, sequences)):
-                total += self._loss(batch, part)[0].item()
+            for assignment, batch in self._batches(corpus, self._split(corpus, sequences)):
+                total += self._loss(batch, assignment)[0].item()
         self.strategy.model.train()
         return self.ranks.sums([total])[0] / corpus.supervised(sequences)
 
@@ -356,13 +368,39 @@ class Loop:
         )
 
 
+def warmup_steps(steps: int, warmup: float) -> int:
+    """The number of steps in which the rate rises to its peak: the share `warmup` of all `steps`, rounded."""
+    return round(warmup * steps)
+
+
+def schedule_factor(step: int, *, steps: int, warmup: int, schedule: Literal["cosine", "linear", "constant"]) -> float:
+    """The share of the peak learning rate for optimizer step `step` (1 to `steps`).
+
+    With `W` warm-up steps out of `N`, and `p = (step - W - 1) / (N - W)`:
+
+        step <= W    step / (W + 1)
+        cosine       (1 + cos(pi * p)) / 2
+        linear       1 - p
+        constant     1
+
+    The warm-up reaches the peak exactly at step `W + 1`, and the decay would reach 0 at step `N + 1`: no step is wasted
+    on a rate of 0. The cosine is that of I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, without restarts.
+    """
+    if step <= warmup:
+        return step / (warmup + 1)
+    done = (step - warmup - 1) / (steps - warmup)
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    return 1 - done if schedule == "linear" else 1.0
+
+
 def _means(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
-    """The means of sources, from all their sums and then all their counts; without those that did not occur."""
+    """The mean of each source, from all the sums followed by all the counts; sources without tokens are left out."""
     totals, counts = sums[: len(names)], sums[len(names) :]
     means = ((name, total / count) for name, total, count in zip(names, totals, counts, strict=True) if count)
     return {name: mean for name, mean in means if math.isfinite(mean)}
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Another one for each process, or all of them would drop the same units out."""
+    """A seed of its own for each process, or dropout would drop the same units in all of them."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])

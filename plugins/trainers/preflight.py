@@ -1,4 +1,4 @@
-"""Try everything once before the first step: what fails after hours can fail in the first minute."""
+"""Try everything once before the first step, so that what would fail after hours fails in the first minute."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modelwright.core.api import ModelwrightError, check_checkpoint_room, checkpoint_bytes, files
+from modelwright.plugins.trainers.loop import Loop
 
-if TYPE_CHECKING:
-    from modelwright.plugins.trainers.loop import Loop
-
-# Checkpoints beyond so many bytes are not tried: writing them takes longer than the rest.
+# Larger checkpoints, in bytes, are not tried: writing them would take longer than the rest.
 _LARGEST_TRIED = 8e9
-# How far two computations of one loss may be apart, relative: on a GPU sums have no fixed order.
+# Relative difference allowed between two computations of one loss: on a GPU, sums have no fixed order.
 _SAME = 1e-3
 
 
 def preflight(loop: Loop) -> None:
-    """The two longest micro-batches forward and back, a step, a held-out micro-batch, a checkpoint written and read.
+    """Try the two longest micro-batches, a step, a held-out micro-batch, and a checkpoint written and read back.
 
-    Afterwards weights and optimiser are what they were.
+    Afterwards, weights and optimizer are as they were before.
 
     Raises:
-        ModelwrightError: there is too little room on the disk, or the checkpoint does not give the model back.
+        ModelwrightError: there is not enough disk space, or loading the checkpoint does not restore the model.
     """
     began = time.perf_counter()
     trainable = loop.meter.size.trainable
@@ -49,17 +46,18 @@ def preflight(loop: Loop) -> None:
             after = loop.mean_loss(loop.corpus, longest[:1])
             if not math.isclose(before, after, rel_tol=_SAME) and math.isfinite(before):
                 raise ModelwrightError(
-                    f"a checkpoint does not give the model back: its loss was {before:.6f}, and is {after:.6f} after "
-                    "loading: this trainer cannot resume it; look for buffers that the model does not save"
+                    f"loading a checkpoint does not restore the model: its loss was {before:.6f} before and is "
+                    f"{after:.6f} after loading, so this trainer cannot resume it: look for buffers that the model "
+                    "does not save"
                 )
     loop.job.emit("preflight", {"seconds": round(time.perf_counter() - began, 3), "checkpoint_bytes": size})
 
 
 @contextlib.contextmanager
 def _rehearsal(loop: Loop) -> Iterator[Path]:
-    """A folder for a checkpoint that goes away again."""
+    """A temporary folder for a checkpoint."""
     place = files.temporary_name(loop.checkpoints.folder / "rehearsal")
-    place = Path(loop.ranks.told(str(place)))
+    place = Path(loop.ranks.from_first(str(place)))
     if loop.ranks.first:
         place.mkdir()
     loop.ranks.wait()

@@ -1,4 +1,4 @@
-"""The processes of one training, and the little that they tell one another beside gradients: flags, sums, paths."""
+"""The processes of one training, and what they exchange besides gradients: flags, sums and paths."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from attrs import field, frozen
 
-# So long the others wait for what the first process does alone, as bringing a large checkpoint into another form. One
-# that is gone is noticed long before, by its connections.
+# How long the others wait while the first process works alone, such as converting a large checkpoint. A process that
+# is gone is noticed long before that, by its connections.
 LONGEST_WAIT = timedelta(hours=6)
 
 
@@ -18,13 +18,13 @@ LONGEST_WAIT = timedelta(hours=6)
 class Ranks:
     """The processes that train together, as one of them sees them.
 
-    What they say goes through the processors' network library (gloo) even where gradients go between GPUs: no GPU has
-    to be waited for.
+    Their messages go through the CPUs' network library (gloo) even if gradients go between GPUs, so that no process has
+    to wait for a GPU.
 
     Attributes:
         rank: this process's number, from 0.
-        size: how many there are.
-        group: of torch.distributed; None where there is one process.
+        size: number of processes.
+        group: of torch.distributed; None for a single process.
     """
 
     rank: int = 0
@@ -33,18 +33,18 @@ class Ranks:
 
     @classmethod
     def joined(cls) -> Ranks:
-        """The processes of torch.distributed's default group, which is there already."""
+        """The processes of torch.distributed's default group, which must exist."""
         distributed = torch.distributed
         group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
         return cls(distributed.get_rank(), distributed.get_world_size(), group)
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes what all of them share."""
+        """Whether this is the process that writes shared files."""
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether one of the processes says so; all of them have to ask."""
+        """Whether the flag is true in any process; all of them must call this."""
         if self.size == 1:
             return flag
         seen = torch.tensor([int(flag)])
@@ -60,15 +60,15 @@ class Ranks:
         return [float(value) for value in total.tolist()]
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each process says, in the order of their numbers."""
+        """The values of all processes, in the order of their numbers."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(values, value, group=self.group)
         return values
 
-    def told(self, value: Any) -> Any:
-        """What the first process says."""
+    def from_first(self, value: Any) -> Any:
+        """The value of the first process, in all of them."""
         if self.size == 1:
             return value
         values = [value]
@@ -76,6 +76,6 @@ class Ranks:
         return values[0]
 
     def wait(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process calls this."""
         if self.size > 1:
             torch.distributed.barrier(group=self.group)

@@ -1,4 +1,4 @@
-"""What a kind of trainer brings to the loop: how one forward pass, one step and one checkpoint are computed."""
+"""What a kind of trainer brings to the loop (`Setup` and `Strategy`), and the pieces that the built-in ones share."""
 
 from __future__ import annotations
 
@@ -9,19 +9,57 @@ from typing import Any, Protocol
 
 import torch
 
+from modelwright.core.api import TrainSettings, UsageError
+from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.ranks import Ranks
+from modelwright.plugins.trainers.resources import Size
+
+# The second moment forgets faster than Adam's 0.999: the usual choice for language models since T. Brown et al.,
+# "Language models are few-shot learners" (2020), appendix B.
+_BETAS = (0.9, 0.95)
+
+
+class Setup(Protocol):
+    """The processes and devices of one kind of trainer, from which the loop gets a strategy for its model.
+
+    Attributes:
+        ranks: the processes that train together.
+        device: the device of this process.
+        precision: of the forward pass.
+    """
+
+    ranks: Ranks
+    device: torch.device
+    precision: torch.dtype
+
+    def check(self, size: Size, newest: Checkpoint | None) -> None:
+        """Refuse a training that cannot succeed, before any weights are read.
+
+        Args:
+            size: of the model to be trained.
+            newest: the checkpoint to resume from.
+        """
+        ...
+
+    def sharing(self) -> AbstractContextManager[object]:
+        """A context in which the weights of a model that is read are split among the processes, if they train so."""
+        ...
+
+    def strategy(self, model: Any) -> Strategy:
+        """The strategy that trains the model."""
+        ...
 
 
 class Strategy(Protocol):
-    """How one kind of trainer computes; the loop decides what is computed, and when.
+    """How one kind of trainer computes a forward pass, a step and a checkpoint; the loop decides which, and when.
 
     Attributes:
         model: a causal language model of transformers.
-        forward: what is called in its place: the model, or what wraps it.
-        device: where its inputs go.
+        forward: called in its place: the model itself, or the object that wraps it.
+        device: the device of its inputs.
         precision: of its forward pass.
         ranks: the processes that train together.
-        layout: how a checkpoint is shared out among them; one with another layout may not load.
+        layout: how a checkpoint is split among them; a checkpoint with another layout may not load.
     """
 
     model: Any
@@ -36,31 +74,89 @@ class Strategy(Protocol):
         ...
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of `loss` (a scalar, this process's part of the step's) to those of the step so far."""
+        """Add the gradient of `loss` (a scalar, this process's share of the step's loss) to the step's gradient."""
         ...
 
     def step(self, learning_rate: float) -> float:
-        """Clip the gradients of all processes together, step, forget them; gives their 2-norm before clipping.
+        """Clip the gradients of all processes together, step and reset them; returns their 2-norm before clipping.
 
-        Where the norm is no finite number, nothing is stepped: weights and optimiser stay as they were.
+        If the norm is not finite, there is no step: weights and optimizer stay as they were.
         """
         ...
 
     def save(self, folder: Path) -> None:
-        """Write this process's share of weights and optimiser into a checkpoint's folder."""
+        """Write this process's share of weights and optimizer into a checkpoint's folder."""
         ...
 
     def load(self, folder: Path, layout: Mapping[str, Any]) -> None:
-        """Read what `save` wrote under a `layout`, also back into the strategy that wrote it."""
+        """Read a folder that `save` wrote with this `layout`, also into the same strategy."""
         ...
 
     def export(self, folder: Path) -> None:
-        """Write config and weights in Hugging Face layout, or the adapter that was trained.
+        """Write config and weights in Hugging Face layout, or the trained adapter.
 
-        Every process calls it, the first one writes.
+        Every process calls this, and the first one writes.
         """
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What the event `started` says of the machine: device, precision and the like."""
+        """Facts about the machine for the event `started`, such as device and precision."""
         ...
+
+
+def adamw(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
+    """The optimizer of all trainers, over the parameters that require a gradient."""
+    groups = decay_groups(model, settings.weight_decay)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, fused=True)
+
+
+def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: matrices (also embeddings) decay; norms and biases, which are vectors, do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [each for each in parameters if _dimensions(each) >= 2], "weight_decay": weight_decay},
+        {"params": [each for each in parameters if _dimensions(each) < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _dimensions(parameter: torch.Tensor) -> int:
+    """The number of dimensions of a parameter; ZeRO-3 leaves a flat remainder and keeps the shape beside it."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def precision_of(requested: str, device: torch.device) -> torch.dtype:
+    """The precision of the forward pass; "auto" is bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        UsageError: the device does not have the requested precision.
+    """
+    supported = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if requested == "bfloat16" and not supported:
+        raise UsageError(
+            f'[train] precision: {torch.cuda.get_device_name(device)} has no bfloat16: set it to "float32"'
+        )
+    low = requested == "bfloat16" or (requested == "auto" and device.type == "cuda")
+    return torch.bfloat16 if low and supported else torch.float32
+
+
+def device_facts(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
+    """Device, precision, and the number of threads on a CPU."""
+    named = {"precision": str(precision).removeprefix("torch.")}
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device), **named}
+    return {"device": "cpu", **named, "threads": torch.get_num_threads()}
+
+
+def recompute_activations(model: Any) -> None:
+    """Keep only the activations between the blocks, and compute the others again in the backward pass.
+
+    Raises:
+        UsageError: the model does not support it.
+    """
+    # transformers renames the method within version 5, and drops the old name in 6.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UsageError(f"[train.options] gradient_checkpointing: {error}") from error

@@ -15,7 +15,7 @@ from modelwright.core.chat.renderer import read_template
 from modelwright.core.config import read_run
 from modelwright.core.config.schema import ScratchConfig
 from modelwright.core.stages.prepare.tokenizers import scratch_renderer
-from modelwright.core.stages.train.scratch import scratch_config
+from modelwright.core.stages.train.worker import scratch_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = {"math": "math-specialized", "reasoning": "reasoning", "general": "general-assistant"}

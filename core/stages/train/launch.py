@@ -1,4 +1,4 @@
-"""How a training job's processes are started: on this machine, or on the nodes of an allocation of Slurm's."""
+"""How the processes of a training are started: on this machine, or on the nodes of a Slurm allocation."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from modelwright.core.runs.supervisor import worker_command
 from modelwright.core.stages.train.external_launcher import Launched
 
 MODULE = "modelwright.core.stages.train.worker"
-# Where the first process listens for those of other nodes: by the job's id, below the ports that systems give out.
+# Ports at which the first process listens for other nodes, by the job's id; below the ports that systems assign.
 _PORTS = range(12000, 32000)
-# What srun says of the first task that did not end well.
+# How srun reports the first task that failed.
 _FAILED = re.compile(r"^srun: error: (?P<node>[^:\s]+): task [^:]+: (?P<how>[^\d\n]*(?P<code>\d+)?.*)$", re.MULTILINE)
-# What is said of a node on which a process did not end by itself.
-KILLED = "a process was ended by"
-# So many times a job may be stopped before its training has done a step.
+# The report about a node on which a process was killed.
+KILLED = "a process was killed by"
+# A training is not queued again after this many jobs in a row without a step.
 _ATTEMPTS = 3
-# What a launcher tells its processes; a process that no launcher started must not take someone else's for its own.
-_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Variables that a launcher sets for its processes; a process that no launcher started must not inherit them.
+_OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @frozen(kw_only=True)
 class Launch:
-    """A command line that trains, and what it finds in its environment beside the runner's own.
+    """A command line that trains, and its changes to the runner's environment.
 
     Attributes:
         command: the program and its arguments.
-        environment: variables; None takes one away.
+        environment: variables to set; None removes one.
     """
 
     command: list[str]
@@ -52,25 +52,25 @@ class Launch:
 def training_launch(
     folder: RunFolder, launcher: str, processes: int | Literal["auto"], cluster: ClusterConfig | None = None
 ) -> Launch:
-    """How the processes of a training are started: in a job of Slurm's as `[cluster]` says, else on this machine.
+    """How to start the processes of a training: in a Slurm job as `[cluster]` says, else on this machine.
 
     Args:
-        folder: the run's.
+        folder: of the run.
         launcher: of the trainer, "python" or "deepspeed".
-        processes: how many on each machine; "auto" is one for each GPU.
-        cluster: `[cluster]`, where there is one.
+        processes: number on each machine; "auto" is one per GPU.
+        cluster: `[cluster]`, if there is one.
 
     Raises:
-        UsageError: there are fewer GPUs than processes, or fewer nodes than `[cluster]` asks for.
-        ModelwrightError: Slurm does not tell about the nodes.
+        UsageError: there are fewer GPUs than processes, or fewer nodes than `[cluster]` requests.
+        ModelwrightError: Slurm cannot list the job's nodes.
     """
     if launcher == "python":
-        return Launch(command=worker_command(MODULE, folder), environment=dict.fromkeys(_LAUNCHED))
+        return Launch(command=worker_command(MODULE, folder), environment=dict.fromkeys(_OF_LAUNCHERS))
     job = allocation()
     cluster = cluster if job else None
     gpus = gpu_count()
     if job and cluster and cluster.nodes > 1:
-        # This process may be on a machine that has none, as in a shell that salloc gave.
+        # This process may be on a machine without GPUs, as in a shell started by salloc.
         gpus = gpus or cluster.gpus_per_node or 0
     count = _processes(processes, gpus, cluster)
     environment = _environment(count, gpus, job)
@@ -79,7 +79,7 @@ def training_launch(
     return Launch(
         command=[
             *(sys.executable, "-m", "deepspeed.launcher.runner"),
-            # A list of hosts that lies in the launcher's usual place is another program's.
+            # A list of hosts in the launcher's default place belongs to another program.
             *("--hostfile", os.devnull),
             *("--num_gpus", str(count), "--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
             *_worker(folder),
@@ -88,20 +88,20 @@ def training_launch(
     )
 
 
-def launched_process(folder: RunFolder, here: Launched) -> Launch:
-    """The one process of a training that this one starts where a launcher started this program several times.
+def launch_of_one(folder: RunFolder, here: Launched) -> Launch:
+    """How this process starts its own process of a training, if a launcher started this command several times.
 
-    What the launcher said of this process (RANK and its like) stays in the environment.
+    The launcher's variables (RANK and similar) stay in the environment.
     """
     environment = _environment(here.on_machine or here.size, gpu_count(), allocation())
     return Launch(command=worker_command(MODULE, folder), environment=environment)
 
 
 def _environment(count: int, gpus: int, job: Allocation | None) -> dict[str, str | None]:
-    """What each of `count` processes on a machine finds in its environment."""
+    """The environment of each of `count` processes on a machine."""
     environment: dict[str, str | None] = {"PYTHONSAFEPATH": "1"}  # as -P does for other workers
     if not gpus:
-        # Processes with as many threads each as there are cores spin one another to a crawl.
+        # If each process has as many threads as there are cores, they slow each other down to a crawl.
         threads = max(1, ((job.cpus if job else None) or os.cpu_count() or 1) // count)
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     return environment
@@ -112,7 +112,7 @@ def _worker(folder: RunFolder) -> list[str]:
 
 
 def _processes(processes: int | Literal["auto"], gpus: int, cluster: ClusterConfig | None) -> int:
-    """How many on each machine; those of `[cluster]` go before those of `[train]`.
+    """The number of processes on each machine; `[cluster]` takes precedence over `[train]`.
 
     Raises:
         UsageError: there are fewer GPUs.
@@ -123,20 +123,20 @@ def _processes(processes: int | Literal["auto"], gpus: int, cluster: ClusterConf
     count = max(1, gpus) if processes == "auto" else processes
     if gpus and count > gpus:
         raise UsageError(
-            f"{key} is {count}, and this machine has {gpus} GPU{'s' if gpus > 1 else ''}: set it to {gpus} or less"
+            f"{key} is {count}, but this machine has {gpus} GPU{'s' if gpus > 1 else ''}: set it to {gpus} or less"
             + (', or to "auto"' if key.startswith("[train]") else "")
         )
     return count
 
 
 def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Allocation) -> list[str]:
-    """The launcher once on each node, by srun: it needs neither ssh nor MPI.
+    """Start the launcher once on each node with srun, which needs neither ssh nor MPI.
 
-    srun gives its standard input to every task, so that a runner that is gone ends the processes of all nodes; and it
-    ends them all when one node's launcher fails.
+    srun passes its standard input to every task, so that the processes on all nodes end with the runner; and it ends
+    them all when the launcher of one node fails.
     """
     if job.nodes < cluster.nodes:
-        raise UsageError(f"[cluster] nodes is {cluster.nodes}, and job {job.job} has {job.nodes}: submit the run anew")
+        raise UsageError(f"[cluster] nodes is {cluster.nodes}, but job {job.job} has {job.nodes}: submit the run again")
     names = _scontrol("show", "hostnames", job.node_list).split()[: cluster.nodes]
     hosts = folder.stage("train") / "hosts"
     files.write_text(hosts, "".join(f"{name} slots={count}\n" for name in names))
@@ -147,7 +147,7 @@ def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Alloca
     ]
     return [
         *("srun", f"--nodes={cluster.nodes}", f"--ntasks={cluster.nodes}", "--ntasks-per-node=1"),
-        # It does not take this over from the job by itself.
+        # srun does not inherit this from the job.
         *([f"--cpus-per-task={job.cpus}"] if job.cpus else []),
         *("--kill-on-bad-exit=1", "bash", "-c"),
         f'exec {shlex.join(launcher)} --node_rank "$SLURM_NODEID" {shlex.join(_worker(folder))}',
@@ -155,9 +155,9 @@ def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Alloca
 
 
 def _address(node: str) -> str:
-    """Where a node is reached from the others."""
-    told = _scontrol("--oneliner", "show", "node", node)
-    addresses = [word.removeprefix("NodeAddr=") for word in told.split() if word.startswith("NodeAddr=")]
+    """The address of a node for the other nodes."""
+    record = _scontrol("--oneliner", "show", "node", node)
+    addresses = [word.removeprefix("NodeAddr=") for word in record.split() if word.startswith("NodeAddr=")]
     return addresses[0] if addresses else node
 
 
@@ -167,29 +167,29 @@ def _scontrol(*arguments: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise UsageError(
-            "there is no scontrol on the path: a training on several nodes needs Slurm's commands, in a container, too"
+            "scontrol is not on the PATH: a training on several nodes needs Slurm's commands, also inside a container"
         ) from None
     if done.returncode != 0:
-        raise ModelwrightError(f"Slurm does not tell about the nodes: {' '.join(command)}: {done.stderr.strip()}")
+        raise ModelwrightError(f"cannot look up this job's nodes: {' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
 
 
 def node_that_failed(log: Path, begin: int) -> str | None:
-    """Whose launcher failed first, of several nodes, as srun told in a log from a place on; None where none did."""
+    """The node whose launcher failed first, by srun's messages in a log from byte `begin` on; None if none did."""
     with log.open("rb") as file:
         file.seek(begin)
-        told = _FAILED.search(file.read().decode("utf-8", "replace"))
-    if told is None:
+        failed = _FAILED.search(file.read().decode("utf-8", "replace"))
+    if failed is None:
         return None
-    node, how, code = told["node"], told["how"], int(told["code"] or 0)
-    # Python and DeepSpeed's launcher end with minus the number of the signal that ended a process.
+    node, how, code = failed["node"], failed["how"], int(failed["code"] or 0)
+    # Python and DeepSpeed's launcher exit with minus the number of the signal that killed a process.
     if code > 256 - signal.NSIG:
         how = f"{KILLED} {signal.Signals(256 - code).name}"
-    return f"node {node} failed first ({how[0].lower()}{how[1:]}), and the others were ended"
+    return f"node {node} failed first ({how[0].lower()}{how[1:]}), and the others were stopped"
 
 
 def has_not_advanced(folder: RunFolder) -> str | None:
-    """Why it is of no use to queue a job again: several in a row were stopped before a single step was done."""
+    """Why a job should not be queued again: several in a row were stopped before a single step. Else None."""
     if allocation() is None:
         return None
     steps: dict[str, int] = {}
@@ -199,11 +199,11 @@ def has_not_advanced(folder: RunFolder) -> str | None:
     last = list(steps.values())[-_ATTEMPTS:]
     if len(last) < _ATTEMPTS or any(last):
         return None
-    return f"{folder.name}: {_ATTEMPTS} jobs in a row were stopped before one step was done: raise [cluster] time"
+    return f"{folder.name}: {_ATTEMPTS} jobs in a row were stopped before they finished a step: raise [cluster] time"
 
 
 def gpu_count() -> int:
-    """How many GPUs of NVIDIA's this process may use, without asking torch."""
+    """The number of NVIDIA GPUs that this process may use, found without torch."""
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         return 0
     there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

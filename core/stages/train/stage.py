@@ -1,4 +1,4 @@
-"""The train stage: give a worker its order, follow it, and know what it made."""
+"""The train stage: what its result depends on, its worker's processes, and what they made."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from modelwright.core.stages.train.launch import (
     KILLED,
     Launch,
     has_not_advanced,
-    launched_process,
+    launch_of_one,
     node_that_failed,
     training_launch,
 )
 from modelwright.core.stages.train.report import summary, write_report
 
-# Counts up when the same inputs give another model than before.
+# Increased when the same inputs give another model than before.
 VERSION = 1
 
-# Settings that change how the training is carried out, not what comes out of it.
+# Settings that change how the training runs, but not its result.
 _NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes", "micro_batch_size", "on_bad_step")
 
 
@@ -39,7 +39,7 @@ class Train:
     """Tokens to a trained model.
 
     Attributes:
-        kill_after: the step whose event the worker does not outlive, where a resume is to be seen; a signal from here
+        kill_after: the worker kills itself after the event of this step, to test how it resumes; a signal from here
             would come many steps late.
     """
 
@@ -48,9 +48,9 @@ class Train:
     name = "train"
 
     def inputs(self, run: Run) -> dict[str, Any]:
-        """The tokens, the beginning, the settings and the trainer's version."""
+        """The tokens, the initial model, the settings and the trainer's version."""
         values = to_plain(run.config)
-        # The template's text is in the tokenizer that the tokens were made with; its path says nothing.
+        # The template's text is in the tokenizer that made the tokens; its path does not matter.
         model = {key: value for key, value in values["model"].items() if key != "chat_template"}
         spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
         adapter = {"adapter": values["adapter"]} if "adapter" in values else {}
@@ -65,12 +65,12 @@ class Train:
         }
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
-        """The first of the trained model's files that is gone."""
+        """The first of the trained model's files that is missing."""
         file = files.missing_file(run.folder.stage(self.name) / "model", outputs["files"])
         return None if file is None else str(file)
 
     def unfinished(self, run: Run, fingerprint: str) -> str | None:
-        """The newest checkpoint of this very training."""
+        """The newest checkpoint of this training, if it was interrupted."""
         order = _read_order(run.folder.stage(self.name))
         events = read_events(run.folder.events, stage=self.name)
         steps = [event.data["step"] for event in events if event.kind == "checkpoint"]
@@ -79,10 +79,10 @@ class Train:
         return f"interrupted; resumes after step {steps[-1]}"
 
     def work(self, run: Run, fingerprint: str, emit: Callable[[str, Mapping[str, Any]], None]) -> dict[str, Any]:
-        """Start the worker, or resume what a killed one left.
+        """Start the worker, which resumes from the checkpoints of an earlier one.
 
         Raises:
-            UsageError: a batch would be larger than the data.
+            UsageError: the batch size is larger than the number of sequences.
         """
         prepared = run.outputs("prepare")
         packs = prepared["packs"]
@@ -111,20 +111,20 @@ class Train:
 
 
 def _launch(run: Run, emit: Callable[[str, Mapping[str, Any]], None]) -> Launch:
-    """How this runner starts the training, or its own process of it where a launcher started others beside it."""
+    """How this runner starts the training, or only its own process of it if a launcher started several runners."""
     settings = run.config.train
     here = launched() if run.gather else None
     if here is None:
         spec = run.plugins.get(TrainerSpec, settings.trainer)
         return training_launch(run.folder, spec.launcher, settings.processes, run.config.cluster)
-    if settings.processes not in (1, "auto", here.on_machine or here.size):  # 1 is what holds where nothing is said
-        said = f"[train] processes = {settings.processes} is passed over"
-        emit("notice", {"text": f"the launcher started {here.size} processes: {said}"})
-    return launched_process(run.folder, here)
+    if settings.processes not in (1, "auto", here.on_machine or here.size):  # 1 is the default
+        ignored = f"[train] processes = {settings.processes} is ignored"
+        emit("notice", {"text": f"{ignored}: the launcher started {here.size} processes"})
+    return launch_of_one(run.folder, here)
 
 
 def _carry_out(run: Run, launch: Launch, gather: Callable[[], None] | None) -> dict[str, Any]:
-    """Run the processes; of several nodes, name the one that failed first, and end what jobs do not advance."""
+    """Run the processes; on several nodes, name the one that failed first, and end a job that makes no progress."""
     log = run.folder.log(Train.name)
     begin = log.stat().st_size if log.exists() else 0
     try:
@@ -134,14 +134,14 @@ def _carry_out(run: Run, launch: Launch, gather: Callable[[], None] | None) -> d
         raise (ModelwrightError(stuck) if stuck else error) from error
     except ModelwrightError as error:
         node = node_that_failed(log, begin)
-        # Those that lost a process which was killed can only tell that they did; srun tells where it was.
+        # Processes that lost a killed one can report only that; srun's log has the node.
         if node is None or not (isinstance(error, WorkerDiedError) or KILLED in node):
             raise
-        raise WorkerDiedError(f"{Train.name}: {node}; all that was printed: {log}") from error
+        raise WorkerDiedError(f"{Train.name}: {node}; see {log}") from error
 
 
 def _inputs(settings: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
-    """What of `[train]` changes the result beyond rounding; a trainer's options say so of themselves."""
+    """The settings in `[train]` that change the result beyond rounding; a trainer's options are marked for this."""
     inputs = {key: value for key, value in settings.items() if key not in _NOT_INPUTS}
     how = {field.name for field in fields(options) if field.metadata.get("changes_result") is False}
     inputs["options"] = {key: value for key, value in inputs.get("options", {}).items() if key not in how}
@@ -149,10 +149,10 @@ def _inputs(settings: Mapping[str, Any], options: type[Any]) -> dict[str, Any]:
 
 
 def _read_order(folder: Path) -> dict[str, Any] | None:
-    """What the training in a folder was ordered for.
+    """The order for the training in a folder, as `work` wrote it.
 
     Raises:
-        DamagedError: that cannot be read, so nobody knows whose checkpoints are there.
+        DamagedError: it cannot be read, so it is unknown which training the checkpoints belong to.
     """
-    remedy = "whose checkpoints are beside it is not known; train anew with --only train --fresh"
+    remedy = "the checkpoints beside it cannot be used; train again with --only train --fresh"
     return files.read_state(folder / "order.json", {"fingerprint": str}, remedy=remedy)

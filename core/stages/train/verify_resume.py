@@ -1,7 +1,7 @@
-"""Does this run's training resume exactly? A few steps of it are done twice, once through and once with kills.
+"""Does this run's training resume exactly? Train a few steps twice, without interruption and with kills, and compare.
 
-RUN/verify/through and RUN/verify/killed are run folders of their own, which read the run's prepared tokens and go away
-afterwards; the run's own training is not touched.
+RUN/verify/through and RUN/verify/killed are temporary run folders that read the run's prepared tokens; the run's own
+training is not touched.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from modelwright.core.runs.supervisor import WorkerDiedError, stop_on_signals
 from modelwright.core.stages.train.stage import Train
 
 STEPS, CHECKPOINT_EVERY = 8, 2
-# The first kill falls between two checkpoints; the second comes before the checkpoint of its own step is written.
+# The first kill is between two checkpoints, the second before the checkpoint of its own step is written.
 KILLS = (3, 6)
-# How far weights may be apart where sums have no fixed order, relative (2-norms over the whole model).
+# Relative difference of weights that is allowed if sums have no fixed order (2-norms over the whole model).
 TOLERANCE = 1e-3
 
 
@@ -35,14 +35,14 @@ class Verification:
     """How a training that was killed compares with one that was not.
 
     Attributes:
-        steps: how many each of them did.
-        kills: how often the second was killed.
-        same_examples: whether both learnt the same examples in the same order; None where the trainer does not say.
-        same_losses: whether every step of every attempt had the same loss to the last bit.
-        same_bytes: whether the files of weights are the same.
-        relative_difference: the 2-norm of the weights' difference over that of the weights; None where they cannot be
-            compared, for their names or shapes differ.
-        exact_promised: whether the same bytes are promised: on the CPU, without `torch.compile`.
+        steps: number of steps of each of them.
+        kills: how often the second one was killed.
+        same_examples: whether both saw the same examples in the same order; None if the trainer does not report it.
+        same_losses: whether every step had exactly the same loss in every attempt.
+        same_bytes: whether the files of weights are identical.
+        relative_difference: the 2-norm of the weights' difference over that of the weights; None if they cannot be
+            compared, because names or shapes differ.
+        exact_promised: whether identical bytes are promised: on the CPU, without `torch.compile`.
     """
 
     steps: int
@@ -55,7 +55,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether the promise is kept."""
+        """Whether the training resumes as exactly as promised."""
         if self.kills < len(KILLS) or self.same_examples is False:
             return False
         if self.exact_promised:
@@ -67,11 +67,11 @@ def verify_resume(run: Run) -> Verification:
     """Train a few steps twice, and compare.
 
     Args:
-        run: its folder is locked, and its tokens are prepared.
+        run: with a locked folder and prepared tokens.
 
     Raises:
-        StopRequested: someone asked to stop.
-        ModelwrightError: a training failed by itself; RUN/verify then stays, with what it printed.
+        StopRequested: a stop was requested.
+        ModelwrightError: a training failed for a reason of its own; RUN/verify then stays, with its logs.
     """
     place = run.folder.path / "verify"
     shutil.rmtree(place, ignore_errors=True)
@@ -82,21 +82,23 @@ def verify_resume(run: Run) -> Verification:
         result = _compare(through, killed, kills)
     except StopRequested as error:
         shutil.rmtree(place, ignore_errors=True)
-        raise StopRequested(f"{run.config.name}: stopped on request; the same command begins again") from error
+        raise StopRequested(
+            f"{run.config.name}: stopped on request; the same command starts the check again"
+        ) from error
     shutil.rmtree(place)
     return result
 
 
 def _aside(run: Run, path: Path) -> Run:
-    """A short training of what the run trains, in a folder of its own."""
-    # Another length than the run's, so that the kills fall into any training; nothing may end it before them.
+    """A short version of the run's training, in a folder of its own."""
+    # A fixed length, so that any training is long enough for the kills, and nothing that could end it earlier.
     train = evolve(
         run.config.train, max_steps=STEPS, epochs=None, checkpoint_every=CHECKPOINT_EVERY, early_stopping=None
     )
     config = evolve(run.config, train=train)
     folder = RunFolder(path, f"{run.config.name}:{path.name}")
     aside = evolve(run, config=config, folder=folder)
-    aside.base = run.base  # an address was resolved for this run, not for this folder
+    aside.base = run.base  # the address was resolved for the run, not for this folder
     path.mkdir(parents=True)
     files.write_json(folder.config, to_plain(config))
     folder.stop_with(run.folder)
@@ -108,7 +110,7 @@ def _aside(run: Run, path: Path) -> Run:
 
 
 def _attempt(aside: Run, kill_after: int | None) -> bool:
-    """Train, or go on training; gives whether it was killed as it should be."""
+    """Train, or resume; returns whether it was killed as planned."""
     train = Train(kill_after=kill_after)
     with aside.folder.locked(), stop_on_signals(aside.folder):
         step = state(aside, train)
@@ -122,7 +124,7 @@ def _attempt(aside: Run, kill_after: int | None) -> bool:
 
 
 def _train_with_kills(aside: Run) -> int:
-    """Train to the end; gives how often it was killed before."""
+    """Train to the end; returns how often it was killed before."""
     kills = 0
     for step in KILLS:
         if not _attempt(aside, step):
@@ -133,7 +135,7 @@ def _train_with_kills(aside: Run) -> int:
 
 
 def _steps(aside: Run) -> Sequence[Mapping[str, Any]]:
-    """What every attempt told of its steps, those that a later one did over again included."""
+    """The step events of every attempt, including steps that a later attempt repeated."""
     return [event.data for event in EventTail(aside.folder.events).poll() if event.kind == "step"]
 
 
@@ -145,7 +147,7 @@ def _compare(through: Run, killed: Run, kills: int) -> Verification:
     def same(key: str) -> bool:
         return complete and all(data.get(key) == expected[data["step"]].get(key) for data in seen)
 
-    tells_order = any("order" in data for data in expected.values())
+    reports_order = any("order" in data for data in expected.values())
     one, other = (aside.folder.stage("train") / "model" for aside in (through, killed))
     same_bytes = _digests(one) == _digests(other)
     started = [event.data for event in EventTail(through.folder.events).poll() if event.kind == "started"]
@@ -153,7 +155,7 @@ def _compare(through: Run, killed: Run, kills: int) -> Verification:
     return Verification(
         steps=len(expected),
         kills=kills,
-        same_examples=same("order") if tells_order else None,
+        same_examples=same("order") if reports_order else None,
         same_losses=same("loss"),
         same_bytes=same_bytes,
         relative_difference=0.0 if same_bytes else _difference(one, other),
@@ -170,19 +172,19 @@ def _digests(model: Path) -> dict[str, str]:
 
 
 def _difference(one: Path, other: Path) -> float | None:
-    """The 2-norm of the difference of all weights over the 2-norm of the first; None where they do not correspond."""
+    """The 2-norm of the difference of all weights over that of the first; None if names or shapes differ."""
     torch, safetensors = require("torch"), require("safetensors")
-    apart = size = 0.0
+    difference = size = 0.0
     if [path.name for path in _weights(one)] != [path.name for path in _weights(other)]:
         return None
     for path in _weights(one):
         with safetensors.safe_open(path, "pt") as left, safetensors.safe_open(other / path.name, "pt") as right:
             if set(left.keys()) != set(right.keys()):
                 return None
-            for name in left.keys():  # noqa: SIM118 - no mapping
+            for name in left.keys():  # noqa: SIM118 - not a mapping
                 a, b = left.get_tensor(name).to(torch.float64), right.get_tensor(name).to(torch.float64)
                 if a.shape != b.shape:
                     return None
-                apart += float((a - b).square().sum())
+                difference += float((a - b).square().sum())
                 size += float(a.square().sum())
-    return float((apart / size) ** 0.5) if size else None
+    return float((difference / size) ** 0.5) if size else None

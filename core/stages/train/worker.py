@@ -16,15 +16,14 @@ from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.api.registry import ADAPTER_CONFIG
 from modelwright.core.api.training import Job
 from modelwright.core.chat.renderer import Renderer
-from modelwright.core.config.schema import RunConfig
+from modelwright.core.config.schema import RunConfig, ScratchConfig
 from modelwright.core.models.hf_folder import token_count
 from modelwright.core.runs.worker import Place, Worker, read_run_config, work
-from modelwright.core.stages.train.scratch import write_scratch
-from modelwright.core.stages.train.trackers import Emit, with_tensorboard
+from modelwright.core.stages.train.report import Emit, with_tensorboard
 
 
 def train(worker: Worker[RunConfig]) -> dict[str, Any]:
-    """Build the job, let the trainer do it, and complete the model's folder with its tokenizer."""
+    """Build the job, let the trainer do it, and add the tokenizer to the model's folder."""
     config, folder = worker.config, worker.folder.stage("train")
     order = files.read_json(folder / "order.json")
     prepared = worker.folder.stage("prepare")
@@ -32,7 +31,9 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     if config.model.scratch:
         base = folder / "initial"
         if worker.place.rank == 0:
-            write_scratch(base, config.model.scratch, renderer, max_length=config.data.tokens.max_length)
+            # A config without weights: the trainer initializes them from the run's seed.
+            initial = scratch_config(config.model.scratch, renderer, max_length=config.data.tokens.max_length)
+            files.write_json(base / "config.json", initial)
     else:
         base = Path(order["base"]["folder"])
     trainer = worker.plugins.get(TrainerSpec, config.train.trainer).create(config.train.options)
@@ -63,13 +64,13 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     model = folder / "model"
     if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
         raise ModelwrightError(
-            f"trainer {config.train.trainer!r} ended without a model: {model} must hold config.json and *.safetensors"
+            f"trainer {config.train.trainer!r} finished without a model: expected config.json and *.safetensors in {model}"
         )
     if config.adapter is not None and not (model / ADAPTER_CONFIG).is_file():
         raise ModelwrightError(
-            f"trainer {config.train.trainer!r} ended without an adapter: {model} must hold {ADAPTER_CONFIG}"
+            f"trainer {config.train.trainer!r} finished without an adapter: expected {ADAPTER_CONFIG} in {model}"
         )
-    # A worker that was killed here before may have left half a file, which would be taken for part of the model.
+    # An earlier worker that was killed here may have left half a file, which would count as part of the model.
     files.remove_temporaries(model)
     renderer.save(model)
     record: dict[str, Any] = {"renderer": renderer.fingerprint}
@@ -80,26 +81,55 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest), "files": files.sizes(model)}
 
 
+def scratch_config(scratch: ScratchConfig, renderer: Renderer, *, max_length: int) -> dict[str, Any]:
+    """The `config.json` for `[model.scratch]`: a Llama in Hugging Face layout with tied embeddings.
+
+    Args:
+        scratch: its sizes.
+        renderer: has the vocabulary.
+        max_length: the model's context, in tokens.
+    """
+    eos = sorted(renderer.stop_token_ids)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": renderer.vocab_size,
+        "hidden_size": scratch.hidden_size,
+        "intermediate_size": scratch.intermediate_size or 4 * scratch.hidden_size,
+        "num_hidden_layers": scratch.layers,
+        "num_attention_heads": scratch.heads,
+        "num_key_value_heads": scratch.heads,
+        "max_position_embeddings": max_length,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos,
+        # Rows of length about 1. The embeddings are tied, so this is also the initial scale of the logits. The usual
+        # 0.02 suits widths of a few thousand; a narrow model starts so flat with it that it learns several times slower
+        # (benchmarks/README.md).
+        "initializer_range": scratch.hidden_size**-0.5,
+    }
+
+
 def _first_emit(worker: Worker[RunConfig], kill_after: int | None) -> Emit:
-    """How the first process tells of the training."""
+    """How the first process writes events."""
     if kill_after is None:
         return with_tensorboard(worker.emit, worker.folder.stage("train"))
 
     def emit_and_die(kind: str, data: Mapping[str, Any]) -> None:
         worker.emit(kind, data)
         if kind == "step" and data["step"] >= kill_after:
-            os.killpg(os.getpgid(0), signal.SIGKILL)  # the launcher and all processes, none of which can tidy up
+            os.killpg(os.getpgid(0), signal.SIGKILL)  # the launcher and all processes, so that none can clean up
 
     return emit_and_die
 
 
 def _vocabulary(worker: Worker[RunConfig], base: Path) -> int:
-    """How many tokens there are; those that the base has no embeddings for are told of."""
+    """The number of tokens of the tokenizer; a notice reports those that the base has no embeddings for."""
     tokens = token_count(worker.folder.stage("prepare") / "tokenizer")
     rows = None if worker.config.model.scratch else files.read_json(base / "config.json").get("vocab_size")
     if isinstance(rows, int) and rows < tokens:
-        new = "1 token is" if tokens - rows == 1 else f"{tokens - rows} tokens are"
-        worker.emit("notice", {"text": f"{new} new to the base: its embeddings grow from {rows} to {tokens}"})
+        new = "1 token" if tokens - rows == 1 else f"{tokens - rows} tokens"
+        worker.emit("notice", {"text": f"{new} not in the base: its embeddings grow from {rows} to {tokens} rows"})
     return tokens
 
 
@@ -109,7 +139,7 @@ def _hub_name(base: Mapping[str, Any] | None) -> str | None:
 
 
 def place() -> Place:
-    """Which process this is, as its launcher says: the one of one where there was none."""
+    """Which process this is, as its launcher says; the only one if there was no launcher."""
     return Place(int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1))
 
 

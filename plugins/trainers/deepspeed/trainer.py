@@ -1,4 +1,4 @@
-"""The trainer `deepspeed`: ZeRO over as many processes as there are, on GPUs or CPUs."""
+"""The trainer `deepspeed`: this process among the others, and the configuration of DeepSpeed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import deepspeed
@@ -14,30 +14,31 @@ import torch
 from transformers.integrations import HfDeepSpeedConfig
 
 from modelwright.core.api import Job, ModelwrightError, Trained, TrainSettings, UsageError
+from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint
-from modelwright.plugins.trainers.deepspeed.config import zero_config
 from modelwright.plugins.trainers.deepspeed.zero import Zero, check_layout
-from modelwright.plugins.trainers.memory import Size, check_memory, needs
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.training import precision_of, train
+from modelwright.plugins.trainers.resources import Size, check_memory, needs
+from modelwright.plugins.trainers.strategy import precision_of
+from modelwright.plugins.trainers.training import train
 
 
 class DeepSpeedTrainer:
-    """Trains in this process, which the DeepSpeed launcher, or another that sets RANK and WORLD_SIZE, started."""
+    """Trains in this process, started by DeepSpeed's launcher or another one that sets RANK and WORLD_SIZE."""
 
     def __init__(self, options: DeepSpeedOptions) -> None:
         self.options = options
 
     def train(self, job: Job) -> Trained:
-        """Train until the job is done or asked to stop; go on from a checkpoint where there is one.
+        """Train until the job is done or asked to stop; resume from a checkpoint if there is one.
 
         Raises:
-            UsageError: the settings ask for what ZeRO cannot do.
-            ModelwrightError: model and data do not fit, the training diverged, or another process is gone.
+            UsageError: the settings ask for something that ZeRO cannot do.
+            ModelwrightError: model and data do not fit together, the training diverged, or another process is gone.
         """
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        with _losing_others():
+        with _clear_error_for_lost_process():
             return train(
                 job,
                 Processes(job.settings, self.options),
@@ -50,8 +51,8 @@ class Processes:
     """This process among those that the launcher started.
 
     Raises:
-        UsageError: this machine has no device for it, or one that lacks the precision that is asked for; or the options
-            contradict one another.
+        UsageError: this machine has no device for it, or none with the requested precision, or the options contradict
+            one another.
     """
 
     def __init__(self, settings: TrainSettings, options: DeepSpeedOptions) -> None:
@@ -63,7 +64,7 @@ class Processes:
         self._config = zero_config(options, settings, low=self._low)
 
     def check(self, size: Size, newest: Checkpoint | None) -> None:
-        """Refuse a checkpoint of another stage, and a model that memory does not suffice for."""
+        """Refuse a checkpoint of another ZeRO stage, and a model that does not fit in memory."""
         if newest is not None:
             check_layout(newest.path, newest.layout, self._options)
         needed = needs(
@@ -74,17 +75,17 @@ class Processes:
 
     @contextlib.contextmanager
     def sharing(self) -> Iterator[None]:
-        """At stage 3 each process keeps its share of what the first one reads; else each of them reads the whole."""
+        """A context in which, at stage 3, each process keeps only its share of the weights as they are read."""
         if self._options.zero_stage < 3:
             yield
             return
-        # transformers asks for the settings while an object like this lives, and shares out by them.
+        # transformers looks for a living object of this class, and splits the weights by its settings.
         settings = HfDeepSpeedConfig(self._config)
         yield
         del settings
 
     def strategy(self, model: Any) -> Zero:
-        """ZeRO."""
+        """The strategy ZeRO."""
         return Zero(
             model,
             self._settings,
@@ -96,8 +97,55 @@ class Processes:
         )
 
 
+def zero_config(options: DeepSpeedOptions, settings: TrainSettings, *, low: bool) -> dict[str, Any]:
+    """The configuration for `deepspeed.initialize`: the trainer's options, and other settings from `config`.
+
+    Args:
+        options: of the trainer.
+        settings: the `[train]` table.
+        low: whether the weights are bfloat16.
+
+    Raises:
+        UsageError: the options contradict one another, or `config` has a setting that belongs elsewhere.
+    """
+    for key, problem in options.problems():
+        raise UsageError(f"[train.options] {key}: {problem}")
+    if settings.compile and options.zero_stage == 3:
+        raise UsageError(
+            "[train] compile = true does not work with zero_stage = 3, which swaps the weights in and out: change one "
+            "of them"
+        )
+    zero: dict[str, Any] = {"stage": options.zero_stage, "overlap_comm": False}
+    if options.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if options.offload == "all":
+        zero["offload_param"] = {"device": "cpu"}
+    ours = {
+        # DeepSpeed uses these sizes only to count samples: the loop decides how many passes a step has.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": settings.clip_norm,
+        "zero_optimization": zero,
+        # DeepSpeed does not know this optimizer by name; tests/plugins/trainers cover it.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": low},
+        "steps_per_print": None,
+    }
+    return _merged(ours, options.config)
+
+
+def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(ours)
+    for key, value in theirs.items():
+        there = merged.get(key)
+        merged[key] = _merged(there, value) if isinstance(there, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
 def _on_machine() -> int:
-    """How many of the processes are on this machine; torchrun and the DeepSpeed launcher name it differently."""
+    """Number of processes on this machine; torchrun and DeepSpeed's launcher use different variables for it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
 
 
@@ -109,15 +157,15 @@ def _device() -> torch.device:
     count = accelerator.device_count()
     if local >= count:
         raise UsageError(
-            f"[train] processes: this machine has {count} GPUs, and process {local + 1} of it has none: set it to "
-            f'{count} or less, or to "auto"'
+            f"[train] processes: this machine has {count} GPUs, and none for process {local + 1}: set it to {count} or "
+            'less, or to "auto"'
         )
     accelerator.set_device(local)
     return torch.device(accelerator.device_name(), local)
 
 
 def _join(device: torch.device) -> Ranks:
-    """Meet the other processes."""
+    """Connect to the other processes."""
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
@@ -134,21 +182,21 @@ def _join(device: torch.device) -> Ranks:
 def _without_shared_memory() -> None:
     """Keep DeepSpeed from building its operation that reduces through shared memory, which training never calls.
 
-    Each process would wait for a compiler, for ever where an earlier one was killed while it built; and 69 MB of shared
-    memory a process would stay after a kill, until the machine has none.
+    Each process would wait for a compiler, forever if an earlier one was killed during the build; and after a kill,
+    69 MB of shared memory per process would stay, until the machine has none left.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-# What is left of a connection when the process at its other end is gone.
+# Parts of the errors that libraries raise when the process at the other end of a connection is gone.
 _LOST = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
-# So long whoever failed first, or the launcher, has to tell the reason.
+# Seconds in which the process that failed first, or the launcher, can report the reason.
 _PATIENCE = 5.0
 
 
 @contextlib.contextmanager
-def _losing_others() -> Iterator[None]:
-    """Say so where a process only failed because another one is gone."""
+def _clear_error_for_lost_process() -> Iterator[None]:
+    """Report clearly that this process only failed because another one is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -156,7 +204,7 @@ def _losing_others() -> Iterator[None]:
             raise
         time.sleep(_PATIENCE)
         raise ModelwrightError(
-            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost another one, which was killed or whose "
-            "machine is gone (out of memory, perhaps: see dmesg there); once that is mended the same command goes on "
-            f"from the last checkpoint ({' '.join(str(error).split())[:160]})"
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost the connection to another process, which "
+            "was killed (perhaps out of memory: see dmesg on its machine) or whose machine failed: fix that, then the "
+            f"same command resumes from the last checkpoint ({one_line(error)[:160]})"
         ) from error

@@ -1,4 +1,4 @@
-"""A DeepSpeed engine as the loop's strategy: ZeRO's stages, and the checkpoints that they share out."""
+"""A DeepSpeed engine as the loop's strategy: the stages of ZeRO, and checkpoints split among the processes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import deepspeed
 import torch
 
 from modelwright.core.api import ModelwrightError, TrainSettings, UsageError, files
+from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import writing_to
 from modelwright.plugins.trainers.model.adapter import export_adapter, is_adapted
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.training import BETAS, decay_groups, device_facts
+from modelwright.plugins.trainers.strategy import adamw, device_facts
 
-# All files of a checkpoint lie in the folder of this name within it.
+# The folder in a checkpoint that holds all of DeepSpeed's files.
 TAG = "zero"
 UNIVERSAL = "universal"
 
@@ -31,7 +32,7 @@ class Zero:
         model: as it was loaded; the engine takes it over.
         settings: the `[train]` table.
         options: of the trainer.
-        config: that both make for DeepSpeed.
+        config: for DeepSpeed, from `zero_config`.
         device: of this process.
         precision: of the forward pass.
         ranks: the processes that train together.
@@ -59,21 +60,17 @@ class Zero:
         self._options = options
         if settings.compile:
             model.base_model.compile()
-        optimizer = torch.optim.AdamW(
-            decay_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=BETAS, fused=True
-        )
         try:
-            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, settings), config=dict(config))
         except (AssertionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"[train.options] config: DeepSpeed refuses it: {said[:300]}") from error
+            raise UsageError(f"[train.options] config: DeepSpeed refuses it: {one_line(error)[:300]}") from error
         self.forward = self.engine
         if options.zero_stage == 0:
-            # The norm must be known before the step, and without ZeRO nothing but this program looks at it.
+            # The norm must be known before the step, and DeepSpeed without ZeRO does not check it.
             self.engine.enable_backward_allreduce = False
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Nothing: the engine has turned the weights into the precision of the forward pass."""
+        """A context that does nothing: the engine has converted the weights to the precision of the forward pass."""
         return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -81,7 +78,7 @@ class Zero:
         self.engine.backward(loss * self.ranks.size)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, step, forget the gradients; gives the norm before clipping; a step without one is dropped by ZeRO."""
+        """Clip, step, reset the gradients; returns the norm before clipping. ZeRO drops a step if it is not finite."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if self._options.zero_stage == 0:
@@ -92,7 +89,7 @@ class Zero:
     def _step_alone(self) -> float:
         for parameter in self.model.parameters():
             if parameter.requires_grad and self.ranks.size > 1:
-                if parameter.grad is None:  # experts, say, that no token of this process came to
+                if parameter.grad is None:  # such as experts that no token of this process reached
                     parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.ranks.size
@@ -113,10 +110,10 @@ class Zero:
             self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path, layout: Mapping[str, Any]) -> None:
-        """Read what `save` wrote; what another number of processes wrote is brought into a common form first.
+        """Read the files of `save`; those of another number of processes are converted to a common form first.
 
         Raises:
-            UsageError: it was written with another stage of ZeRO, or by another trainer.
+            UsageError: they were written with another stage of ZeRO, or by another trainer.
         """
         check_layout(folder, layout, self._options)
         if self._options.zero_stage == 0 or layout["ranks"] == self.ranks.size:
@@ -131,10 +128,10 @@ class Zero:
             raise ModelwrightError(f"{folder / tag}: DeepSpeed found no checkpoint there")
 
     def _read_universal(self, place: Path) -> None:
-        """Read a checkpoint of the common form, and mend what DeepSpeed's reader mixes up at stage 3.
+        """Read a checkpoint in the common form, and fix what DeepSpeed's reader mixes up at stage 3.
 
-        It gives the settings of the first group of parameters to all, and one counter of steps, which each parameter
-        counts up.
+        It gives all groups the settings of the first, and all parameters the same counter of steps, which each of them
+        then counts up.
         """
         groups = self.engine.optimizer.param_groups
         decays = [group["weight_decay"] for group in groups]
@@ -147,13 +144,13 @@ class Zero:
 
     @contextlib.contextmanager
     def _universal(self, folder: Path) -> Iterator[Path]:
-        """The checkpoint in the form that any number of processes can read; it goes away again."""
+        """A temporary copy of the checkpoint in the form that any number of processes can read."""
         place = folder.parent / f"{files.TEMPORARY}{folder.name}-{UNIVERSAL}"
         if self.ranks.first:
             shutil.rmtree(place, ignore_errors=True)
             _convert(folder / TAG, place, stage=self._options.zero_stage)
         self.ranks.wait()
-        settings = self.engine._config  # noqa: SLF001 - there is no public switch, and the next one may be of our own
+        settings = self.engine._config  # noqa: SLF001 - there is no public switch, and the next checkpoint may need no conversion
         settings.load_universal_checkpoint = True
         try:
             yield place
@@ -164,7 +161,7 @@ class Zero:
             shutil.rmtree(place)
 
     def export(self, folder: Path) -> None:
-        """Write config, generation config and safetensors in Hugging Face layout; or the adapter."""
+        """Write config, generation config and safetensors in Hugging Face layout, or the adapter."""
         state = self._gathered()
         if not self.ranks.first:
             return
@@ -175,9 +172,9 @@ class Zero:
                 self.model.save_pretrained(folder, state_dict=state)
 
     def _gathered(self) -> dict[str, torch.Tensor]:
-        """The model's tensors, whole, in the first process; of an adapter those that are trained."""
+        """The model's complete tensors in the first process; with an adapter, only the trained ones."""
         state: dict[str, torch.Tensor] = {}
-        copies: dict[int, torch.Tensor] = {}  # weights that are tied stay one tensor
+        copies: dict[int, torch.Tensor] = {}  # tied weights stay one tensor
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if is_adapted(self.model) and not tensor.requires_grad:
                 continue
@@ -187,12 +184,12 @@ class Zero:
         return state
 
     def facts(self) -> dict[str, Any]:
-        """Device, precision, the threads of a CPU, and ZeRO's stage."""
+        """Device, precision, the number of threads on a CPU, and the stage of ZeRO."""
         return device_facts(self.device, self.precision) | {"zero_stage": self._options.zero_stage}
 
 
 def layout_of(options: DeepSpeedOptions, ranks: Ranks) -> dict[str, Any]:
-    """How a checkpoint's files are shared out."""
+    """How a checkpoint's files are split among the processes."""
     return {"strategy": "zero", "stage": options.zero_stage, "ranks": ranks.size}
 
 
@@ -200,12 +197,12 @@ def check_layout(folder: Path, there: Mapping[str, Any], options: DeepSpeedOptio
     """Check that a checkpoint can be read with these options.
 
     Raises:
-        UsageError: it was written with another stage of ZeRO, or by another trainer.
+        UsageError: they were written with another stage of ZeRO, or by another trainer.
     """
     if there.get("strategy") != "zero" or there["stage"] != options.zero_stage:
         raise UsageError(
-            f"{folder} was written with {_named(there)}, and [train.options] says zero_stage = {options.zero_stage}: "
-            "go on with what it was written with, or train anew with --only train --fresh"
+            f"{folder} was written with {_named(there)}, and [train.options] zero_stage is {options.zero_stage}: use "
+            "the same as before to resume, or train again with --only train --fresh"
         )
 
 
@@ -224,7 +221,7 @@ def _convert(source: Path, place: Path, *, stage: int) -> None:
         num_merge_workers=1,
         keep_temp_folder=False,
         strict=True,
-        # Only the launchers of Megatron leave the state that stages 1 and 2 are asked for.
+        # For stages 1 and 2 it expects a state that only Megatron's launchers write.
         inject_missing_state=stage < 3,
     )
     ds_to_universal.main(arguments)

@@ -1,8 +1,8 @@
-"""An adapter in training: put on the model, saved and loaded without the model, exported for others.
+"""An adapter in training: attached to the model, saved and loaded without the model, exported for other programs.
 
-peft puts the adapter's layers into the model's own modules, in place. What trainers call stays the model of
-transformers, with its own forward pass, so that nothing else of them changes; the `PeftModel` around it only knows
-which tensors are the adapter's.
+peft puts the adapter's layers into the model's own modules, in place. Trainers still call the model of transformers,
+with its own forward pass, so nothing else in them changes; the `PeftModel` around it only knows which tensors are the
+adapter's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from transformers.pytorch_utils import Conv1D
 from modelwright.core.api import AdapterSettings, Job, UsageError
 from modelwright.core.api.adapters import ADAPTER_WEIGHTS, embedding_rows, grow_embeddings
 from modelwright.core.api.registry import ADAPTER_CONFIG
+from modelwright.core.api.wording import listed
 
 ALL_LINEAR = "all-linear"
-# The layers that get an adapter; GPT-2 and its kin call a linear layer Conv1D.
+# The layers that can have an adapter; models like GPT-2 use Conv1D for a linear layer.
 _LINEAR = (nn.Linear, Conv1D)
 # peft names tensors from its own two layers around the model.
 _PREFIX = "base_model.model."
-# So many of a model's layers are named where none is the one that was asked for.
+# Number of a model's layers that an error names.
 _NAMED = 12
 
 
@@ -37,7 +38,7 @@ def adapt(model: Any, job: Job) -> None:
 
     Args:
         model: as `load_model` gives it; changed in place, before it is moved, wrapped or compiled.
-        job: says what is wanted.
+        job: has the number of tokens and the settings of the adapter.
 
     Raises:
         UsageError: the settings name a layer that the model does not have.
@@ -47,14 +48,14 @@ def adapt(model: Any, job: Job) -> None:
     if job.adapter is None:
         return
     attach(model, job.adapter, seed=job.seed, new_tokens=range(before, embedding_rows(model)))
-    # peft has put the path of the base's folder there.
+    # peft has set the path of the base's folder here.
     name, _, commit = (job.hub or "").partition("@")
     config = _config(model)
     config.base_model_name_or_path, config.revision = name or None, commit or None
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether an adapter of the model is trained, and not the model."""
+    """Whether an adapter of the model is trained, instead of the model."""
     return hasattr(model, "peft_config")
 
 
@@ -66,15 +67,15 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequ
     Args:
         model: a causal language model of transformers.
         settings: kind, rank, scale, dropout and targets.
-        seed: of the drawing.
-        new_tokens: tokens that the base never saw; their rows of the embeddings, and of an output layer with weights of
-            its own, are trained and saved with the adapter.
+        seed: of A's random values.
+        new_tokens: tokens that the base does not have. Their rows of the embeddings, and of an output layer with its
+            own weights, are trained and saved with the adapter.
 
     Returns:
         The `PeftModel`; `get_base_model()` is `model`.
 
     Raises:
-        UsageError: a target is no layer of the model.
+        UsageError: a target is not a layer of the model.
     """
     targets = _targets(model, settings.targets)
     config = peft.LoraConfig(
@@ -88,28 +89,28 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequ
     )
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        # That Conv1D is transposed, which is what is wanted.
+        # It warns that Conv1D is transposed, which is intended.
         warnings.filterwarnings("ignore", message=r".*fan_in_fan_out")
         return peft.get_peft_model(model, config)
 
 
 def adapter_state(model: Any) -> dict[str, Tensor]:
-    """What is trained, by the names that `model` (the model of transformers) has for it: all that a checkpoint needs.
+    """The trained tensors, by their names in `model` (the model of transformers): all that a checkpoint needs.
 
-    The tensors are the parameters themselves, not copies. Where a strategy has shards of them, it gathers them first.
+    The tensors are the parameters themselves, not copies. A strategy that splits them gathers them first.
     """
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def load_adapter_state(model: Any, state: Mapping[str, Tensor]) -> None:
-    """Copy what `adapter_state` gave back into a model that an adapter of the same settings was attached to.
+    """Copy the tensors of `adapter_state` back into a model with an adapter of the same settings.
 
     Raises:
-        ValueError: it is of another adapter.
+        ValueError: they belong to another adapter.
     """
     trained = adapter_state(model)
     if {name: value.shape for name, value in trained.items()} != {name: value.shape for name, value in state.items()}:
-        raise ValueError("the checkpoint is of another adapter")
+        raise ValueError("the checkpoint belongs to another adapter")
     for name, value in trained.items():
         value.copy_(state[name])
 
@@ -120,8 +121,8 @@ def export_adapter(model: Any, folder: Path, *, state: Mapping[str, Tensor] | No
     Args:
         model: of transformers, with an adapter attached.
         folder: exists.
-        state: what `adapter_state` gives (other tensors may be among it), where it had to be gathered; default: of the
-            model as it is here.
+        state: the tensors of `adapter_state`, if they had to be gathered; may hold other tensors too. Default: those of
+            the model as it is here.
     """
     state = adapter_state(model) if state is None else state
     tensors = peft.get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
@@ -131,56 +132,55 @@ def export_adapter(model: Any, folder: Path, *, state: Mapping[str, Tensor] | No
         metadata={"format": "pt"},
     )
     config = _config(model).to_dict() | {"inference_mode": True}
-    # Sets have no order, and the same adapter is to have the same digest.
+    # Sets have no order, and the same adapter must have the same digest.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
     model.config.save_pretrained(folder)
 
 
 def _config(model: Any) -> Any:
-    """Peft's settings of the adapter that is attached; peft leaves them on the model itself too."""
+    """Peft's settings of the attached adapter, which peft also keeps on the model itself."""
     (config,) = model.peft_config.values()
     return config
 
 
-def _targets(model: Any, asked: str | Sequence[str]) -> list[str]:
-    """The names of the layers that get an adapter, the shortest that are clear.
+def _targets(model: Any, requested: str | Sequence[str]) -> list[str]:
+    """The shortest unambiguous names of the layers that get an adapter.
 
     Raises:
-        UsageError: one that was asked for is not there.
+        UsageError: the model does not have a requested layer.
     """
     output = model.get_output_embeddings()
     tied = output is not None and output.weight is model.get_input_embeddings().weight
-    # An output layer that shares its weights with the embeddings cannot be changed alone.
+    # An output layer that shares its weights with the embeddings cannot have an adapter of its own.
     found = {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, _LINEAR) and not (tied and layer is output)
     }
-    if asked == ALL_LINEAR:
+    if requested == ALL_LINEAR:
         wanted = {_short(name) for name, layer in found.items() if layer is not output}
     else:
-        wanted = {asked} if isinstance(asked, str) else set(asked)
+        wanted = {requested} if isinstance(requested, str) else set(requested)
     unknown = sorted(name for name in wanted if not any(f".{each}".endswith(f".{name}") for each in found))
     if unknown or not wanted:
         named = sorted({_short(name) for name in found})
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
         what = f"has no layer {unknown[0]!r} that can have an adapter" if unknown else "has no linear layer"
         raise UsageError(
-            f"[adapter] targets: the model ({model.config.model_type}) {what} (it has: "
-            f'{", ".join(named[:_NAMED]) or "none"}{more}; or "{ALL_LINEAR}")'
+            f"[adapter] targets: the model ({model.config.model_type}) {what}: expected the names of layers (it has "
+            f'{listed(named, _NAMED) or "none"}) or "{ALL_LINEAR}"'
         )
     return sorted(wanted)
 
 
 def _short(name: str) -> str:
-    """The last part of a layer's name, or all of it where that is a number in a list."""
+    """The last part of a layer's name, or the whole name if that part is a number in a list."""
     last = name.rpartition(".")[2]
     return name if last.isdecimal() else last
 
 
 def _token_rows(model: Any, targets: Sequence[str], tokens: list[int]) -> dict[str, list[int]]:
-    """The rows of new tokens, by the layers that have them; an output layer tied to the embeddings follows them."""
+    """The rows of new tokens, by the layers that have them; a tied output layer shares those of the embeddings."""
     names = {layer: name for name, layer in model.named_modules()}
     inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
     rows = {names[inputs]: tokens}
@@ -189,7 +189,7 @@ def _token_rows(model: Any, targets: Sequence[str], tokens: list[int]) -> dict[s
     if getattr(output, "bias", None) is not None:
         raise UsageError(
             f"[adapter]: {len(tokens)} tokens were added to the base's tokenizer, and its output layer "
-            f"{names[output]} has a bias, which peft does not train by rows: remove [adapter], or add the tokens to "
-            "the base itself with resize_token_embeddings()"
+            f"{names[output]} has a bias, which peft cannot train for single tokens: remove [adapter], or add the "
+            "tokens to the base itself with resize_token_embeddings()"
         )
     return rows | {names[output]: tokens}

@@ -1,4 +1,4 @@
-"""A model from a folder in Hugging Face layout: its weights where it has them, else initialised from the seed."""
+"""Load a model from a folder in Hugging Face layout: its weights if it has any, else initialized from the seed."""
 
 from __future__ import annotations
 
@@ -15,59 +15,60 @@ from transformers.utils import logging as transformers_logging
 
 from modelwright.core.api import Job, ModelwrightError, UsageError
 from modelwright.core.api.adapters import embedding_rows
+from modelwright.core.api.wording import listed, one_line
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Formats that run code when they are read, or that this program does not read at all.
 OTHER_WEIGHTS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 
-# The longest reason of a library's that is passed on, in characters: some list every class that they know.
+# Maximum length of a library's message that is passed on, in characters: some list every class that they know.
 _LONGEST = 300
 
 
-def attention_for(asked: str, *, on_gpu: bool, packed: bool, flash: bool) -> str | None:
+def attention_for(requested: str, *, on_gpu: bool, packed: bool, flash: bool) -> str | None:
     """The attention implementation for a training; None leaves it to the model.
 
     Args:
-        asked: what the run says.
+        requested: what the run requests; "auto" for the best that is available.
         on_gpu: whether it computes on a GPU.
-        packed: whether sequences hold several documents, between which a dense mask would have to be made.
-        flash: whether the package flash-attn is there.
+        packed: whether sequences hold several documents, which other implementations separate by a dense mask.
+        flash: whether the package flash-attn is installed and can be used.
 
     Raises:
-        UsageError: what is asked for cannot be had.
+        UsageError: the requested implementation is not available.
     """
-    if asked == "flash_attention_2" and not (on_gpu and flash):
+    if requested == "flash_attention_2" and not (on_gpu and flash):
         lacks = "the package flash-attn (pip install flash-attn)" if on_gpu else "a GPU"
         raise UsageError(f'[model] attention: "flash_attention_2" needs {lacks}: set it to "auto"')
-    if asked == "flex_attention" and not on_gpu:
+    if requested == "flex_attention" and not on_gpu:
         raise UsageError('[model] attention: "flex_attention" has no backward pass on a CPU: set it to "auto"')
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if on_gpu and flash:
         return "flash_attention_2"
     return "flex_attention" if on_gpu and packed else None
 
 
-# In which a model's weights are read.
+# Makes the context in which a model's weights are read.
 Reading = Callable[[], AbstractContextManager[object]]
 
 
 def load_model(
     job: Job, *, on_gpu: bool = False, packed: bool = False, low: bool = False, sharing: Reading = nullcontext
 ) -> Any:
-    """The job's model, float32, on the CPU; or as `sharing` has it.
+    """The job's model, in float32 on the CPU, or split as `sharing` does it.
 
     Args:
-        job: says where it is.
+        job: has the model's folder.
         on_gpu: whether it will compute on a GPU.
         packed: whether sequences hold several documents.
         low: whether it will compute in bfloat16.
-        sharing: in this context its weights are read, unless its embeddings have to grow afterwards: what is shared out
-            already does not.
+        sharing: makes the context in which weights are read. Not used if the embeddings have to grow afterwards, which
+            split weights cannot.
 
     Raises:
-        UsageError: the folder has no config, or weights in another format than safetensors only.
-        ModelwrightError: what is there cannot be loaded, is not whole, or does not fit together.
+        UsageError: the folder has no config, or has weights only in formats other than safetensors.
+        ModelwrightError: the model cannot be loaded, is incomplete, or its files do not fit together.
     """
     transformers_logging.disable_progress_bar()
     settings: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": job.trust_remote_code}
@@ -79,7 +80,7 @@ def load_model(
     config = _config(job)
     has_weights = _has_weights(job.model)
     grows = (job.vocabulary or 0) > (getattr(config.get_text_config(decoder=True), "vocab_size", None) or 0)
-    with _clear_errors(job.model, "the model cannot be loaded", "look at its config.json, or copy the model again"):
+    with _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"):
         if has_weights:
             with nullcontext() if grows else sharing():
                 return _with_weights(job.model, config, settings)
@@ -88,7 +89,7 @@ def load_model(
 
 
 def skeleton(job: Job) -> Any:
-    """The job's model without numbers, on torch's device "meta": its shapes are known before anything is read.
+    """The job's model without values, on torch's device "meta": gives its shapes before any weights are read.
 
     Raises:
         UsageError: the folder has no config.
@@ -96,7 +97,7 @@ def skeleton(job: Job) -> Any:
     """
     config = _config(job)
     with (
-        _clear_errors(job.model, "the model cannot be loaded", "look at its config.json, or copy the model again"),
+        _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"),
         torch.device("meta"),
     ):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=job.trust_remote_code)
@@ -104,36 +105,36 @@ def skeleton(job: Job) -> Any:
 
 def _config(job: Job) -> Any:
     if not (job.model / "config.json").is_file():
-        raise UsageError(f"{job.model}: expected a model in Hugging Face layout, and there is no config.json")
-    with _clear_errors(job.model, "its config.json cannot be used", "mend it there, or copy the model again"):
+        raise UsageError(f"{job.model}: expected a model in Hugging Face layout, but there is no config.json")
+    with _clear_errors(job.model, "its config.json cannot be used", "fix the file, or copy the model again"):
         return AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
 
 
 @contextmanager
 def _clear_errors(folder: Path, what: str, to_do: str) -> Iterator[None]:
-    """What the libraries raise about a folder, of whatever class, as one line that names it."""
+    """Turn any error of the libraries about a folder into one line that names it."""
     try:
         yield
     except ModelwrightError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if "trust_remote_code" in text:
-            reason, to_do = "it brings code of its own, which this version does not run", "choose another base"
+            reason, to_do = "it comes with its own code, which this version does not run", "choose another base"
         elif text.startswith("Unrecognized configuration class"):
             kind = json.loads((folder / "config.json").read_bytes())["model_type"]
-            reason, to_do = f"its model_type {kind!r} is no causal language model", "choose another base"
+            reason, to_do = f"its model_type {kind!r} is not a causal language model", "choose another base"
         else:
             reason = _reason(error)
         raise ModelwrightError(f"{folder}: {what}: {reason}; {to_do}") from error
 
 
 def _reason(error: Exception) -> str:
-    # transformers' configs check themselves by a class whose cause says what is wrong.
+    # transformers' configs check themselves with a class whose cause has the reason.
     if type(error).__name__.startswith("StrictDataclass") and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    text = " ".join(str(error).split()).partition(" You may consider")[0].removesuffix(".")
-    # Of a KeyError and its like the text alone says nothing.
+    text = one_line(error).partition(" You may consider")[0].removesuffix(".")
+    # The text of a KeyError or a similar error says little without its type.
     if not text or isinstance(error, LookupError | ArithmeticError | AttributeError):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
@@ -158,22 +159,23 @@ def _with_weights(folder: Path, config: Any, settings: dict[str, Any]) -> Any:
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # its own error only says that there are some
+        ignore_mismatched_sizes=True,  # its own error does not name them
         **settings,
     )
     if info["mismatched_keys"]:
         name, found, expected = min(info["mismatched_keys"])
         more = len(info["mismatched_keys"]) - 1
-        others = f", and so have {more} more" if more else ""
+        others = f" (and {more} more like it)" if more else ""
         raise ModelwrightError(
-            f"{folder}: its weights do not fit its config.json: {name} has the shape {list(found)}, and the config "
-            f"makes it {list(expected)}{others}: they are of two models, or one was changed; copy the model again"
+            f"{folder}: its weights do not match its config.json: {name} has the shape {list(found)}, but the config "
+            f"says {list(expected)}{others}: they belong to different models, or one was changed; copy the model again"
         )
-    # What the files lack would be drawn at random, and the model would look like a badly trained one.
+    # Missing tensors would get random values, and the model would look like a badly trained one.
     missing = sorted(info["missing_keys"])
     if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ModelwrightError(f"{folder}: its weights are not whole: {shown} missing; copy the model again")
+        raise ModelwrightError(
+            f"{folder}: its weights are incomplete: missing {listed(missing, 3)}; copy the model again"
+        )
     return model
 
 
@@ -186,12 +188,12 @@ def check_fits(model: Any, *, largest_token: int, longest: int, tokens: Path) ->
     embeddings = embedding_rows(model)
     if largest_token >= embeddings:
         raise ModelwrightError(
-            f"{tokens} has the token id {largest_token}, and the model's embeddings end at {embeddings - 1}: "
-            "tokenizer and model do not belong together"
+            f"{tokens} has the token id {largest_token}, but the model's embeddings end at {embeddings - 1}: tokenizer "
+            "and model do not belong together"
         )
     context = getattr(model.config, "max_position_embeddings", None)
     if isinstance(context, int) and 0 < context < longest:  # some write -1 where there is no limit
         raise ModelwrightError(
-            f"{tokens} has a sequence of {longest} tokens, and the model's context is {context}: "
-            f"set [data.tokens] max_length to {context} or less"
+            f"{tokens} has a sequence of {longest} tokens, but the model's context is {context}: set [data.tokens] "
+            f"max_length to {context} or less"
         )

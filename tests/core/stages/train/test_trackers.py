@@ -1,7 +1,6 @@
 """TensorBoard's files, read back by TensorBoard's own reader."""
 
 import pytest
-
 from modelwright.core.stages.train.trackers import with_tensorboard
 
 accumulators = pytest.importorskip(

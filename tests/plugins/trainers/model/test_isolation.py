@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
-from attrs import define
-from transformers import AutoConfig, AutoModelForCausalLM
+from small_models import HYBRID, Forward, rows_of
+from small_models import small as small_model
 
-from modelwright.core.api import ModelwrightError, TokenRow
+from modelwright.core.api import ModelwrightError
 from modelwright.core.testing.trainer import Recorder, TrainerContract, counting_rows, make_job, write_token_folder
 from modelwright.plugins.trainers import LocalOptions
-from modelwright.plugins.trainers.batches.data import collate
-from modelwright.plugins.trainers.batches.isolation import check_isolation
+from modelwright.plugins.trainers.batches.micro_batches import collate
 from modelwright.plugins.trainers.local import LocalTrainer
-from modelwright.plugins.trainers.model import forward
-from modelwright.plugins.trainers.model.forward import SupervisedLogits
+from modelwright.plugins.trainers.model import attention as attention_module
+from modelwright.plugins.trainers.model import loss as loss_module
+from modelwright.plugins.trainers.model.attention import model_inputs
+from modelwright.plugins.trainers.model.isolation import check_isolation
+from modelwright.plugins.trainers.model.loss import SupervisedLogits
 
-SMALL = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    # Wide enough that attention weighs in the logits.
-    "initializer_range": 0.3,
-}
 MODELS = {
     "llama": {},
     "mistral": {"sliding_window": 4},
@@ -56,34 +41,12 @@ LENGTHS = [[5, 9, 1, 7], [12, 3, 2], [6]]
 
 
 def small(kind, attention="eager", **changes):
-    shared = {} if kind == "gpt2" else SMALL
-    config = AutoConfig.for_model(kind, **shared | {"vocab_size": 40, "initializer_range": 0.3} | changes)
-    torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    return small_model(kind, attention, **changes).eval()
 
 
-def packs(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def row(length):
-        ids = torch.randint(3, 40, (length,), generator=generator).to(torch.int32).numpy()
-        return TokenRow(f"row-{length}", ids, ids >= 0)
-
-    return [[row(length) for length in pack] for pack in LENGTHS]
-
-
-@define(slots=False)
-class Forward:
-    """The forward pass of a trainer, and nothing else of it."""
-
-    model: object
-    precision: torch.dtype = torch.float32
-    device = torch.device("cpu")
-
-    def autocast(self):
-        """The precision of the forward pass."""
-        lower = self.precision != torch.float32
-        return torch.autocast("cpu", dtype=self.precision) if lower else contextlib.nullcontext()
+def packs():
+    rows = iter(rows_of([length for pack in LENGTHS for length in pack]))
+    return [[next(rows) for _ in pack] for pack in LENGTHS]
 
 
 def check(model, precision=torch.float32, rows=None):
@@ -97,7 +60,7 @@ def test_packed_logits_are_those_of_each_document_alone(kind, attention):
     model = small(kind, attention, **MODELS[kind])
     batch = collate(packs())
     with torch.no_grad():
-        logits = model(**forward.inputs(model, batch), use_cache=False).logits
+        logits = model(**model_inputs(model, batch), use_cache=False).logits
         for index, pack in enumerate(packs()):
             start = 0
             for row in pack:
@@ -116,8 +79,8 @@ def test_sequences_end_to_end_are_as_good_as_beside_each_other(kind, monkeypatch
     logits = SupervisedLogits(model)
     with torch.no_grad():
         beside = logits.at(batch, batch.positions)
-        monkeypatch.setattr(forward, "attention_of", lambda _: "flash_attention_2")
-        shape = forward.inputs(model, batch)["input_ids"].shape
+        monkeypatch.setattr(attention_module, "attention_of", lambda _: "flash_attention_2")
+        shape = model_inputs(model, batch)["input_ids"].shape
         end_to_end = logits.at(batch, batch.positions)
     assert shape == (1, batch.input_ids.numel())
     torch.testing.assert_close(end_to_end, beside, rtol=1e-5, atol=1e-5)
@@ -155,28 +118,18 @@ LEAKS = [
 @pytest.mark.parametrize(("kind", "leak", "line"), LEAKS)
 def test_what_leaks_is_refused(kind, leak, line, precision, monkeypatch):
     """A mask of ones, a model that ignores positions, and positions that go on: each is told in one line."""
-    model, right = small(kind, **MODELS[kind]), forward.inputs
+    model, right = small(kind, **MODELS[kind]), model_inputs
 
     def wrong(model, batch):
         found = right(model, batch)
         return found if batch.position_ids is None else leak(model, found)
 
-    monkeypatch.setattr(forward, "inputs", wrong)
+    monkeypatch.setattr(loss_module, "model_inputs", wrong)
     with pytest.raises(ModelwrightError, match=line) as caught:
         check(model, precision)
     assert str(caught.value).startswith(f"the model ({kind}, attention eager) ")
     assert str(caught.value).endswith(': set [data.tokens] packing = "bucket"')
     assert "\n" not in str(caught.value)
-
-
-HYBRID = {
-    "mamba_d_state": 8,
-    "mamba_n_heads": 4,
-    "mamba_d_head": 16,
-    "mamba_n_groups": 1,
-    "mamba_chunk_size": 8,
-    "attn_layer_indices": [1],
-}
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -19,7 +19,7 @@ from modelwright.core.testing.trainer import (
     write_token_folder,
 )
 from modelwright.plugins.trainers import LocalOptions
-from modelwright.plugins.trainers.batches.data import Corpus
+from modelwright.plugins.trainers.batches.corpus import Corpus
 from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress
 from modelwright.plugins.trainers.local import LocalTrainer, SingleDevice
 from modelwright.plugins.trainers.loop import Loop

@@ -224,7 +224,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, settings, t
 
 def test_weight_decay_is_on_matrices_only():
     """Norms and biases, which are vectors, do not decay."""
-    from modelwright.plugins.trainers.training import decay_groups
+    from modelwright.plugins.trainers.strategy import decay_groups
 
     model = torch.nn.Sequential(torch.nn.Embedding(3, 4), torch.nn.Linear(4, 2), torch.nn.LayerNorm(2))
     matrices, vectors = decay_groups(model, 0.1)

@@ -5,10 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modelwright.core.api import TokenRow
-from modelwright.plugins.trainers.batches.data import collate
+from modelwright.plugins.trainers.batches.micro_batches import collate
 from modelwright.plugins.trainers.model import loss as loss_module
-from modelwright.plugins.trainers.model.forward import SupervisedLogits
-from modelwright.plugins.trainers.model.loss import chunked_loss
+from modelwright.plugins.trainers.model.loss import SupervisedLogits, chunked_loss
 
 numpy = pytest.importorskip("numpy", reason="the extra train is not installed")
 

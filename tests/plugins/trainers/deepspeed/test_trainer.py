@@ -287,10 +287,10 @@ def test_a_lost_connection_is_told_as_another_process_that_is_gone(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
         pytest.raises(ModelwrightError, match=r"process 0 of 2 lost another one, which was killed .* the same command"),
-        deepspeed._losing_others(),
+        deepspeed._clear_error_for_lost_process(),
     ):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
-    with pytest.raises(RuntimeError, match="another mistake"), deepspeed._losing_others():
+    with pytest.raises(RuntimeError, match="another mistake"), deepspeed._clear_error_for_lost_process():
         raise RuntimeError("another mistake")
 
 

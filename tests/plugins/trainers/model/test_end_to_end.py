@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
-import numpy as np
 import pytest
 import torch
-from attrs import define
-from hypothesis import given
-from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
+from small_models import HYBRID, Forward, rows_of, small
 
-from modelwright.core.api import TokenRow, TrainSettings
+from modelwright.core.api import TrainSettings
 from modelwright.core.testing.trainer import Recorder, counting_rows, make_job, write_token_folder
 from modelwright.plugins.trainers import LocalOptions
-from modelwright.plugins.trainers.batches.batch_layout import lay_end_to_end
-from modelwright.plugins.trainers.batches.data import collate, micro_batches
-from modelwright.plugins.trainers.batches.document_attention import BY_DOCUMENT
-from modelwright.plugins.trainers.batches.size_rounding import round_size
+from modelwright.plugins.trainers.batches.micro_batches import collate, round_size
 from modelwright.plugins.trainers.local import LocalTrainer
-from modelwright.plugins.trainers.model.forward import SupervisedLogits, attention_of
-from modelwright.plugins.trainers.ranks import Ranks
+from modelwright.plugins.trainers.model.attention import DOCUMENT_ATTENTION, attention_of
+from modelwright.plugins.trainers.model.isolation import lay_end_to_end
+from modelwright.plugins.trainers.model.loss import SupervisedLogits
 
-SMALL = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    # Wide enough that attention weighs in the logits.
-    "initializer_range": 0.3,
-}
 WINDOW = {"sliding_window": 4}
 MODELS = {
     "llama": {},
@@ -56,14 +34,7 @@ MODELS = {
 }
 # A state runs on; convolutions too; windows that only a mask tells of.
 OTHERS = {
-    "bamba": {
-        "mamba_d_state": 8,
-        "mamba_n_heads": 4,
-        "mamba_d_head": 16,
-        "mamba_n_groups": 1,
-        "mamba_chunk_size": 8,
-        "attn_layer_indices": [1],
-    },
+    "bamba": HYBRID,
     "lfm2": {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
     "llama4_text": {"attention_chunk_size": 4, "num_local_experts": 2, "intermediate_size_mlp": 48},
     "qwen2_moe": {
@@ -77,39 +48,11 @@ OTHERS = {
 }
 
 
-def small(kind, attention="sdpa", **changes):
-    shared = {key: value for key, value in SMALL.items() if kind != "gpt2"}
-    config = AutoConfig.for_model(kind, **shared | {"vocab_size": 40, "initializer_range": 0.3} | changes)
-    torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-
-
-def rows_of(lengths, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def row(length):
-        ids = torch.randint(3, 40, (length,), generator=generator).to(torch.int32).numpy()
-        return TokenRow(f"row-{length}", ids, ids >= 0)
-
-    return [row(length) for length in lengths]
-
-
-@define(slots=False)
-class Forward:
-    """The forward pass of a trainer in a precision, and nothing else of it."""
-
-    model: object
-    precision: torch.dtype = torch.float32
-    device = torch.device("cpu")
-
-    def autocast(self):
-        """The precision of the forward pass."""
-        return torch.autocast("cpu", dtype=self.precision, enabled=self.precision != torch.float32)
-
-
-def lay(model, *, asked="auto", precision=torch.float32):
+def lay(model, *, requested="auto", precision=torch.float32):
     logits = SupervisedLogits(model)
-    return logits, lay_end_to_end(Forward(model, precision), logits, rows_of([2, 12, 5]), Ranks(), asked=asked)
+    return logits, lay_end_to_end(
+        Forward(model, precision), logits, rows_of([2, 12, 5]), requested=requested, in_any_rank=bool
+    )
 
 
 def loss_and_gradients(model, logits, batches, precision):
@@ -133,7 +76,7 @@ def test_losses_and_gradients_are_those_of_each_row_alone(kind):
     model = small(kind, **MODELS[kind])
     logits, laid = lay(model)
     assert laid
-    assert attention_of(model) == BY_DOCUMENT
+    assert attention_of(model) == DOCUMENT_ATTENTION
     batch = collate([[row] for row in rows], end_to_end=True)
     assert batch.input_ids.shape == (1, round_size(sum(len(row.input_ids) for row in rows)))
     together = loss_and_gradients(model, logits, [batch], torch.float32)
@@ -144,7 +87,7 @@ def test_padding_has_no_positions_beyond_the_rows():
     """A model that learns its positions has no more of them."""
     model = small("gpt2", **MODELS["gpt2"] | {"n_positions": 4})
     logits = SupervisedLogits(model)
-    assert lay_end_to_end(Forward(model), logits, rows_of([2, 4, 3]), Ranks(), asked="auto")
+    assert lay_end_to_end(Forward(model), logits, rows_of([2, 4, 3]), requested="auto", in_any_rank=bool)
     batch = collate([[row] for row in rows_of([4] * 41)], end_to_end=True)
     assert batch.input_ids.shape[1] - batch.tokens == 4
     batch = collate([[row] for row in rows_of([3] * 43)], end_to_end=True)
@@ -176,11 +119,11 @@ def test_a_model_that_is_another_one_end_to_end_is_left_alone(kind):
     assert attention_of(model) == before
 
 
-@pytest.mark.parametrize(("attention", "asked"), [("sdpa", "sdpa"), ("eager", "eager"), ("eager", "auto")])
-def test_an_attention_that_was_asked_for_stays(attention, asked):
+@pytest.mark.parametrize(("attention", "requested"), [("sdpa", "sdpa"), ("eager", "eager"), ("eager", "auto")])
+def test_an_attention_that_was_asked_for_stays(attention, requested):
     """So does that of a model which has no other."""
     model = small("llama", attention)
-    assert not lay(model, asked=asked)[1]
+    assert not lay(model, requested=requested)[1]
     assert attention_of(model) == attention
 
 
@@ -215,60 +158,9 @@ def test_a_training_end_to_end_learns_the_same(tmp_path, packs):
     (tmp_path / "other").mkdir()
     laid, by_document, config = train(tmp_path / "one", tokens, attention="auto")
     padded, sdpa, other = train(tmp_path / "other", tokens, attention="sdpa")
-    assert (by_document, sdpa) == (BY_DOCUMENT, "sdpa")
+    assert (by_document, sdpa) == (DOCUMENT_ATTENTION, "sdpa")
     assert config == other
     for one, two in zip(laid, padded, strict=True):
         assert (one["order"], one["tokens"], one["supervised"]) == (two["order"], two["tokens"], two["supervised"])
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
-
-
-documents = st.lists(
-    st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=40), min_size=1, max_size=6
-)
-
-
-@given(st.lists(documents, min_size=1, max_size=4))
-def test_end_to_end_every_token_is_asked_for_from_its_own_document(packs):
-    """Positions begin anew in each document and in the padding."""
-    rows = [
-        TokenRow("id", np.array([t for t, _ in row], np.int32), np.array([t for _, t in row]))
-        for pack in packs
-        for row in pack
-    ]
-    batch = collate([[row] for row in rows], end_to_end=True)
-    asked, positions, start = [], [], 0
-    for row in rows:
-        learnt = zip(row.input_ids.tolist(), row.trained.tolist(), strict=True)
-        asked += [(start + at - 1, token) for at, (token, trained) in enumerate(learnt) if at and trained]
-        start += len(row.input_ids)
-        positions += range(len(row.input_ids))
-    longest = max(len(row.input_ids) for row in rows)
-    positions += [place % longest for place in range(round_size(start) - start)]
-    assert batch.position_ids.tolist() == [positions]
-    assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == asked
-    assert batch.attention_mask is None
-    assert batch.tokens == start
-
-
-@given(
-    st.lists(st.integers(1, 60), min_size=1, max_size=40),
-    st.one_of(st.none(), st.integers(1, 9)),
-    st.integers(1, 400),
-    st.integers(1, 5),
-)
-def test_micro_batches_end_to_end_keep_their_limit(lengths, size, tokens, ranks):
-    """With their padding; but for a single sequence that is longer alone. None could have held the next one too."""
-    lengths = np.array(lengths, np.int64)
-    rounds = list(micro_batches(lengths, size=size, tokens=tokens, ranks=ranks, end_to_end=True))
-    parts = [part for dealt in rounds for part in dealt if len(part)]
-    assert sorted(np.concatenate(parts).tolist()) == list(range(len(lengths)))
-    for part in parts:
-        if size is not None:
-            assert len(part) <= size
-        else:
-            assert len(part) == 1 or round_size(lengths[part].sum()) <= tokens
-    if size is None:
-        for dealt, then in itertools.pairwise(rounds):
-            more = lengths[np.append(dealt[0], then[0][0])].sum()
-            assert round_size(more) > tokens

@@ -14,7 +14,7 @@ from modelwright.core.testing.trainer import (
     write_token_folder,
 )
 from modelwright.plugins.trainers import modelwright_trainers
-from modelwright.plugins.trainers.bad_steps import MOST_IN_A_ROW, WINDOW, Health
+from modelwright.plugins.trainers.bad_steps import MOST_IN_A_ROW, WINDOW, BadSteps
 from modelwright.plugins.trainers.checkpoints import Progress
 from modelwright.plugins.trainers.ranks import Ranks
 
@@ -110,7 +110,7 @@ def test_bad_steps_without_end_are_an_error_all_the_same(tmp_path):
 def test_a_spike_is_a_loss_far_above_the_median_of_the_last(tmp_path, recent, loss, bad):
     """Before there are enough of them only what is no number is bad."""
     job = make_job(tmp_path, Recorder(), TrainerContract().settings(loss_spike=3.0))
-    health = Health(None, job, Ranks())
+    health = BadSteps(None, job, Ranks())
     assert health.bad_loss(loss, Progress(recent=recent)) == bad
 
 
@@ -124,7 +124,7 @@ def test_a_spike_is_dropped_and_the_weights_are_those_of_before(tmp_path, monkey
     def third(_self, _loss, _progress):
         return "the loss is a spike" if next(calls) == 3 else None
 
-    monkeypatch.setattr(Health, "bad_loss", third)
+    monkeypatch.setattr(BadSteps, "bad_loss", third)
     job, trained = run(tmp_path / "spike", recorder, **settings)
     assert trained.finished
     assert [data["step"] for data in recorder.of("bad_step")] == [3]

@@ -19,7 +19,8 @@ from modelwright.core.testing.trainer import (
     write_token_folder,
 )
 from modelwright.plugins.trainers import LocalOptions
-from modelwright.plugins.trainers.batches.data import Corpus, Part, collate
+from modelwright.plugins.trainers.batches.corpus import Corpus
+from modelwright.plugins.trainers.batches.micro_batches import Assignment, collate
 from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress
 from modelwright.plugins.trainers.local import LocalTrainer, SingleDevice
 from modelwright.plugins.trainers.loop import Loop
@@ -129,7 +130,7 @@ def test_rows_that_teach_nothing_are_left_out_of_their_packs(tmp_path):
     corpus = Corpus(write_token_folder(tmp_path / "some", rows, packs=[[0, 1], [2]]))
     assert corpus.sequences.tolist() == [0]
     assert (corpus.examples, corpus.skipped, corpus.tokens, corpus.longest) == (1, 2, 3, 3)
-    assert corpus.read(Part(corpus.sequences)).ids == ("a",)
+    assert corpus.read(Assignment(corpus.sequences)).ids == ("a",)
     assert corpus.packed(corpus.sequences).tolist() == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelwright.plugins.trainers.schedule import factor, warmup_steps
+from modelwright.plugins.trainers.loop import schedule_factor, warmup_steps
 
 KINDS = ("cosine", "linear", "constant")
 
@@ -25,7 +25,7 @@ def schedules(draw):
 
 
 def curve(schedule):
-    return [factor(step, **schedule) for step in range(1, schedule["steps"] + 1)]
+    return [schedule_factor(step, **schedule) for step in range(1, schedule["steps"] + 1)]
 
 
 @given(schedules())

@@ -1,0 +1,103 @@
+"""How a model attends, so that no document of a sequence sees another.
+
+transformers finds the documents of a sequence by their positions, which restart in each, and masks attention between
+them, but only if it gets neither a mask nor a cache. A mask of ones, or the cache that models make by default, turns
+that off silently: every document then attends to the ones before it. So a trainer calls its model with `model_inputs`.
+
+On a CPU, transformers would make a mask of length times length for documents laid end to end. `document_attention`
+computes each document by itself instead: nothing is masked, and nothing is computed that a mask would hide.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from modelwright.plugins.trainers.batches.micro_batches import MicroBatch
+
+DOCUMENT_ATTENTION = "sdpa_by_document"
+
+
+def document_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    position_ids: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each document, as an attention function of transformers on a CPU.
+
+    It computes in float32 even under autocast: the backward pass of PyTorch's CPU kernel takes four times as long in
+    bfloat16, and nothing else in this attention would gain by it.
+
+    If a model has a mask of its own, gives no positions, or adds a bias by the place in the whole sequence, the
+    sequence is treated as one document. The logits then differ from those of each document alone, and `isolation`
+    rejects this attention for the model.
+
+    Args:
+        module: the attention layer.
+        query: `[1, heads, length, width]`.
+        key: `[1, key heads, length, width]`.
+        value: `[1, key heads, length, width]`.
+        attention_mask: of the model itself, if it made one.
+        position_ids: int64 `[1, length]`, each token's place in its document.
+        position_bias: what the model adds to the scores, if anything.
+        sliding_window: how many tokens each token sees, itself included; None for all before it.
+        more: passed on to the attention of transformers.
+
+    Returns:
+        The output `[1, length, heads, width]`, and None in place of attention weights.
+    """
+    length = query.shape[2]
+    whole = attention_mask is not None or position_bias is not None or key.shape[2] != length
+    if whole or position_ids is None or position_ids.shape != (1, length):
+        more["position_bias"] = position_bias
+        found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+        return found, None
+    starts = (position_ids[0] == 0).nonzero().flatten().tolist()
+    lengths = [end - start for start, end in itertools.pairwise([*starts, length])]
+    outputs = []
+    with torch.autocast("cpu", enabled=False):
+        for document in zip(*(torch.split(each.float(), lengths, dim=2) for each in (query, key, value)), strict=True):
+            mask = None
+            if sliding_window is not None and document[0].shape[2] > sliding_window:
+                mask = _window(document[0].shape[2], sliding_window)
+            outputs.append(sdpa_attention_forward(module, *document, mask, **more)[0])
+    return torch.cat(outputs, 1).to(query.dtype), None
+
+
+def _window(length: int, width: int) -> torch.Tensor:
+    """The mask by which each token sees itself and the `width - 1` before it: bool `[1, 1, length, length]`."""
+    return torch.ones(1, 1, length, length, dtype=torch.bool).tril_().triu_(1 - width)
+
+
+# transformers makes no mask for an attention that has no mask function of the same name. This one is not compiled,
+# because the lengths are known only at run time.
+AttentionInterface.register(DOCUMENT_ATTENTION, torch.compiler.disable(document_attention))  # type: ignore[no-untyped-call]
+
+
+def attention_of(model: Any) -> str:
+    """The attention implementation that a model uses."""
+    return str(model.config._attn_implementation)  # noqa: SLF001 (transformers has no public name for it)
+
+
+def model_inputs(model: Any, batch: MicroBatch) -> dict[str, torch.Tensor | None]:
+    """The arguments for a model, besides `use_cache=False`, by which no document of a micro-batch sees another."""
+    if batch.position_ids is None:
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    input_ids, position_ids = batch.input_ids, batch.position_ids
+    attention = attention_of(model)
+    if "flash" in attention or attention == DOCUMENT_ATTENTION:
+        # These look for documents only in a batch of one sequence. Padding counts as a document, so the sequences can
+        # be laid end to end.
+        input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
+    return {"input_ids": input_ids, "attention_mask": None, "position_ids": position_ids}

@@ -1,0 +1,238 @@
+"""What a training takes of its machine: the memory it needs before it starts, then its speed and peak memory."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import asdict, frozen
+
+from modelwright.core.api import ModelwrightError
+from modelwright.plugins.trainers.ranks import Ranks
+
+# Bytes of a float32 number; AdamW keeps two such numbers for each trained weight.
+_FULL = 4
+_ADAM = 2 * _FULL
+
+
+@frozen(kw_only=True)
+class Size:
+    """The size of a model.
+
+    Attributes:
+        parameters: number of parameters; if ZeRO has split them, of all processes together.
+        trainable: number of parameters that are trained.
+    """
+
+    parameters: int
+    trainable: int
+
+    @classmethod
+    def of(cls, model: Any) -> Size:
+        """The size of a model on any device, also "meta", where the model takes no memory."""
+        parameters = list(model.parameters())
+        return cls(
+            parameters=sum(map(numbers_in, parameters)),
+            trainable=sum(numbers_in(parameter) for parameter in parameters if parameter.requires_grad),
+        )
+
+
+def numbers_in(parameter: torch.Tensor) -> int:
+    """How many numbers a parameter has; if ZeRO-3 has split it, in all processes together."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+@frozen(kw_only=True)
+class Needs:
+    """Memory of one process for weights, gradients and optimizer states, in bytes.
+
+    Attributes:
+        device: on the device that computes.
+        host: in the machine's main memory, if the optimizer or the weights are offloaded to it.
+    """
+
+    device: int
+    host: int = 0
+
+
+def needs(size: Size, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none") -> Needs:
+    """The memory that weights, gradients and AdamW take in one process.
+
+    S. Rajbhandari et al., "ZeRO", 2020, section 3: a trained weight takes 4 or 2 bytes, its gradient as many, and the
+    optimizer's two moments and float32 copy 12. Stage 1 splits the optimizer's states among the processes, stage 2 also
+    the gradients, stage 3 everything.
+
+    Args:
+        size: of the model.
+        low: whether the weights are bfloat16, with a float32 copy of the trained ones.
+        stage: of ZeRO.
+        ranks: number of processes that share the model.
+        offload: "none", "optimizer", or "all".
+    """
+    number = 2 if low else _FULL
+    weights = number * size.parameters / (ranks if stage == 3 else 1)
+    gradients = number * size.trainable / (ranks if stage >= 2 else 1)
+    # ZeRO steps a copy of its share of the weights, even if they are float32 themselves.
+    copy = _FULL if low or stage else 0
+    optimizer = (_ADAM + copy) * size.trainable / (ranks if stage >= 1 else 1)
+    if offload == "all":
+        return Needs(device=round(gradients), host=round(weights + optimizer))
+    if offload == "optimizer":
+        return Needs(device=round(weights + gradients), host=round(optimizer))
+    return Needs(device=round(weights + gradients + optimizer))
+
+
+def check_memory(needed: Needs, device: torch.device, *, on_machine: int, whole: Size | None = None) -> None:
+    """Check that there is enough memory for this process.
+
+    Args:
+        needed: by one process.
+        device: that it computes on.
+        on_machine: number of processes on this machine.
+        whole: the size of the model if this process reads all of it, in float32, before it goes to its device.
+
+    Raises:
+        ModelwrightError: there is not.
+    """
+    free = free_memory() // on_machine
+    host = needed.host + (needed.device if device.type == "cpu" else 0)
+    if host > free:
+        raise _too_little("this machine", host, free)
+    reading = _FULL * whole.parameters if whole else 0
+    if reading > free:
+        raise ModelwrightError(
+            f"not enough memory on this machine: each process reads the whole model ({_gb(reading)}), and "
+            f'{_gb(free)} is free for each: set trainer = "deepspeed" and zero_stage = 3 in [train.options], so that '
+            "the processes split the model as they read it, or use fewer processes per machine"
+        )
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed.device > free:
+            raise _too_little(torch.cuda.get_device_name(device), needed.device, free)
+
+
+def _too_little(where: str, needed: int, free: int) -> ModelwrightError:
+    return ModelwrightError(
+        f"not enough memory on {where}: weights, gradients and optimizer take {_gb(needed)} in each process, and "
+        f'{_gb(free)} is free for each: train an [adapter], use more processes with trainer = "deepspeed" and '
+        "zero_stage = 3 in [train.options], or set offload there"
+    )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def free_memory() -> int:
+    """Free memory of this machine in bytes, within the limits of its control group."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = page * os.sysconf("SC_PHYS_PAGES")
+    facts = Path("/proc/meminfo")
+    if facts.is_file():
+        free = next(int(line.split()[1]) * 1024 for line in facts.open() if line.startswith("MemAvailable:"))
+    return min([free, *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        root = Path("/sys/fs/cgroup")
+        if (root / limit).is_file() and (root / used).is_file():
+            text = (root / limit).read_text().strip()
+            if text != "max":
+                yield max(0, int(text) - int((root / used).read_text()) + _reclaimable((root / used).parent))
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes that a control group counts as used but frees on demand: cached files."""
+    facts = group / "memory.stat"
+    if not facts.is_file():
+        return 0
+    names = ("inactive_file ", "total_inactive_file ")
+    return sum(int(line.split()[1]) for line in facts.open() if line.startswith(names))
+
+
+class Meter:
+    """Measures speed and memory of one process of a training, and the speed of all of them together.
+
+    MFU (model FLOPs utilization; A. Chowdhery et al., "PaLM", 2022, appendix B) is the model's own arithmetic as a
+    share of what the hardware can do: for each token, 6 operations per weight that it is multiplied by, plus
+    6 · layers · width · length for causal attention, half of full attention. Recomputed activations do not count. The
+    weights of the output layer count for supervised tokens only, because it computes no others. A frozen weight under
+    an adapter takes 4 operations, because it has no gradient. What the hardware can do is measured by multiplying
+    matrices in the same precision.
+
+    Args:
+        model: a causal language model of transformers.
+        device: its device.
+        precision: of its forward pass.
+        length: average length of the training documents, in tokens.
+        ranks: the processes that train together.
+    """
+
+    def __init__(
+        self, model: Any, device: torch.device, precision: torch.dtype, *, length: float, ranks: Ranks
+    ) -> None:
+        self._device = device
+        self._length = length
+        self._ranks = ranks
+        embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+        output = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+        body = [parameter for parameter in model.parameters() if id(parameter) not in embeddings | output]
+        self._counted = [(numbers_in(parameter), parameter.requires_grad) for parameter in body]
+        head = model.get_output_embeddings().parameters()
+        self._output = [(numbers_in(parameter), parameter.requires_grad) for parameter in head]
+        self.size = Size.of(model)
+        config = model.config.get_text_config(decoder=True)
+        self._attention = 6 * getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)
+        self._peak = peak_flops(device, precision)
+
+    def facts(self) -> dict[str, Any]:
+        """The size of the model and the peak speed of the device, for the event `started`."""
+        return {**asdict(self.size), "peak_flops": float(f"{self._peak:.4g}")}
+
+    def flops(self, tokens: int, supervised: int) -> float:
+        """The operations of a step with this many tokens, of which the output layer computes the supervised ones."""
+        body = _operations(self._counted) + self._attention * self._length
+        return body * tokens + _operations(self._output) * supervised
+
+    def measured(self, tokens: int, supervised: int, began: float) -> dict[str, Any]:
+        """Time, MFU and memory for the event `step`; `began` is a time of `time.perf_counter`."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        seconds = time.perf_counter() - began
+        mfu = self.flops(tokens, supervised) / (seconds * self._peak * self._ranks.size)
+        return {"seconds": round(seconds, 6), "mfu": float(f"{mfu:.4g}"), "memory": self._memory()}
+
+    def _memory(self) -> int:
+        """Peak memory so far, in bytes: of the GPU, or of the process on a CPU."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _operations(weights: list[tuple[int, bool]]) -> int:
+    return sum(size * (6 if trained else 4) for size, trained in weights)
+
+
+def peak_flops(device: torch.device, precision: torch.dtype) -> float:
+    """Operations per second that a device reaches in multiplying square matrices: the best of a few attempts."""
+    size, repeats = (8192, 5) if device.type == "cuda" else (768, 3)
+    one = torch.ones(size, size, device=device, dtype=precision)
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        one @ one
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times[1:])  # the first one also loads the kernel
