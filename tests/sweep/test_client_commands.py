@@ -20,7 +20,7 @@ import pytest
 from modelwright import AsyncClient, Client
 from modelwright.core.cli import main
 from modelwright.core.cli.output import OutputError, guarded_output
-from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.client import ServerError
 
 
 def load(name):
