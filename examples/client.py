@@ -13,7 +13,7 @@ import asyncio
 import sys
 
 from modelwright import AsyncClient, Client
-from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.client import ServerError
 
 QUESTION = "Tom has 7 apples and gets 5 more. How many apples does Tom have now?"
 

@@ -54,7 +54,7 @@ def test_every_public_name_is_there():
     assert all(getattr(modelwright, name) is getattr(api, name) for name in api.__all__)
     assert modelwright.testing.__name__ == "modelwright.core.testing"
     assert modelwright.testing.engine.EngineContract.__module__ == "modelwright.core.testing.engine"
-    assert modelwright.Client.__module__ == "modelwright.grpc_server.client.client"
+    assert modelwright.Client.__module__ == "modelwright.grpc_server.client.sync"
     with pytest.raises(AttributeError, match="no attribute 'Cleint'"):
         modelwright.Cleint  # noqa: B018
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from modelwright.core.api.errors import UsageError
-from modelwright.grpc_server.client.named_files import open_named
 
 _TOKEN = re.compile(rb"[\x21-\x7e]+")
 # A file with a longer first line is something else.
@@ -31,6 +30,8 @@ def read_token(path: Path | None, option: str) -> str | None:
     """
     if path is None:
         return None
+    from modelwright.grpc_server.client.channel import open_named
+
     try:
         with open_named(path, streams=True) as file:
             mode = os.fstat(file.fileno()).st_mode

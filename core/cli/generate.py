@@ -1,4 +1,4 @@
-"""`modelwright generate` and `modelwright chat`: clients of a running server."""
+"""`modelwright generate` and `modelwright chat`: clients of a running server, and the standard input that they read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import click
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.cli.auth_tokens import read_token
 from modelwright.core.cli.common import FiniteRange, Text, json_option, print_json
-from modelwright.core.cli.stdin import NotUtf8Error, check_input, read_line, read_text
 
 if TYPE_CHECKING:
-    from modelwright.grpc_server.client.client import Client, Generation, SamplingOptions, Stream
+    from modelwright.grpc_server.client import Client, Generation, SamplingOptions, Stream
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -123,7 +122,7 @@ def _converse(
 
     Gives the exit code: 1 where a line that was piped in was not asked.
     """
-    from modelwright.grpc_server.client.client import ServerError
+    from modelwright.grpc_server.client import ServerError
 
     terminal = sys.stdin.isatty()
     code = 0
@@ -196,7 +195,7 @@ def _client(options: dict[str, Any]) -> Iterator[tuple[Client, SamplingOptions]]
     """A client whose errors are one clear line, and how it is to sample."""
     # What gRPC would log of a connection that fails is in the one line that says so.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from modelwright.grpc_server.client.client import Client, ServerError
+    from modelwright.grpc_server.client import Client, ServerError
     from modelwright.grpc_server.client.errors import ArgumentError
 
     connection = {name: options.pop(name) for name in _CONNECTION}
@@ -216,3 +215,74 @@ def _client(options: dict[str, Any]) -> Iterator[tuple[Client, SamplingOptions]]
     except ServerError as error:
         nobody = str(error).startswith("no server answers")
         raise ModelwrightError(f"{error}; start one: modelwright serve ADDRESS" if nobody else str(error)) from error
+
+
+class NotUtf8Error(UsageError):
+    """What was typed or piped in is no text in UTF-8."""
+
+
+def check_input(instead: str) -> None:
+    """Look whether there is a standard input.
+
+    Args:
+        instead: what could be given in its place, for the error.
+
+    Raises:
+        UsageError: whoever started this program closed it.
+    """
+    if sys.stdin is None:
+        raise UsageError(f"standard input is closed: give {instead}, or open it")
+
+
+def read_text() -> str:
+    """All of standard input.
+
+    Raises:
+        NotUtf8Error: it is no text in UTF-8.
+        ModelwrightError: it cannot be read.
+    """
+    with _reading():
+        return _decode(sys.stdin.buffer.read(), "standard input")
+
+
+def read_line(prompt: str) -> str | None:
+    """A line, asked for with `prompt` on a terminal; None at the end of the input.
+
+    Raises:
+        NotUtf8Error: it is no text in UTF-8; the next line may be.
+        ModelwrightError: standard input cannot be read.
+    """
+    with _reading():
+        return _typed(prompt) if sys.stdin.isatty() else _piped()
+
+
+def _typed(prompt: str) -> str | None:
+    try:
+        # A terminal's encoding is the locale's; what that has no letter for comes as a surrogate, or not at all.
+        return _decode(input(prompt).encode("utf-8", "surrogateescape"), "this line")
+    except UnicodeError as error:
+        raise NotUtf8Error("this line is not in the terminal's encoding") from error
+    except EOFError:
+        click.echo()
+        return None
+
+
+def _piped() -> str | None:
+    line = sys.stdin.buffer.readline()
+    return _decode(line, "this line").removesuffix("\n").removesuffix("\r") if line else None
+
+
+def _decode(content: bytes, what: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotUtf8Error(f"{what} is not UTF-8 (byte {error.start + 1}): expected text in UTF-8") from error
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ModelwrightError(f"standard input cannot be read: {reason}") from error

@@ -16,9 +16,8 @@ from modelwright.core.cli.common import FiniteRange, print_table, registry_optio
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from modelwright.grpc_server.models.table import ModelTable
-    from modelwright.grpc_server.network.options import ServerOptions
-    from modelwright.grpc_server.server import Addresses, Announce
+    from modelwright.grpc_server.models.switching import ModelTable
+    from modelwright.grpc_server.server import Addresses, Announce, ServerOptions
 
 # What needs no --server.
 DEFAULT = "127.0.0.1:50051"
@@ -93,9 +92,9 @@ def _options(
     admin_token_file: Path | None,
     **numbers: Any,
 ) -> ServerOptions:
-    from modelwright.grpc_server.network.access import Tls
     from modelwright.grpc_server.network.listening import Address
-    from modelwright.grpc_server.network.options import ServerOptions
+    from modelwright.grpc_server.network.tls import Tls
+    from modelwright.grpc_server.server import ServerOptions
 
     if (tls_cert is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key belong together: give both, or neither")

@@ -18,7 +18,7 @@ PAGES: dict[str, tuple[Callable[[], str], str]] = {
     "plugins.md": (api.plugins, "core/api and core/testing"),
     "records.md": (api.records, "core/api"),
     "events.md": (events.events, "core/runs/events.py and wherever events are emitted"),
-    "client.md": (api.clients, "grpc_server/client/client.py and what it gives"),
+    "client.md": (api.clients, "grpc_server/client/sync.py and what it gives"),
     "http.md": (http.http, "grpc_server/gateway"),
     "protocol.md": (protocol.protocol, "protos"),
 }

@@ -1,20 +1,79 @@
-"""How both clients connect: TLS or plain, and the token that they show."""
+"""How both clients connect: the address, TLS or plain, and the token."""
 
 from __future__ import annotations
 
+import errno
 import functools
+import ipaddress
+import os
 import re
 import ssl
+import stat
 import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import grpc
 
 from modelwright.grpc_server.client.errors import ArgumentError
-from modelwright.grpc_server.client.host_port import is_loopback, split_host_port
-from modelwright.grpc_server.client.named_files import open_named
+
+_FORM = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<name>[\w.-]+)):(?P<port>[0-9]{1,5})")
+
+
+def split_host_port(text: str) -> tuple[str, int] | None:
+    """The host, an IPv6 address without its brackets, and the port, 0 to 65535; None where it is something else."""
+    match = _FORM.fullmatch(text)
+    if match is None or int(match["port"]) > 65535:
+        return None
+    if match["ipv6"] is not None:
+        try:
+            ipaddress.IPv6Address(match["ipv6"])
+        except ValueError:
+            return None
+    return match["ipv6"] or match["name"], int(match["port"])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def open_named(path: Path, *, streams: bool = False) -> BinaryIO:
+    """Open a file for reading. A named pipe is refused: it would make the program wait until somebody writes into it.
+
+    Args:
+        path: a regular file, or a link to one.
+        streams: whether it may also be a pipe or a terminal that this process was started with, as `/dev/stdin` and
+            the shell's `<(COMMAND)` are.
+
+    Raises:
+        OSError: it is none of these, or cannot be read; `strerror` says why.
+    """
+    status = path.stat()
+    # A folder says itself that it is one.
+    fitting = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or (streams and _is_ours(status))
+    if not fitting:
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """Whether one of this process's open files is the one with that status."""
+    for name in os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ():  # noqa: PTH112, PTH208 - numbers, not paths
+        try:
+            same = os.path.samestat(os.fstat(int(name)), status)
+        except OSError:  # the listing's own, closed by now
+            continue
+        if same:
+            return True
+    return False
+
+
+DEFAULT_TARGET = "127.0.0.1:50051"
 
 # Tokenizing a whole context answers with more than gRPC's 4 MiB.
 _MAX_RESPONSE_BYTES = 64 * 1024 * 1024

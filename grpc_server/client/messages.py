@@ -1,4 +1,4 @@
-"""What both clients send: the messages of the protocol, made from plain values."""
+"""The protocol's messages, as both clients make and read them: requests from plain values, records from responses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from typing import Any, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 
-from modelwright.v1 import common_pb2, inference_pb2
+from modelwright.grpc_server.client.errors import ServerError, ended_without_end
+from modelwright.grpc_server.client.records import (
+    Alias,
+    Change,
+    Finish,
+    Generation,
+    Gone,
+    Model,
+    Part,
+    Served,
+    Snapshot,
+    Tokens,
+    Usage,
+)
+from modelwright.v1 import common_pb2, inference_pb2, model_pb2
 
 Request = TypeVar("Request", bound=Message)
 Messages = str | Iterable[Mapping[str, str]]
@@ -90,3 +104,188 @@ def _message(message: Mapping[str, str]) -> common_pb2.Message:
         return common_pb2.Message(role=common_pb2.Role.Value(f"ROLE_{role.upper()}"), **fields)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{message!r} is no message: {error}") from error
+
+
+def to_served(served: Any) -> Served:
+    """Who answered."""
+    return Served(
+        name=served.name,
+        version=served.version,
+        digest=served.digest,
+        adapter_digest=served.adapter_digest if served.HasField("adapter_digest") else None,
+        alias=served.alias if served.HasField("alias") else None,
+        alias_generation=served.alias_generation if served.HasField("alias_generation") else None,
+    )
+
+
+def to_usage(usage: Any) -> Usage:
+    """What a request took."""
+    return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+def to_finish(reason: int) -> Finish:
+    """Why an answer ended."""
+    finishes: dict[int, Finish] = {
+        common_pb2.FINISH_REASON_STOP: "stop",
+        common_pb2.FINISH_REASON_LENGTH: "length",
+        common_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+    }
+    return finishes[reason]
+
+
+def to_generation(response: Any, text: str, thinking: str = "") -> Generation:
+    """An answer; its text is where the kind of response has it."""
+    return Generation(
+        text=text,
+        thinking=thinking,
+        finish=to_finish(response.finish_reason),
+        usage=to_usage(response.usage),
+        served=to_served(response.served),
+        token_ids=tuple(response.token_ids),
+        logprobs=tuple(response.logprobs),
+    )
+
+
+def to_model(model: Any) -> Model:
+    """A model of a server."""
+    return Model(
+        name=model.name,
+        version=model.version,
+        digest=model.digest,
+        state=model_pb2.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower(),
+        pinned=model.pinned,
+        aliases=tuple(model.aliases),
+        engine=model.engine,
+        abilities=tuple(model.abilities),
+        context_length=model.context_length,
+        active_requests=model.active_requests,
+        error=model.error if model.HasField("error") else None,
+    )
+
+
+def to_alias(route: Any) -> Alias:
+    """An alias of a server."""
+    return Alias(
+        alias=route.alias,
+        name=route.name,
+        version=route.version,
+        digest=route.digest,
+        generation=route.generation,
+        etag=route.etag,
+    )
+
+
+def to_tokens(response: Any) -> Tokens:
+    """The tokens of a text."""
+    return Tokens(
+        token_ids=tuple(response.token_ids),
+        context_length=response.context_length,
+        served=to_served(response.served),
+    )
+
+
+def to_change(response: Any) -> Change | None:
+    """What a watch tells; None for what only a newer client knows."""
+    kind = response.WhichOneof("event")
+    told: Any = getattr(response, kind) if kind else None
+    if kind == "model":
+        return to_model(told)
+    if kind == "route":
+        return to_alias(told)
+    if kind == "gone":
+        return Gone(name=told.name, version=told.version, digest=told.digest)
+    if kind == "snapshot":
+        return Snapshot(models=tuple(map(to_model, told.models)), aliases=tuple(map(to_alias, told.routes)))
+    return None
+
+
+def choose_only(models: Sequence[Model], target: str) -> Model:
+    """The only model that takes requests.
+
+    Raises:
+        ServerError: there are several, and the error names them, or none.
+    """
+    served = [model for model in models if model.state == "ready"]
+    if len(served) == 1:
+        return served[0]
+    choices = [f"@{alias}" for model in served for alias in model.aliases] + [model.address for model in served]
+    message = f"the server at {target} has several models: name one of {', '.join(choices)}"
+    raise ServerError("INVALID_ARGUMENT", message if served else f"the server at {target} has no model")
+
+
+class Gathered:
+    """What has come of an answer."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._start: inference_pb2.StreamStart | None = None
+        self._end: inference_pb2.StreamEnd | None = None
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[float] = []
+
+    @property
+    def started(self) -> bool:
+        """Whether the server has said who answers."""
+        return self._start is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has said why the answer ended."""
+        return self._end is not None
+
+    @property
+    def served(self) -> Served:
+        """What answers."""
+        assert self._start is not None, "the stream has not begun"
+        return to_served(self._start.served)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, the chat template's included."""
+        assert self._start is not None, "the stream has not begun"
+        return self._start.prompt_tokens
+
+    @property
+    def thinking(self) -> str:
+        """What the model has thought so far."""
+        return "".join(self._thinking)
+
+    def add(self, event: Any) -> Part | None:
+        """Take an event in; gives what is new of text and thinking, None where nothing is."""
+        kind = event.WhichOneof("event")
+        if kind == "start":
+            self._start = event.start
+        elif kind == "end":
+            self._end = event.end
+        elif kind == "delta":
+            return self._delta(event.delta)
+        return None
+
+    def _delta(self, delta: inference_pb2.StreamDelta) -> Part | None:
+        self._token_ids += delta.token_ids
+        self._logprobs += delta.logprobs
+        if not (delta.text or delta.thinking):
+            return None
+        self._text.append(delta.text)
+        self._thinking.append(delta.thinking)
+        return Part(text=delta.text, thinking=delta.thinking)
+
+    def generation(self) -> Generation:
+        """The whole answer.
+
+        Raises:
+            ServerError: its end has not come.
+        """
+        if self._end is None:
+            raise ended_without_end(self._target)
+        return Generation(
+            text="".join(self._text),
+            thinking=self.thinking,
+            finish=to_finish(self._end.finish_reason),
+            usage=to_usage(self._end.usage),
+            served=self.served,
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+        )

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from modelwright.grpc_server.client.errors import ServerError
-from modelwright.v1 import common_pb2, model_pb2
+from typing import Literal
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -177,110 +173,3 @@ class Gone:
 
 # What a watch tells: all there is, a model that changed, one that is gone, an alias that moved.
 Change = Snapshot | Model | Gone | Alias
-
-
-def to_served(served: Any) -> Served:
-    """Who answered."""
-    return Served(
-        name=served.name,
-        version=served.version,
-        digest=served.digest,
-        adapter_digest=served.adapter_digest if served.HasField("adapter_digest") else None,
-        alias=served.alias if served.HasField("alias") else None,
-        alias_generation=served.alias_generation if served.HasField("alias_generation") else None,
-    )
-
-
-def to_usage(usage: Any) -> Usage:
-    """What a request took."""
-    return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
-
-
-def to_finish(reason: int) -> Finish:
-    """Why an answer ended."""
-    finishes: dict[int, Finish] = {
-        common_pb2.FINISH_REASON_STOP: "stop",
-        common_pb2.FINISH_REASON_LENGTH: "length",
-        common_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
-    }
-    return finishes[reason]
-
-
-def to_generation(response: Any, text: str, thinking: str = "") -> Generation:
-    """An answer; its text is where the kind of response has it."""
-    return Generation(
-        text=text,
-        thinking=thinking,
-        finish=to_finish(response.finish_reason),
-        usage=to_usage(response.usage),
-        served=to_served(response.served),
-        token_ids=tuple(response.token_ids),
-        logprobs=tuple(response.logprobs),
-    )
-
-
-def to_model(model: Any) -> Model:
-    """A model of a server."""
-    return Model(
-        name=model.name,
-        version=model.version,
-        digest=model.digest,
-        state=model_pb2.ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower(),
-        pinned=model.pinned,
-        aliases=tuple(model.aliases),
-        engine=model.engine,
-        abilities=tuple(model.abilities),
-        context_length=model.context_length,
-        active_requests=model.active_requests,
-        error=model.error if model.HasField("error") else None,
-    )
-
-
-def to_alias(route: Any) -> Alias:
-    """An alias of a server."""
-    return Alias(
-        alias=route.alias,
-        name=route.name,
-        version=route.version,
-        digest=route.digest,
-        generation=route.generation,
-        etag=route.etag,
-    )
-
-
-def to_tokens(response: Any) -> Tokens:
-    """The tokens of a text."""
-    return Tokens(
-        token_ids=tuple(response.token_ids),
-        context_length=response.context_length,
-        served=to_served(response.served),
-    )
-
-
-def to_change(response: Any) -> Change | None:
-    """What a watch tells; None for what only a newer client knows."""
-    kind = response.WhichOneof("event")
-    told: Any = getattr(response, kind) if kind else None
-    if kind == "model":
-        return to_model(told)
-    if kind == "route":
-        return to_alias(told)
-    if kind == "gone":
-        return Gone(name=told.name, version=told.version, digest=told.digest)
-    if kind == "snapshot":
-        return Snapshot(models=tuple(map(to_model, told.models)), aliases=tuple(map(to_alias, told.routes)))
-    return None
-
-
-def choose_only(models: Sequence[Model], target: str) -> Model:
-    """The only model that takes requests.
-
-    Raises:
-        ServerError: there are several, and the error names them, or none.
-    """
-    served = [model for model in models if model.state == "ready"]
-    if len(served) == 1:
-        return served[0]
-    choices = [f"@{alias}" for model in served for alias in model.aliases] + [model.address for model in served]
-    message = f"the server at {target} has several models: name one of {', '.join(choices)}"
-    raise ServerError("INVALID_ARGUMENT", message if served else f"the server at {target} has no model")

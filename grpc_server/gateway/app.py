@@ -14,15 +14,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from modelwright.grpc_server.errors import shutting_down
-from modelwright.grpc_server.gateway import admin, models
-from modelwright.grpc_server.gateway.answer import admit
+from modelwright.grpc_server.gateway import models
 from modelwright.grpc_server.gateway.body import Parting, read_object
-from modelwright.grpc_server.gateway.chat import read_chat
-from modelwright.grpc_server.gateway.completions import read_completion
+from modelwright.grpc_server.gateway.connection import ClientGoneError, EventStream, Life, attend
 from modelwright.grpc_server.gateway.errors import HttpError, bad, error_response, http_error
-from modelwright.grpc_server.gateway.exchange import ClientGoneError, EventStream, Life, attend
-from modelwright.grpc_server.gateway.request import Asked
-from modelwright.grpc_server.models.table import ModelTable
+from modelwright.grpc_server.gateway.request import Asked, read_chat, read_completion
+from modelwright.grpc_server.gateway.responses import admit
+from modelwright.grpc_server.models.switching import ModelTable
 from modelwright.grpc_server.network.access import Access
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -105,7 +103,7 @@ class Gateway:
         authorization = headers.get("authorization")
         self._access.check(authorization, scope)
         if scope == "admin" and self._access.admin_token is None and self._access.token is None:
-            admin.check_open_door(headers.get("host"))
+            models.check_open_door(headers.get("host"))
         if self._draining:
             raise shutting_down()
         if request.url.query:
@@ -156,19 +154,19 @@ class Gateway:
         return JSONResponse({"status": "serving"})
 
     async def _aliases(self, _request: Request) -> Response:
-        return JSONResponse(admin.list_aliases(self._table))
+        return JSONResponse(models.list_aliases(self._table))
 
     async def _alias(self, request: Request) -> Response:
-        route = admin.get_alias(self._table, request.path_params["alias"])
-        return JSONResponse(admin.described(route), headers={"ETag": admin.quoted_etag(route)})
+        route = models.get_alias(self._table, request.path_params["alias"])
+        return JSONResponse(models.described(route), headers={"ETag": models.quoted_etag(route)})
 
     async def _set_alias(self, request: Request) -> Response:
         body = await self._body(request)
         alias = request.path_params["alias"]
-        switch = admin.set_alias(self._table, alias, body, request.headers)
+        switch = models.set_alias(self._table, alias, body, request.headers)
         # The switch goes on if the client leaves: the table finishes what was begun.
         route, answer = await attend(request.receive, self._life, switch)
-        return JSONResponse(answer, headers={"ETag": admin.quoted_etag(route)})
+        return JSONResponse(answer, headers={"ETag": models.quoted_etag(route)})
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

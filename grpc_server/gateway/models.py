@@ -1,16 +1,22 @@
-"""/v1/models: what can be asked, in OpenAI's shape; each id is an address."""
+"""/v1/models and /admin/aliases: what this server serves, and the atomic switch of an alias."""
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
 
+from modelwright.core.api.errors import AliasConflictError
+from modelwright.core.api.registry import ALIAS_NAME
 from modelwright.grpc_server.errors import RequestError
-from modelwright.grpc_server.gateway.answer import full_address
-from modelwright.grpc_server.gateway.errors import HttpError
-from modelwright.grpc_server.models.loaded import LoadedModel
-from modelwright.grpc_server.models.table import ModelTable
+from modelwright.grpc_server.gateway.body import Fields
+from modelwright.grpc_server.gateway.errors import HttpError, http_error, wrong
+from modelwright.grpc_server.gateway.responses import full_address
+from modelwright.grpc_server.models.loaded import LoadedModel, Route
+from modelwright.grpc_server.models.switching import ModelTable
 
 
 def list_models(table: ModelTable) -> dict[str, Any]:
@@ -53,3 +59,129 @@ def _described(table: ModelTable, address: str, model: LoadedModel) -> dict[str,
             "active_requests": model.active,
         },
     }
+
+
+_ETAG = re.compile(r'"([\x21\x23-\x7e]*)"')
+
+
+def list_aliases(table: ModelTable) -> dict[str, Any]:
+    """Every alias that this server routes."""
+    return {"object": "list", "data": [described(route) for route in table.routes()]}
+
+
+def get_alias(table: ModelTable, alias: str) -> Route:
+    """An alias that this server routes.
+
+    Raises:
+        HttpError: it routes no such alias (404).
+    """
+    route = _route(table, alias)
+    if route is None:
+        known = ", ".join(route.alias for route in table.routes()) or "none"
+        raise HttpError(404, "alias_not_found", f"this server has no alias {alias!r} (it has: {known})")
+    return route
+
+
+def described(route: Route) -> dict[str, Any]:
+    """An alias, as JSON."""
+    version = route.model.version
+    return {
+        "object": "alias",
+        "alias": route.alias,
+        "name": version.name,
+        "version": version.version,
+        "digest": version.digest,
+        "generation": route.generation,
+        "etag": route.etag,
+    }
+
+
+def quoted_etag(route: Route) -> str:
+    """The value of the header ETag."""
+    return f'"{route.etag}"'
+
+
+async def set_alias(
+    table: ModelTable, alias: str, body: Mapping[str, Any], headers: Mapping[str, str]
+) -> tuple[Route, dict[str, Any]]:
+    """Switch an alias; gives the route as it is now, and the answer.
+
+    The etag that it must have comes in If-Match, or in the body; `If-None-Match: *` says that it must be new.
+
+    Raises:
+        HttpError: the body or a header is wrong (400), or the alias has another etag (412).
+        RequestError: as `ModelTable.switch`.
+        ModelwrightError: the registry refused or failed.
+    """
+    if not ALIAS_NAME.fullmatch(alias):
+        raise wrong("alias", f"is wrong: {alias[:60]!r} is no alias's name")
+    fields = Fields(body)
+    target = fields.required_text("target", "expected the address of a model")
+    if not target:
+        raise wrong("target", "is empty: expected the address of a model")
+    persist = fields.boolean("persist")
+    etag = _expected(table, alias, fields.text("etag"), headers)
+    fields.finish()
+    try:
+        switched = await table.switch(alias, target, etag=etag, persist=persist)
+    except (RequestError, AliasConflictError) as error:
+        told = http_error(error)
+        now = _route(table, alias)
+        if told.status == 412 and now is not None:
+            told.headers["ETag"] = quoted_etag(now)
+        raise told from error
+    return switched.route, {
+        **described(switched.route),
+        "changed": switched.changed,
+        "persisted": switched.persisted,
+    }
+
+
+def _route(table: ModelTable, alias: str) -> Route | None:
+    return next((route for route in table.routes() if route.alias == alias), None)
+
+
+def _expected(table: ModelTable, alias: str, etag: str | None, headers: Mapping[str, str]) -> str | None:
+    """The etag that the alias must have; empty: there must be none; None: whatever it is."""
+    match, none_match = headers.get("if-match"), headers.get("if-none-match")
+    said = [value for value in (etag, match, none_match) if value is not None]
+    if len(said) > 1:
+        raise wrong("etag", "is said twice: in one of If-Match, If-None-Match and the body")
+    if none_match is not None:
+        if none_match.strip() != "*":
+            raise wrong("If-None-Match", f"is {none_match!r}: expected *, which says that the alias must be new")
+        return ""
+    if match is None:
+        return etag
+    if match.strip() == "*":
+        there = _route(table, alias)
+        if there is None:
+            message = f"If-Match is *, but this server has no alias {alias!r}: leave the header out to make it"
+            raise HttpError(412, "alias_conflict", message)
+        return there.etag
+    read = _ETAG.fullmatch(match.strip())
+    if read is None:
+        raise wrong("If-Match", f'is {match!r}: expected one etag in quotes, as ETag gave it, such as "3-0f1e"')
+    return read[1]
+
+
+def check_open_door(host: str | None) -> None:
+    """Let a call pass that shows no token, because only programs of this machine can reach the server.
+
+    A web page can make a browser of this machine call, under the page's own host name; so the name is looked at.
+
+    Raises:
+        HttpError: the call was not meant for this machine (403).
+    """
+    name = (host or "").strip()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    try:
+        loopback = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        loopback = name.lower() == "localhost"
+    if not loopback:
+        message = (
+            f"this changes the server, which asks for no token: it is taken under the name of this machine only, not "
+            f"{name[:60]!r}; start the server with --admin-token-file to allow others"
+        )
+        raise HttpError(403, "permission_denied", message)

@@ -12,16 +12,14 @@ import uvicorn
 from attrs import evolve
 
 from modelwright.grpc_server.gateway.app import Gateway
-from modelwright.grpc_server.gateway.exchange import Life
-from modelwright.grpc_server.models.table import ModelTable
-from modelwright.grpc_server.network.access import Access, Tls
-from modelwright.grpc_server.network.listening import Address, cannot_listen
-from modelwright.grpc_server.network.tls import check_tls
+from modelwright.grpc_server.gateway.connection import Life
+from modelwright.grpc_server.models.switching import ModelTable
+from modelwright.grpc_server.network.access import Access
+from modelwright.grpc_server.network.listening import BACKLOG, Address, bind_socket
+from modelwright.grpc_server.network.tls import Tls, check_tls
 
 # How long requests that were cut have to say so, and connections to close, in seconds.
 _PARTING = 2.0
-# Connections that wait to be accepted.
-_BACKLOG = 2048
 
 
 class HttpServer:
@@ -55,7 +53,7 @@ class HttpServer:
             proxy_headers=False,
             server_header=False,
             headers=[("server", "modelwright")],
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             **files,
         )
         self._socket: socket.socket | None = None
@@ -72,7 +70,7 @@ class HttpServer:
         if self._tls is not None:
             check_tls(self._tls)
         self._config.load()
-        self._socket = bind_socket(self._listen)
+        self._socket = bind_socket(self._listen, "--http")
         return evolve(self._listen, port=self._socket.getsockname()[1])
 
     async def start(self) -> None:
@@ -121,30 +119,3 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone."""
         yield
-
-
-def bind_socket(listen: Address, option: str = "--http") -> socket.socket:
-    """A socket that listens, so that no other program can take the port.
-
-    Args:
-        listen: where; port 0 takes a free one.
-        option: of the command line, for the error.
-
-    Raises:
-        ModelwrightError: the address cannot be taken.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
-        taken = socket.socket(family, kind, protocol)
-        try:
-            # Connections of a server that has just ended do not hold the port.
-            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            taken.bind(address)
-            taken.listen(_BACKLOG)
-            taken.setblocking(False)  # noqa: FBT003 - it takes no name
-        except OSError:
-            taken.close()
-            raise
-    except (OSError, UnicodeError) as error:
-        raise cannot_listen(listen, option, error) from error
-    return taken

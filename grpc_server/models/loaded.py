@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from modelwright.core.api.components import Engine, EngineSpec, Registry
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
@@ -73,6 +73,20 @@ class LoadedModel:
         except Exception:
             # Nothing depends on it any more; what it still holds ends with the process.
             log.exception("the engine of %s did not close", self.address)
+
+
+@frozen(kw_only=True)
+class Route:
+    """An alias as this server routes it; `generation` counts its moves, beginning at the registry's count."""
+
+    alias: str
+    model: LoadedModel
+    generation: int
+
+    @property
+    def etag(self) -> str:
+        """Changes with every move."""
+        return f"{self.generation}-{self.model.version.digest[:16]}"
 
 
 def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> LoadedModel:

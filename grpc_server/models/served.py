@@ -4,19 +4,69 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import grpc
+from attrs import field, frozen
 
 from modelwright.core.api.errors import UsageError
 from modelwright.core.registry import parse_address
-from modelwright.grpc_server.errors import RequestError, invalid, not_found, shutting_down
-from modelwright.grpc_server.models import describe
-from modelwright.grpc_server.models.changes import Changes
-from modelwright.grpc_server.models.lease import Cutoff, Lease, Route
-from modelwright.grpc_server.models.loaded import LoadedModel
-from modelwright.v1 import model_pb2
+from modelwright.grpc_server.errors import RequestError, ended_early, invalid, not_found, shutting_down
+from modelwright.grpc_server.models.loaded import LoadedModel, Route
+from modelwright.grpc_server.models.watching import Changes, describe_gone, describe_loaded, describe_route
+from modelwright.v1 import common_pb2, model_pb2
+
+
+@frozen
+class Cutoff:
+    """The running requests, to be ended all at once when a server waits for them no longer."""
+
+    _cancels: dict[object, Callable[[], None]] = field(factory=dict)
+    _over: asyncio.Event = field(factory=asyncio.Event)
+
+    @contextlib.contextmanager
+    def running(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """A request runs; `cancel` ends it early.
+
+        Raises:
+            RequestError: it is too late to begin (UNAVAILABLE).
+        """
+        if self._over.is_set():
+            raise ended_early()
+        mark = object()
+        self._cancels[mark] = cancel
+        try:
+            yield
+        finally:
+            del self._cancels[mark]
+
+    def cut(self) -> None:
+        """End all that runs, and let nothing begin."""
+        self._over.set()
+        for cancel in list(self._cancels.values()):
+            cancel()
+
+
+@frozen(kw_only=True)
+class Lease:
+    """A model held for one request, and the route that led to it: both stay what they are to the request's end."""
+
+    model: LoadedModel
+    cutoff: Cutoff
+    route: Route | None = None
+
+    def served(self) -> common_pb2.ServedModel:
+        """What a response says of who answered."""
+        version = self.model.version
+        return common_pb2.ServedModel(
+            name=version.name,
+            version=version.version,
+            digest=version.digest,
+            alias=self.route.alias if self.route else None,
+            alias_generation=self.route.generation if self.route else None,
+        )
+
 
 Key = tuple[str, int]
 Result = TypeVar("Result")
@@ -25,7 +75,7 @@ Result = TypeVar("Result")
 RETRY_SECONDS = 1.0
 
 
-class Served:
+class ServedModels:
     """The models and routes of a server, for whoever asks. It all runs on the event loop: each step is atomic.
 
     Args:
@@ -65,13 +115,13 @@ class Served:
     def describe(self, model: LoadedModel) -> model_pb2.Model:
         """The model as callers are told of it."""
         aliases = [route.alias for route in self.routes() if route.model is model]
-        return describe.loaded(model, aliases, ready=self.wants(model))
+        return describe_loaded(model, aliases, ready=self.wants(model))
 
     def snapshot(self) -> model_pb2.ModelsSnapshot:
         """All models, those that are being loaded among them, and all routes, as callers are told of them."""
         models = {key: self.describe(model) for key, model in self._models.items()} | self._loading
         return model_pb2.ModelsSnapshot(
-            models=[models[key] for key in sorted(models)], routes=[describe.route(route) for route in self.routes()]
+            models=[models[key] for key in sorted(models)], routes=[describe_route(route) for route in self.routes()]
         )
 
     def find(self, text: str, *, field: str = "model") -> Lease:
@@ -156,7 +206,7 @@ class Served:
             return
         del self._models[key]
         self._spawn(asyncio.to_thread(model.close))
-        self.changes.tell(describe.gone(model.version))
+        self.changes.tell(describe_gone(model.version))
 
     def _spawn(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         task = asyncio.ensure_future(work)

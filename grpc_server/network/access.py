@@ -1,9 +1,8 @@
-"""Who may call, and over what: bearer tokens, and the files of TLS."""
+"""Who may call what: access tokens."""
 
 from __future__ import annotations
 
 import hmac
-from pathlib import Path
 from typing import Literal
 
 import grpc
@@ -57,14 +56,6 @@ class Access:
         if is_user:
             raise _denied("this changes the server, and needs the administrator's token")
         raise _unknown("the token is not this server's")
-
-
-@frozen(kw_only=True)
-class Tls:
-    """The files that prove to callers who a server is, both in PEM: the chain of certificates, and its private key."""
-
-    certificate: Path
-    key: Path
 
 
 def _bearer(authorization: str | None) -> str | None:

@@ -8,7 +8,10 @@ import socket
 from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.grpc_server.client.host_port import is_loopback, split_host_port
+from modelwright.grpc_server.client.channel import is_loopback, split_host_port
+
+# Connections that wait to be accepted.
+BACKLOG = 2048
 
 
 @frozen(kw_only=True)
@@ -46,31 +49,53 @@ def check_free(listen: Address, flag: str) -> None:
     """Bind for a moment: gRPC itself does not say why it could not.
 
     Args:
-        listen: where.
-        flag: the option that says so.
+        listen: the address.
+        flag: the command line's option, for the error.
 
     Raises:
-        ModelwrightError: somebody listens there, or nobody can.
+        ModelwrightError: the address cannot be used.
     """
-    if listen.port == 0:
-        return
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, UnicodeError) as error:
-        raise cannot_listen(listen, flag, error) from error
+    if listen.port != 0:
+        _bound(listen, flag).close()
 
 
-def cannot_listen(listen: Address, flag: str, error: OSError | UnicodeError) -> ModelwrightError:
-    """The error for a person whose server cannot listen there.
+def bind_socket(listen: Address, flag: str) -> socket.socket:
+    """A listening socket, so that no other program can take the port.
 
     Args:
-        listen: where.
-        flag: the option that says so.
-        error: what the system says, or the encoding of names.
+        listen: the address; port 0 takes a free one.
+        flag: the command line's option, for the error.
+
+    Raises:
+        ModelwrightError: the address cannot be used.
     """
+    bound = _bound(listen, flag)
+    try:
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise _cannot_listen(listen, flag, error) from error
+    bound.setblocking(False)  # noqa: FBT003 - it takes no name
+    return bound
+
+
+def _bound(listen: Address, flag: str) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            # Connections of a server that has just ended do not hold the port.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        raise _cannot_listen(listen, flag, error) from error
+    return bound
+
+
+def _cannot_listen(listen: Address, flag: str, error: OSError | UnicodeError) -> ModelwrightError:
     reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "no host can have that name"
     taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
     advice = f"{'stop what listens there, or ' if taken else ''}choose another with {flag}"

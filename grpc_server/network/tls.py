@@ -6,10 +6,18 @@ import ssl
 from pathlib import Path
 
 import grpc
+from attrs import frozen
 
 from modelwright.core.api.errors import UsageError
-from modelwright.grpc_server.client.named_files import open_named
-from modelwright.grpc_server.network.access import Tls
+from modelwright.grpc_server.client.channel import open_named
+
+
+@frozen(kw_only=True)
+class Tls:
+    """The files that prove to callers who a server is, both in PEM: the chain of certificates, and its private key."""
+
+    certificate: Path
+    key: Path
 
 
 def server_credentials(tls: Tls) -> grpc.ServerCredentials:

@@ -21,7 +21,7 @@ from modelwright.core.api.answers import ThinkingSplitter
 from modelwright.core.api.generation import Delta, GenerationRequest
 from modelwright.core.api.records import Finish
 from modelwright.grpc_server.errors import ended_early
-from modelwright.grpc_server.models.lease import Lease
+from modelwright.grpc_server.models.served import Lease
 from modelwright.grpc_server.requests import admit as requests
 from modelwright.v1 import common_pb2
 

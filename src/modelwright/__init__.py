@@ -13,12 +13,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from modelwright.core import testing as testing
     from modelwright.core.api import *  # noqa: F403
-    from modelwright.grpc_server.client.async_client import AsyncClient as AsyncClient
-    from modelwright.grpc_server.client.client import Client as Client
+    from modelwright.grpc_server.client import AsyncClient as AsyncClient
+    from modelwright.grpc_server.client import Client as Client
 
 _HOMES = {
-    "AsyncClient": "modelwright.grpc_server.client.async_client",
-    "Client": "modelwright.grpc_server.client.client",
+    "AsyncClient": "modelwright.grpc_server.client",
+    "Client": "modelwright.grpc_server.client",
 }
 _MODULES = {"testing": "modelwright.core.testing"}
 

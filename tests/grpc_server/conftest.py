@@ -16,9 +16,9 @@ from modelwright import NewModel
 from modelwright.core.chat.templates import CHATML
 from modelwright.core.plugins import discover
 from modelwright.core.registry import open_registry
-from modelwright.grpc_server.client.client import Client
-from modelwright.grpc_server.models.table import ModelTable
-from modelwright.grpc_server.network.access import Tls
+from modelwright.grpc_server.client import Client
+from modelwright.grpc_server.models.switching import ModelTable
+from modelwright.grpc_server.network.tls import Tls
 from modelwright.grpc_server.server import Address, Server, ServerOptions
 
 CONTEXT = 128

@@ -7,7 +7,7 @@ import pytest
 
 from modelwright import EngineSpec, NewModel
 from modelwright.core.plugins import discover
-from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.client import ServerError
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modelwright.grpc_server.client.client import Client
+from modelwright.grpc_server.client import Client
 
 LIMIT = 64 * 1024
 GENERATE = "/modelwright.v1.InferenceService/Generate"

@@ -19,7 +19,7 @@ import pytest
 
 from modelwright import AsyncClient, Client
 from modelwright.core.cli import OutputError, guarded_output, main
-from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.client import ServerError
 
 
 def load(name):

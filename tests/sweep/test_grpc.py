@@ -10,7 +10,7 @@ from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelwright.grpc_server.client.client import Client, ServerError
+from modelwright.grpc_server.client import Client, ServerError
 from modelwright.v1 import common_pb2, inference_pb2, model_pb2
 
 

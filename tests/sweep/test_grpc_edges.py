@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modelwright import ModelwrightError, UsageError
-from modelwright.grpc_server.client.client import Client, ServerError
+from modelwright.grpc_server.client import Client, ServerError
 from modelwright.grpc_server.network.listening import Address
 from modelwright.v1 import inference_pb2
 

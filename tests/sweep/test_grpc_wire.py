@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelwright.grpc_server.client.client import Client, ServerError
+from modelwright.grpc_server.client import Client, ServerError
 from modelwright.v1 import inference_pb2
 
 

@@ -16,19 +16,7 @@ from modelwright.core import api
 from modelwright.core.api import components, errors, hooks
 from modelwright.core.api.registry import Collected
 from modelwright.core.testing import engine, registry, trainer
-
-# A longer signature has a line for each parameter.
-# A longer signature has a line for each parameter.
-from modelwright.grpc_server.client import async_client, async_streams, client
-
-# A longer signature has a line for each parameter.
-from modelwright.grpc_server.client import errors as client_errors
-
-# A longer signature has a line for each parameter.
-from modelwright.grpc_server.client import messages as client_messages
-
-# A longer signature has a line for each parameter.
-from modelwright.grpc_server.client import records as client_records
+from modelwright.grpc_server import client
 
 # A longer signature has a line for each parameter.
 LINE = 88
@@ -53,8 +41,8 @@ travel as JSONL, one a line, as `Example.to_row` writes them.
 """
 
 _CLIENT = """
-`from modelwright import Client, AsyncClient`; the records are in `modelwright.grpc_server.client.records`. The client
-needs grpcio and protobuf, and nothing of what runs models. [How to serve and ask](../howto/serving.md).
+`from modelwright import Client, AsyncClient`; the records are in `modelwright.grpc_server.client`. The client
+needs grpcio and protobuf, and nothing that runs models. [How to serve and ask](../howto/serving.md).
 """
 
 _GROUPS: dict[str, tuple[Any, ...]] = {
@@ -66,16 +54,16 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
 }
 
 _CLIENT_RECORDS = (
-    client_messages.SamplingOptions,
-    client_records.Generation,
-    client_records.Served,
-    client_records.Usage,
-    client_records.Part,
-    client_records.Tokens,
-    client_records.Model,
-    client_records.Alias,
-    client_records.Snapshot,
-    client_records.Gone,
+    client.SamplingOptions,
+    client.Generation,
+    client.Served,
+    client.Usage,
+    client.Part,
+    client.Tokens,
+    client.Model,
+    client.Alias,
+    client.Snapshot,
+    client.Gone,
 )
 
 
@@ -156,18 +144,18 @@ def records() -> str:
 
 def clients() -> str:
     """client.md."""
-    streams = (client.Stream, client.Watch, async_streams.AsyncStream, async_streams.AsyncWatch)
+    streams = (client.Stream, client.Watch, client.AsyncStream, client.AsyncWatch)
     return page(
         "# Python client",
         _CLIENT,
         _class(client.Client),
-        _class(async_client.AsyncClient, methods=("close",)),
+        _class(client.AsyncClient, methods=("close",)),
         "## Streams",
         *(_class(one, level=3) for one in streams),
         "## Records",
         *(_described(one) for one in _CLIENT_RECORDS),
         "## Errors",
-        _described(client_errors.ServerError),
+        _described(client.ServerError),
     )
 
 

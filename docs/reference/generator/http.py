@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from generator.text import code, page, table
-from modelwright.grpc_server.gateway import app, chat, completions, errors
-from modelwright.grpc_server.gateway import request as asked
+from modelwright.grpc_server.gateway import app, errors, request
 
 _INTRODUCTION = """
 `modelwright serve --http HOST:PORT` answers in OpenAI's shapes, over the same models, requests and limits as gRPC. The
@@ -55,10 +54,19 @@ def http() -> str:
         table(("path", "what it does"), paths),
         "## Fields of a request",
         _FIELDS,
-        table(("path", "fields"), [_fields("chat/completions", chat), _fields("completions", completions)]),
+        table(
+            ("path", "fields"),
+            [_fields("chat/completions", request.read_chat), _fields("completions", request.read_completion)],
+        ),
         _HARMLESS,
-        table(("path", "fields"), [_harmless("chat/completions", chat), _harmless("completions", completions)]),
-        f"A request gets {asked.MOST_ANSWERS} answers at most, over all its prompts and `n`.",
+        table(
+            ("path", "fields"),
+            [
+                _harmless("chat/completions", request.CHAT_HARMLESS),
+                _harmless("completions", request.COMPLETION_HARMLESS),
+            ],
+        ),
+        f"A request gets {request.MOST_ANSWERS} answers at most, over all its prompts and `n`.",
         "## Streams",
         _STREAMS,
         "## Aliases",
@@ -69,13 +77,10 @@ def http() -> str:
     )
 
 
-def _fields(path: str, module: Any) -> tuple[str, str]:
-    reader = module.read_chat if module is chat else module.read_completion
-    functions = [asked.read_model, asked.read_sampling, asked.read_count, asked.read_stream, reader]
+def _fields(path: str, reader: Any) -> tuple[str, str]:
+    functions = [request.read_model, request.read_sampling, request.read_count, request.read_stream, reader]
     names = {name for function in functions for name in _read(function)}
-    names |= {"max_tokens"} | ({"max_completion_tokens"} if module is chat else set())
-    if module is completions:
-        names.add("logprobs")
+    names |= {"max_tokens"} | ({"max_completion_tokens"} if reader is request.read_chat else {"logprobs"})
     return code(f"/v1/{path}"), ", ".join(map(code, sorted(names)))
 
 
@@ -88,8 +93,8 @@ def _read(function: Any) -> Iterator[str]:
                 yield str(first.value)
 
 
-def _harmless(path: str, module: Any) -> tuple[str, str]:
-    return code(f"/v1/{path}"), ", ".join(map(code, sorted(module._HARMLESS)))  # noqa: SLF001 - the gateway's own list
+def _harmless(path: str, names: Iterable[str]) -> tuple[str, str]:
+    return code(f"/v1/{path}"), ", ".join(map(code, sorted(names)))
 
 
 def _statuses() -> Iterator[tuple[str, str, str]]:

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from modelwright.grpc_server.gateway.answer import full_address
 from modelwright.grpc_server.gateway.body import MOST_LEVELS, parse_object
-from modelwright.grpc_server.gateway.chat import read_chat
 from modelwright.grpc_server.gateway.errors import HttpError
-from modelwright.grpc_server.gateway.request import vary
+from modelwright.grpc_server.gateway.request import read_chat, vary
+from modelwright.grpc_server.gateway.responses import full_address
 from modelwright.v1 import common_pb2, inference_pb2
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

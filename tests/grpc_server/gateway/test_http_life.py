@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from modelwright.grpc_server.gateway import body, exchange
+from modelwright.grpc_server.gateway import body, connection
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_client_that_sends_slowly_holds_up_nobody(slow):
 @pytest.fixture
 def impatient(monkeypatch):
     """Half a second is long."""
-    monkeypatch.setattr(exchange, "READING_PATIENCE", 0.5)
+    monkeypatch.setattr(connection, "READING_PATIENCE", 0.5)
 
 
 @pytest.fixture

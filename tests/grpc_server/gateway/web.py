@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 
 from modelwright.grpc_server.gateway import HttpServer
-from modelwright.grpc_server.models.table import ModelTable
+from modelwright.grpc_server.models.switching import ModelTable
 from modelwright.grpc_server.network.access import Access
 from modelwright.grpc_server.network.listening import Address
 

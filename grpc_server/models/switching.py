@@ -16,10 +16,9 @@ from modelwright.core.api.errors import AliasConflictError, ModelNotFoundError, 
 from modelwright.core.api.registry import ModelVersion, check_alias
 from modelwright.core.registry import Address, parse_address, resolve
 from modelwright.grpc_server.errors import RequestError, invalid, not_found, shutting_down
-from modelwright.grpc_server.models import describe
-from modelwright.grpc_server.models.lease import Route
-from modelwright.grpc_server.models.loaded import LoadedModel, load_model
-from modelwright.grpc_server.models.served import Key, Served
+from modelwright.grpc_server.models.loaded import LoadedModel, Route, load_model
+from modelwright.grpc_server.models.served import Key, ServedModels
+from modelwright.grpc_server.models.watching import describe_failed, describe_gone, describe_loading, describe_route
 
 Result = TypeVar("Result")
 
@@ -35,7 +34,7 @@ class Switched:
     persisted: bool
 
 
-class ModelTable(Served):
+class ModelTable(ServedModels):
     """The models and routes of a server, and what changes them. All but `load` runs on the event loop.
 
     Args:
@@ -204,7 +203,7 @@ class ModelTable(Served):
                 self._routes[alias] = route
                 self._take(model)
                 self.changes.tell(self.describe(model))
-                self.changes.tell(describe.route(route))
+                self.changes.tell(describe_route(route))
             if old is not None:
                 self._left(old.model)
             return Switched(route=route, changed=True, persisted=persist)
@@ -274,7 +273,7 @@ class ModelTable(Served):
             with self._holding(model):
                 yield model
             return
-        self._loading[key] = describe.loading(version, spec)
+        self._loading[key] = describe_loading(version, spec)
         self.changes.tell(self._loading[key])
         try:
             model = await self._loaded(version, spec)
@@ -294,10 +293,10 @@ class ModelTable(Served):
                 await asyncio.to_thread(model.close)
                 raise
         except ModelwrightError as error:
-            self.changes.tell(describe.failed(version, spec, str(error)))
+            self.changes.tell(describe_failed(version, spec, str(error)))
             raise _not_loadable(version, str(error)) from error
         except Exception as error:
-            self.changes.tell(describe.failed(version, spec, f"{type(error).__name__}: {error}"))
+            self.changes.tell(describe_failed(version, spec, f"{type(error).__name__}: {error}"))
             raise
         return model
 
@@ -308,7 +307,7 @@ class ModelTable(Served):
         finally:
             if self._models.get((model.version.name, model.version.version)) is not model:
                 self._spawn(asyncio.to_thread(model.close))
-                self.changes.tell(describe.gone(model.version))
+                self.changes.tell(describe_gone(model.version))
 
     def _take(self, model: LoadedModel) -> None:
         """Serve the model from now on."""

@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 
 from modelwright import UsageError
-from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.client import ServerError
 
 
 def wait_until(condition, seconds=10):

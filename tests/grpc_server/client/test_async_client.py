@@ -7,7 +7,7 @@ import time
 import pytest
 
 from modelwright import AsyncClient, Client
-from modelwright.grpc_server.client.client import ServerError, Snapshot
+from modelwright.grpc_server.client import ServerError, Snapshot
 
 
 def wait_until(condition, seconds=10):

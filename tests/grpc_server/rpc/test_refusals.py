@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modelwright import NewModel, UsageError
-from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.client import ServerError
 from modelwright.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
 LIMIT = 64 * 1024

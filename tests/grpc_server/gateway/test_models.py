@@ -8,7 +8,8 @@ import openai
 import pytest
 
 from modelwright import ModelwrightError, UsageError
-from modelwright.grpc_server.network.access import Access, Tls
+from modelwright.grpc_server.network.access import Access
+from modelwright.grpc_server.network.tls import Tls
 
 ACCESS = Access(token="user-token", admin_token="admin-token")
 
@@ -191,14 +192,13 @@ def test_a_port_that_takes_no_changes_says_why(math, serve_http):
 
 def test_a_port_in_use_is_one_clear_line(math, serve_http):
     """Known when it is bound, before models are loaded."""
-    from modelwright.grpc_server.gateway.server import bind_socket
-    from modelwright.grpc_server.network.listening import Address
+    from modelwright.grpc_server.network.listening import Address, bind_socket
 
     web = serve_http("@assistant")
     with pytest.raises(ModelwrightError, match=r"cannot listen on .*: address already in use: .*--http"):
-        bind_socket(Address(host="127.0.0.1", port=web.port))
+        bind_socket(Address(host="127.0.0.1", port=web.port), "--http")
     with pytest.raises(ModelwrightError, match=r"cannot listen on nowhere\.invalid:80"):
-        bind_socket(Address(host="nowhere.invalid", port=80))
+        bind_socket(Address(host="nowhere.invalid", port=80), "--http")
 
 
 @pytest.fixture(scope="module")

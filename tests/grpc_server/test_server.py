@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from modelwright import ModelwrightError, NewModel, UsageError
-from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.client import ServerError
 from modelwright.grpc_server.server import Address, Server, ServerOptions
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

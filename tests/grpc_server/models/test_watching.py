@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from modelwright.grpc_server.client.client import Alias, Gone, Model, ServerError, Snapshot
-from modelwright.grpc_server.models import changes
+from modelwright.grpc_server.client import Alias, Gone, Model, ServerError, Snapshot
+from modelwright.grpc_server.models import watching
 
 
 def wait_until(condition, seconds=10):
@@ -78,29 +78,29 @@ def test_a_watcher_that_does_not_read_is_given_a_snapshot_in_place_of_what_it_mi
     shelf, serve, connect, monkeypatch
 ):
     """What waits for it is bounded; what it is told at last is how things are."""
-    monkeypatch.setattr(changes, "MOST_WAITING", 5)
+    monkeypatch.setattr(watching, "MOST_WAITING", 5)
     shelf.add("math")
     shelf.add("general")
     running = serve("math", "general")
     client = connect(running)
 
     async def many():
-        watching = running.table.changes.watch()
-        first = await anext(watching)
+        stream = running.table.changes.watch()
+        first = await anext(stream)
         for turn in range(100):
             await running.table.switch("assistant", "math" if turn % 2 else "general")
         (watcher,) = running.table.changes._watchers
         waiting = len(watcher.waiting)
-        second = await anext(watching)
+        second = await anext(stream)
         await running.table.switch("assistant", "general")
-        third = await anext(watching)
-        await watching.aclose()
+        third = await anext(stream)
+        await stream.aclose()
         return first, waiting, second, third
 
     first, waiting, second, third = running.run(many())
-    assert isinstance(first, changes.Snapshot)
+    assert isinstance(first, watching.Snapshot)
     assert waiting <= 5
-    assert isinstance(second, changes.Snapshot)
+    assert isinstance(second, watching.Snapshot)
     assert third.name == "general"
     assert client.aliases()[0].generation == 101
 
@@ -138,7 +138,7 @@ def test_all_of_many_watchers_are_told_the_same(shelf, serve, connect):
 
 def test_there_is_a_bound_on_watchers(shelf, serve, connect, monkeypatch):
     """Each holds a stream open; whoever finds no place is told when to come back."""
-    monkeypatch.setattr(changes, "MOST_WATCHERS", 2)
+    monkeypatch.setattr(watching, "MOST_WATCHERS", 2)
     shelf.add("math")
     client = connect(serve("math"))
     watches = [client.watch_models() for _ in range(2)]

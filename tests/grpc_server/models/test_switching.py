@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from modelwright import ModelNotFoundError
-from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.client import ServerError
 
 
 def wait_until(condition, seconds=10):

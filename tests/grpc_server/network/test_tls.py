@@ -4,10 +4,9 @@ import pytest
 from attrs import evolve
 
 from modelwright import Client, UsageError
-from modelwright.grpc_server.client.client import ServerError
-from modelwright.grpc_server.network.access import Tls
+from modelwright.grpc_server.client import ServerError
 from modelwright.grpc_server.network.listening import Address
-from modelwright.grpc_server.network.tls import check_tls
+from modelwright.grpc_server.network.tls import Tls, check_tls
 
 
 @pytest.fixture

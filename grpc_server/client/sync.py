@@ -1,70 +1,39 @@
-"""The client. It needs grpcio and protobuf, and nothing of what runs models.
-
-Example:
-    from modelwright import Client
-
-    with Client("127.0.0.1:50051") as client:
-        print(client.generate("2 + 3 =", model="@assistant", max_tokens=16).text)
-        for piece in client.chat_stream("How much is 2 + 3?", model="@assistant"):
-            print(piece, end="", flush=True)
-"""
+"""The client for ordinary programs, and its streams. It needs grpcio and protobuf, and nothing that runs models."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 import grpc
 
-from modelwright.grpc_server.client.channel import Connection
-from modelwright.grpc_server.client.errors import ServerError, server_error
+from modelwright.grpc_server.client.channel import DEFAULT_TARGET, Connection
+from modelwright.grpc_server.client.errors import ended_without_end, server_error
 from modelwright.grpc_server.client.messages import (
+    Gathered,
     Messages,
     SamplingOptions,
     chat_request,
+    choose_only,
     text_request,
+    to_alias,
+    to_change,
+    to_generation,
+    to_model,
+    to_tokens,
     tokenize_request,
 )
 from modelwright.grpc_server.client.records import (
     Alias,
     Change,
     Generation,
-    Gone,
     Model,
     Part,
-    Served,
-    Snapshot,
     Tokens,
-    Usage,
-    choose_only,
-    to_alias,
-    to_generation,
-    to_model,
-    to_tokens,
 )
-from modelwright.grpc_server.client.streams import Stream, Watch
 from modelwright.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
-
-__all__ = [
-    "Alias",
-    "Change",
-    "Client",
-    "Generation",
-    "Gone",
-    "Model",
-    "Part",
-    "SamplingOptions",
-    "Served",
-    "ServerError",
-    "Snapshot",
-    "Stream",
-    "Tokens",
-    "Usage",
-    "Watch",
-]
-
-DEFAULT_TARGET = "127.0.0.1:50051"
 
 
 class Client:
@@ -228,3 +197,104 @@ class Client:
 
     def _address(self, model: str | None) -> str:
         return self.only_model().lasting_address if model is None else model
+
+
+Item = TypeVar("Item")
+
+
+class _Call(Iterator[Item], Generic[Item]):
+    """A running call that may be left early, with `close()` or by a `with` block."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def close(self) -> None:
+        """Cancel the request, if it still runs."""
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Stream(_Call[str]):
+    """The pieces of an answer's text as they come; `served` and `prompt_tokens` are known at once.
+
+    `thinking` is what the model has thought so far; `parts()` gives both as they come. When all has come,
+    `generation()` is the whole answer. Leave early with `close()` or by a `with` block, which cancels the request on
+    the server.
+    """
+
+    def __init__(self, call: Any, target: str) -> None:
+        super().__init__(call)
+        self._target = target
+        self._gathered = Gathered(target)
+        while not self._gathered.started:
+            self._gathered.add(self._event())
+        self.served = self._gathered.served
+        self.prompt_tokens = self._gathered.prompt_tokens
+
+    @property
+    def thinking(self) -> str:
+        """What the model has thought so far."""
+        return self._gathered.thinking
+
+    def __next__(self) -> str:
+        for part in self.parts():
+            if part.text:
+                return part.text
+        raise StopIteration
+
+    def parts(self) -> Iterator[Part]:
+        """The rest of the answer: pieces of its thinking and of its text.
+
+        Raises:
+            ServerError: the request failed.
+        """
+        while not self._gathered.ended:
+            part = self._gathered.add(self._event())
+            if part is not None:
+                yield part
+
+    def generation(self) -> Generation:
+        """The whole answer; what has not come yet is waited for.
+
+        Raises:
+            ServerError: the request failed.
+        """
+        for _ in self.parts():
+            pass
+        return self._gathered.generation()
+
+    def _event(self) -> Any:
+        try:
+            return next(self._call)
+        except grpc.RpcError as error:
+            raise server_error(error, self._target, answering=self._gathered.started) from error
+        except StopIteration:
+            raise ended_without_end(self._target) from None
+
+
+class Watch(_Call[Change]):
+    """What a server has, a `Snapshot` first, then each change: a `Model`, one that is `Gone`, an `Alias` that moved.
+
+    Another `Snapshot` may come in place of changes that were not read in time. Leave with `close()` or by a `with`
+    block.
+    """
+
+    def __init__(self, call: Any, target: str) -> None:
+        super().__init__(call)
+        self._target = target
+
+    def __next__(self) -> Change:
+        while True:
+            try:
+                change = to_change(next(self._call))
+            except grpc.RpcError as error:
+                raise server_error(error, self._target) from error
+            if change is not None:
+                return change

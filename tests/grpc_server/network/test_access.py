@@ -5,11 +5,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from modelwright import Client, UsageError
-from modelwright.grpc_server.client.client import ServerError
+from modelwright.grpc_server.client import ServerError
 from modelwright.grpc_server.errors import RequestError
 from modelwright.grpc_server.network.access import Access
 from modelwright.grpc_server.network.listening import Address
-from modelwright.grpc_server.network.options import ServerOptions
+from modelwright.grpc_server.server import ServerOptions
 from modelwright.v1 import inference_pb2, inference_pb2_grpc
 
 HERE = Address(host="127.0.0.1", port=0)

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from modelwright.v1 import common_pb2, inference_pb2, model_pb2
 
-PROTOS = Path(__file__).parent.parent.parent / "protos"
+PROTOS = Path(__file__).parents[3] / "protos"
 FILES = {
     f"modelwright/v1/{name}.proto": module.DESCRIPTOR
     for name, module in (("common", common_pb2), ("inference", inference_pb2), ("model", model_pb2))
