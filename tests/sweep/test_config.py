@@ -1,4 +1,4 @@
-"""Bad configuration files over the whole reader: whatever is in them, the answer is a configuration or its errors."""
+"""Bad configuration files over the whole reader: any content gives a configuration or its errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def lines_of(installed, wording):
         assert all(line.isprintable() for line in caught.value.lines)
         lines = [line.replace(f"{path.parent}/", "") for line in caught.value.lines]
         for line in lines:
-            # What is installed beside the built-in plugins is no matter of this test.
+            # What is installed beside the built-in plugins does not matter here.
             wording(re.sub(r"\(there are: [^)]*\)", "(there are: …)", line), **places)
         return lines
 
@@ -237,7 +237,7 @@ def test_a_wrong_override_gets_its_own_line(override, keys, tmp_path, lines_of):
     ],
 )
 def test_an_odd_override_is_taken(override, tmp_path, installed):
-    """Whatever TOML allows."""
+    """Everything that TOML allows."""
     path = tmp_path / "run.toml"
     path.write_text(RUN)
     assert read_run(path, plugins=installed, overrides=[override]).configs
@@ -309,7 +309,7 @@ def plain_tree(value):
 
 
 def read_either(path: Path, installed) -> None:
-    """Read a file as what it is; whatever is read survives the way to a worker."""
+    """Read a file as what it is; a configuration survives the way to a worker."""
     try:
         if is_eval_file(path):
             config = read_eval(path, plugins=installed).config
@@ -326,6 +326,7 @@ def read_either(path: Path, installed) -> None:
         assert line.startswith("read")
 
 
+@pytest.mark.long
 @quick
 @given(tree=tables)
 def test_any_tree_in_toml(tree, tmp_path, installed):
@@ -335,6 +336,7 @@ def test_any_tree_in_toml(tree, tmp_path, installed):
     read_either(path, installed)
 
 
+@pytest.mark.long
 @quick
 @given(tree=tables, indent=st.sampled_from([None, 2]))
 def test_any_tree_in_yaml(tree, indent, tmp_path, installed):
@@ -370,6 +372,7 @@ SNIPPETS = [
 ]
 
 
+@pytest.mark.long
 @quick
 @given(pieces=st.lists(st.sampled_from(SNIPPETS), max_size=25), suffix=st.sampled_from([".toml", ".yaml"]))
 def test_any_text(pieces, suffix, tmp_path, installed):
@@ -379,6 +382,7 @@ def test_any_text(pieces, suffix, tmp_path, installed):
     read_either(path, installed)
 
 
+@pytest.mark.long
 @quick
 @given(content=st.binary(max_size=80), suffix=st.sampled_from([".toml", ".yaml"]))
 def test_any_bytes(content, suffix, tmp_path, installed):
@@ -398,7 +402,7 @@ def test_yaml_that_is_nested_deeply(opening, tmp_path, lines_of):
 
 
 def test_the_command_says_it_on_standard_error_and_exits_with_2(modelwright, tmp_path, wording):
-    """For whatever command takes the file."""
+    """For every command that takes the file."""
     (tmp_path / "run.yaml").write_bytes(YAML.encode("utf-16"))
     for command in (["run"], ["train"], ["config", "check"], ["config", "show"]):
         done = modelwright(*command, "run.yaml")

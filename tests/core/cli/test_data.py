@@ -121,7 +121,7 @@ def test_a_page_is_written_and_preparing_writes_one(prepared, data, tmp_path):
         (("stats", "home"), 2, "run home is not prepared: modelwright prepare RUN.toml"),
         (("show", "nobody.toml"), 2, "nobody.toml: there is no such file"),
         (("show", "sums", "--variant", "x"), 2, "--variant is for a run.toml: write sums-x"),
-        (("show", "run.toml", "--variant", "x"), 2, "--variant x: there is no variant"),
+        (("show", "run.toml", "--variant", "x"), 2, "--variant x: unknown variant"),
         (("show", "sums", "--html", "."), 2, "--html .: it is a folder; name a file"),
     ],
 )

@@ -133,7 +133,7 @@ def test_an_empty_file_lacks_models_and_test_sets(wrong):
     assert wrong("") == ["eval.toml:1"]
 
 
-def test_evaluation_files_are_told_from_run_files(write, minimal, tmp_path):
+def test_evaluation_files_are_recognized(write, minimal, tmp_path):
     """By what they hold, in either syntax; one that cannot be read is left to the reader of runs."""
     assert is_eval_file(write(EVAL, "eval.toml"))
     assert is_eval_file(write("models: all\n", "eval.yaml"))

@@ -32,7 +32,7 @@ def over(write, read_one):
     return over
 
 
-def test_a_file_stands_on_another(over):
+def test_a_file_extends_another(over):
     """Tables merge, and arrays and single values are replaced; `--set` is over all."""
     config = over('extends = "base.toml"\nname = "mine"\ntrain.max_steps = 20\n', "seed=3", base_toml=BASE)
     assert (config.name, config.seed, config.train.max_steps, config.train.learning_rate) == ("mine", 3, 20, 1e-3)
@@ -60,7 +60,7 @@ def test_a_file_that_is_reached_twice_counts_where_it_is_reached_first(over):
 
 
 def test_toml_and_yaml_extend_one_another_in_chains(over):
-    """Whatever the suffix."""
+    """With any of the suffixes."""
     middle = "extends: base.toml\nseed: 5\ntrain: {batch_size: 7}\n"
     config = over('extends = "middle.yaml"\n', base_toml=BASE, middle_yaml=middle)
     assert (config.name, config.seed, config.train.batch_size) == ("base", 5, 7)
@@ -79,7 +79,7 @@ def test_paths_resolve_against_the_file_that_they_stand_in(over, tmp_path, monke
 
 
 def test_variants_of_the_base_are_merged_too(write, read):
-    """A variant of either file is a variant; one of both is merged, and stands over what the file says of all."""
+    """A variant of either file is a variant; one of both is merged, and overrides the file's own keys."""
     write(BASE + "[variants.a]\ntrain = { max_steps = 1 }\n[variants.b]\nseed = 2\n", "base.toml")
     runs = read(
         'extends = "base.toml"\nname = "x"\ntrain.max_steps = 99\n[variants.b]\ntrain.max_steps = 7\n[variants.c]\n'
@@ -118,7 +118,7 @@ def wrong(write, mistakes):
     return wrong
 
 
-def test_a_mistake_is_told_where_it_was_written(wrong):
+def test_a_mistake_is_reported_where_it_was_written(wrong):
     """The file's own first, then those of what it extends; a merged table's missing key in the file that was read."""
     base = BASE.replace("max_steps = 10", "max_steps = 0\nlerning_rate = 1").replace('format = "qa"', 'format = "qua"')
     assert wrong('extends = "base.toml"\nseed = "x"\n', base_toml=base) == [
@@ -133,13 +133,13 @@ def test_a_mistake_is_told_where_it_was_written(wrong):
     assert wrong('extends = "base.toml"\n', base_toml="seed = 1\n")[0] == "run.toml:1 name"
 
 
-def test_a_replaced_value_is_told_where_it_was_given_last(wrong):
-    """And one that a file over it corrects is not told at all."""
+def test_a_replaced_value_is_reported_where_it_was_given_last(wrong):
+    """And one that a file over it corrects is not reported."""
     assert wrong('extends = "base.toml"\n[train]\nmax_steps = -1\n', base_toml=BASE) == ["run.toml:3 [train] max_steps"]
     assert wrong('extends = "base.toml"\n[train]\nepochs = 1\n') == ["base.toml:9 [train] max_steps"]
 
 
-def test_variants_of_a_base_are_told_there(wrong):
+def test_variants_of_a_base_are_reported_there(wrong):
     """With the base's name and line."""
     base = BASE + "[variants.a]\nseed = -1\nname = 'x'\n[variants.Bad]\n"
     assert wrong('extends = "base.toml"\n[variants.b]\nextends = "x"\n', base_toml=base) == [
@@ -185,14 +185,14 @@ def test_an_extends_that_leads_nowhere(read, write, tmp_path, wording, extends, 
     wording(problem, name=tmp_path.name)
 
 
-def test_everything_that_cannot_be_read_is_told_at_once(wrong):
+def test_everything_that_cannot_be_read_is_reported_at_once(wrong):
     """Each file's own line."""
     found = wrong('extends = ["a.toml", "b.yaml", 3]\n' + BASE, a_toml="x = ", b_yaml="x: [")
     assert [line.partition(":")[0] for line in found] == ["a.toml", "b.yaml", "run.toml"]
 
 
 def test_a_link_to_the_file_itself_is_a_circle(wrong, tmp_path):
-    """Whatever it is called."""
+    """Under any name."""
     (tmp_path / "other.toml").symlink_to("run.toml")
     assert wrong('extends = "other.toml"\n' + BASE) == ["run.toml:1 extends"]
 

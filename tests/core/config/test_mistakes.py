@@ -144,7 +144,7 @@ def test_an_empty_table_lacks_its_required_keys(mistakes, minimal):
     ]
 
 
-def test_missing_keys_are_told_at_their_tables_line(mistakes):
+def test_missing_keys_are_reported_at_their_tables_line(mistakes):
     """A missing key has no line of its own; a missing table has the file's first."""
     assert mistakes("\n[data]\nsources = [{ limit = 3 }]\n") == [
         "run.toml:1 name",
@@ -171,7 +171,7 @@ def test_two_suites_of_one_name_and_a_metric_named_twice(mistakes, minimal):
     ]
 
 
-def test_a_mistake_in_the_file_is_told_once_however_many_variants_share_it(mistakes, minimal):
+def test_a_mistake_in_the_file_is_reported_once_for_all_variants(mistakes, minimal):
     """And one in a variant at the variant's own line."""
     text = (
         minimal
@@ -186,7 +186,7 @@ def test_a_mistake_in_the_file_is_told_once_however_many_variants_share_it(mista
 
 
 def test_a_key_missing_from_a_table_that_a_variant_adds_to_is_the_files_mistake(mistakes, minimal):
-    """Told once, at the table's own header; in an array that the variant replaced it is the variant's."""
+    """Reported once, at the table's own header; in an array that the variant replaced it is the variant's."""
     text = minimal.replace('format = "qa"\n', "") + "[variants.a]\ndata.max_rejected = 1\n[variants.b]\n"
     assert mistakes(text) == ["run.toml:3 [data] format"]
     assert mistakes(minimal + "[variants.a]\ndata.sources = [\n{ limit = 1 }]\n") == [
@@ -322,7 +322,7 @@ class Range:
 
 
 def test_validators_of_a_plugins_class_may_compare_two_fields(mistakes, minimal):
-    """As attrs allows; and whatever else its constructor raises is the table's problem."""
+    """As attrs allows; any other error of its constructor is reported at the table."""
     spec = FormatSpec(name="qa", summary="x", options=Range, factory="nowhere:X")
     local = MetricSpec(name="m", summary="x", factory="nowhere:X")
     plugins = Plugins(

@@ -95,7 +95,7 @@ def test_a_folder_with_brackets_is_no_pattern(read_one, tmp_path, minimal, plugi
     ],
 )
 def test_a_base_is_a_folder_where_it_is_written_like_one_or_is_one(paths, tmp_path, monkeypatch, written, expected):
-    """Anything else is an address, left to whoever looks it up."""
+    """Anything else is an address, and looked up later."""
     (tmp_path / "present").mkdir()
     monkeypatch.setenv("HOME", "/home/someone")
     assert paths(base=f"'{written}'")[1] == expected.format(file=tmp_path, up=tmp_path.parent)

@@ -1,4 +1,4 @@
-"""What a right run.toml comes to: defaults, layers, variants, options."""
+"""The configuration of a valid run file: defaults, layers, variants, options."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_processes_are_a_number_or_auto(read_one, mistakes, minimal):
 
 
 def test_an_unknown_key_hides_no_mistake_between_the_others(mistakes, minimal):
-    """Both are told at once."""
+    """Both are reported at once."""
     assert "max_steps" in minimal
     assert mistakes(minimal + "epochs = 2\nlerning_rate = 1.0\n") == [
         "run.toml:8 [train] max_steps",
@@ -176,7 +176,7 @@ def test_a_third_partys_components_are_found_and_plugins_can_be_disabled(install
 
 
 def test_a_wrong_plugins_table_loads_no_plugin(install_plugin, write, minimal, tmp_path):
-    """Whom the user meant to disable cannot be told, so nobody's code runs."""
+    """It is unknown which plugin was to be disabled, so none is imported."""
     install_plugin("modelwright-loud", f"open({str(tmp_path / 'was-imported')!r}, 'w')")
     with pytest.raises(
         ConfigError, match=r"run.toml:10 \[plugins\] disable: must be an array, not \"modelwright-loud\""

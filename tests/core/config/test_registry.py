@@ -19,7 +19,7 @@ spaces = st.sampled_from(["", " ", "  ", "\t"])
 
 @given(conditions)
 def test_a_condition_is_read_as_it_is_written(condition):
-    """The text of a condition means that condition, whatever suites and metrics are called."""
+    """The text of a condition means that condition, for any names of suites and metrics."""
     assert parse_condition(str(condition)) == condition
 
 
@@ -46,7 +46,7 @@ def test_any_text_is_a_condition_or_refused_in_one_line(text):
 
 @given(st.sampled_from(sorted(OPERATORS)), numbers, numbers)
 def test_each_operator_compares_as_its_sign_says(sign, measured, threshold):
-    """The measured value stands on the left."""
+    """The measured value is on the left."""
     condition = Condition(clauses=(Clause(suite="s", metric="m", operator=sign, threshold=threshold),))
     figure = Figure(value=measured, low=0.0, high=1.0, n=1)
     [(text, value, holds)] = condition.check({"s": {"m": figure}})
@@ -55,7 +55,7 @@ def test_each_operator_compares_as_its_sign_says(sign, measured, threshold):
 
 
 def test_every_clause_is_checked_and_what_is_missing_does_not_hold():
-    """So that a person sees all that stands in the way, not the first."""
+    """So that one sees all unmet clauses, not only the first."""
     condition = parse_condition("gsm8k.accuracy >= 0.6 and gsm8k.speed < 2 and math.accuracy > 0.1")
     assert condition.check({"gsm8k": {"accuracy": wilson(0.6, 200)}}) == [
         ("gsm8k.accuracy >= 0.6", 0.6, True),

@@ -216,7 +216,7 @@ named = 5
 """
 
 
-def test_every_mistake_in_odd_options_is_told(mistakes, minimal, odd):
+def test_every_mistake_in_odd_options_is_reported(mistakes, minimal, odd):
     """Each at its line, nested ones too, and in words for people."""
     places = [
         "10 [data.options] file",

@@ -96,7 +96,7 @@ evaluate:
 
 
 def test_keys_and_entries_have_the_line_where_they_stand():
-    """In block and in flow style, over comments and blank lines, and whatever ends the lines."""
+    """In block and in flow style, over comments and blank lines, and with any line ends."""
     text = """\
 a: 1
 
@@ -141,7 +141,7 @@ j: 4
     ],
 )  # fmt: skip
 def test_a_plain_word_means_what_yaml_1_2_says(written, value):
-    """The core schema, without the surprises of 1.1, whatever a directive asks for."""
+    """The core schema, without the surprises of 1.1, even if a directive asks for it."""
     for head in ("", "%YAML 1.1\n---\n"):
         found = parse(f"{head}key: {written}\n")["key"]
         assert (found, type(found)) == (value, type(value))
