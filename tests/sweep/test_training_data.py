@@ -192,13 +192,13 @@ def test_two_runs_at_once_in_one_folder_are_one_and_a_line(run_file, modelwright
     assert first.returncode == 75
 
 
-def test_a_read_only_home_is_one_line(run_file, modelwright, tmp_path, monkeypatch, mounted):
+def test_a_read_only_home_is_one_line(wording, run_file, modelwright, tmp_path, monkeypatch, mounted):
     """And once it may be written, the command does its work."""
     path = run_file()
     disk = mounted(tmp_path / "disk", "-o", "ro")
     monkeypatch.setenv("MODELWRIGHT_HOME", str(disk / "home"))
     refused = _refused(modelwright("prepare", path))
-    assert refused == f"error: {disk}/home/runs/sweep cannot be made: {disk} is read-only for this user"
+    wording(refused)
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert modelwright("prepare", path).returncode == 0
 
@@ -206,7 +206,9 @@ def test_a_read_only_home_is_one_line(run_file, modelwright, tmp_path, monkeypat
 # Disks that are full
 
 
-def test_a_disk_that_is_full_while_preparing_is_one_line(run_file, modelwright, tmp_path, monkeypatch, mounted):
+def test_a_disk_that_is_full_while_preparing_is_one_line(
+    wording, run_file, modelwright, tmp_path, monkeypatch, mounted
+):
     """Nothing half done stays; with room, the same command succeeds."""
     path = run_file([{"prompt": f"say {n} " + "x" * 300, "completion": str(n)} for n in range(4000)])
     more = ("--set", "data.tokens.max_length=2000", "--set", 'model.scratch.tokenizer="bpe"')
@@ -214,17 +216,13 @@ def test_a_disk_that_is_full_while_preparing_is_one_line(run_file, modelwright, 
     monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
     refused = _refused(modelwright("prepare", path, *more))
     folder = disk / "runs" / "sweep"
-    full = "No space left on device; with room, the same command goes on"
-    assert refused == f"error: {disk / 'cache'} cannot be written to: {full}"
+    wording(refused)
     assert not (folder / "prepare").exists()
     assert not list((disk / "cache").glob("*/.tmp-*"))
     assert not list(folder.glob(".tmp-*"))
     subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
     done = modelwright("prepare", path, *more)
     assert done.returncode == 0, done.stderr
-
-
-FULL = "No space left on device"
 
 
 def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, modelwright, tmp_path, monkeypatch, mounted):
@@ -240,21 +238,9 @@ def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, model
     )
 
 
-@pytest.mark.parametrize(
-    ("size", "line"),
-    [
-        (
-            700,
-            (
-                "DISK/runs/sweep/train/checkpoints cannot be written to: [Errno 28] FULL; once it can, the same "
-                "command goes on"
-            ),
-        ),
-        (2600, "registry DISK/registry.db cannot be used: FULL: DISK/registry.db"),
-    ],
-)
+@pytest.mark.parametrize("size", [700, 2600])
 def test_a_disk_that_is_full_while_training_is_one_line(
-    run_file, modelwright, tmp_path, monkeypatch, mounted, size, line
+    wording, run_file, modelwright, tmp_path, monkeypatch, mounted, size
 ):
     """At whatever file it is met; with room, the same command goes on and registers the model."""
     path = run_file()
@@ -264,7 +250,7 @@ def test_a_disk_that_is_full_while_training_is_one_line(
     disk = mounted(tmp_path / "disk", "-o", f"size={size}k")
     monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
     refused = _refused(modelwright("run", path, *more))
-    assert refused == "error: " + line.replace("FULL", FULL).replace("DISK", str(disk))
+    wording(refused)
     subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
     done = modelwright("run", path, *more)
     assert done.returncode == 0, done.stderr
