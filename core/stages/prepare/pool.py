@@ -1,7 +1,7 @@
 """Run a job on many items, in this process or in worker processes; results come in the order of the items.
 
 Not `concurrent.futures.ProcessPoolExecutor`: its workers never notice that the runner was killed, and would keep the
-lock of the cache forever; it does not tell by which signal a worker died; and its spawn imports the caller's `__main__`.
+lock of the cache forever; it hides the signal by which a worker died; and its spawn imports the caller's `__main__`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from ids import shown
@@ -28,21 +29,32 @@ fraction = 0.1
 max_steps = 1
 """
 ROWS = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(50)]
+MORE = {"prompt": "say [more]", "completion": "it is\nmore"}
 LONG = {"prompt": "say it", "completion": "it " * 200}
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a run, its rows, and a home in which it is prepared."""
+    folder = tmp_path_factory.mktemp("project")
+    for name, rows in (("rows", [*ROWS, ROWS[0], LONG]), ("more", [MORE])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.toml").write_text(RUN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELWRIGHT_HOME", str(folder / "home"))
+        read = read_run(folder / "run.toml")
+        opened = runner.open_run(read.configs[0], read.plugins)
+        runner.check([opened], ["prepare"])
+        runner.execute(opened, only="prepare")
+    return folder
+
+
 @pytest.fixture
-def prepared(tmp_path, rows_file, monkeypatch):
-    """A prepared run in the working directory."""
+def prepared(project, tmp_path, monkeypatch):
+    """A prepared run in the working directory: a copy of the project."""
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    rows_file(tmp_path / "rows.jsonl", [*ROWS, ROWS[0], LONG])
-    rows_file(tmp_path / "more.jsonl", [{"prompt": "say [more]", "completion": "it is\nmore"}])
-    (tmp_path / "run.toml").write_text(RUN)
-    read = read_run(tmp_path / "run.toml")
-    opened = runner.open_run(read.configs[0], read.plugins)
-    runner.check([opened], ["prepare"])
-    runner.execute(opened, only="prepare")
-    return opened.folder.path
+    return tmp_path / "home" / "runs" / "sums"
 
 
 @pytest.fixture
@@ -57,13 +69,13 @@ def data(capsys):
     return run
 
 
-def test_rows_are_shown_with_what_is_learnt_between_brackets(prepared, data):
+def test_rows_are_shown_with_what_is_trained_between_brackets(prepared, data):
     """Where no terminal shows colours; text is no markup."""
     code, out, err = data("show", "run.toml", "--n", 100)
     assert (code, err) == (0, "")
     more = out[out.index("more.jsonl:1") :]
     assert more == (
-        "more.jsonl:1   23 tokens, 7 learnt\n"
+        "more.jsonl:1   23 tokens, 7 trained\n"
         "<|im_start|>user\nsay [more]<|im_end|>\n<|im_start|>assistant\n⟦it is\nmore<|im_end|>⟧\n\n"
     ).replace("23 tokens, 7", re.search(r"\d+ tokens, \d+", more)[0])
 
@@ -89,14 +101,14 @@ def test_the_numbers_add_up(wording, prepared, data):
     assert report["rows"] + report["holdout_rows"] == 51
     assert found["sources"] == {"rows.jsonl": 51, "more.jsonl": 1}
     assert sum(found["histogram"].values()) == report["rows"]
-    learnt = report["trained_by_role"]["assistant"]
-    assert learnt["end"] == report["rows"]
-    assert learnt["answer"] + learnt["end"] == report["trained_tokens"]
+    trained = report["trained_by_role"]["assistant"]
+    assert trained["end"] == report["rows"]
+    assert trained["answer"] + trained["end"] == report["trained_tokens"]
 
     code, out, _ = data("stats", "sums")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert code == 0
-    assert lines[0] == f"53 rows read, {report['rows']} rows to train on, {report['tokens']:,} tokens"
+    assert lines[0] == f"53 rows read, {report['rows']} training rows, {report['tokens']:,} tokens"
     assert "longer than [data.tokens] max_length 1" in lines
     assert "duplicate 1" in lines
     assert "more.jsonl 1" in lines

@@ -21,6 +21,7 @@ def files_of(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_two_commands_give_a_trained_evaluated_and_promoted_model(modelwright, tmp_path):
     """What it prints next is what works next."""
     done = modelwright("init", "demo")
@@ -138,6 +139,7 @@ main(["init", "new"])
 """
 
 
+@pytest.mark.long
 def test_a_kill_leaves_no_folder_or_all_of_it(tmp_path):
     """Wherever the kill comes: what is not finished has a temporary name."""
     for number in range(1, 99):

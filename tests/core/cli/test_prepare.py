@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from modelwright.core.cli import main
 from modelwright.core.stages.prepare.readers import READABLE
 
 MATH = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}.\n#### {n + 1}"} for n in range(40)]
@@ -234,14 +235,17 @@ MATH_OUT = ("--format", "math", "--input", "raw.jsonl", "--output", "out.jsonl")
     ],
     ids=lambda arguments: " ".join(map(str, arguments)),
 )
-def test_wrong_usage_is_said_and_nothing_is_written(wording, modelwright, raw, tmp_path, arguments):
+def test_wrong_usage_is_said_and_nothing_is_written(wording, raw, tmp_path, monkeypatch, capsys, arguments):
     """Exit code 2, and the folder as it was."""
     (tmp_path / "raw.rejected.jsonl").write_text(json.dumps(MATH[0]) + "\n")
     (tmp_path / "folder.jsonl").mkdir()
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    done = modelwright("prepare", *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    wording(done.stderr.rstrip("\n"), readable=READABLE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", *map(str, arguments)])
+    output, error = capsys.readouterr()
+    assert (ended.value.code, output) == (2, "")
+    wording(error.rstrip("\n"), readable=READABLE)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 

@@ -71,7 +71,7 @@ def test_sharegpt_messages_are_read():
     assert turns(read_one(row)) == [("user", "Hello?"), ("assistant", "Good day.")]
 
 
-def test_messages_say_which_turns_and_which_thinking_is_learnt():
+def test_messages_say_which_turns_and_which_thinking_is_trained():
     """The flags `train` and `train_thinking` are kept."""
     masked = {**ASSISTANT, "thinking": "Greet.", "train_thinking": False}
     example = read_one({"messages": [USER, {**ASSISTANT, "train": False}, USER, masked]})
@@ -210,7 +210,7 @@ def test_the_first_pair_that_holds_something_is_read():
     assert turns(read_one(row)) == [("user", "a"), ("assistant", "b")]
 
 
-def test_weights_say_which_turns_are_learnt():
+def test_weights_say_which_turns_are_trained():
     """OpenAI's, 0 or 1; a file of numbers may have them as floats."""
     weights = [{**ASSISTANT, "weight": weight} for weight in (0, 1, 1.0, None)]
     messages = [message for weighted in weights for message in (USER, weighted)]

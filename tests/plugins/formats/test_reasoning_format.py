@@ -109,7 +109,7 @@ def test_system_messages_contexts_and_references_have_columns():
     assert read_one(chat).messages[0].content == "Think."
 
 
-def test_masked_thinking_is_seen_and_not_learnt():
+def test_masked_thinking_is_seen_and_not_trained():
     """Each assistant turn with thinking says so; the row's own mask is kept in either case."""
     row = {"messages": [USER, {"role": "assistant", "content": "4"}, USER, {"role": "assistant", "content": TAGGED}]}
     assert [m.train_thinking for m in read_one(row, thinking="mask").messages] == [True, True, True, False]

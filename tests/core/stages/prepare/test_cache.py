@@ -149,7 +149,7 @@ def test_one_changed_byte_changes_its_shard_alone(project, home):
     before = {kind: entries(home, kind) for kind in ("examples", "tokens")}
     path = project / "rows/3.jsonl"
     path.write_bytes(path.read_bytes().replace(b"and 9?", b"and 8!", 1))
-    # The tokenizer is learnt from the data: with another byte it would be another tokenizer.
+    # The tokenizer is trained on the data: with another byte it would be another tokenizer.
     prepare(project)
     assert len(entries(home, "examples").keys() - before["examples"].keys()) == 1
     assert before["examples"].items() <= entries(home, "examples").items()

@@ -21,7 +21,7 @@ def why(text):
     return found and found.reason
 
 
-def test_only_what_may_be_learnt_is_looked_at():
+def test_only_what_may_be_trained_is_looked_at():
     """The question may be as it likes."""
     assert trained_texts(example("so", thinking="hm")) == ["hm", "so"]
     assert trained_texts(example("so", train=False)) == []
@@ -29,7 +29,7 @@ def test_only_what_may_be_learnt_is_looked_at():
 
 
 @pytest.mark.parametrize(("size", "goes"), [(9, True), (10, False), (20, False), (21, True)])
-def test_lengths_are_counted_in_characters_of_what_is_learnt(wording, size, goes):
+def test_lengths_are_counted_in_characters_of_what_is_trained(wording, size, goes):
     """Both bounds are still allowed; it is said which one was passed."""
     removal = Length(10, 20).check(example("ä" * size))
     assert (removal is not None) == goes
