@@ -6,28 +6,19 @@ import shutil
 
 import pytest
 from ids import shown
+from tiny_run import tiny_run
 
 from modelwright.core import runner
 from modelwright.core.cli import main
 from modelwright.core.config import read_run
 
-RUN = """
+RUN = tiny_run("""
 name = "sums"
-[model.scratch]
-vocab_size = 300
 [data]
 format = "general"
-[[data.sources]]
-path = "rows.jsonl"
-[[data.sources]]
-path = "more.jsonl"
-[data.tokens]
-max_length = 64
-[data.holdout]
-fraction = 0.1
-[train]
-max_steps = 1
-"""
+sources = [{ path = "rows.jsonl" }, { path = "more.jsonl" }]
+holdout.fraction = 0.1
+""")
 ROWS = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(50)]
 MORE = {"prompt": "say [more]", "completion": "it is\nmore"}
 LONG = {"prompt": "say it", "completion": "it " * 200}
