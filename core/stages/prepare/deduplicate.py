@@ -152,12 +152,12 @@ class Deduplicator:
         removals |= self._duplicates(file, facts)
         if self._near is not None:
             removals |= self._almost(examples, removals)
-        stay = len(facts["ids"]) - len(removals)
-        if not removals and stay:
+        kept_count = len(facts["ids"]) - len(removals)
+        if not removals and kept_count:
             link(examples, target)
         elif removals:
-            self._write(examples, removals, target if stay else None)
-        return stay
+            self._write(examples, removals, target if kept_count else None)
+        return kept_count
 
     def _duplicates(self, file: str, facts: Mapping[str, Any]) -> dict[int, tuple[str, Removal]]:
         if self._seen is None:

@@ -207,11 +207,11 @@ class Preparation:
     def _take_examples(self, number: int, file: str, weight: float, entry: Path) -> None:
         facts = files.read_json(entry / reading.FACTS)
         target = self.folder / "examples" / f"{number:05}.jsonl"
-        stay = self._deduplicator.filter(file, facts, entry / reading.EXAMPLES, target)
-        if stay:
+        kept_count = self._deduplicator.filter(file, facts, entry / reading.EXAMPLES, target)
+        if kept_count:
             self._files.append(ExamplesFile(target, weight, entry))
         self.rows += facts["rows"]
-        self.examples += stay
+        self.examples += kept_count
         self._recognised.update(facts["recognised"])
         self._take_rejected(entry / reading.REJECTED, facts)
         self._emit("reading", {"rows": self.rows})

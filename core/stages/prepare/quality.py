@@ -28,26 +28,26 @@ def example_checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Che
         UsageError: there is no metric to verify answers with.
     """
     quality = config.data.quality
-    asked: list[Check] = []
+    checks: list[Check] = []
     with contextlib.ExitStack() as stack:
         if _asks_for_length(quality):
-            asked.append(Length(quality.min_characters, quality.max_characters))
+            checks.append(Length(quality.min_characters, quality.max_characters))
         if quality.sanity:
-            asked.append(Sanity())
+            checks.append(Sanity())
         if _test_sets(config):
-            asked.append(_contamination(config, plugins))
+            checks.append(_contamination(config, plugins))
         if quality.verify_answers:
             spec = verifying_metric(config, plugins)
             metric = spec.create()
             stack.callback(getattr(metric, "close", lambda: None))
-            asked.append(AnswerCheck(metric, spec.name))
-        yield asked
+            checks.append(AnswerCheck(metric, spec.name))
+        yield checks
 
 
 def check_names(config: RunConfig) -> list[str]:
     """The names of all checks of the run, in the order in which they are applied."""
     quality = config.data.quality
-    asked = {
+    checks = {
         "duplicate": quality.deduplicate is not False,
         "length": _asks_for_length(quality),
         "insane": quality.sanity,
@@ -55,7 +55,7 @@ def check_names(config: RunConfig) -> list[str]:
         "unverified": quality.verify_answers,
         "near-duplicate": quality.deduplicate == "near",
     }
-    return [name for name, wanted in asked.items() if wanted]
+    return [name for name, wanted in checks.items() if wanted]
 
 
 def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
