@@ -20,6 +20,7 @@ pytest_plugins = ["golden"]
 
 # Tests are not timed: on cores that others share one example in thousands takes long.
 hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("untimed")
 
 # A failing assert of a contract suite shows its values, as in a test file.
@@ -32,6 +33,12 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try a few examples of each property where the long tests are left out."""
+    if "not long" in config.getoption("markexpr"):
+        hypothesis.settings.load_profile("quick")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

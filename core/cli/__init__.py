@@ -91,9 +91,9 @@ def guarded_output() -> Iterator[None]:
 
 # Command → (module:attribute, the line that --help shows). The line stands here so that help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("init:init", "Write a commented run.toml and a sample of data to begin with."),
+    "init": ("init:init", "Write a commented run.toml and sample data to start with."),
     "run": ("run:run", "Do what a run.toml says, stage after stage; what is done is skipped."),
-    "prepare": ("prepare:prepare", "Turn raw rows into training tokens."),
+    "prepare": ("prepare:prepare", "Turn raw rows into training tokens, or into files of examples."),
     "train": ("run:train", "Train the model, or resume it."),
     "register": ("run:register", "Register the trained model."),
     "evaluate": ("evaluate:evaluate", "Grade registered models on test sets, of a run or without one."),
@@ -104,8 +104,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve:serve", "Serve registered models over gRPC."),
     "generate": ("generate:generate", "Continue a prompt, by a running server."),
     "chat": ("generate:chat", "Talk with a model of a running server."),
-    "data": ("data:data", "Look at what a run's data came to."),
-    "cache": ("cache:cache", "List or remove what preparations keep for the next ones."),
+    "data": ("data:data", "Look at the prepared training data of a run."),
+    "cache": ("cache:cache", "Show or prune the cache of prepared data."),
     "plugins": ("plugins:plugins", "List the plugins that are installed."),
     "config": ("config:config", "Check or show a run.toml."),
     "doctor": ("doctor:doctor", "Say what this machine has, and what a run.toml would miss on it."),

@@ -1,4 +1,4 @@
-"""`modelwright cache list | prune`: what preparations keep, so that the next one does again only what it must."""
+"""`modelwright cache list | prune`: the cache of prepared data."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ DAY = 86_400
 
 @click.group()
 def cache() -> None:
-    """What preparations keep for the next ones: $MODELWRIGHT_HOME/cache.
+    """Manage the cache of prepared data in $MODELWRIGHT_HOME/cache.
 
-    Shards of examples and of tokens, and whole prepared folders, by the content that they were made from. All of it can
-    be removed: it is made again when it is needed. The runs keep their files.
+    It holds shards of examples and tokens, and whole prepared data sets, so that a later run with the same data and
+    options reuses them. You can remove any of it: what is needed again is made again, and runs keep their own files.
     """
 
 
 @cache.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """Say how much is kept, and when it was last used."""
+    """Show how much is cached and when it was last used."""
     from modelwright.core.stages.prepare.cache import freed, total
 
     cache = _cache()
@@ -39,7 +39,7 @@ def list_(as_json: bool) -> None:
         ]
         print_json({"folder": str(cache.root), "size": total(entries), "entries": kept})
         return
-    click.echo(f"{cache.root}: {size_text(total(entries))}, of which {size_text(freed(entries))} are in no run")
+    click.echo(f"{cache.root}: {size_text(total(entries))}, {size_text(freed(entries))} of it not used by any run")
     kinds = sorted({entry.kind for entry in entries})
     of = {kind: [entry for entry in entries if entry.kind == kind] for kind in kinds}
     rows = [
@@ -58,14 +58,14 @@ def list_(as_json: bool) -> None:
     metavar="DAYS",
     default=30,
     show_default=True,
-    help="Remove what was not used for so long; 0 removes all.",
+    help="Remove entries that were not used for this many days; 0 removes all.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--dry-run", is_flag=True, help="Only report what would be removed.")
 @json_option
 def prune(days: float, dry_run: bool, as_json: bool) -> None:
-    """Remove what was not used for a while.
+    """Remove cache entries that were not used for a while.
 
-    While a run prepares its data, nothing is removed.
+    Fails while a run is preparing its data.
     """
     from modelwright.core.stages.prepare.cache import freed
 
@@ -81,7 +81,7 @@ def prune(days: float, dry_run: bool, as_json: bool) -> None:
         return
     what = "1 entry" if len(old) == 1 else f"{len(old):,} entries"
     word = "would be removed from" if dry_run else "removed from"
-    click.echo(f"{what} {word} {cache.root}, {size_text(size)} free by that")
+    click.echo(f"{what} {word} {cache.root}, {size_text(size)} freed")
 
 
 def _cache() -> Cache:

@@ -1,4 +1,4 @@
-"""`modelwright init`: a folder to begin with."""
+"""`modelwright init`: a new project, with a commented run.toml and sample data for each format."""
 
 from __future__ import annotations
 
@@ -23,26 +23,31 @@ RUN = "run.toml"
 @click.command()
 @click.argument("folder", type=DiskPath(), default=Path())
 @click.option(
-    "--format", "format_name", type=click.Choice(FORMATS), default="math", show_default=True, help="Of the data."
+    "--format",
+    "format_name",
+    type=click.Choice(FORMATS),
+    default="math",
+    show_default=True,
+    help="Format of the sample data.",
 )
 def init(folder: Path, format_name: str) -> None:
-    """Write a commented run.toml and a sample of data into FOLDER (default: here).
+    """Write a commented run.toml and sample data into FOLDER (default: the current folder).
 
-    It works as it is: `modelwright run FOLDER/run.toml` trains a small model on the sample in a minute. Nothing that is
-    there is overwritten.
+    It works as it is: `modelwright run FOLDER/run.toml` trains a small model on the sample in a minute. Existing files
+    are never overwritten.
     """
     from modelwright.core.api.errors import UsageError
     from modelwright.core.api.files import why_no_folder
 
     contents = _contents(format_name)
     if why := why_no_folder(folder):
-        raise UsageError(f"{folder} {why}: name a folder, which need not be there yet")
+        raise UsageError(f"{folder} {why}: name another folder; it is created if it does not exist")
     there = [str(folder / name) for name in contents if _is_there(folder / name)]
-    # A file of that name stands where a folder is to be.
+    # A file has the name of the folder to be made.
     there += [str(folder / "data")] if _is_there(folder / "data") and not (folder / "data").is_dir() else []
     if there:
         verb = "is" if len(there) == 1 else "are"
-        raise UsageError(f"{', '.join(there)} {verb} there already and would be overwritten: name another folder")
+        raise UsageError(f"{', '.join(there)} {verb} already there and would be overwritten: name another folder")
     _write(folder, contents)
     for name in contents:
         click.echo(f"wrote {folder / name}")
@@ -51,16 +56,16 @@ def init(folder: Path, format_name: str) -> None:
     click.echo(f"  modelwright run {run}      (a minute on a laptop)")
     click.echo("  modelwright serve first-model")
     click.echo("  modelwright chat --model first-model      (in another terminal)")
-    click.echo(f"\nThen put your own rows into {folder / 'data'} and read {folder / RUN}: every key says what it does.")
+    click.echo(f"\nThen put your own rows into {folder / 'data'} and read {folder / RUN}: every key has a comment.")
 
 
 def _is_there(path: Path) -> bool:
-    """Whether the name is taken, be it by a link to nowhere."""
+    """Whether the name is taken, even by a broken symlink."""
     return os.path.lexists(path)
 
 
 def _contents(format_name: str) -> Mapping[str, str]:
-    """The text of each file; run.toml last, so that where it is, all is."""
+    """The text of each file; run.toml comes last, so that if it is there, all files are."""
     from modelwright.core.api.files import json_line
     from modelwright.core.cli.init import SAMPLES, SIZES, TEST, TRAIN, run_text
 
@@ -73,7 +78,7 @@ def _contents(format_name: str) -> Mapping[str, str]:
 
 
 def _write(folder: Path, contents: Mapping[str, str]) -> None:
-    """Write all of it or nothing.
+    """Write all files or none.
 
     Raises:
         ModelwrightError: the folder cannot be written to.
@@ -89,7 +94,7 @@ def _write(folder: Path, contents: Mapping[str, str]) -> None:
 
 
 def _write_into(folder: Path, contents: Mapping[str, str]) -> None:
-    """Write the files; where one cannot be written, those before it go again, with the folders made for them."""
+    """Write the files; if one cannot be written, remove those before it and the folders made for them."""
     from modelwright.core.api.files import write_text
 
     with contextlib.ExitStack() as undo:
@@ -127,7 +132,7 @@ class Sample:
 
 
 def _math(split: str) -> Iterator[Mapping[str, Any]]:
-    """A few stories, told with few names and things: what a model can learn from so few rows."""
+    """A few stories with few names and things, so that a model can learn them from a few hundred rows."""
     for row in builtin_rows("arithmetic", split, seed=SEED):
         if any(name in row["question"] for name in ("Ana ", "Ben ", "Eva ")) and (
             " gets " in row["question"] or " gives away " in row["question"]
@@ -154,65 +159,65 @@ def _general(split: str) -> Iterator[Mapping[str, Any]]:
 SAMPLES: Mapping[str, Sample] = {
     "math": Sample(
         rows=_math,
-        about='{"question": …, "answer": "… steps …\\n#### 7"}; problem and solution with \\boxed{7} work, too',
-        options='solution = "full"          # "full": the steps and the answer are learnt; "answer": the answer alone',
+        about='{"question": …, "answer": "… steps …\\n#### 7"}; problem and solution with \\boxed{7} also work',
+        options='solution = "full"          # "full": train on the steps and the answer; "answer": on the answer only',
         metric="math_accuracy",
     ),
     "reasoning": Sample(
         rows=_reasoning,
-        about='{"question": …, "thinking": …, "answer": …}; <think>…</think> in the answer works, too',
-        options='thinking = "train"         # "train": the thinking is learnt; "mask": the answer alone',
+        about='{"question": …, "thinking": …, "answer": …}; <think>…</think> in the answer also works',
+        options='thinking = "train"         # "train": train on thinking and answer; "mask": on the answer only',
         metric="math_accuracy",
     ),
     "general": Sample(
         rows=_general,
-        about='{"messages": [{"role": "user", …}, …]}; instruction and output, prompt and completion work, too',
+        about='{"messages": [{"role": "user", …}, …]}; instruction and output, prompt and completion also work',
         options='# system = "Be brief."     # a system message for every conversation',
         metric="exact_match",
     ),
 }
 
 _RUN = """\
-# One run: data to a trained, registered and evaluated model. Do it, and do it again after any change (what is
-# done is skipped), with
+# One run: from data to a trained, registered and evaluated model. Start it, and start it again after any change
+# (finished steps are skipped), with
 #
 #   modelwright run run.toml
 #
 # Paths are relative to this file. Any key can be set from the command line: --set train.max_steps=100
 
 name = "first-model"           # the model's name in the registry; each new training is its next version
-seed = 17                      # of everything random
+seed = 17                      # for everything that is random
 
-# What the training begins from. This makes a small model and its tokenizer here, without downloads:
+# The model to start from. This builds a small model and its tokenizer from scratch, without downloads:
 [model.scratch]
 hidden_size = 64
 layers = 2
 heads = 4
 vocab_size = 512
-# To fine-tune a pretrained model, put this in the place of [model.scratch]:
+# To fine-tune a pretrained model, replace [model.scratch] with this:
 # [model]
 # base = "./path/to/a/model"   # a folder with config.json, tokenizer.json and model.safetensors;
-#                              # or a model of the registry ("first-model@1", "@production"), or of the hub ("org/name")
+#                              # or a model in the registry ("first-model@1", "@production") or on the hub ("org/name")
 
 [data]
 format = "{format}"
-# Rows like {about}
+# The rows look like this: {about}
 [data.options]
 {options}
-[[data.sources]]               # as many as you like
+[[data.sources]]               # repeat for more sources
 path = "data/train.jsonl"      # a file, a folder, or a pattern such as "data/*.jsonl"
-# limit = 1000                 # the most rows to take
+# limit = 1000                 # maximum number of rows to read
 [data.tokens]
-max_length = 128               # the most tokens of an example; longer ones are left out, and counted
+max_length = 128               # in tokens; longer examples are left out and counted
 
 [train]
 max_steps = 200                # or epochs = 3: passes over the data
 batch_size = 32
-learning_rate = 5e-3           # for so small a model; 1e-5 to 1e-4 for a pretrained one
-warmup = 0.05                  # the share of the steps in which the rate rises
-checkpoint_every = 100         # steps; an interrupted training goes on from there
+learning_rate = 5e-3           # for a model this small; 1e-5 to 1e-4 for a pretrained one
+warmup = 0.05                  # fraction of the steps over which the learning rate rises
+checkpoint_every = 100         # in steps; an interrupted training resumes from the last checkpoint
 
-[[evaluate]]                   # a test set; as many as you like
+[[evaluate]]                   # a test set; repeat for more
 name = "test"
 path = "data/test.jsonl"
 metrics = ["{metric}"]
@@ -220,11 +225,11 @@ metrics = ["{metric}"]
 max_tokens = 64
 
 [registry]
-# The alias moves to the new model if this holds; serve it with: modelwright serve @assistant
+# If the condition holds, the alias moves to the new model; serve it with: modelwright serve @assistant
 promote = {{ alias = "assistant", if = "test.{metric} >= 0.5" }}
 
-# More models from the same file: each variant is merged over the rest. With them, `modelwright run` makes all of them,
-# and `--variant short` one.
+# More models from the same file: each variant is merged over the keys above. `modelwright run` then trains all
+# variants, and `--variant short` only that one.
 # [variants.short]
 # train = {{ max_steps = 50 }}
 # [variants.long]

@@ -1,4 +1,4 @@
-"""`modelwright prepare`: a run's stage of that name, or, without a RUN.toml, raw rows to files of examples."""
+"""`modelwright prepare`: the prepare stage of a run, or, without a RUN.toml, raw rows to files of examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EVENTS_EVERY = 1000
 
-# The parameters of either way, as a person gives them; `--json` belongs to both.
+# The flags of the two ways to use the command; `--json` belongs to both.
 _OF_A_RUN = {
     "variants": "--variant",
     "overrides": "--set",
@@ -45,7 +45,7 @@ _OF_FILES = {
 
 
 class _Share(click.FloatRange):
-    """A number from 0 to 1; click's own range lets NaN through."""
+    """A number from 0 to 1; click's own range accepts NaN."""
 
     def __init__(self, *, min_open: bool = False) -> None:
         super().__init__(min=0, max=1, min_open=min_open)
@@ -54,7 +54,7 @@ class _Share(click.FloatRange):
         """The number."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
-            self.fail(f"{value} is no number.", param, ctx)
+            self.fail(f"{value} is not a number.", param, ctx)
         return number
 
 
@@ -73,7 +73,7 @@ def _given_part(context: click.Context, param: click.Parameter, values: Sequence
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value)
     part = ShardSelection(int(found[1]), int(found[2])) if found else None
     if part is None or not 1 <= part.number <= part.of:
-        raise UsageError(f"--shard {value!r}: expected I/N, part I of N counted from 1, such as 2/4")
+        raise UsageError(f"--shard {value!r}: expected I/N with I from 1 to N, such as 2/4")
     return part
 
 
@@ -85,43 +85,69 @@ def _given_part(context: click.Context, param: click.Parameter, values: Sequence
     multiple=True,
     callback=_given_part,
     metavar="I/N",
-    help="Prepare part I of N only, beside jobs that do the others.",
+    help="Prepare every N-th shard of the data, starting with the I-th; other jobs prepare the rest.",
 )
-@click.option("--merge", "merging", is_flag=True, help="Finish what such jobs have prepared.")
-@click.option("--format", "format_name", metavar="NAME", help="The format that reads the rows.")
-@click.option("--all-formats", is_flag=True, help="Every format that can read them: OUTPUT/FORMAT.jsonl each.")
-@click.option("--input", "inputs", multiple=True, metavar="PATH", help="A file, glob or folder of rows; may repeat.")
-@click.option("--output", metavar="PATH", type=DiskPath(), help="The .jsonl file to write, or a folder.")
-@click.option("--instruction", metavar="TEXT", help="Put to each question; {question} in it is the question.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The most rows of each input.")
+@click.option(
+    "--merge", "merging", is_flag=True, help="Combine what the --shard jobs prepared into the finished stage."
+)
+@click.option("--format", "format_name", metavar="NAME", help="Format that reads the rows, such as general or math.")
+@click.option(
+    "--all-formats",
+    is_flag=True,
+    help="Try every installed format; write OUTPUT/FORMAT.jsonl for each that can read the rows.",
+)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="PATH",
+    help="File, glob or folder with rows; can be given several times.",
+)
+@click.option(
+    "--output", metavar="PATH", type=DiskPath(), help="The .jsonl file to write; with --all-formats, a folder."
+)
+@click.option(
+    "--instruction",
+    metavar="TEXT",
+    help="Prompt template: {question} stands for the question; without it, the text precedes the question.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Maximum number of rows to read from each input."
+)
 @click.option(
     "--fraction",
     type=_Share(min_open=True),
     metavar="X",
     default=1.0,
-    help="The share of each input's rows, drawn by the seed.",
+    help="Fraction of each input's rows to sample (0 to 1).",
 )
-@click.option("--seed", type=int, metavar="S", default=17, show_default=True, help="Of the fraction.")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the format, in TOML.")
+@click.option("--seed", type=int, metavar="S", default=17, show_default=True, help="Random seed for --fraction.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set an option of the format; VALUE is TOML. Can be given several times.",
+)
 @click.option(
     "--max-rejected",
     type=_Share(),
     metavar="X",
     default=0.01,
     show_default=True,
-    help="The share of rows that may be unreadable.",
+    help="Fail if a larger fraction of the rows is rejected (0 to 1).",
 )
 @click.pass_context
 def prepare(context: click.Context, /, path: Path | None, *, as_json: bool, **given: Any) -> None:
     """Turn raw rows into training tokens, or into files of examples.
 
-    With RUN.toml: that run's stage. Without: read raw files by --format (or --all-formats) and write examples as JSONL,
-    which any run can use as a source of the format general:
+    With RUN.toml: run the prepare stage of that run. Without: read raw files with --format (or --all-formats) and
+    write examples as JSONL, which any run can read with the format general:
 
       modelwright prepare --format math --input raw.jsonl --output math.jsonl
 
-    On a cluster, N jobs that share $MODELWRIGHT_HOME prepare a run's data in parts, with --shard 1/N to N/N, and one
-    after them finishes with --merge: what comes of it is the same as without them.
+    On a cluster, N jobs that share $MODELWRIGHT_HOME can prepare a run's data in parallel: start them with --shard 1/N
+    to --shard N/N, then run once with --merge. The result is the same as that of a single job.
     """
     from modelwright.core.api.errors import UsageError
 
@@ -132,7 +158,7 @@ def prepare(context: click.Context, /, path: Path | None, *, as_json: bool, **gi
     of_a_run, of_files = typed(_OF_A_RUN), typed(_OF_FILES)
     if path is not None:
         if of_files:
-            raise UsageError(f"{path} says what to prepare: leave out {of_files}, or leave out the file")
+            raise UsageError(f"{path} already says what to prepare: remove {of_files}, or remove the file")
         part, chosen = given["part"], {name: given[name] for name in ("variants", "overrides", "registry")}
         how = {name: given[name] for name in ("dry_run", "fresh", "merging")}
         _check_together(part, **how)
@@ -142,12 +168,12 @@ def prepare(context: click.Context, /, path: Path | None, *, as_json: bool, **gi
             _prepare_part(part, path=path, as_json=as_json, **chosen)
         return
     if of_a_run:
-        raise UsageError(f"{of_a_run} is for a run: give its RUN.toml")
+        raise UsageError(f"{of_a_run}: only valid with a RUN.toml")
     _prepare_files(as_json=as_json, **{name: given[name] for name in _OF_FILES})
 
 
 def _check_together(part: ShardSelection | None, *, merging: bool, fresh: bool, dry_run: bool) -> None:
-    """Refuse options that say two things.
+    """Refuse options that contradict each other.
 
     Raises:
         UsageError: which, and what to do.
@@ -155,18 +181,18 @@ def _check_together(part: ShardSelection | None, *, merging: bool, fresh: bool, 
     from modelwright.core.api.errors import UsageError
 
     if part is not None and merging:
-        raise UsageError("--shard prepares one part, and --merge finishes when all are there: give one of them")
+        raise UsageError("--shard and --merge exclude each other: run the --shard jobs first, then --merge once")
     if part is not None and dry_run:
-        raise UsageError("--shard does not mark the stage as done, so there is no plan of it: leave out --dry-run")
+        raise UsageError("--shard has no --dry-run: it prepares shards without finishing the stage")
     if fresh and (part is not None or merging):
         raise UsageError(
-            "--fresh would take away what other parts have made: leave it out "
-            "(to begin anew: modelwright cache prune --older-than 0, before the parts)"
+            "--fresh would discard what other jobs have prepared: remove it "
+            "(to start over, run `modelwright cache prune --older-than 0` before the jobs)"
         )
 
 
 def _prepare_part(part: ShardSelection, *, as_json: bool, **chosen: Any) -> None:
-    """Prepare a part of every variant chosen."""
+    """Prepare the selected shards of every chosen variant."""
     from modelwright.core import runner
     from modelwright.core.cli.progress import Display
     from modelwright.core.stages.prepare.preparation import prepare_shards
@@ -200,9 +226,9 @@ def _prepare_files(
     from modelwright.core.stages.prepare import convert
 
     if (format_name is None) == (not all_formats) or not inputs or output is None:
-        raise UsageError("give a RUN.toml; or one of --format and --all-formats, with --input and --output")
+        raise UsageError("give a RUN.toml, or --input and --output with --format or --all-formats")
     if all_formats and options:
-        raise UsageError("--option is for one format: give it with --format, not with --all-formats")
+        raise UsageError("--option needs --format: it cannot be combined with --all-formats")
     plugins = discover()
     raw = _raw(inputs, **drawn)
     progress = _Progress()
@@ -215,7 +241,7 @@ def _prepare_files(
             results = [convert.convert(raw, reader, format_name, output, progress)]
     _print(results, as_json=as_json)
     if not any(result.output for result in results):
-        raise ModelwrightError("no installed format can read these rows; the reasons are above")
+        raise ModelwrightError("no installed format can read these rows; see the reasons above")
 
 
 def _raw(inputs: Sequence[str], *, limit: int | None, fraction: float, seed: int, max_rejected: float) -> Raw:
@@ -226,7 +252,7 @@ def _raw(inputs: Sequence[str], *, limit: int | None, fraction: float, seed: int
 
 
 class _Progress:
-    """Shows the rows read so far, as a run's preparing does."""
+    """Shows the number of rows read so far, as in a run."""
 
     def __init__(self) -> None:
         from modelwright.core.cli.progress import Display
@@ -234,7 +260,7 @@ class _Progress:
         self.display = Display()
 
     def __call__(self, name: str, rows: int) -> None:
-        """Show it, now and then."""
+        """Show it every `EVENTS_EVERY` rows."""
         from modelwright.core.runs.events import VERSION, Event
 
         if rows % EVENTS_EVERY == 0:
@@ -257,7 +283,7 @@ def _print(results: Sequence[Converted], *, as_json: bool) -> None:
         print_table(("format", "rows", "examples", "duplicates", "rejected", "output"), rows)
     for result in results:
         if result.rejected_file:
-            click.echo(f"{result.format}: the rejected rows and their reasons: {result.rejected_file}")
+            click.echo(f"{result.format}: rejected rows and reasons are in {result.rejected_file}")
         if result.reason:
             click.echo(f"{result.format} cannot read these rows: {result.reason}")
 

@@ -15,7 +15,7 @@ def modelwright_formats() -> Iterable[FormatSpec]:
     """The formats of this package."""
     yield FormatSpec(
         name="general",
-        summary="chat messages with tools, sharegpt, alpaca, pairs such as prompt/completion, plain text",
+        summary="chat messages with tools, ShareGPT, alpaca, pairs such as prompt/completion, plain text",
         options=GeneralOptions,
         factory="modelwright.plugins.formats.general:GeneralFormat",
     )

@@ -1,4 +1,4 @@
-"""Conversations in a column: what formats read of messages, and the rows that `modelwright prepare` writes."""
+"""Conversations in the layouts of common data sets: messages, tools and tool calls; and rows that `prepare` wrote."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modelwright.plugins.formats.rows import answering, columns, is_blank
 CONVERSATIONS = ("messages", "conversations")
 THINKING = ("thinking", "reasoning_content", "reasoning")
 
-# What data sets call their speakers: the roles, OpenAI's other names for them, and ShareGPT's.
+# How data sets name the speakers: the roles themselves, OpenAI's other names, and ShareGPT's.
 _ROLES: Mapping[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -32,14 +32,14 @@ _ROLES: Mapping[str, Role] = {
     "tool_response": "tool",
     "function_response": "tool",
 }
-# ShareGPT's speakers whose text is a call.
+# Speakers of ShareGPT whose text is a tool call.
 _CALLERS = ("function_call", "tool_call")
 
 
 def interchange(row: Mapping[str, Any]) -> Example | None:
-    """The example that a row of `modelwright prepare` is; None for any other row.
+    """The example in a row that `modelwright prepare` wrote; None for any other row.
 
-    Such a row has the id of its content. One that was edited has another content: it is read as what its columns say.
+    Such a row has the id of its content. An edited row has a different content and is read by its columns.
     """
     if not isinstance(row.get("id"), str) or "messages" not in row or "source" not in row:
         return None
@@ -51,7 +51,7 @@ def interchange(row: Mapping[str, Any]) -> Example | None:
 
 
 def conversation_column(row: Mapping[str, Any], *, sharegpt: bool) -> str | None:
-    """The column with a conversation, of ShareGPT's messages (`from` and `value`) or of others; None for none."""
+    """The column with a conversation, of ShareGPT messages (`from` and `value`) or of others; None without one."""
     column = next((column for column in CONVERSATIONS if row.get(column) is not None), None)
     if column is None:
         return None
@@ -61,36 +61,36 @@ def conversation_column(row: Mapping[str, Any], *, sharegpt: bool) -> str | None
 
 
 def read_messages(value: Any, where: str) -> list[Message]:
-    """The messages of a list, in any of the ways in which data sets write them.
+    """Parse a list of messages, in any of the common layouts.
 
     Raises:
-        RowError: it is no list of messages, or a message is none that can be read.
+        RowError: it is not a list of messages, or a message cannot be read.
     """
     if not isinstance(value, list | tuple):
-        raise RowError(f"column {where!r} must be a list of messages, not {type(value).__name__}")
+        raise RowError(f"column {where!r}: expected a list of messages, found {type(value).__name__}")
     if not value:
-        raise RowError(f"column {where!r} is an empty conversation")
+        raise RowError(f"column {where!r}: expected at least one message, found an empty list")
     return [_message(message, f"{where}[{index}]") for index, message in enumerate(value)]
 
 
 def checked(messages: Sequence[Message], where: str) -> list[Message]:
-    """A conversation that can be learnt from; results of tools have the name of their tool where it is known.
+    """Check that a conversation can be trained on, and name the tool of each tool result if it is known.
 
     Raises:
-        RowError: it does not end with the assistant, nobody asks, or something stands where it cannot.
+        RowError: it does not end with the assistant, has no user message, or a message is misplaced.
     """
     if any(message.role == "system" for message in messages[1:]):
-        raise RowError(f"column {where!r}: a system message must be the first")
+        raise RowError(f"column {where!r}: a system message must be the first message")
     if not any(message.role == "user" for message in messages):
-        raise RowError(f"column {where!r} has no message of the user")
+        raise RowError(f"column {where!r}: expected at least one user message, found none")
     if messages[-1].role != "assistant":
-        raise RowError(f"column {where!r} must end with the assistant, not with role {messages[-1].role!r}")
+        raise RowError(f"column {where!r}: expected an assistant message at the end, found role {messages[-1].role!r}")
     if not messages[-1].content.strip() and messages[-1].tool_calls is None:
-        raise RowError(f"column {where!r}: what the assistant says last is empty")
+        raise RowError(f"column {where!r}: the last assistant message is empty")
     for index, message in enumerate(messages):
         if message.role == "assistant" and message.train is not False and _says_nothing(message):
             raise RowError(
-                f"{where}[{index}]: the assistant says nothing; expected content or tool_calls, or train = false"
+                f"{where}[{index}]: empty assistant message; expected content or tool_calls, or train = false"
             )
     return _with_tool_names(messages, where)
 
@@ -100,7 +100,7 @@ def _says_nothing(message: Message) -> bool:
 
 
 def _with_tool_names(messages: Sequence[Message], where: str) -> list[Message]:
-    """The messages, each result of a tool with the tool's name where one call alone can be meant."""
+    """The messages; tool results have the name of their tool if only one call can be meant."""
     made = list(messages)
     if not any(message.role == "tool" for message in messages):
         return made
@@ -111,7 +111,7 @@ def _with_tool_names(messages: Sequence[Message], where: str) -> list[Message]:
         elif message.role != "tool":
             calls = None
         elif calls is None:
-            raise RowError(f"{where}[{index}]: a result of a tool must follow the assistant, which calls it")
+            raise RowError(f"{where}[{index}]: a tool result must follow the assistant message that calls the tool")
         else:
             made[index] = _answering(message, calls, f"{where}[{index}]")
     return made
@@ -121,7 +121,9 @@ def _answering(result: Message, calls: Sequence[Mapping[str, Any]], where: str) 
     ids = [call["id"] for call in calls if "id" in call]
     if result.tool_call_id is not None and ids:
         if result.tool_call_id not in ids:
-            raise RowError(f"{where}: tool_call_id {result.tool_call_id!r:.60} is none of the calls before it")
+            raise RowError(
+                f"{where}: tool_call_id {result.tool_call_id!r:.60} does not match any of the calls before it"
+            )
         calls = [call for call in calls if call.get("id") == result.tool_call_id]
     if result.name is not None or len(calls) != 1:
         return result
@@ -134,20 +136,20 @@ def _is_sharegpt(message: Mapping[str, Any]) -> bool:
 
 def _message(value: Any, where: str) -> Message:
     if not isinstance(value, Mapping):
-        raise RowError(f"{where} must be a message with role and content, not {type(value).__name__}")
+        raise RowError(f"{where}: expected a message with role and content, found {type(value).__name__}")
     speaker, said = ("from", "value") if _is_sharegpt(value) else ("role", "content")
     name = value.get(speaker)
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         if name is None:
-            raise RowError(f"{where} has no role; expected role and content, it has: {columns(value)}")
-        raise RowError(f"{where}: unknown role {name!r:.60}; expected system, user, assistant or tool")
+            raise RowError(f"{where}: expected role and content, found {columns(value)}")
+        raise RowError(f"{where}: expected role system, user, assistant or tool, found {name!r:.60}")
     assistant, tool = role == "assistant", role == "tool"
     calls = read_calls(value.get(said), where) if name in _CALLERS else _calls(value, where)
     if calls is not None and not assistant:
-        raise RowError(f"{where}: only the assistant calls tools, not role {role!r}")
+        raise RowError(f"{where}: only the assistant can call tools, found a call by role {role!r}")
     if name in _CALLERS and calls is None:
-        raise RowError(f"{where}: {said} must be a call of a tool, as JSON; it is empty")
+        raise RowError(f"{where}: {said}: expected a tool call as JSON, found nothing")
     content = "" if name in _CALLERS else _content(value.get(said), f"{where}: {said}", role, called=calls is not None)
     return Message(
         role=role,
@@ -162,7 +164,7 @@ def _message(value: Any, where: str) -> Message:
 
 
 def _calls(value: Mapping[str, Any], where: str) -> str | None:
-    """OpenAI's calls, in the form of today or in that of before."""
+    """The tool calls, in the current or the older form of OpenAI."""
     for key in ("tool_calls", "function_call"):
         calls = read_calls(value.get(key), f"{where}: {key}")
         if calls is not None:
@@ -171,7 +173,7 @@ def _calls(value: Mapping[str, Any], where: str) -> str | None:
 
 
 def _content(value: Any, where: str, role: Role, *, called: bool) -> str:
-    """What is said: text, or OpenAI's list of parts of text. Whoever calls a tool need not say anything."""
+    """The content: text, or OpenAI's list of text parts. It may be missing beside tool calls."""
     if value is None and called:
         return ""
     if isinstance(value, Mapping) and role == "tool":
@@ -179,7 +181,7 @@ def _content(value: Any, where: str, role: Role, *, called: bool) -> str:
     if isinstance(value, list | tuple) and value:
         return "".join(_part(part, f"{where}[{number}]") for number, part in enumerate(value))
     if not isinstance(value, str):
-        raise RowError(f"{where} must be text, not {type(value).__name__}")
+        raise RowError(f"{where}: expected text, found {type(value).__name__}")
     return value
 
 
@@ -187,7 +189,7 @@ def _part(part: Any, where: str) -> str:
     if not isinstance(part, Mapping) or not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
         kind = part.get("type") if isinstance(part, Mapping) else None
         what = f"type {kind!r:.40}" if isinstance(kind, str) else type(part).__name__
-        raise RowError(f"{where} must be text, or a part of type 'text' with its text, not {what}")
+        raise RowError(f"{where}: expected text, or a part of type 'text' with its text, found {what}")
     return str(part["text"])
 
 
@@ -196,55 +198,53 @@ def _thinking(value: Mapping[str, Any], where: str) -> str | None:
     if key is None:
         return None
     if not isinstance(value[key], str):
-        raise RowError(f"{where}: {key} must be text, not {type(value[key]).__name__}")
+        raise RowError(f"{where}: {key}: expected text, found {type(value[key]).__name__}")
     return None if is_blank(value[key]) else str(value[key])
 
 
 def _train(value: Mapping[str, Any], where: str) -> bool | None:
-    """Whether a message is learnt: `train`, or OpenAI's `weight` of 0 or 1."""
+    """Whether a message is trained: `train`, or OpenAI's `weight` of 0 or 1."""
     train, weight = _flag(value, "train", where), value.get("weight")
     if weight is None:
         return train
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise RowError(f"{where}: weight must be 0 or 1, not {weight!r:.40}")
+        raise RowError(f"{where}: weight: expected 0 or 1, found {weight!r:.40}")
     if train is not None and train is not bool(weight):
-        raise RowError(f"{where}: train and weight say different things; leave one out")
+        raise RowError(f"{where}: train and weight contradict each other: remove one")
     return bool(weight)
 
 
 def _flag(value: Mapping[str, Any], key: str, where: str) -> bool | None:
     flag = value.get(key)
     if not isinstance(flag, bool | None):
-        raise RowError(f"{where}: {key} must be true or false, not {type(flag).__name__}")
+        raise RowError(f"{where}: {key}: expected true or false, found {type(flag).__name__}")
     return flag
 
 
 def _text(value: Mapping[str, Any], key: str, where: str) -> str | None:
     text = value.get(key)
     if not isinstance(text, str | None):
-        raise RowError(f"{where}: {key} must be text, not {type(text).__name__}")
+        raise RowError(f"{where}: {key}: expected text, found {type(text).__name__}")
     return text
 
 
 def read_tools(value: Any, where: str) -> str | None:
-    """The tools on offer, each as `{"type": "function", "function": {…}}`; None where there are none.
+    """Parse the offered tools, each as `{"type": "function", "function": {…}}`; None if there are none.
 
     Args:
-        value: a list of such objects, or of what stands under `function` alone; or JSON text of either.
+        value: a list of such objects, or only of the objects under `function`; or JSON text of either.
         where: the column, for messages.
 
     Raises:
-        RowError: it is something else.
+        RowError: it is anything else.
     """
     tools = _items(value, where)
     for number, tool in enumerate(tools):
         if isinstance(tool, str):
-            tool = _data(tool, f"{where}[{number}]")  # noqa: PLW2901 - Arrow's lists hold one kind, so some write texts
+            tool = _data(tool, f"{where}[{number}]")  # noqa: PLW2901 - Arrow's lists hold one type, so some data sets write JSON text
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not _is_name(function.get("name")):
-            raise RowError(
-                f"{where}[{number}] is no tool: expected an object with a name, or with function and its name"
-            )
+            raise RowError(f"{where}[{number}]: expected a tool, an object with name, or with function that has a name")
         if function is tool:
             tool = {"function": {key: item for key, item in tool.items() if key != "type"}}  # noqa: PLW2901
         tools[number] = {"type": "function", **tool}
@@ -252,14 +252,14 @@ def read_tools(value: Any, where: str) -> str | None:
 
 
 def read_calls(value: Any, where: str) -> str | None:
-    """Calls, each as `{"id": …, "type": "function", "function": {"name": …, "arguments": {…}}}`; None for none.
+    """Parse tool calls: `{"id": …, "type": "function", "function": {"name": …, "arguments": {…}}}`; None for none.
 
     Args:
         value: a call, or a list of calls, with `function` or without; or JSON text of either.
         where: the place in the row, for messages.
 
     Raises:
-        RowError: it is something else, or the arguments are no object.
+        RowError: it is anything else, or the arguments are not an object.
     """
     calls = _items(value, where)
     made = [_call(call, where if len(calls) == 1 else f"{where}[{number}]") for number, call in enumerate(calls)]
@@ -267,10 +267,10 @@ def read_calls(value: Any, where: str) -> str | None:
 
 
 def json_text(value: Mapping[str, Any], where: str) -> str:
-    """An object as JSON text, without the nulls that Arrow invents.
+    """An object as JSON text, without the nulls that Arrow adds.
 
     Raises:
-        RowError: JSON has no way to write it.
+        RowError: JSON cannot represent it.
     """
     return _json(_data(value, where), where)
 
@@ -280,22 +280,22 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         call = _data(call, where)
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
-        raise RowError(f"{where} is no call of a tool: expected an object with name and arguments")
+        raise RowError(f"{where}: expected a tool call, an object with name and arguments")
     name, arguments = function.get("name"), function.get("arguments", function.get("parameters"))
     if not _is_name(name):
-        raise RowError(f"{where} does not name the tool that it calls; it has: {columns(function)}")
+        raise RowError(f"{where}: expected the name of the called tool, found {columns(function)}")
     arguments = {} if is_blank(arguments) else _data(arguments, f"{where}: arguments")
     if not isinstance(arguments, Mapping):
-        raise RowError(f"{where}: arguments must be a JSON object, not {type(arguments).__name__}")
+        raise RowError(f"{where}: arguments: expected a JSON object, found {type(arguments).__name__}")
     identity = call.get("id")
     if not isinstance(identity, str | None):
-        raise RowError(f"{where}: id must be text, not {type(identity).__name__}")
+        raise RowError(f"{where}: id: expected text, found {type(identity).__name__}")
     made = {"type": "function", "function": {"name": name, "arguments": arguments}}
     return made if identity is None else {"id": identity, **made}
 
 
 def _items(value: Any, where: str) -> list[Any]:
-    """The objects of a list, or of JSON text; one alone is a list of one."""
+    """The objects of a list or of JSON text; a single object becomes a list."""
     if is_blank(value):
         return []
     data = _data(value, where)
@@ -303,21 +303,21 @@ def _items(value: Any, where: str) -> list[Any]:
         return [data]
     if isinstance(data, list | None):
         return data or []
-    raise RowError(f"{where} must be a list of objects, or JSON text of one, not {type(data).__name__}")
+    raise RowError(f"{where}: expected a list of objects, or JSON text of one, found {type(data).__name__}")
 
 
 def _data(value: Any, where: str) -> Any:
-    """What JSON text says, nulls and all; other values without the nulls that Arrow invents for absent keys."""
+    """The value of JSON text, nulls included; other values without the nulls that Arrow adds for missing keys."""
     try:
         return json.loads(value, parse_constant=_refuse) if isinstance(value, str) else _without_nulls(value)
     except ValueError as error:
-        raise RowError(f"{where} is not JSON: {error}") from None
+        raise RowError(f"{where}: not valid JSON: {error}") from None
     except RecursionError:
-        raise RowError(f"{where} is nested too deeply") from None
+        raise RowError(f"{where}: nested too deeply") from None
 
 
 def _refuse(constant: str) -> None:
-    msg = f"{constant} is no number"
+    msg = f"{constant} is not a number"
     raise ValueError(msg)
 
 
@@ -331,9 +331,9 @@ def _json(value: Any, where: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise RowError(f"{where} cannot be written as JSON: {error}") from None
+        raise RowError(f"{where}: JSON cannot represent it: {error}") from None
     except RecursionError:
-        raise RowError(f"{where} is nested too deeply") from None
+        raise RowError(f"{where}: nested too deeply") from None
 
 
 def _is_name(value: Any) -> bool:

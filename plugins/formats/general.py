@@ -1,4 +1,4 @@
-"""The format `general`: chat with tools, sharegpt, alpaca, pairs such as prompt and completion, plain text."""
+"""The format `general`: chat with tools, ShareGPT, alpaca, pairs such as prompt and completion, plain text."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from modelwright.plugins.formats.rows import (
 )
 
 _EXPECTED = (
-    "expected the column messages or conversations (chat), instruction and output (alpaca), prompt and completion, "
-    "question and answer, problem and solution, or text; or say by the option columns what stands where"
+    "expected the columns messages or conversations (chat), instruction and output (alpaca), prompt and completion, "
+    "question and answer, problem and solution, or text; or set the option columns"
 )
 HISTORY = "history"
 TOOLS = "tools"
 TEXT = "text"
 
-# What is asked and what is said, by the names of their columns; the first pair that a row has is read.
+# Columns with a prompt and its completion; the first pair that a row has is used.
 _PAIRS = (
     ("instruction", "output"),
     ("prompt", "completion"),
@@ -56,7 +56,7 @@ _PAIRS = (
     ("input", "output"),
 )
 
-# What a mapping may name beside a prompt and a completion; beside messages all but the first two.
+# What the option columns may name beside a prompt and a completion; beside messages, all but the first two.
 _BESIDE = ("input", "history", "system", "tools", "answer")
 
 _optional_text = validators.optional(validators.min_len(1))
@@ -64,18 +64,18 @@ _optional_text = validators.optional(validators.min_len(1))
 
 @frozen(kw_only=True)
 class GeneralColumns:
-    """The names of the columns, where they are to be named: `messages`, or `prompt` and `completion`, or `text`.
+    """The names of the columns, instead of detecting them: `messages`, or `prompt` and `completion`, or `text`.
 
     Attributes:
-        messages: holds the conversation.
-        prompt: holds what is asked: a text, or messages.
-        input: holds what the prompt is about; it stands behind it with an empty line between.
-        completion: holds what is said: a text, or messages.
-        text: holds plain text without turns.
-        history: holds the turns before the prompt, as pairs of what was asked and what was said.
-        system: holds the system message.
-        tools: holds the tools on offer.
-        answer: holds the reference answer; default: what the assistant says last.
+        messages: the column with the conversation.
+        prompt: the column with the prompt: a text, or messages.
+        input: the column with the input of the prompt; it follows the prompt after an empty line.
+        completion: the column with the completion: a text, or messages.
+        text: the column with plain text without turns.
+        history: the column with the turns before the prompt, as pairs of question and answer.
+        system: the column with the system message.
+        tools: the column with the offered tools.
+        answer: the column with the reference answer; default: the last assistant message.
     """
 
     messages: str | None = field(default=None, validator=_optional_text)
@@ -89,11 +89,11 @@ class GeneralColumns:
     answer: str | None = field(default=None, validator=_optional_text)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what could be read in no way, or only in part."""
+        """Refuse combinations that cannot be read, or only in part."""
         ways = {"messages": self.messages, "prompt and completion": self.prompt and self.completion, "text": self.text}
         named = [way for way, column in ways.items() if column]
         if len(named) != 1 or bool(self.prompt) is not bool(self.completion):
-            msg = "must name one of the three: messages, or prompt and completion, or text"
+            msg = "must name messages, or prompt and completion, or text"
             raise ValueError(msg)
         beside = {"messages": _BESIDE[2:], "prompt and completion": _BESIDE, "text": ()}[named[0]]
         unused = [name for name in _BESIDE if getattr(self, name) and name not in beside]
@@ -107,9 +107,9 @@ class GeneralOptions:
     """The options of the format `general`.
 
     Attributes:
-        instruction: put to the first user turn: a template with `{question}`, or a text that stands before it.
-        system: a system message for the rows that bring none.
-        columns: the names of the columns, instead of recognising them.
+        instruction: prompt for the first user message: a template with `{question}`, or a text that precedes it.
+        system: a system message for rows that have none.
+        columns: the names of the columns. Set it if the format does not detect them.
     """
 
     instruction: str | None = field(default=None, validator=_optional_text)
@@ -126,35 +126,35 @@ class _Prepared:
 
 @frozen
 class _Instances:
-    """The columns of a row of self-instruct."""
+    """The columns of a self-instruct row."""
 
     instruction: str = "instruction"
     instances: str = "instances"
 
 
 class GeneralFormat:
-    """Reads rows of these shapes, the first that a row has; other columns are ignored.
+    """Reads rows with these schemas; the first that fits is used, and other columns are ignored.
 
-    | shape | columns |
+    | schema | columns |
     |---|---|
-    | prepared | what `modelwright prepare` wrote is read back as it was |
+    | prepared | rows written by `modelwright prepare` are read back unchanged |
     | chat | `messages` or `conversations`: a list of `{role, content}` that ends with the assistant |
-    | sharegpt | the same of `{from, value}`, by `human`, `gpt`, `system`, `function_call` and `observation` or `tool` |
-    | self-instruct | `instruction` and `instances`, a list of `{input, output}`: an example for each |
-    | alpaca | `instruction`, `output`, perhaps `input` (or `context`), which stands after the instruction |
+    | sharegpt | the same with `{from, value}`: `human`, `gpt`, `system`, `function_call` and `observation` or `tool` |
+    | self-instruct | `instruction` and `instances`, a list of `{input, output}`; each gives an example |
+    | alpaca | `instruction`, `output`, optionally `input` (or `context`), which follows the instruction |
     | pairs | `prompt` and `completion`, `question` and `answer`, `problem` and `solution`, `query` and `response`, … |
-    | plain text | `text`: all of it is learnt; it has no turns, so neither `instruction` nor `system` are put to it |
+    | plain text | `text`: all of it is trained; without turns, the options `instruction` and `system` do not apply |
 
-    A side of a pair may be a list of messages; what the assistant says in a prompt is not learnt. Beside a pair
-    `history` holds earlier turns, as pairs; beside any shape with turns `system` or `system_prompt` is the system
-    message and `tools` the tools on offer: a list, or JSON text of one.
+    Each side of a pair may be a list of messages; assistant messages in a prompt are not trained. Beside a pair,
+    `history` has earlier turns as pairs. Beside anything with turns, `system` or `system_prompt` is the system message,
+    and `tools` has the offered tools: a list, or JSON text of one.
 
-    A message may bring `thinking` (or `reasoning_content`, `reasoning`), `train` or OpenAI's `weight` (whether the turn
-    is learnt), `train_thinking`, and OpenAI's `tool_calls`, `tool_call_id` and `name`. Keys that are null in tools and
-    arguments are left out, for Parquet fills them in; where they matter, write JSON text.
+    A message may have `thinking` (or `reasoning_content`, `reasoning`), `train` or OpenAI's `weight` (whether the turn
+    is trained), `train_thinking`, and OpenAI's `tool_calls`, `tool_call_id` and `name`. Keys with null in tools and
+    arguments are dropped, because Parquet adds them; if they matter, write JSON text.
 
-    The option `columns` names columns instead. The reference answer, `Example.answer`, is the text in the column
-    `answer`, else what the assistant says last, without thinking that stands before it in `<think>…</think>`.
+    The option `columns` sets the columns explicitly. The reference answer, `Example.answer`, is the text in the column
+    `answer`, else the last assistant message without `<think>…</think>` at its beginning.
     """
 
     def __init__(self, options: GeneralOptions) -> None:
@@ -175,15 +175,15 @@ class GeneralFormat:
         """The examples of one row.
 
         Raises:
-            RowError: columns are missing or hold the wrong things, or the conversation is none that can be learnt.
+            RowError: columns are missing or have the wrong content, or the conversation cannot be trained on.
         """
         return self._schemas.read(row)
 
     def recognise(self, row: Mapping[str, Any]) -> str:
-        """One line that says what `read` takes a row for, and by which columns.
+        """One line that describes what `read` takes a row for, and by which columns.
 
         Raises:
-            RowError: there is no shape that a row of these columns could have.
+            RowError: no schema fits the columns.
         """
         return self._schemas.recognise(row)
 
@@ -205,11 +205,11 @@ class GeneralFormat:
     def _instances(self, row: Mapping[str, Any], found: _Instances) -> list[Example]:
         instances = row[found.instances]
         if not instances:
-            raise RowError(f"column {found.instances!r} is empty")
+            raise RowError(f"column {found.instances!r}: expected at least one instance, found an empty list")
         examples = []
         for number, instance in enumerate(instances):
             if not isinstance(instance, Mapping) or "output" not in instance:
-                raise RowError(f"{found.instances}[{number}] must have input and output")
+                raise RowError(f"{found.instances}[{number}]: expected an object with input and output")
             one = {**instance, "instruction": row[found.instruction]}
             examples += self._read(one, _pair_columns(one, "instruction", "output"))
         return examples
@@ -252,7 +252,7 @@ def _find_pair(row: Mapping[str, Any]) -> GeneralColumns | None:
     there = [pair for pair in _PAIRS if pair[0] in row and pair[1] in row]
     if not there:
         return None
-    # Files that were put together have the columns of all, and those of the others are empty.
+    # Merged files have the columns of all their sources, most of them empty.
     return _pair_columns(row, *next((pair for pair in there if len(filled(row, pair)) == 2), there[0]))
 
 
@@ -267,7 +267,7 @@ def _pair_columns(row: Mapping[str, Any], asked: str, said: str) -> GeneralColum
 
 
 def _beside(row: Mapping[str, Any], said: str) -> dict[str, str | None]:
-    """The columns that any conversation may have beside it."""
+    """The columns that may accompany any conversation."""
     return {
         "system": next(iter(filled(row, SYSTEMS)), None),
         "tools": TOOLS if row.get(TOOLS) else None,
@@ -281,7 +281,7 @@ def _find_text(row: Mapping[str, Any]) -> GeneralColumns | None:
 
 @functools.cache
 def _columns(**named: str | None) -> GeneralColumns:
-    """Made once for each of the few ways in which the tables above combine."""
+    """Cached, because the tables above combine in few ways."""
     return GeneralColumns(**named)
 
 
@@ -306,8 +306,10 @@ def _asked(row: Mapping[str, Any], column: str, given: str | None) -> list[Messa
     if not isinstance(row[column], list | tuple):
         return [Message(role="user", content=question_text(row, column, given))]
     if given is not None:
-        raise RowError(f"column {given!r} cannot stand behind the messages of {column!r}; put it into them")
-    # What stands in a prompt is there to be read; a message's own flag goes before that.
+        raise RowError(
+            f"column {given!r} cannot be combined with messages in {column!r}: put its text into the messages"
+        )
+    # Assistant messages in a prompt are context; a message's own flag has precedence.
     return [
         evolve(message, train=False) if message.role == "assistant" and message.train is None else message
         for message in read_messages(row[column], column)
@@ -325,9 +327,7 @@ def _history(value: Any, column: str) -> list[Message]:
     if is_blank(value):
         return []
     if not isinstance(value, list | tuple):
-        raise RowError(
-            f"column {column!r} must be a list of pairs, what was asked and said, not {type(value).__name__}"
-        )
+        raise RowError(f"column {column!r}: expected a list of pairs (question, answer), found {type(value).__name__}")
     turns = []
     for number, pair in enumerate(value):
         if (
@@ -335,7 +335,7 @@ def _history(value: Any, column: str) -> list[Message]:
             or len(pair) != 2
             or not all(isinstance(text, str) and text.strip() for text in pair)
         ):
-            raise RowError(f"{column}[{number}] must be a pair of texts: what was asked and what was said")
+            raise RowError(f"{column}[{number}]: expected a pair of texts (question, answer)")
         turns += [
             Message(role="user", content=pair[0]),
             Message(role="assistant", content=answering(pair[1], f"{column}[{number}]")),
@@ -344,7 +344,7 @@ def _history(value: Any, column: str) -> list[Message]:
 
 
 def _last_said(messages: Sequence[Message]) -> str | None:
-    """What the assistant answers in the end; None where it only calls a tool."""
+    """The text of the last assistant message, without thinking; None if it only calls a tool."""
     said = messages[-1].content
     if said.lstrip().startswith(THINK_OPEN):
         said = split_thinking(said)[1]

@@ -1,4 +1,4 @@
-r"""The format `math`: problems with worked solutions, and multiple choice, however a data set writes them."""
+r"""The format `math`: problems with worked solutions, and multiple choice, in the layouts of common data sets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.answers import HASHES, last_boxed
+from modelwright.core.api.wording import either
 from modelwright.plugins.formats.rows import (
     RowSchema,
     RowSchemas,
@@ -26,7 +27,7 @@ from modelwright.plugins.formats.solutions import final_answer, hashes_answer, w
 
 _EXPECTED = "expected the columns question and answer (GSM8K), problem and solution (MATH), or question and choices"
 _RATIONALES = ("rationale", "explanation", "solution")
-# What NuminaMath writes for a problem whose answer is none that could be graded.
+# What NuminaMath writes if a problem has no answer that can be graded.
 _NO_ANSWERS = ("proof", "notfound")
 
 _optional_text = validators.optional(validators.min_len(1))
@@ -34,13 +35,13 @@ _optional_text = validators.optional(validators.min_len(1))
 
 @frozen(kw_only=True)
 class MathColumns:
-    """The names of the columns, where they are to be named.
+    """The names of the columns, instead of detecting them.
 
     Attributes:
-        question: holds the problem.
-        solution: holds the worked solution; without one the answer alone is learnt.
-        answer: holds the reference answer, or says which choice is right; default: what the solution comes to.
-        choices: holds the choices of a multiple-choice question.
+        question: the column with the problem.
+        solution: the column with the worked solution. Without one, only the answer is trained.
+        answer: the column with the reference answer or the right choice; default: the final answer of the solution.
+        choices: the column with the choices of a multiple-choice question.
     """
 
     question: str = field(validator=validators.min_len(1))
@@ -54,13 +55,13 @@ class MathOptions:
     r"""The options of the format `math`.
 
     Attributes:
-        instruction: put to each question: a template with `{question}`, or a text that stands before it.
-        system: a system message.
-        solution: what is learnt: "full" is the whole solution, "answer" the answer alone.
-        calculator: whether GSM8K's annotations (`<<48/2=24>>`) stay in the solution.
-        marking: how the answer is stated at the solution's end: `\boxed{72}`, `#### 72`, or as the data set does
-            ("own"; where it does neither, in a box).
-        columns: the names of the columns, instead of recognising them.
+        instruction: prompt for each question: a template with `{question}`, or a text that precedes the question.
+        system: a system message for every conversation.
+        solution: what to train on: "full" is the whole solution, "answer" only the final answer.
+        calculator: whether to keep or remove the calculator annotations of GSM8K (`<<48/2=24>>`).
+        marking: how the solution ends: "boxed" is `\boxed{72}`, "hashes" is `#### 72`, "own" keeps what the data set
+            has (a box if it has neither). Choose the one that your metric expects.
+        columns: the names of the columns. Set it if the format does not detect them.
     """
 
     instruction: str | None = field(default=None, validator=_optional_text)
@@ -75,12 +76,12 @@ class MathOptions:
 
 @frozen(kw_only=True)
 class _Problem:
-    """A row, read.
+    """A parsed row.
 
     Attributes:
-        question: what is asked.
-        solution: the worked solution; empty where there is none.
-        answer: the reference.
+        question: the problem.
+        solution: the worked solution; empty if there is none.
+        answer: the reference answer.
         choices: the texts of the choices.
     """
 
@@ -91,18 +92,18 @@ class _Problem:
 
 
 class MathFormat:
-    r"""Reads rows of these shapes, the first that a row has; other columns are ignored.
+    r"""Reads rows with these schemas; the first that fits is used, and other columns are ignored.
 
-    | shape | columns | the answer |
+    | schema | columns | the answer |
     |---|---|---|
-    | multiple choice | `question`, `choices` or `options`, perhaps a `rationale`, `explanation` or `solution` | the letter of the choice that `answerKey`, `correct`, `answer` or `label` names: by letter, label, place from 0 or text |
-    | MATH, NuminaMath | `problem`, `solution`, perhaps `answer` | `answer`, else what the solution comes to |
+    | multiple choice | `question`, `choices` or `options`, perhaps a `rationale`, `explanation` or `solution` | the letter of the choice that `answerKey`, `correct`, `answer` or `label` names: by letter, label, index from 0, or text |
+    | MATH, NuminaMath | `problem`, `solution`, perhaps `answer` | `answer`, else the final answer of the solution |
     | OpenMathInstruct | `problem`, `generated_solution`, `expected_answer` | `expected_answer` |
     | worked solutions | `question`, `solution`, perhaps `answer` | as MATH |
-    | GSM8K | `question`, `answer` that ends with `#### 72` | what stands behind `####` |
+    | GSM8K | `question`, `answer` that ends with `#### 72` | the text after `####` |
 
-    What a solution comes to stands behind `####` on its last line, or else in its last `\boxed{…}`. The option `columns`
-    names columns instead. The reference answer, `Example.answer`, stands as it was written: `1,080` keeps its comma.
+    The final answer of a solution follows `####` on its last line, or else is in its last `\boxed{…}`. The option `columns`
+    sets the columns explicitly. The reference answer, `Example.answer`, is kept as written: `1,080` keeps its comma.
     """  # noqa: E501 - a table's row is a line
 
     def __init__(self, options: MathOptions) -> None:
@@ -123,10 +124,10 @@ class MathFormat:
         return [Example(messages=messages, answer=problem.answer, choices=problem.choices)]
 
     def recognise(self, row: Mapping[str, Any]) -> str:
-        """One line that says what `read` takes a row for, and by which columns.
+        """One line that describes what `read` takes a row for, and by which columns.
 
         Raises:
-            RowError: there is no shape that a row of these columns could have.
+            RowError: no schema fits the columns.
         """
         return self._schemas.recognise(row)
 
@@ -150,8 +151,8 @@ class MathFormat:
         reference = reference or final_answer(worked)
         if not reference:
             raise RowError(
-                f"column {named.solution or named.answer!r} states no answer: expected {HASHES} and the answer at its "
-                r"end, or a complete \boxed{…} with something in it"
+                f"column {named.solution or named.answer!r}: expected a final answer after {HASHES} on the last line, "
+                r"or in \boxed{…}"
             )
         return _Problem(question=text_column(row, named.question), solution=worked, answer=reference)
 
@@ -171,7 +172,7 @@ def _find_choices(row: Mapping[str, Any]) -> MathColumns | None:
 
 
 def _having(columns: MathColumns) -> Callable[[Mapping[str, Any]], MathColumns | None]:
-    """Finds the rows that have all of these columns."""
+    """A function that finds the rows with all of these columns."""
     names = [name for name in (columns.question, columns.solution, columns.answer) if name is not None]
 
     def find(row: Mapping[str, Any]) -> MathColumns | None:
@@ -183,7 +184,7 @@ def _having(columns: MathColumns) -> Callable[[Mapping[str, Any]], MathColumns |
     return find
 
 
-# How the data sets that are recognised call their columns; the first that a row has all of are read.
+# The columns of known data sets; the first entry whose columns a row has is used.
 _SCHEMAS: Sequence[tuple[str, Callable[[Mapping[str, Any]], MathColumns | None]]] = (
     ("multiple choice", _find_choices),
     ("NuminaMath", _having(MathColumns(question="problem", solution="solution", answer="answer"))),
@@ -200,7 +201,7 @@ _SCHEMAS: Sequence[tuple[str, Callable[[Mapping[str, Any]], MathColumns | None]]
 
 
 def _stated(problem: _Problem, options: MathOptions) -> str:
-    """The solution with the answer stated at its end."""
+    """The solution, ending with the answer in the chosen marking."""
     worked = problem.solution
     hashes = hashes_answer(worked) is not None
     boxed = not hashes and last_boxed(worked) is not None
@@ -224,10 +225,10 @@ _LABEL = re.compile(r"\s*\(?([A-Za-z0-9])[).:]\s*")
 
 @frozen
 class Choices:
-    """The choices of a question.
+    """The choices of a multiple-choice question.
 
     Attributes:
-        texts: in their order; the first is A.
+        texts: the choices in order; the first is A.
         right: the letter of the right one.
     """
 
@@ -235,48 +236,50 @@ class Choices:
     right: str
 
     def listed(self) -> str:
-        """A line for each, with its letter."""
+        """One line for each choice, with its letter."""
         return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, self.texts, strict=False))
 
 
 def read_choices(row: Mapping[str, Any], column: str, right: str | None = None) -> Choices:
-    """The choices in `column` and the right one, by its letter, its label, its place from 0, or its text.
+    """The choices in `column`; the right one is given by its letter, label, index from 0, or text.
 
     Args:
         row: a row.
-        column: holds a list of texts, or ARC's `{"text": […], "label": […]}`.
-        right: the column that says which is right; None looks for one.
+        column: the column with a list of texts, or ARC's `{"text": […], "label": […]}`.
+        right: the column with the right choice; None to find it.
 
     Raises:
-        RowError: there are no choices, too many, or none of them is said to be the right one.
+        RowError: the choices are missing, too many, or the right one is not among them.
     """
     texts, labels = _texts(row[column], column)
     if not 1 < len(texts) <= len(LETTERS):
-        raise RowError(f"column {column!r} must hold 2 to {len(LETTERS)} choices, not {len(texts)}")
+        raise RowError(f"column {column!r}: expected 2 to {len(LETTERS)} choices, found {len(texts)}")
     named = right or next(iter(filled(row, RIGHT)), None)
     if named is None:
-        raise RowError(f"no column says which choice is right ({', '.join(RIGHT)}); this row has: {columns(row)}")
+        raise RowError(
+            f"expected a column with the right choice ({either(RIGHT)}); columns of this row: {columns(row)}"
+        )
     if named not in row:
-        raise RowError(f"there is no column {named!r}; this row has: {columns(row)}")
+        raise RowError(f"column {named!r} is missing; columns of this row: {columns(row)}")
     place = _place(row[named], texts, labels)
     if place is None:
-        raise RowError(f"column {named!r}: {row[named]!r:.60} is none of the {len(texts)} choices")
+        raise RowError(f"column {named!r}: expected one of the {len(texts)} choices, found {row[named]!r:.60}")
     return Choices(texts, LETTERS[place])
 
 
 def _texts(value: Any, column: str) -> tuple[tuple[str, ...], Sequence[str]]:
-    """The choices, and their labels where the row has some."""
+    """The choices, and their labels if the row has them."""
     labels: Any = ()
     if isinstance(value, Mapping):
         value, labels = value.get("text"), value.get("label", ())
     if not isinstance(value, list | tuple) or not all(isinstance(text, str) and text.strip() for text in value):
-        raise RowError(f"column {column!r} must be a list of texts, or text and label lists")
+        raise RowError(f"column {column!r}: expected a list of texts, or an object with the lists text and label")
     marked = [_LABEL.match(text) for text in value]
     if not labels and all(marked):
         labels = [match[1] for match in marked if match]
         value = [text[match.end() :] for text, match in zip(value, marked, strict=True) if match]
     if labels and (not isinstance(labels, list | tuple) or len(labels) != len(value)):
-        raise RowError(f"column {column!r} has not a label for each choice")
+        raise RowError(f"column {column!r}: expected one label for each choice")
     return tuple(text.strip() for text in value), [str(label) for label in labels]
 
 

@@ -1,4 +1,4 @@
-r"""The format `reasoning`: a question, the thinking about it, and the answer, however a data set writes them."""
+r"""The format `reasoning`: a question, the thinking about it, and the answer, in the layouts of common data sets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from attrs import evolve, field, frozen, validators
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.answers import THINK_CLOSE, THINK_OPEN, split_thinking
+from modelwright.core.api.wording import either
 from modelwright.plugins.formats.conversations import checked, conversation_column, read_messages, read_tools
 from modelwright.plugins.formats.rows import (
     ANSWER,
@@ -34,12 +35,12 @@ PROMPTS = ("prompt", "question", "problem", "instruction")
 THINKINGS = ("thinking", "reasoning", "reasoning_content", "cot", "rationale")
 SAID = ("response", "output", "completion", "solution", ANSWER)
 _EXPECTED = (
-    f"expected the column messages, or a prompt ({', '.join(PROMPTS)}) and an answer ({', '.join(SAID)}); or say by "
-    "the option columns what stands where"
+    f"expected the column messages, or a prompt ({either(PROMPTS)}) and an answer ({either(SAID)}); or set the option "
+    "columns"
 )
 TOOLS = "tools"
 
-# R1-Zero's answers stand in tags of their own.
+# R1-Zero puts its answers into tags.
 _TAGGED_ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 
 _optional_text = validators.optional(validators.min_len(1))
@@ -47,15 +48,15 @@ _optional_text = validators.optional(validators.min_len(1))
 
 @frozen(kw_only=True)
 class ReasoningColumns:
-    """The names of the columns, where they are to be named.
+    """The names of the columns, instead of detecting them.
 
     Attributes:
-        prompt: holds the question.
-        answer: holds the answer; with `<think>…</think>` before it where no column holds the thinking.
-        thinking: holds the thinking.
-        input: holds what the prompt is about; it stands behind it with an empty line between.
-        system: holds the system message.
-        reference: holds the reference answer; default: what the answer comes to.
+        prompt: the column with the question.
+        answer: the column with the answer, preceded by `<think>…</think>` if the thinking has no column.
+        thinking: the column with the thinking.
+        input: the column with the input of the prompt; it follows the prompt after an empty line.
+        system: the column with the system message.
+        reference: the column with the reference answer; default: the final answer in the answer.
     """
 
     prompt: str = field(validator=validators.min_len(1))
@@ -71,11 +72,11 @@ class ReasoningOptions:
     """The options of the format `reasoning`.
 
     Attributes:
-        instruction: put to the first user turn: a template with `{question}`, or a text that stands before it.
-        system: a system message for the rows that bring none.
-        thinking: "train": the thinking is learnt; "mask": the model sees it and learns the answer alone.
-        columns: the names of the columns, instead of recognising them.
-        require_thinking: whether a row without any thinking is rejected; otherwise its answer alone is learnt.
+        instruction: prompt for the first user message: a template with `{question}`, or a text that precedes it.
+        system: a system message for rows that have none.
+        thinking: "train" trains on thinking and answer; "mask" keeps the thinking as context and trains on the answer.
+        columns: the names of the columns. Set it if the format does not detect them.
+        require_thinking: whether to reject rows without thinking; if false, only their answers are trained.
     """
 
     instruction: str | None = field(default=None, validator=_optional_text)
@@ -97,12 +98,12 @@ class _Chat:
 
 @frozen
 class _Thought:
-    """A row, read.
+    """A parsed row.
 
     Attributes:
-        messages: the conversation, thinking and answers parted.
+        messages: the conversation, with thinking separated from answers.
         reference: the text with the reference answer.
-        tools: the tools on offer.
+        tools: the offered tools.
     """
 
     messages: Sequence[Message]
@@ -111,23 +112,23 @@ class _Thought:
 
 
 class ReasoningFormat:
-    r"""Reads rows of these shapes, the first that a row has; other columns are ignored.
+    r"""Reads rows with these schemas; the first that fits is used, and other columns are ignored.
 
-    | shape | columns | thinking | answer |
+    | schema | columns | thinking | answer |
     |---|---|---|---|
-    | messages | `messages` or `conversations`, as in `general` | the assistant's field `thinking`, `reasoning_content` or `reasoning`, or `<think>…</think>` at the beginning of what it says | the rest of what it says |
+    | messages | `messages` or `conversations`, as in `general` | the assistant's field `thinking`, `reasoning_content` or `reasoning`, or `<think>…</think>` at the beginning of its content | the rest of the content |
     | columns | a prompt, a thinking, an answer | its column | its column |
-    | tags | a prompt, an answer | `<think>…</think>` at the answer's beginning | what follows |
+    | tags | a prompt, an answer | `<think>…</think>` at the beginning of the answer | the rest |
     | GSM8K | a prompt, an answer that ends with `#### 72` | the steps | `72` |
     | MATH | a prompt, an answer with `\boxed{…}` | the whole solution | `\boxed{…}` |
 
     A prompt is `prompt`, `question`, `problem` or `instruction` (with `input` or `context`); a thinking is `thinking`, `reasoning`,
     `reasoning_content`, `cot` or `rationale`; an answer is `response`, `output`, `completion`, `solution` or `answer`:
-    the first that is not empty, of the answers the first with tags. The option `columns` names them instead.
+    the first that is not empty; for answers, the first with tags. The option `columns` sets them explicitly.
 
-    Where `<think>` is missing because the prompt of the model that wrote the text had it, all before the first
-    `</think>` is thinking. The reference answer, `Example.answer`, is the text in the column `answer` if that is not
-    what is said; of either, what stands behind `####`, in `\boxed{…}` or in `<answer>…</answer>` where it has one.
+    If `<think>` is missing because the prompt of the generating model had it, all text before the first `</think>` is
+    thinking. The reference answer, `Example.answer`, is the final answer (after `####`, in `\boxed{…}` or in
+    `<answer>…</answer>`, else the whole text) in the column `answer`, or in the answer itself without such a column.
     `system` or `system_prompt` is the system message; a conversation may have `tools`, as in `general`.
     """  # noqa: E501 - a table's row is a line
 
@@ -146,7 +147,7 @@ class ReasoningFormat:
         """The example of one row.
 
         Raises:
-            RowError: columns are missing or hold the wrong things, there is no thinking, or no answer after it.
+            RowError: columns are missing or have the wrong content, or there is no thinking or no answer after it.
         """
         thought = self._schemas.read(row)
         messages = thought.messages
@@ -157,10 +158,10 @@ class ReasoningFormat:
         return [Example(messages=turns, answer=reference and _stated(reference), tools=thought.tools)]
 
     def recognise(self, row: Mapping[str, Any]) -> str:
-        """One line that says what `read` takes a row for, and by which columns.
+        """One line that describes what `read` takes a row for, and by which columns.
 
         Raises:
-            RowError: there is no shape that a row of these columns could have.
+            RowError: no schema fits the columns.
         """
         return self._schemas.recognise(row)
 
@@ -168,7 +169,7 @@ class ReasoningFormat:
         messages = checked(read_messages(row[named.messages], named.messages), named.messages)
         parted = [_parted_message(message, f"{named.messages}[{index}]") for index, message in enumerate(messages)]
         if self.options.require_thinking and not any(message.thinking for message in parted):
-            raise RowError("no thinking: expected a field thinking, or <think>…</think>, in a message of the assistant")
+            raise RowError("no thinking: expected the field thinking, or <think>…</think>, in an assistant message")
         tools = None if named.tools is None else read_tools(row[named.tools], f"column {named.tools!r}")
         reference = None if named.reference is None else reference_column(row, named.reference)
         return _Thought(with_system(parted, row, named.system), reference, tools)
@@ -183,7 +184,7 @@ class ReasoningFormat:
         if thought is None and self.options.require_thinking:
             raise RowError(
                 rf"no thinking: expected <think>…</think>, #### or \boxed{{…}} after some steps in column {said!r}, or "
-                f"a column with the thinking ({', '.join(THINKINGS)}); this row has: {columns(row)}"
+                f"a column with the thinking ({either(THINKINGS)}); columns of this row: {columns(row)}"
             )
         asked = Message(role="user", content=question_text(row, named.prompt, named.input))
         reference = None if named.reference is None else reference_column(row, named.reference)
@@ -216,7 +217,7 @@ def _find_solution(row: Mapping[str, Any]) -> ReasoningColumns | None:
 
 
 def _found(row: Mapping[str, Any], thinking: str | None) -> ReasoningColumns | None:
-    """The columns with the prompt and the answer: of several answers the first with tags."""
+    """The columns with the prompt and the answer; of several answers, the first with tags."""
     prompts, said = _there(row, PROMPTS), _there(row, SAID)
     if not prompts or not said:
         return None
@@ -233,7 +234,7 @@ def _found(row: Mapping[str, Any], thinking: str | None) -> ReasoningColumns | N
 
 @functools.cache
 def _named(*, prompt: str, answer: str, **others: str | None) -> ReasoningColumns:
-    """Made once for each of the few ways in which the names above combine."""
+    """Cached, because the names above combine in few ways."""
     return ReasoningColumns(prompt=prompt, answer=answer, **others)
 
 
@@ -246,7 +247,7 @@ def _is_tagged(row: Mapping[str, Any], name: str) -> bool:
 
 
 def _there(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Those of `names` that hold something, else those that the row has at all: what is wrong with one can be told."""
+    """Those of `names` that are not empty, else all that the row has, so that an error can name one."""
     return filled(row, names) or [name for name in names if name in row]
 
 
@@ -254,7 +255,7 @@ def _there(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 
 
 def _stated(reference: str) -> str:
-    """The answer that a text with the reference comes to."""
+    """The final answer in a text."""
     tagged = _TAGGED_ANSWER.fullmatch(reference)
     text = reference if tagged is None else tagged[1].strip()
     return final_answer(text) or text
@@ -271,20 +272,20 @@ def _parted(text: str, where: str, given: str | None, *, called: bool = False) -
     """The thinking, `given` or in the tags of `text`, and the answer.
 
     Raises:
-        RowError: the tags are not closed, nothing follows them and no tool is `called`, or there are two thinkings.
+        RowError: the tags are not closed, nothing follows them and no tool is `called`, or two thinkings differ.
     """
     begins = answering(text, where, called=called).lstrip().startswith(THINK_OPEN)
     if given is not None and not begins:
         return _bare(given), text
     thinking, answer = split_thinking(text, inside=THINK_CLOSE in text and THINK_OPEN not in text)
     if not answer.strip() and thinking is not None and not called:
-        raise RowError(f"{where}: nothing stands after {THINK_CLOSE}")
+        raise RowError(f"{where}: expected an answer after {THINK_CLOSE}, found nothing")
     if given is not None and thinking is not None and _bare(given) != thinking:
-        raise RowError(f"{where}: the thinking in its {THINK_OPEN} is another than the one that stands beside it")
+        raise RowError(f"{where}: the thinking in {THINK_OPEN} differs from the thinking beside it: remove one")
     return (thinking if given is None else _bare(given)), answer
 
 
 def _bare(thinking: str) -> str:
-    """A thinking without tags of its own around it."""
+    """Thinking without tags around it."""
     inner, rest = split_thinking(thinking)
     return thinking.strip() if inner is None or rest.strip() else inner

@@ -1,4 +1,4 @@
-"""What the built-in formats share: reading columns, asking the question, and the options that every one of them has."""
+"""What the built-in formats share: reading columns, the options of all formats, and the table of row schemas."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from attrs import evolve, frozen
 
 from modelwright.core.api import Message, RowError
 from modelwright.core.api.answers import THINK_CLOSE, THINK_OPEN
+from modelwright.core.api.wording import listed
 
 QUESTION = "{question}"
 ANSWER = "answer"
 SYSTEMS = ("system", "system_prompt")
-# What is asked about stands in a column of its own; each beside the columns that ask.
+# Columns with the input of a task, by the column of the task.
 _INPUTS = {"instruction": ("input", "context"), "question": ("context",)}
 _MOST_NAMES = 12
 
@@ -23,38 +24,37 @@ def text_column(row: Mapping[str, Any], column: str) -> str:
     """The text of a column.
 
     Raises:
-        RowError: it is not text, or there is nothing in it but white space.
+        RowError: it is not text, or only white space.
     """
     value = row[column]
     if not isinstance(value, str):
-        raise RowError(f"column {column!r} must be text, not {type(value).__name__}")
+        raise RowError(f"column {column!r}: expected text, found {type(value).__name__}")
     if not value.strip():
         raise RowError(f"column {column!r} is empty")
     return value
 
 
 def columns(row: Mapping[str, Any]) -> str:
-    """The names of a row's columns, for an error message."""
+    """The names of the columns of a row, for an error message."""
     names = [str(name)[:40] for name in row]
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return (", ".join(names[:_MOST_NAMES]) or "none") + more
+    return listed(names, _MOST_NAMES) or "none"
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a column holds nothing: None, or text without a word."""
+    """Whether a column is empty: None, or only white space."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def filled(row: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Those of `names` under which the row holds something, in their order."""
+    """Those of `names` whose columns are not empty, in their order."""
     return [name for name in names if not is_blank(row.get(name))]
 
 
 def reference_column(row: Mapping[str, Any], column: str = ANSWER) -> str | None:
-    """What a column with the reference that metrics grade against holds; None where it holds nothing.
+    """The reference answer in a column, for metrics; None if the column is empty.
 
     Raises:
-        RowError: it holds something else than text or a number.
+        RowError: it is neither text nor a number.
     """
     value = row.get(column)
     if is_blank(value):
@@ -63,12 +63,12 @@ def reference_column(row: Mapping[str, Any], column: str = ANSWER) -> str | None
 
 
 def input_column(row: Mapping[str, Any], prompt: str) -> str | None:
-    """The column with what a question is about: alpaca's `input`, Dolly's `context`; None where there is none."""
+    """The column with the input of a task: alpaca's `input`, Dolly's `context`; None if there is none."""
     return next(iter(filled(row, _INPUTS.get(prompt, ()))), None)
 
 
 def question_text(row: Mapping[str, Any], prompt: str, given: str | None) -> str:
-    """What is asked; the text of the column `given` stands behind it with an empty line between.
+    """The question; the text of the column `given` follows it after an empty line.
 
     Raises:
         RowError: as `text_column`.
@@ -78,29 +78,27 @@ def question_text(row: Mapping[str, Any], prompt: str, given: str | None) -> str
 
 
 def answering(text: str, where: str, *, called: bool = False) -> str:
-    """A text of the assistant; thinking that it begins with must end, and an answer or a call must follow.
+    """Check a text of the assistant: if it begins with thinking, that must end, and an answer or a call must follow.
 
     Raises:
-        RowError: it begins with `<think>` and has no `</think>`, or nothing stands behind that and no tool is `called`.
+        RowError: it begins with `<think>` without `</think>`, or nothing follows that and no tool is `called`.
     """
     if THINK_OPEN in text and text.lstrip().startswith(THINK_OPEN):
         _, closed, answer = text.partition(THINK_CLOSE)
         if not closed:
-            raise RowError(
-                f"{where}: {THINK_OPEN} is not closed by {THINK_CLOSE}; complete the text, or leave the row out"
-            )
+            raise RowError(f"{where}: {THINK_OPEN} without {THINK_CLOSE}: complete the text, or remove the row")
         if not called and not answer.strip():
-            raise RowError(f"{where}: nothing stands after {THINK_CLOSE}; an answer must follow the thinking")
+            raise RowError(f"{where}: expected an answer after {THINK_CLOSE}, found nothing")
     return text
 
 
 def instruct(instruction: str | None, question: str) -> str:
-    """The question as the model is asked it.
+    """The question as the model gets it.
 
     Args:
-        instruction: a template with `{question}`; without that placeholder it stands before the question, with an empty
-            line between; None leaves the question as it is.
-        question: may hold braces of its own.
+        instruction: a template with `{question}`; without the placeholder, a text that precedes the question with an
+            empty line between; None leaves the question as it is.
+        question: may contain braces.
     """
     if instruction is None:
         return question
@@ -110,7 +108,7 @@ def instruct(instruction: str | None, question: str) -> str:
 
 
 def with_options(messages: Sequence[Message], *, instruction: str | None, system: str | None) -> Sequence[Message]:
-    """The conversation with the instruction at its first question and, where it brings none, the system message."""
+    """The conversation with the instruction at its first question, and with the system message if it has none."""
     changed = list(messages)
     if instruction is not None:
         asked = next((index for index, message in enumerate(messages) if message.role == "user"), None)
@@ -122,10 +120,10 @@ def with_options(messages: Sequence[Message], *, instruction: str | None, system
 
 
 def with_system(messages: Sequence[Message], row: Mapping[str, Any], column: str | None) -> Sequence[Message]:
-    """The conversation behind the system message in a row's column.
+    """The conversation, preceded by the system message in a column of the row.
 
     Raises:
-        RowError: the column holds something else than text, or the conversation begins with another system message.
+        RowError: the column is not text, or the conversation begins with a different system message.
     """
     if column is None or is_blank(row[column]):
         return messages
@@ -133,7 +131,7 @@ def with_system(messages: Sequence[Message], row: Mapping[str, Any], column: str
     if not messages or messages[0].role != "system":
         return [Message(role="system", content=system), *messages]
     if messages[0].content.strip() != system.strip():
-        raise RowError(f"column {column!r} and the first message are different system messages; leave one out")
+        raise RowError(f"column {column!r} and the first message are different system messages: remove one")
     return messages
 
 
@@ -143,15 +141,15 @@ Row = Mapping[str, Any]
 
 @frozen
 class RowSchema(Generic[Reading]):
-    """One way in which data sets write their rows.
+    """One way in which data sets lay out their rows.
 
     Attributes:
-        name: what people call it.
-        find: what a row of this shape is read from; None for any other row. It is an attrs class whose text fields
+        name: its name, for people.
+        find: returns what to read from a row with this schema, None for any other row: an attrs class whose text fields
             are names of columns.
-        read: reads a row from what `find` gave.
-        note: stands behind the first column, where the columns' names leave something open.
-        mapped: whether a person named the columns.
+        read: reads a row, given what `find` returned.
+        note: shown after the first column, if the names of the columns are ambiguous.
+        mapped: whether the option `columns` named the columns.
     """
 
     name: str
@@ -161,7 +159,7 @@ class RowSchema(Generic[Reading]):
     mapped: bool = False
 
     def line(self, found: Any) -> str:
-        """The shape and the columns, for people."""
+        """The schema and its columns, for people."""
         named = [f"{name} ← {column}" if self.mapped else column for name, column in _named(found)]
         if named and self.note:
             named[0] = f"{named[0]} {self.note}"
@@ -172,8 +170,8 @@ class RowSchemas(Generic[Reading]):
     """RowSchemas in the order in which they are tried.
 
     Args:
-        schemas: the first that fits a row is taken.
-        expected: what to say where none fits.
+        schemas: the first that fits a row is used.
+        expected: the error message if none fits.
     """
 
     def __init__(self, schemas: Sequence[RowSchema[Reading]], expected: str) -> None:
@@ -181,19 +179,19 @@ class RowSchemas(Generic[Reading]):
         self._expected = expected
 
     def read(self, row: Row) -> Reading:
-        """What the first shape that fits makes of a row.
+        """Read a row with the first schema that fits.
 
         Raises:
-            RowError: none fits, or the row holds something else than its columns promise.
+            RowError: no schema fits, or a column has the wrong content.
         """
         schema, found = self._find(row)
         return schema.read(row, found)
 
     def recognise(self, row: Row) -> str:
-        """One line that says what a row is read as.
+        """One line that describes what a row is read as.
 
         Raises:
-            RowError: no shape fits.
+            RowError: no schema fits.
         """
         schema, found = self._find(row)
         return schema.line(found)
@@ -203,14 +201,14 @@ class RowSchemas(Generic[Reading]):
             found = schema.find(row)
             if found is not None:
                 return schema, found
-        raise RowError(f"{self._expected}; this row has: {columns(row)}")
+        raise RowError(f"{self._expected}; columns of this row: {columns(row)}")
 
 
 def mapped(named: Any, read: Callable[[Row, Any], Reading]) -> RowSchemas[Reading]:
-    """The table for columns that a person has named: it has one shape, which is nothing but those columns.
+    """The table for columns named by the option `columns`: a single schema.
 
     Args:
-        named: an attrs class whose fields are names of columns or None: the option `columns`.
+        named: the option `columns`, an attrs class whose fields are names of columns or None.
         read: reads a row from it.
     """
     names = [column for _, column in _named(named)]
@@ -219,7 +217,7 @@ def mapped(named: Any, read: Callable[[Row, Any], Reading]) -> RowSchemas[Readin
         for column in names:
             if column not in row:
                 raise RowError(
-                    f"there is no column {column!r}, which the option columns names; this row has: {columns(row)}"
+                    f"column {column!r} is missing, which the option columns names; columns of this row: {columns(row)}"
                 )
         return named
 
@@ -227,7 +225,7 @@ def mapped(named: Any, read: Callable[[Row, Any], Reading]) -> RowSchemas[Readin
 
 
 def _named(found: Any) -> list[tuple[str, str]]:
-    """The columns that something is read from, each with what it is."""
+    """The columns in `found`, each with the name of its field."""
     return [
         (field.name, column)
         for field in attrs.fields(type(found))

@@ -1,4 +1,4 @@
-r"""Worked solutions: where their steps end, and the answer that they come to (`#### 72`, `\boxed{72}`)."""
+r"""Worked solutions: their steps and their final answer (`#### 72`, `\boxed{72}`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _CALCULATION = re.compile(r"<<[^<>\n]*>>")
 
 @frozen
 class Solution:
-    """A worked solution, read.
+    """A parsed worked solution.
 
     Attributes:
-        steps: the way to the answer.
-        answer: what is said in the end: GSM8K's bare answer, MATH's in its box.
+        steps: the text that leads to the answer.
+        answer: the final statement: the bare answer for GSM8K, the box for MATH.
         reference: the answer itself.
     """
 
@@ -35,8 +35,8 @@ def without_calculations(solution: str) -> str:
 def read_solution(text: str) -> Solution | None:
     r"""The steps and the answer of a text that ends with `#### ANSWER`, or else states one in `\boxed{…}`.
 
-    GSM8K's steps are what stands before the `####`, MATH's the whole solution. None where the text is neither, or
-    states its answer without any step.
+    For GSM8K, the steps are the text before `####`; for MATH, the whole solution. None if the text is neither, or has
+    an answer without steps.
     """
     stated = hashes_answer(text)
     if stated is not None:
@@ -49,11 +49,11 @@ def read_solution(text: str) -> Solution | None:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The answer that a text comes to: behind `####` on its last line, or else in its last `\boxed{…}`; else None."""
+    r"""The final answer of a text: after `####` on its last line, or else in its last `\boxed{…}`; else None."""
     return hashes_answer(text) or last_boxed(text) or None
 
 
 def hashes_answer(text: str) -> str | None:
-    """What stands behind `####` on a text's last line; None elsewhere: in Markdown, hashes further up are a heading."""
+    """The text after `####` on the last line; None without it: hashes further up are a Markdown heading."""
     _, hashes, answer = text.rstrip().rpartition(HASHES)
     return (answer.strip() or None) if hashes and "\n" not in answer else None

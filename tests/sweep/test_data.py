@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.cli import main
 from modelwright.core.config.schema import SourceConfig
@@ -79,7 +79,7 @@ def _with(bad: bytes, *, after: int = 3, end: bytes = b"\n") -> bytes:
 
 LONE = rb'{"prompt": "say \ud800", "completion": "it is"}'
 
-# (file name, its bytes, the rows that are rejected): all others are read.
+# (file name, its bytes, the lines of the rows that are rejected): all others are read.
 READ = {
     "plain": ("a.jsonl", JSONL, []),
     "byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + JSONL, []),
@@ -91,113 +91,76 @@ READ = {
     "several gzip members": ("a.jsonl.gz", gzip.compress(JSONL + b"\n"), []),
     "CSV from a spreadsheet": ("a.csv", b"\xef\xbb\xbf" + CSV.replace(b"\n", b"\r\n"), []),
     "a name with spaces": ("a [b] c.jsonl", JSONL, []),
-    "Latin-1": ("a.jsonl", _with('{"prompt": "café"}'.encode("latin-1")),
-        [(4, "not UTF-8: byte 0xe9 at column 16")]),
-    "Latin-1 in CSV": ("a.csv", CSV + "café,x\n".encode("latin-1"),
-        [(11, "not UTF-8: byte 0xe9 in column 'prompt'")]),
-    "a cut-off last line": ("a.jsonl", JSONL[:-5], [(9, "not JSON: Unterminated string starting at at column 35")]),
-    "NUL bytes": ("a.jsonl", _with(b"\0" * 100), [(4, "not JSON: Expecting value at column 1")]),
-    "a NUL in a text": ("a.jsonl", _with(b'{"prompt": "a\0b", "completion": "c"}'),
-        [(4, "not JSON: Invalid control character at at column 14")]),
-    "a lone surrogate": ("a.jsonl", _with(LONE), [(4, "its text has a lone surrogate, which is no character")]),
-    "a lone surrogate in a name": ("a.jsonl", _with(rb'{"\udfff": 1}'),
-        [(4, r"expected the column…; this row has: \udfff")]),
-    "a long number": ("a.jsonl", _with(b'{"prompt": ' + b"9" * 5000 + b"}"),
-        [(4, "not JSON that can be read: Exceeds the limit (4300 digits) for integer string conversion: …")]),
-    "a deep value": ("a.jsonl", _with(b'{"a": ' + b'{"a": ' * 500 + b"1" + b"}" * 501),
-        [(4, "too deeply nested: a row may have 100 levels")]),
-    "not finite": ("a.jsonl", _with(b'{"prompt": NaN, "completion": Infinity}'),
-        [(4, "column 'prompt' must be text, not float")]),
-    "no object": ("a.jsonl", _with(b'"text"'), [(4, "not a JSON object but str")]),
-    "a ragged CSV row": ("a.csv", CSV + b"only one\n", [(11, "1 fields, and the header has 2")]),
-    "an element that is no object": ("a.json", json.dumps([*GOOD, 7]).encode(), [(10, "not an object but int")]),
+    "Latin-1": ("a.jsonl", _with('{"prompt": "café"}'.encode("latin-1")), [4]),
+    "Latin-1 in CSV": ("a.csv", CSV + "café,x\n".encode("latin-1"), [11]),
+    "a cut-off last line": ("a.jsonl", JSONL[:-5], [9]),
+    "NUL bytes": ("a.jsonl", _with(b"\0" * 100), [4]),
+    "a NUL in a text": ("a.jsonl", _with(b'{"prompt": "a\0b", "completion": "c"}'), [4]),
+    "a lone surrogate": ("a.jsonl", _with(LONE), [4]),
+    "a lone surrogate in a name": ("a.jsonl", _with(rb'{"\udfff": 1}'), [4]),
+    "a long number": ("a.jsonl", _with(b'{"prompt": ' + b"9" * 5000 + b"}"), [4]),
+    "a deep value": ("a.jsonl", _with(b'{"a": ' + b'{"a": ' * 500 + b"1" + b"}" * 501), [4]),
+    "not finite": ("a.jsonl", _with(b'{"prompt": NaN, "completion": Infinity}'), [4]),
+    "no object": ("a.jsonl", _with(b'"text"'), [4]),
+    "a ragged CSV row": ("a.csv", CSV + b"only one\n", [11]),
+    "an element that is no object": ("a.json", json.dumps([*GOOD, 7]).encode(), [10]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", READ)
-def test_a_file_is_read_but_for_the_rows_that_cannot_be(prepare, tmp_path, case):
+def test_a_file_is_read_but_for_the_rows_that_cannot_be(wording, prepare, tmp_path, case):
     """They are in rejected.jsonl, with file, line and reason, and counted."""
     name, content, rejected = READ[case]
     (tmp_path / name).write_bytes(content)
     code, errors, report, found = prepare(name)
     assert (code, errors) == (0, [])
-    assert [line for line, _ in found] == [line for line, _ in rejected]
-    for (_, reason), (_, expected) in zip(found, rejected, strict=True):
-        assert _like(reason, expected), reason
+    assert [line for line, _ in found] == rejected
+    for _, reason in found:
+        wording(reason)
     assert report["read"] == report["examples"] + len(rejected)
     assert report["rejected"] == len(rejected)
     assert report["examples"] >= len(GOOD) - len(rejected)
     assert report["notices"] == []
 
 
-HEADER = "; the first row must be the names of the columns"
-KINDS = f"(can: {READABLE})"
-NOBODY = (
-    '--input: there is no user "nobody-of-that-name" for "~nobody-of-that-name/a.jsonl" '
-    "(a file: ./~nobody-of-that-name/a.jsonl)"
-)
-ASIDE = "; all are in {home}/runs/sweep/prepare/rejected.jsonl"
-
-# (file name, its bytes, exit code, the line; "…" is anything): nothing is prepared.
+# (file name, its bytes, exit code): nothing is prepared.
 REFUSED = {
-    "nothing": ("a.jsonl", b"", 1, "{path}: the file has no rows"),
-    "blank lines only": ("a.jsonl", b"\n \r\n\t\n", 1, "{path}: the file has no rows"),
-    "an empty array": ("a.json", b"[]", 1, "{path}: the file has no rows"),
-    "a header only": ("a.csv", b"prompt,completion\n", 1, "{path}: the file has no rows"),
-    "UTF-16": ("a.jsonl", JSONL.decode().encode("utf-16"), 1, "{path}: it is UTF-16: save it as UTF-8"),
-    "UTF-16 in CSV": ("a.csv", CSV.decode().encode("utf-16"), 1, "{path}: it is UTF-16: save it as UTF-8"),
-    "UTF-32": ("a.json", "[]".encode("utf-32"), 1, "{path}: it is UTF-32: save it as UTF-8"),
-    "UTF-16 without its mark": ("a.jsonl", JSONL.decode().encode("utf-16-le"), 1,
-        ("9 of 9 rows cannot be read (100.0%; [data] max_rejected is 50.0%); the first is a.jsonl:1: not JSON: "
-         "Expecting property name enclosed in double quotes at column 2" + ASIDE)),
-    "gzip under another name": ("a.jsonl", gzip.compress(JSONL), 1,
-        "{path}: it is gzip data: let its name end in .gz"),
-    "another name for gzip": ("a.jsonl.gz", JSONL, 1,
-        "{path}: cannot be read: Not a gzipped file (b'{{\"')"),
-    "a gzip file cut short": ("a.jsonl.gz", gzip.compress(JSONL)[:-20], 1,
-        "{path}: cannot be read beyond line 6: Compressed file ended before the end-of-stream marker was reached"),
-    "gzip and more": ("a.jsonl.gz", gzip.compress(JSONL + b"\n") + b"and more", 1,
-        "{path}: cannot be read beyond line 9: Not a gzipped file (b'an')"),
-    "a Zstandard file cut short": ("a.jsonl.zst", pa.compress(JSONL, codec="zstd", asbytes=True)[:-9], 1,
-        "{path}: cannot be read: Truncated compressed stream"),
-    "Zstandard that is none": ("a.csv.zst", CSV, 1,
-        "{path}: cannot be read: ZSTD decompress failed: Unknown frame descriptor"),
-    "a Parquet file cut short": ("a.parquet", b"PAR1" + JSONL, 1,
-        "{path}: not a Parquet file, or cut short: Parquet magic bytes not found in footer. …"),
-    "JSON lines in .json": ("a.json", JSONL, 1,
-        ("{path}: not a JSON file: Extra data: line 2 column 1 (char 45) "
-         "(one object a line is JSONL: let its name end in .jsonl)")),
-    "an object in .json": ("a.json", LINES[0], 1, "{path}: expected a JSON array of objects, found dict"),
-    "an open quote": ("a.csv", CSV + b'one,"two\nthree,four\n', 1,
-        ("{path}:11: a quoted field that begins here goes on to line 12 and does not end as it should: close its "
-         "quote, and double quotes inside it (not CSV: unexpected end of data)")),
-    "semicolons": ("a.csv", CSV.replace(b",", b";"), 1,
-        "{path}: its columns are separated by semicolons, not by commas: 'prompt;completion'" + HEADER),
-    "a column without a name": ("a.csv", b"," + CSV, 1,
-        "{path}: column 1 has no name in the header: name it or remove it" + HEADER),
-    "a column twice": ("a.csv", b"prompt," + CSV, 1, "{path}: the header names 'prompt' twice" + HEADER),
-    "another kind": ("a.xlsx", b"PK", 2, "{path}: cannot read this kind of file " + KINDS),
-    "packed Parquet": ("a.parquet.gz", b"", 2, "{path}: cannot read this kind of file " + KINDS),
-    "every row rejected": ("a.jsonl", b'{"x": 1}\n' * 7, 1,
-        ("7 of 7 rows cannot be read (100.0%; [data] max_rejected is 50.0%); the first is a.jsonl:1: expected the "
-         "column…; this row has: x" + ASIDE)),
+    "nothing": ("a.jsonl", b"", 1),
+    "blank lines only": ("a.jsonl", b"\n \r\n\t\n", 1),
+    "an empty array": ("a.json", b"[]", 1),
+    "a header only": ("a.csv", b"prompt,completion\n", 1),
+    "UTF-16": ("a.jsonl", JSONL.decode().encode("utf-16"), 1),
+    "UTF-16 in CSV": ("a.csv", CSV.decode().encode("utf-16"), 1),
+    "UTF-32": ("a.json", "[]".encode("utf-32"), 1),
+    "UTF-16 without its mark": ("a.jsonl", JSONL.decode().encode("utf-16-le"), 1),
+    "gzip under another name": ("a.jsonl", gzip.compress(JSONL), 1),
+    "another name for gzip": ("a.jsonl.gz", JSONL, 1),
+    "a gzip file cut short": ("a.jsonl.gz", gzip.compress(JSONL)[:-20], 1),
+    "gzip and more": ("a.jsonl.gz", gzip.compress(JSONL + b"\n") + b"and more", 1),
+    "a Zstandard file cut short": ("a.jsonl.zst", pa.compress(JSONL, codec="zstd", asbytes=True)[:-9], 1),
+    "Zstandard that is none": ("a.csv.zst", CSV, 1),
+    "a Parquet file cut short": ("a.parquet", b"PAR1" + JSONL, 1),
+    "JSON lines in .json": ("a.json", JSONL, 1),
+    "an object in .json": ("a.json", LINES[0], 1),
+    "an open quote": ("a.csv", CSV + b'one,"two\nthree,four\n', 1),
+    "semicolons": ("a.csv", CSV.replace(b",", b";"), 1),
+    "a column without a name": ("a.csv", b"," + CSV, 1),
+    "a column twice": ("a.csv", b"prompt," + CSV, 1),
+    "another kind": ("a.xlsx", b"PK", 2),
+    "packed Parquet": ("a.parquet.gz", b"", 2),
+    "every row rejected": ("a.jsonl", b'{"x": 1}\n' * 7, 1),
 }  # fmt: skip
 
 
-def _like(line: str, expected: str) -> bool:
-    """Whether a line is as expected, in which "…" stands for anything."""
-    return re.fullmatch(".*".join(map(re.escape, expected.split("…"))), line) is not None
-
-
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_file_that_cannot_be_read_is_one_line(prepare, tmp_path, home, case):
+def test_a_file_that_cannot_be_read_is_one_line(wording, prepare, tmp_path, case):
     """Which file, how far, and what to do."""
-    name, content, expected, line = REFUSED[case]
+    name, content, expected = REFUSED[case]
     (tmp_path / name).write_bytes(content)
-    code, errors, _, _ = prepare(name)
-    [error] = errors
-    assert _like(error, "error: " + line.format(path=tmp_path / name, home=home)), error
+    code, [error], _, _ = prepare(name)
     assert code == expected
+    assert name in error
+    wording(error, readable=READABLE)
 
 
 @pytest.fixture
@@ -218,7 +181,7 @@ def convert(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("case", READ)
-def test_without_a_run_the_same_rows_are_read_and_rejected(convert, tmp_path, case):
+def test_without_a_run_the_same_rows_are_read_and_rejected(wording, convert, tmp_path, case):
     """Into the file beside the output."""
     name, content, rejected = READ[case]
     (tmp_path / name).write_bytes(content)
@@ -226,74 +189,58 @@ def test_without_a_run_the_same_rows_are_read_and_rejected(convert, tmp_path, ca
     (report,) = json.loads(output)
     assert (code, errors, report["rejected"]) == (0, [], len(rejected))
     found = _rejected(tmp_path, "out.rejected.jsonl")
-    assert [line for line, _ in found] == [line for line, _ in rejected]
-    for (_, reason), (_, expected) in zip(found, rejected, strict=True):
-        assert _like(reason, expected), reason
+    assert [line for line, _ in found] == rejected
+    for _, reason in found:
+        wording(reason)
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_without_a_run_the_same_files_are_one_line(convert, tmp_path, case):
+def test_without_a_run_the_same_files_are_one_line(wording, convert, tmp_path, case):
     """With the flag and the file of what was rejected."""
-    name, content, expected, line = REFUSED[case]
+    name, content, expected = REFUSED[case]
     (tmp_path / name).write_bytes(content)
-    line = line.replace("[data] max_rejected", "--max-rejected").replace(ASIDE, "; all are in out.rejected.jsonl")
     code, output, [error] = convert(name, "--max-rejected", "0.5")
     assert (code, output) == (expected, "")
-    assert _like(error, "error: " + line.format(path=tmp_path / name)), error
+    assert name in error
+    wording(error, readable=READABLE)
 
 
 @pytest.mark.parametrize(
-    ("path", "line"),
+    "path",
     [
-        ("", "--input: must not be empty"),
-        ("https://x/y.jsonl", '--input: must be a path on disk, not the URL "https://x/y.jsonl"'),
-        ("s3://x/y.jsonl", '--input: must be a path on disk, not the URL "s3://x/y.jsonl"'),
-        ("gone.jsonl", f"error: HERE/gone.jsonl: no file is there (can read: {READABLE})"),
-        ("x" * 300 + ".jsonl", f"error: HERE/{'x' * 300}.jsonl: cannot be read: File name too long"),
-        ("*.none", "error: HERE/*.none: no file matches this pattern"),
-        ("~nobody-of-that-name/a.jsonl", NOBODY),
-        (
-            "pipe.jsonl",
-            "error: HERE/pipe.jsonl: it is no regular file: a source is read more than once, so save it to one",
-        ),
-        ("loop.jsonl", "error: HERE/loop.jsonl: cannot be read: Too many levels of symbolic links"),
-        ("dang.jsonl", "error: HERE/dang.jsonl: it is a link to a file that is not there"),
+        *("", "https://x/y.jsonl", "s3://x/y.jsonl", "gone.jsonl", "x" * 300 + ".jsonl", "*.none"),
+        *("~nobody-of-that-name/a.jsonl", "pipe.jsonl", "loop.jsonl", "dang.jsonl"),
     ],
+    ids=lambda path: path[:40],
 )
-def test_without_a_run_an_odd_input_is_one_line(convert, tmp_path, path, line):
+def test_without_a_run_an_odd_input_is_one_line(wording, convert, tmp_path, path):
     """Before anything starts."""
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
     (tmp_path / "dang.jsonl").symlink_to("nowhere")
-    assert convert(path) == (2, "", [line.replace("HERE", str(tmp_path))])
+    code, output, [error] = convert(path)
+    assert (code, output) == (2, "")
+    wording(error, readable=READABLE)
 
 
-def test_without_a_run_a_fraction_that_draws_no_row_is_one_line(convert, tmp_path):
+def test_without_a_run_a_fraction_that_draws_no_row_is_one_line(wording, convert, tmp_path):
     """No empty file of examples is written."""
     (tmp_path / "a.jsonl").write_bytes(JSONL)
-    line = "error: nothing to write: 0 rows give no example"
-    assert convert("a.jsonl", "--fraction", "0.000001") == (1, "", [line])
+    code, output, [error] = convert("a.jsonl", "--fraction", "0.000001")
+    assert (code, output) == (1, "")
+    wording(error)
 
 
-def test_places_that_are_no_files_are_refused_before_anything_starts(prepare, tmp_path, home):
+def test_places_that_are_no_files_are_refused_before_anything_starts(wording, prepare, tmp_path, home):
     """A folder for a file, a file for a folder, nothing, a FIFO, an endless device."""
     (tmp_path / "data").mkdir()
     (tmp_path / "file.jsonl").write_bytes(JSONL)
     os.mkfifo(tmp_path / "fifo.jsonl")
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
-    cases = {
-        "data": "{path}: no file in this folder can be read (can: ",
-        "file.jsonl/a.jsonl": "{path}: no file is there (can read: ",
-        "gone.jsonl": "{path}: no file is there (can read: ",
-        "g*.jsonl": "{path}: no file matches this pattern",
-        "fifo.jsonl": "{path}: it is no regular file: a source is read more than once, so save it to one",
-        "zero.jsonl": "{path}: it is no regular file: a source is read more than once, so save it to one",
-        "z" * 300 + ".jsonl": "{path}: cannot be read: File name too long",
-    }
-    for path, line in cases.items():
+    for path in ("data", "file.jsonl/a.jsonl", "gone.jsonl", "g*.jsonl", "fifo.jsonl", "zero.jsonl"):
         code, [error], _, _ = prepare(path)
         assert code == 2, path
-        assert error.startswith("error: " + line.format(path=tmp_path / path))
+        wording(error, readable=READABLE)
     assert not home.exists()
 
 
@@ -311,24 +258,24 @@ def test_rows_that_are_all_the_same_are_one_example(prepare, tmp_path):
     assert (code, report["rows"], report["removed"]["duplicate"]) == (0, 1, 49)
 
 
-def test_rows_that_are_all_too_long_are_an_error_with_their_number(prepare, tmp_path):
+def test_rows_that_are_all_too_long_are_an_error_with_their_number(wording, prepare, tmp_path):
     """Not an empty training."""
     (tmp_path / "a.jsonl").write_bytes(JSONL)
     code, [error], report, _ = prepare("a.jsonl", "data.tokens.max_length=2")
     assert code == 1
-    assert error == ("error: nothing is left to train on: of the examples 9 are longer than [data.tokens] max_length 2")
+    wording(error)
     assert report["too_long"] == 9
 
 
-def test_rows_that_are_all_held_out_are_an_error_with_their_number(prepare, tmp_path):
+def test_rows_that_are_all_held_out_are_an_error_with_their_number(wording, prepare, tmp_path):
     """So is this."""
     (tmp_path / "a.jsonl").write_bytes(LINES[0])
     code, [error], _, _ = prepare("a.jsonl", "data.holdout.fraction=0.999999")
     assert code == 1
-    assert error == "error: nothing is left to train on: of the examples 1 are held out"
+    wording(error)
 
 
-def test_a_folder_of_every_kind_is_one_source(prepare, tmp_path):
+def test_a_folder_of_every_kind_is_one_source(wording, prepare, tmp_path):
     """A changed schema is said once; rows that the format can still read go on."""
     data = tmp_path / "data"
     data.mkdir()
@@ -341,38 +288,38 @@ def test_a_folder_of_every_kind_is_one_source(prepare, tmp_path):
     assert (code, errors) == (0, [])
     assert report["examples"] == 9 + 9 + 2 + 1
     assert [line for line, _ in rejected] == [1]
-    assert report["notices"] == [
-        "d.parquet: its columns are not those of c.parquet: without prompt, completion; with instruction, output, id",
-        "e.parquet: its columns are not those of d.parquet: without instruction, output, id; with prompt, answer",
-    ]
+    assert [notice.partition(":")[0] for notice in report["notices"]] == ["d.parquet", "e.parquet"]
+    for notice in report["notices"]:
+        wording(notice)
 
 
 def test_a_person_sees_the_line_the_exit_code_and_the_notice(modelwright, tmp_path, home):
-    """In a process, as it is used: an error in one line without a traceback, then the mended file."""
+    """In a process, as it is used: an error in one line without a traceback, then the fixed file."""
     (tmp_path / "run.toml").write_text(RUN.format(path="*.parquet"))
     pq.write_table(pa.table({"prompt": ["p1"], "completion": ["c1"]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-50])
     broken = modelwright("prepare", "run.toml")
     assert broken.returncode == 1
-    assert broken.stderr.startswith(f"error: {tmp_path}/b.parquet: not a Parquet file, or cut short: ")
+    assert broken.stderr.startswith(f"error: {tmp_path}/b.parquet: ")
     assert broken.stderr.count("\n") == 1
     pq.write_table(pa.table({"prompt": ["p2"], "answer": ["-"], "completion": ["c2"]}), tmp_path / "b.parquet")
-    mended = modelwright("prepare", "run.toml")
-    assert mended.returncode == 0, mended.stderr
-    assert "b.parquet: its columns are not those of a.parquet: with answer" in mended.stderr
+    fixed = modelwright("prepare", "run.toml")
+    assert fixed.returncode == 0, fixed.stderr
+    assert any(line.startswith("b.parquet: ") or " b.parquet: " in line for line in fixed.stderr.splitlines())
     assert json.loads((home / "runs" / "sweep" / "prepare" / "report.json").read_text())["rows"] == 2
 
 
-def test_a_line_of_50_mb_is_rejected_with_its_size(prepare, tmp_path):
+def test_a_line_of_50_mb_is_rejected_with_its_size(wording, prepare, tmp_path):
     """And not shown whole."""
     long = b'{"prompt": "' + b"x" * 50_000_000 + b'", "completion": "y"}'
     (tmp_path / "a.jsonl").write_bytes(_with(long))
     code, errors, report, rejected = prepare("a.jsonl")
     assert (code, errors, report["examples"]) == (0, [], 9)
-    assert rejected == [(4, "too long: 50,000,033 bytes, and a row may have 16,777,216")]
+    [(line, reason)] = rejected
+    assert line == 4
+    wording(reason)
 
 
-MASKS = "…): mend the data or the template, or set [data.tokens] allow = […]"
 NAMES = st.sampled_from(
     (
         *("question", "answer", "problem", "solution", "messages", "conversations", "role", "content", "prompt"),
@@ -396,7 +343,7 @@ TABLE = st.dictionaries(NAMES, TEXTS | VALUES | MESSAGES, max_size=5)
 
 @pytest.mark.parametrize("name", ["math", "reasoning", "general"])
 @given(rows=st.lists(TABLE | VALUES, min_size=1, max_size=6))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_row_becomes_examples_or_a_reason(tmp_path, name, rows):
     """Any JSON values, through each built-in format: nothing else comes out, and no row is lost."""
     path, aside = tmp_path / "a.jsonl", tmp_path / "rejected.jsonl"
@@ -415,7 +362,7 @@ def test_every_row_becomes_examples_or_a_reason(tmp_path, name, rows):
 
 
 @given(rows=st.lists(TABLE | VALUES, max_size=4))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_rows_preparing_ends_in_order(prepare, tmp_path, rows):
     """Good rows beside them are prepared; a refusal is a line, never a traceback."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*GOOD, *rows]))
@@ -423,7 +370,7 @@ def test_whatever_the_rows_preparing_ends_in_order(prepare, tmp_path, rows):
     if code:
         (error,) = errors
         assert code == 1
-        assert _like(error, f"error: the label masks are not what the data says ({MASKS}"), error
+        assert "[data.tokens] allow = [" in error
     else:
         assert errors == []
     assert report["examples"] >= len(GOOD)

@@ -52,6 +52,7 @@ def test_a_line_without_end_is_not_kept(tmp_path):
         assert grown < 40e6
 
 
+pytestmark = pytest.mark.long
 ROWS, FLAT = 300_000, 50e6
 
 

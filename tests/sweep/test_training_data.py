@@ -88,7 +88,7 @@ def test_fewer_rows_than_the_usual_batch_are_a_step(run_file, modelwright, home)
 @pytest.mark.parametrize("size", [4, 10**12])
 @pytest.mark.parametrize("length", ["max_steps", "epochs"])
 def test_a_batch_larger_than_the_data_is_refused_before_the_first_step(
-    run_file, modelwright, home, size, length, wording
+    wording, run_file, modelwright, home, size, length
 ):
     """Both numbers are said; nothing of it is begun, and a size that fits goes on from what is prepared."""
     path = run_file()
@@ -99,10 +99,11 @@ def test_a_batch_larger_than_the_data_is_refused_before_the_first_step(
     assert modelwright("run", path, "--set", "train.batch_size=3").returncode == 0
     if length == "max_steps":
         one = run_file(ROWS[:1])
-        wording(_refused(modelwright("run", one, "--set", f"train.batch_size={size}"), code=2))
+        refused = _refused(modelwright("run", one, "--set", f"train.batch_size={size}"), code=2)
+        wording(refused)
 
 
-def test_a_stop_request_does_not_wait_for_the_end_of_a_long_step(run_file, home, tmp_path, modelwright):
+def test_a_stop_request_does_not_wait_for_the_end_of_a_long_step(wording, run_file, home, tmp_path, modelwright):
     """The run leaves with the last whole step, here none, and the same command goes on."""
     path = run_file([{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(1000)])
     long = {"train.batch_size": 1000, "train.micro_batch_size": 1, "model.scratch.hidden_size": 256}
@@ -118,52 +119,50 @@ def test_a_stop_request_does_not_wait_for_the_end_of_a_long_step(run_file, home,
         run.terminate()
         _, said = run.communicate(timeout=30)
     assert run.returncode == 75
-    stopped = "error: sweep: stopped on request after step 0 of 2; the same command resumes it"
-    assert said.splitlines()[-1] == stopped
+    wording(said.splitlines()[-1])
     done = modelwright("run", path)
     assert done.returncode == 0, done.stderr
 
 
-def test_rows_that_are_all_too_long_stop_before_training_and_a_longer_limit_goes_on(run_file, modelwright, home):
+def test_rows_that_are_all_too_long_stop_before_training_and_a_longer_limit_goes_on(
+    wording, run_file, modelwright, home
+):
     """With what to change."""
     path = run_file()
     refused = _refused(modelwright("run", path, "--set", "data.tokens.max_length=4"))
-    assert refused == (
-        "error: nothing is left to train on: of the examples 3 are longer than [data.tokens] max_length 4"
-    )
+    wording(refused)
     assert modelwright("run", path).returncode == 0
 
 
 # Places that are not what they should be
 
 
-def test_a_file_in_the_way_of_the_home_or_the_run_is_named(run_file, modelwright, home):
+def test_a_file_in_the_way_of_the_home_or_the_run_is_named(wording, run_file, modelwright, home):
     """Nothing of it is touched."""
     path = run_file()
     home.write_text("mine")
-    registry = home / "registry.db"
     refused = _refused(modelwright("prepare", path))
-    assert refused == f"error: registry {registry} cannot be used: Not a directory: {registry}"
+    wording(refused, home=home)
     assert home.read_text() == "mine"
     home.unlink()
     (home / "runs").mkdir(parents=True)
     (home / "runs" / "sweep").write_text("mine")
     refused = _refused(modelwright("prepare", path))
-    assert refused == f"error: {home}/runs/sweep is no folder: move it away, and a folder is made there"
+    wording(refused, home=home)
     assert (home / "runs" / "sweep").read_text() == "mine"
     (home / "runs" / "sweep").unlink()
     assert modelwright("prepare", path).returncode == 0
 
 
-def test_a_run_file_that_is_gone_is_named_and_its_run_goes_on_once_it_is_back(run_file, modelwright, home):
+def test_a_run_file_that_is_gone_is_named_and_its_run_goes_on_once_it_is_back(wording, run_file, modelwright, home):
     """The run's folder does not depend on where the file is."""
     path = run_file()
     assert modelwright("prepare", path).returncode == 0
     text = path.read_text()
     path.unlink()
-    assert _refused(modelwright("train", path), code=2) == f"{path}: there is no such file"
+    wording(_refused(modelwright("train", path), code=2))
     path.mkdir()
-    assert _refused(modelwright("train", path), code=2) == f"{path}: this is a folder: give the TOML file"
+    wording(_refused(modelwright("train", path), code=2))
     path.rmdir()
     path.write_text(text)
     done = modelwright("train", path)
@@ -191,13 +190,13 @@ def test_two_runs_at_once_in_one_folder_are_one_and_a_line(run_file, modelwright
     assert first.returncode == 75
 
 
-def test_a_read_only_home_is_one_line(run_file, modelwright, tmp_path, monkeypatch, mounted):
+def test_a_read_only_home_is_one_line(wording, run_file, modelwright, tmp_path, monkeypatch, mounted):
     """And once it may be written, the command does its work."""
     path = run_file()
     disk = mounted(tmp_path / "disk", "-o", "ro")
     monkeypatch.setenv("MODELWRIGHT_HOME", str(disk / "home"))
     refused = _refused(modelwright("prepare", path))
-    assert refused == f"error: {disk}/home/runs/sweep cannot be made: {disk} is read-only for this user"
+    wording(refused)
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert modelwright("prepare", path).returncode == 0
 
@@ -205,7 +204,9 @@ def test_a_read_only_home_is_one_line(run_file, modelwright, tmp_path, monkeypat
 # Disks that are full
 
 
-def test_a_disk_that_is_full_while_preparing_is_one_line(run_file, modelwright, tmp_path, monkeypatch, mounted):
+def test_a_disk_that_is_full_while_preparing_is_one_line(
+    wording, run_file, modelwright, tmp_path, monkeypatch, mounted
+):
     """Nothing half done stays; with room, the same command succeeds."""
     path = run_file([{"prompt": f"say {n} " + "x" * 300, "completion": str(n)} for n in range(4000)])
     more = ("--set", "data.tokens.max_length=2000", "--set", 'model.scratch.tokenizer="bpe"')
@@ -213,17 +214,13 @@ def test_a_disk_that_is_full_while_preparing_is_one_line(run_file, modelwright, 
     monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
     refused = _refused(modelwright("prepare", path, *more))
     folder = disk / "runs" / "sweep"
-    full = "No space left on device; with room, the same command goes on"
-    assert refused == f"error: {disk / 'cache'} cannot be written to: {full}"
+    wording(refused)
     assert not (folder / "prepare").exists()
     assert not list((disk / "cache").glob("*/.tmp-*"))
     assert not list(folder.glob(".tmp-*"))
     subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
     done = modelwright("prepare", path, *more)
     assert done.returncode == 0, done.stderr
-
-
-FULL = "No space left on device"
 
 
 def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, modelwright, tmp_path, monkeypatch, mounted):
@@ -239,21 +236,9 @@ def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, model
     )
 
 
-@pytest.mark.parametrize(
-    ("size", "line"),
-    [
-        (
-            700,
-            (
-                "DISK/runs/sweep/train/checkpoints cannot be written to: [Errno 28] FULL; once it can, the same "
-                "command goes on"
-            ),
-        ),
-        (2600, "registry DISK/registry.db cannot be used: FULL: DISK/registry.db"),
-    ],
-)
+@pytest.mark.parametrize("size", [700, 2600])
 def test_a_disk_that_is_full_while_training_is_one_line(
-    run_file, modelwright, tmp_path, monkeypatch, mounted, size, line
+    wording, run_file, modelwright, tmp_path, monkeypatch, mounted, size
 ):
     """At whatever file it is met; with room, the same command goes on and registers the model."""
     path = run_file()
@@ -263,7 +248,7 @@ def test_a_disk_that_is_full_while_training_is_one_line(
     disk = mounted(tmp_path / "disk", "-o", f"size={size}k")
     monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
     refused = _refused(modelwright("run", path, *more))
-    assert refused == "error: " + line.replace("FULL", FULL).replace("DISK", str(disk))
+    wording(refused)
     subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
     done = modelwright("run", path, *more)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
-"""The data that comes with Modelwright: arithmetic word problems, for a first run without downloads.
+"""Built-in data: arithmetic word problems, for a first run without downloads.
 
-A problem is one of a few stories with a name, a thing and two numbers up to 12. All of them are listed, and a hash of a
-problem's text says whether it is for training or for testing: no problem is in both, whatever the seed, the data set or
-the form of the row. Each sum occurs in training with many names and things, so that a small model can learn it.
+A problem combines one of a few stories with a name, a thing and two numbers up to 12. All problems are enumerated, and
+a hash of its text assigns each to training or test: no problem is in both, for any seed, data set or form of row. Each
+sum occurs in training with many names and things, so that a small model can learn it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attrs import frozen
 
 from modelwright.core.api.errors import UsageError
 
-# Goes into fingerprints: raise it whenever a row or a split changes.
+# Part of fingerprints: raise it whenever a row or a split changes.
 BUILTIN_VERSION = 1
 PREFIX = "builtin:"
 SPLITS = ("train", "test")
@@ -25,8 +25,8 @@ _TEST_SHARE = 10  # one problem in this many is a test problem
 NAMES = ("Ana", "Ben", "Eva", "Leo", "Mia", "Noah", "Tom", "Zoe")
 THINGS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pens", "shells")
 
-# Numbers up to 12, and never 1 of a thing before its plural. These 139 sums are few enough for a model of 0.15 million
-# parameters to know by heart, as the variant without steps must.
+# Numbers up to 12, and never 1 before a plural. A model of 0.15 million parameters can memorize these 139 sums, as the
+# variant without steps must.
 _SUMS = tuple((a, b) for a in range(2, 11) for b in range(1, 9))
 _DIFFERENCES = tuple((a, b) for a in range(3, 13) for b in range(1, min(a - 1, 9)))
 _PRODUCTS = tuple((a, b) for a in range(2, 5) for b in range(2, 7))
@@ -34,11 +34,11 @@ _PRODUCTS = tuple((a, b) for a in range(2, 5) for b in range(2, 7))
 
 @frozen(kw_only=True)
 class Story:
-    """How a sum is told; texts are templates with {name}, {things}, {a}, {b} and {c}, the result.
+    """A story for sums; texts are templates with {name}, {things}, {a}, {b} and {c}, the result.
 
     Attributes:
-        sign: of the operation.
-        numbers: the pairs (a, b) that it is told with.
+        sign: the sign of the operation.
+        numbers: the pairs (a, b) to use.
         result: the operation.
         told: what happens.
         asked: the question.
@@ -170,7 +170,7 @@ def parse_builtin(path: str) -> tuple[str, str] | None:
     """The name and the split of `builtin:NAME/SPLIT`; None for any other path.
 
     Raises:
-        UsageError: it begins with `builtin:` and names no built-in data.
+        UsageError: it begins with `builtin:` but there is no such data.
     """
     if not path.startswith(PREFIX):
         return None
@@ -215,7 +215,7 @@ def split_of(problem: Problem) -> str:
 def _check(name: str, split: str) -> None:
     if name not in _DATA_SETS or split not in SPLITS:
         there_are = ", ".join(f"{PREFIX}{known}/{part}" for known in _DATA_SETS for part in SPLITS)
-        raise UsageError(f"there is no built-in data {f'{name}/{split}' if split else name!r} (there are: {there_are})")
+        raise UsageError(f"unknown built-in data {f'{name}/{split}' if split else name!r}: expected one of {there_are}")
 
 
 def _hash(problem: Problem) -> int:
@@ -224,7 +224,7 @@ def _hash(problem: Problem) -> int:
 
 def _rows(row: Callable[[Problem], dict[str, Any]], split: str, seed: int) -> Iterator[dict[str, Any]]:
     every = list(problems())
-    random.Random(seed).shuffle(every)  # noqa: S311 - an order, no secret
+    random.Random(seed).shuffle(every)  # noqa: S311 - an order, not a secret
     for problem in every:
         if split_of(problem) == split:
             yield row(problem)

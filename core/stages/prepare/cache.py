@@ -1,12 +1,11 @@
-"""Results that are kept by what they were made from: asked for again, they are there.
+"""The cache of prepared data: results, found by a digest of what they were made from.
 
     cache/KIND/KEY/
     ├── entry.json          sha256 and size of every other file
-    └── …                   what was made
+    └── …                   the result
 
-A key is a digest of all that the result depends on, so that an entry is right for ever or never asked for again. An
-entry appears whole; one that is damaged is made again. What is in use is linked from where it is used, so that an entry
-can be removed at any time between two runs.
+A key is a digest of everything that the result depends on, so an entry never becomes outdated. Entries appear whole,
+and damaged ones are made again. Runs hold links to the files that they use, so entries can be removed between runs.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ENTRY, LOCK = "entry.json", ".lock"
 
 @frozen
 class KeptFile:
-    """A file of an entry: its bytes, and how many names it has."""
+    """A file of an entry: its size in bytes, and its number of hard links."""
 
     size: int
     names: int
@@ -40,13 +39,13 @@ class KeptFile:
 
 @frozen(kw_only=True)
 class Entry:
-    """One result.
+    """A cached result.
 
     Attributes:
-        kind: what it is.
+        kind: its kind, such as examples or tokens.
         path: its folder.
-        used: when it was made or last asked for, in seconds since 1970.
-        files: by inode, since entries share them, with each other and with runs.
+        used: when it was last used, in seconds since 1970.
+        files: by inode, because entries share files with each other and with runs.
     """
 
     kind: str
@@ -57,12 +56,12 @@ class Entry:
 
 @frozen
 class Cache:
-    """The results below a folder, which need not be there yet.
+    """The cache in a folder, which need not exist yet.
 
     Attributes:
         root: the folder.
-        since: entries that were made before this time, in nanoseconds of the folder's file system, count as none.
-        lock: the descriptor by which it is held, for the processes that work for the holder; None where it is not held.
+        since: ignore entries made before this time, in nanoseconds of the clock of the file system.
+        lock: the descriptor of the lock, for worker processes to inherit; None if the cache is not locked.
     """
 
     root: Path
@@ -70,7 +69,7 @@ class Cache:
     lock: int | None = None
 
     def get(self, kind: str, key: str) -> Path | None:
-        """The folder of an entry; None where there is none, or a damaged one."""
+        """The folder of an entry; None if there is none, or it is damaged."""
         path = self.root / kind / key
         try:
             manifest = _manifest(path)
@@ -83,7 +82,7 @@ class Cache:
         return path
 
     def make(self, kind: str, key: str, write: Callable[[Path], None]) -> Path:
-        """The folder of an entry; where there is none, `write` fills it."""
+        """The folder of an entry; if there is none, `write` makes it."""
         found = self.get(kind, key)
         if found is not None:
             return found
@@ -96,7 +95,7 @@ class Cache:
                 write(temporary)
                 for file in temporary.rglob("*"):
                     if file.is_file():
-                        file.chmod(0o444)  # it is linked from elsewhere, and an edit there would be one here
+                        file.chmod(0o444)  # runs link to it, and an edit there would change it here
                         files.sync_file(file)
                 files.write_json(temporary / ENTRY, _manifest(temporary))
                 self._publish(temporary, kind, key)
@@ -114,7 +113,7 @@ class Cache:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
                 if self.get(kind, key) is not None:
-                    return  # another process has made the same meanwhile
+                    return  # another process made the same entry meanwhile
                 _remove(path)
             else:
                 break
@@ -124,52 +123,53 @@ class Cache:
         """Every entry, by kind and key."""
         for kind in self._kinds():
             for path in sorted(kind.glob("[!.]*")):
-                with contextlib.suppress(FileNotFoundError):  # a run beside this has just replaced it
+                with contextlib.suppress(FileNotFoundError):  # another run has just replaced it
                     stats = [file.stat() for file in path.rglob("*") if file.is_file()]
                     kept = {each.st_ino: KeptFile(each.st_size, each.st_nlink) for each in stats}
                     yield Entry(kind=kind.name, path=path, used=path.stat().st_mtime, files=kept)
 
     def remove(self, entry: Entry) -> None:
-        """Remove an entry; the cache must be `locked` alone."""
+        """Remove an entry; the cache must be `locked` with `alone`."""
         _remove(entry.path)
 
     @contextlib.contextmanager
     def locked(self, *, alone: bool = False, fresh: bool = False, sweep: bool = True) -> Iterator[Cache]:
-        """Hold the cache: those who make and use entries together, whoever removes or replaces them alone.
+        """Lock the cache: shared to make and use entries, exclusive (`alone`, `fresh`) to remove or replace them.
 
         Args:
-            alone: wait for nobody, and let nobody in.
-            fresh: let what is there now count as none; this is alone, too.
-            sweep: remove what killed processes have left, if nobody else is at work. Jobs that work side by side leave
-                that to the one after them: some file systems of clusters keep each machine's locks to itself, and what
-                one job writes would look left to another.
+            alone: lock exclusively, without waiting.
+            fresh: ignore all present entries; implies `alone`.
+            sweep: remove leftovers of killed processes, if nobody else holds the lock. Jobs that run in parallel must
+                not: some file systems of clusters do not share locks between machines, so what another job is writing
+                would look like a leftover.
 
         Yields:
-            The cache that is held.
+            The locked cache.
 
         Raises:
-            ModelwrightError: someone uses it, and it is to be held alone; or there is no place for it, or one without
-                locks.
+            ModelwrightError: it is in use and was to be locked exclusively; or the folder cannot be made or locked.
         """
         if why := why_no_folder(self.root):
             raise ModelwrightError(f"{self.root} {why}")
         with files.failing_as(f"{self.root} cannot be made"):
             self.root.mkdir(parents=True, exist_ok=True)
-        # Open for reading, too: NFS locks as fcntl does, and gives a shared lock to none but readers.
+        # Open for reading as well: NFS implements flock by fcntl, which needs that for a shared lock.
         with (self.root / LOCK).open("a+b") as lock:
             if sweep:
                 self._sweep(lock.fileno())
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if alone or fresh else fcntl.LOCK_SH)
             except BlockingIOError:
-                raise ModelwrightError(f"{self.root} is in use: a run prepares its data; try again then") from None
+                raise ModelwrightError(
+                    f"{self.root} is in use by a run that is preparing its data: try again later"
+                ) from None
             except OSError as error:
                 raise ModelwrightError(
-                    f"{self.root}: this file system gives no locks ({error.strerror}): "
+                    f"{self.root}: this file system does not support locks ({error.strerror}): "
                     "set MODELWRIGHT_HOME to a folder on another one"
                 ) from error
             if fresh:
-                os.utime(lock.fileno())  # the file system's clock may be another machine's
+                os.utime(lock.fileno())  # use the clock of the file system, which may be another machine's
             try:
                 yield evolve(self, since=os.fstat(lock.fileno()).st_mtime_ns if fresh else 0, lock=lock.fileno())
             finally:
@@ -177,7 +177,7 @@ class Cache:
                     self._sweep(lock.fileno())
 
     def _sweep(self, lock: int) -> None:
-        """Remove what killed processes have left, where nobody else is at work."""
+        """Remove leftovers of killed processes, if nobody else holds the lock."""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -190,12 +190,12 @@ class Cache:
 
 
 def total(entries: Iterable[Entry]) -> int:
-    """The bytes of these entries' files, each counted once."""
+    """The total size of these entries in bytes; shared files count once."""
     return sum({inode: file.size for entry in entries for inode, file in entry.files.items()}.values())
 
 
 def freed(entries: Iterable[Entry]) -> int:
-    """The bytes that are free when these entries go: those of files that no run and no other entry has."""
+    """The bytes freed by removing these entries: those of files that no run and no other entry links to."""
     names, sizes = Counter[int](), dict[int, KeptFile]()
     for entry in entries:
         names.update(entry.files.keys())
@@ -205,10 +205,10 @@ def freed(entries: Iterable[Entry]) -> int:
 
 @contextlib.contextmanager
 def naming_full_disk(folder: Path) -> Iterator[None]:
-    """Say where there was no more room: the error of a write to an open file does not.
+    """Name the folder if the disk is full, which the error of a write to an open file does not.
 
     Raises:
-        ModelwrightError: there was none.
+        ModelwrightError: the disk is full, or the quota is used up.
     """
     try:
         yield
@@ -217,7 +217,7 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
             raise
         reason = error.strerror or str(error)
         raise ModelwrightError(
-            f"{folder} cannot be written to: {reason}; with room, the same command goes on"
+            f"cannot write to {folder}: {reason}: free some space, then run the same command again to continue"
         ) from error
 
 
@@ -226,7 +226,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder so that it is gone at once, however long its files take."""
+    """Remove a folder: rename it first, so that it disappears at once."""
     aside = files.temporary_name(path, "old-")
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)
@@ -234,7 +234,7 @@ def _remove(path: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name; where the file system has no such thing, a copy."""
+    """Make a hard link, or a copy if the file system has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

@@ -1,6 +1,11 @@
-"""What is left out before training: each check looks at one example after the other, and says why it goes.
+"""Quality checks: each looks at one example and returns a reason to remove it: length, sanity, wrong answer.
 
-Nothing goes silently: `removed.jsonl` has a line for each, with what it was compared with.
+Every removed example has a line in `removed.jsonl`, with what it was compared with.
+
+The thresholds of repetition are those of J. Rae et al., "Scaling language models: methods, analysis & insights from
+training Gopher" (2021), table A1. They are made for web pages, but a worked sum repeats "= 2 +" or "square inches"
+without being broken. So they apply only to texts of a hundred words or more, and repeated runs of words may cover 1.5
+times as much.
 """
 
 from __future__ import annotations
@@ -20,10 +25,10 @@ from modelwright.core.api.records import Example, Output
 
 @frozen
 class Removal:
-    """Why an example goes.
+    """Why an example is removed.
 
     Attributes:
-        reason: for a person.
+        reason: a sentence for people.
         facts: what it was compared with: texts, sources, similarities; JSON values.
     """
 
@@ -32,21 +37,21 @@ class Removal:
 
 
 class Check(Protocol):
-    """One reason for which examples are left out.
+    """One reason to remove examples.
 
     Attributes:
-        name: of the reason, for counts.
+        name: the name of the reason, for counts.
     """
 
     name: str
 
     def check(self, example: Example) -> Removal | None:
-        """Why `example` goes; None keeps it. Asked in the order of the data, and of those that other checks kept."""
+        """Why to remove `example`; None keeps it. Called in the order of the data, with what earlier checks kept."""
         ...
 
 
 def first_removal(checks: Iterable[Check], example: Example) -> tuple[str, Removal] | None:
-    """The first check that has a reason, by name, and its reason; None where all keep the example."""
+    """The name of the first check that removes the example, and its reason; None if all keep it."""
     for check in checks:
         removal = check.check(example)
         if removal is not None:
@@ -55,7 +60,7 @@ def first_removal(checks: Iterable[Check], example: Example) -> tuple[str, Remov
 
 
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-# What only lays out: sizes, spaces, and the commands around text.
+# Layout only: sizes, spaces, and the commands around text.
 _LAYOUT = re.compile(
     r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|text|textbf|textit|mathrm|mathbf|mathit|operatorname|quad|qquad)\b"
     r"|\\[,;:!()\[\] ]|[${}]"
@@ -69,7 +74,7 @@ _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[-+*/=^<>%]")
 def words(text: str) -> list[str]:
     r"""The words, numbers and operators of a text, in order.
 
-    `1,250.0` is `1250`, `\dfrac{1}{2}` is `1 / 2`; dollars, braces and spacing commands are nothing.
+    `1,250.0` is `1250`, `\dfrac{1}{2}` is `1 / 2`; dollars, braces and spacing commands are dropped.
     """
     text = unicodedata.normalize("NFKC", text)
     text = _FRACTION.sub(r" \1 / \2 ", text)
@@ -79,14 +84,14 @@ def words(text: str) -> list[str]:
 
 
 def question(example: Example) -> str:
-    """What an example asks: its users' messages, or its text."""
+    """The question of an example: its user messages, or its plain text."""
     if example.text is not None:
         return example.text
     return "\n".join(message.content for message in example.messages if message.role == "user")
 
 
 def whole(example: Example) -> str:
-    """All that an example says, thinking included."""
+    """All text of an example, thinking included."""
     if example.text is not None:
         return example.text
     said = ((message.thinking, message.content) for message in example.messages)
@@ -94,18 +99,18 @@ def whole(example: Example) -> str:
 
 
 FEWEST_WORDS = 100
-# The share of lines, and of characters in lines, that were there before.
+# The fraction of lines, and of characters in lines, that repeat an earlier line.
 REPEATED_LINES, REPEATED_LINE_CHARACTERS = 0.30, 0.20
-# The share of characters that the most frequent run of so many words covers.
+# By number of words: the fraction of characters that the most frequent run of that length may cover.
 TOP_RUNS = {2: 1.5 * 0.20, 3: 1.5 * 0.18, 4: 1.5 * 0.16}
-# The share of characters that no writer writes: U+FFFD, which decoders put for what they cannot read, and controls.
+# The allowed fraction of U+FFFD, which decoders write for bytes that they cannot decode, and of control characters.
 GARBLED = 0.01
 _WHITE_SPACE = "\t\n\r\f\v"
 
 
 @define
 class Length:
-    """Texts to be learnt that are shorter or longer than wanted, in characters."""
+    """Removes examples whose trained text is too short or too long, in characters."""
 
     least: int
     most: int | None
@@ -115,15 +120,15 @@ class Length:
         """See `Check`."""
         size = sum(map(len, trained_texts(example)))
         if size < self.least:
-            return Removal(f"{size:,} characters are learnt, and min_characters is {self.least:,}")
+            return Removal(f"the trained text has {size:,} characters; min_characters is {self.least:,}")
         if self.most is not None and size > self.most:
-            return Removal(f"{size:,} characters are learnt, and max_characters is {self.most:,}")
+            return Removal(f"the trained text has {size:,} characters; max_characters is {self.most:,}")
         return None
 
 
 @define
 class Sanity:
-    """Texts to be learnt that repeat themselves, or are garbled."""
+    """Removes examples whose trained text repeats itself or is garbled."""
 
     name: str = field(default="insane", init=False)
 
@@ -137,7 +142,7 @@ class Sanity:
 
 
 def trained_texts(example: Example) -> Sequence[str]:
-    """The texts of an example that may be learnt: its plain text, or what the assistant says and thinks."""
+    """The texts of an example that may be trained on: its plain text, or what the assistant says and thinks."""
     if example.text is not None:
         return [example.text]
     said = [message for message in example.messages if message.role == "assistant" and message.train is not False]
@@ -151,7 +156,7 @@ def _garbled(text: str) -> str | None:
     )
     if wrong <= GARBLED * len(text):
         return None
-    return f"{wrong:,} of {len(text):,} characters are controls or stand for what could not be decoded"
+    return f"{wrong:,} of {len(text):,} characters are control or replacement characters (U+FFFD)"
 
 
 def _repeated_lines(text: str) -> str | None:
@@ -163,7 +168,7 @@ def _repeated_lines(text: str) -> str | None:
     characters = sum(len(line) * count for line, count in repeated)
     if number <= REPEATED_LINES * len(lines) and characters <= REPEATED_LINE_CHARACTERS * sum(map(len, lines)):
         return None
-    return f"{number:,} of {len(lines):,} lines were there before"
+    return f"{number:,} of {len(lines):,} lines repeat an earlier line"
 
 
 def _repeated_words(text: str) -> str | None:
@@ -176,15 +181,15 @@ def _repeated_words(text: str) -> str | None:
         run, count = max(runs.items(), key=lambda each: (each[1] * sum(map(len, each[0])), each[0]))
         covered = count * sum(map(len, run)) / size
         if count > 1 and covered > most:
-            return f"{' '.join(run)!r} stands {count:,} times in {len(words):,} words"
+            return f"{' '.join(run)!r} occurs {count:,} times in {len(words):,} words"
     return None
 
 
 @define
 class AnswerCheck:
-    """Grades what the assistant says last against the example's answer, by the metric that will grade the model.
+    """Removes examples whose last assistant message does not give the reference answer, by the metric of the run.
 
-    Examples without a reference answer stay: there is nothing to compare with.
+    Examples without a reference answer are kept.
 
     Attributes:
         metric: the metric.

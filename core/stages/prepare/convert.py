@@ -1,4 +1,4 @@
-"""Raw rows to a file of examples, without a run: what `modelwright prepare --format` and `--all-formats` do."""
+"""Raw rows to files of examples, without a run: `modelwright prepare --format` and `--all-formats`."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ Progress = Callable[[str, int], None]
 
 
 class CannotReadError(ModelwrightError):
-    """A format cannot read these rows: too many are rejected, or none gives an example."""
+    """A format cannot read the rows: too many are rejected, or none gives an example."""
 
 
 @frozen(kw_only=True)
 class Raw:
-    """What is converted.
+    """The rows to convert.
 
     Attributes:
-        sources: where the rows are; limit and fraction are each source's.
-        seed: of the fraction.
-        max_rejected: the share of rows, 0 to 1, that may be unreadable.
+        sources: where the rows are; limit and fraction apply to each source.
+        seed: the seed of `fraction`.
+        max_rejected: the fraction of rows, 0 to 1, that may be rejected.
     """
 
     sources: Sequence[SourceConfig]
@@ -51,16 +51,16 @@ class Raw:
 
 @frozen(kw_only=True)
 class Converted:
-    """What became of the rows, with one format.
+    """The result of one format.
 
     Attributes:
         format: its name.
-        output: the file; None where the format cannot read the rows.
-        rows: that were read.
-        examples: that were written.
-        duplicates: examples left out because their content was written already.
-        rejected: rows that the format cannot read.
-        rejected_file: where they are, with their reasons; None where there is none.
+        output: the file; None if the format cannot read the rows.
+        rows: number of rows read.
+        examples: number of examples written.
+        duplicates: number of examples left out because their content was already written.
+        rejected: number of rows that the format cannot read.
+        rejected_file: the file with these rows and their reasons; None if there are none.
         reason: why there is no output.
     """
 
@@ -75,10 +75,10 @@ class Converted:
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """The table of options that several `KEY=VALUE` make, each a line of TOML; a key with dots is one in a table.
+    """Parse several `KEY=VALUE`, each a line of TOML, into a table of options; dotted keys make inner tables.
 
     Raises:
-        ConfigError: one of them is something else, or a key is given twice.
+        ConfigError: one of them is not valid TOML, or a key is given twice.
     """
     problems = []
     for text in texts:
@@ -86,25 +86,28 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
             tomli.loads(text)
         except tomli.TOMLDecodeError as error:
             key, given, value = text.partition("=")
-            hint = f"strings need quotes: --option {shlex.quote(f'{key}={quoted(value)}')}"
-            message = f"is no KEY=VALUE in TOML ({error.msg}); {hint if given else 'such as --option limit=5'}"
+            hint = f"put strings in quotes: --option {shlex.quote(f'{key}={quoted(value)}')}"
+            advice = hint if given else "write, for example, --option limit=5"
+            message = f"not a valid KEY=VALUE in TOML ({error.msg}): {advice}"
             problems.append(Problem(source="--option", key=printable(text), message=message))
     if problems:
         raise ConfigError(problems)
     try:
         values = tomli.loads("\n".join(texts))
     except tomli.TOMLDecodeError as error:
-        raise ConfigError([Problem(source="--option", message=f"together they are no TOML: {error.msg}")]) from error
+        raise ConfigError(
+            [Problem(source="--option", message=f"the options contradict each other: {error.msg}")]
+        ) from error
     return dict(Written.mark(values, working_directory()))
 
 
 def given_source(flag: str, path: str, **values: Any) -> SourceConfig:
-    """A source from the command line, held to what the same keys of a run.toml are held to.
+    """A source from command-line flags, validated like `[[data.sources]]` in a run.toml.
 
     Args:
-        flag: the one that gave the path, for messages.
-        path: a file, glob or folder against the working directory, or `builtin:NAME/SPLIT`.
-        values: other keys of `[[data.sources]]`, each given by the flag of its name; None is not given.
+        flag: the flag that gave the path, for messages.
+        path: a file, glob or folder relative to the working directory, or `builtin:NAME/SPLIT`.
+        values: other keys of `[[data.sources]]`, whose flags have the same names; None means not given.
 
     Raises:
         ConfigError: one of them is wrong.
@@ -121,15 +124,15 @@ def given_source(flag: str, path: str, **values: Any) -> SourceConfig:
 
 
 def make_format(spec: FormatSpec, options: Mapping[str, Any], *, instruction: str | None = None) -> Format:
-    """A format with plain options, checked against its options class.
+    """Create a format from plain options, validated by its options class.
 
     Args:
         spec: the format's descriptor.
-        options: as TOML gives them.
-        instruction: put into the option of that name.
+        options: as parsed from TOML.
+        instruction: the value of the option `instruction`.
 
     Raises:
-        ConfigError: an option is wrong; the format has no option `instruction`, or it is given twice.
+        ConfigError: an option is wrong, the format has no option `instruction`, or `instruction` is given twice.
         MissingDependencyError: the format needs a package that is not installed.
     """
     given = dict(options)
@@ -137,10 +140,12 @@ def make_format(spec: FormatSpec, options: Mapping[str, Any], *, instruction: st
         known = attributes_of(spec.options)
         if "instruction" not in known:
             there_are = ", ".join(known) or "none"
-            message = f"format {spec.name} has no option instruction (it has: {there_are})"
+            message = f"format {spec.name} has no option instruction; its options: {there_are}"
             raise ConfigError([Problem(source="--instruction", message=message)])
         if "instruction" in given:
-            raise ConfigError([Problem(source="--instruction", message="--option gives an instruction, too; use one")])
+            raise ConfigError(
+                [Problem(source="--instruction", message="--option also sets an instruction: use one of them")]
+            )
         given["instruction"] = instruction
     try:
         made: Format = spec.create(structure(given, spec.options))
@@ -158,21 +163,21 @@ def convert(
 ) -> Converted:
     """Write the examples of `raw`, read by one format, to `output` as interchange JSONL.
 
-    Exact duplicates are left out. Rows that cannot be read go to `NAME.rejected.jsonl` beside `output`; an older such
-    file is gone where there are none. A kill leaves the old files or the new.
+    Exact duplicates are left out. Rejected rows go to `NAME.rejected.jsonl` beside `output`; if there are none, an
+    older file of that name is removed. A kill leaves either the old files or the new ones.
 
     Args:
-        raw: what to convert.
+        raw: the rows.
         reader: the format.
         name: the format's name.
-        output: a name that ends with .jsonl, in a folder that is made where it is missing.
+        output: a file name that ends with .jsonl; its folder is created if it is missing.
         progress: called with the format's name and the number of rows read so far.
-        keep_rejected: whether the rejected rows are written also where they are too many.
+        keep_rejected: whether to keep the file of rejected rows even if there are too many of them.
 
     Raises:
         CannotReadError: too many rows cannot be read, or no row gives an example.
-        FormatFailedError: the format failed in another way than by RowError.
-        UsageError: an input is not there, or `output` is no place for the examples.
+        FormatFailedError: the format raised something other than RowError.
+        UsageError: an input does not exist, or `output` is not usable.
     """
     _check_places(raw, [output])
     rejected_file = _rejected_file(output)
@@ -186,7 +191,7 @@ def convert(
         if not rejected.count or not keep_rejected:
             raise
         _settle(rejected, rejected_file)
-        raise CannotReadError(f"{error}; all are in {rejected_file}") from None
+        raise CannotReadError(f"{error}; rejected rows are in {rejected_file}") from None
     finally:
         rejected.path.unlink(missing_ok=True)
     return Converted(
@@ -229,10 +234,10 @@ def _write(raw: Raw, reader: Format, name: str, file: IO[bytes], rejected: Rejec
 def convert_all(
     raw: Raw, plugins: Plugins, folder: Path, progress: Progress, *, instruction: str | None = None
 ) -> list[Converted]:
-    """Write `folder`/FORMAT.jsonl for each installed format that can read the rows; the others say why they cannot.
+    """Write `folder`/FORMAT.jsonl for each installed format that can read the rows; return the reasons of the others.
 
     Raises:
-        UsageError: an input is not there, or an output would take the place of one.
+        UsageError: an input does not exist, or an output would overwrite one.
     """
     names = plugins.names(FormatSpec.kind)
     outputs = {name: folder / f"{name}{SUFFIX}" for name in names}
@@ -241,7 +246,7 @@ def convert_all(
     for name, output in outputs.items():
         try:
             reader = make_format(plugins.get(FormatSpec, name), {}, instruction=instruction)
-        except UsageError as error:  # a conflict of names, a missing package, an option that must be given
+        except UsageError as error:  # a conflict of names, a missing package, a required option
             results.append(Converted(format=name, output=None, reason=str(error)))
             continue
         try:
@@ -254,9 +259,9 @@ def convert_all(
 def _check_enough(raw: Raw, counts: _Counts, rejected: Rejected) -> None:
     trouble = rejected.too_many(counts.rows, raw.max_rejected, key="--max-rejected")
     if trouble is None and not counts.examples:
-        # Rows that are all allowed to be lost, rows that give nothing, or a fraction that drew no row.
-        first = f"; the first is {rejected.first}" if rejected.count else ""
-        trouble = f"nothing to write: {counts.rows} rows give no example{first}"
+        # All rows may be rejected, rows may give no example, or the fraction may select no row.
+        first = f"; the first rejected row: {rejected.first}" if rejected.count else ""
+        trouble = f"nothing to write: {counts.rows} rows gave no examples{first}"
     if trouble is not None:
         raise CannotReadError(trouble)
 
@@ -266,7 +271,7 @@ def _rejected_file(output: Path) -> Path:
 
 
 def _settle(rejected: Rejected, file: Path) -> None:
-    """Put the rejected rows where they belong, or take an older file of such away."""
+    """Move the rejected rows to their file, or remove an older such file."""
     if not rejected.count:
         file.unlink(missing_ok=True)
         return
@@ -277,18 +282,18 @@ def _settle(rejected: Rejected, file: Path) -> None:
 
 
 def _check_places(raw: Raw, outputs: Sequence[Path]) -> None:
-    """Find out whether there is something to read and a place to write, before either is done."""
+    """Check that there is something to read and that the outputs can be written, before doing either."""
     inputs = {
         file.resolve() for source in raw.sources if not parse_builtin(source.path) for file in source_files(source)
     }
     for output in outputs:
         if not output.name.endswith(SUFFIX):
             raise UsageError(
-                f"{output}: the output is JSONL, one example a line: give it a name that ends with {SUFFIX}"
+                f"{output}: the output is JSONL (one example per line): choose a name that ends with {SUFFIX}"
             )
         for place in (output, _rejected_file(output)):
             if why := why_no_file(place):
-                raise UsageError(f"{place} {why}: give another place for the output")
+                raise UsageError(f"{place} {why}: choose another output")
         taken = next((file for file in (output, _rejected_file(output)) if file.resolve() in inputs), None)
         if taken is not None:
-            raise UsageError(f"{taken} is one of the inputs and would be lost: choose another output")
+            raise UsageError(f"{taken} is one of the inputs and would be overwritten: choose another output")

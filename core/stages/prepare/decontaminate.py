@@ -1,9 +1,9 @@
-"""Decontamination: training examples in which a question of a test set stands are left out.
+"""Decontamination: remove training examples that contain a question of a test set.
 
-Texts are compared by the runs of `RUN` words that they share. A question is found where such runs cover more than half
-of its words, wherever in the example they stand; one too short for a run is found where it is all that is asked.
+Texts are compared by the runs of `RUN` words that they share. A question is found if such runs cover more than half of
+its words, anywhere in the example. A question shorter than a run is found if it is the whole question of the example.
 Source: N. Lambert et al., "Tülu 3: Pushing Frontiers in Open Language Model Post-Training" (2024), section 3.2, which
-compares runs of 8 tokens and calls more than half of a question's tokens too much.
+compares runs of 8 tokens and removes what shares more than half of a question's tokens.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Question:
 
     Attributes:
         suite: the set's name.
-        source: where it stands, as `file:line`.
-        text: as it is asked.
-        length: in words.
+        source: where it is from, as `file:line`.
+        text: the question itself.
+        length: its number of words.
     """
 
     suite: str
@@ -44,7 +44,7 @@ def _runs(said: Sequence[str]) -> Iterable[tuple[int, Gram]]:
 
 @define
 class Contamination:
-    """Finds questions of test sets in training examples; `add` them first."""
+    """Finds questions of test sets in training examples; `add` the questions first."""
 
     name: str = "contaminated"
     _questions: list[Question] = field(factory=list, init=False)
@@ -75,7 +75,7 @@ class Contamination:
         return self._removal(example, worst, shares[worst]) if shares[worst] > MOST else None
 
     def _shares(self, said: Sequence[str]) -> Mapping[int, float]:
-        """For each question that shares a run with what is said: the share of its words that such runs cover."""
+        """For each question that shares a run with the words: the fraction of its words that shared runs cover."""
         covered: dict[int, set[int]] = {}
         for run in {run for _, run in _runs(said)} & self._places.keys():
             for number, start in self._places[run]:
@@ -85,7 +85,7 @@ class Contamination:
     def _removal(self, example: Example, number: int, share: float) -> Removal:
         found = self._questions[number]
         return Removal(
-            f"{share:.0%} of a question of the suite {found.suite} stand in it: {found.source}",
+            f"contains {share:.0%} of the words of a question of suite {found.suite}: {found.source}",
             {"suite": found.suite, "other": found.source, "overlap": round(share, 4), "text": whole(example)}
             | {"question": found.text},
         )

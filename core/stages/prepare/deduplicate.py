@@ -1,4 +1,8 @@
-"""Which examples stay: what is said of each alone, and what only their order can tell, that one has come before."""
+"""Deduplication: remove examples that repeat an earlier one, exactly or nearly; and apply the verdicts of the checks.
+
+Near-duplicates are found by the runs of words that two texts share (Jaccard's index), which MinHash estimates.
+Source: A. Z. Broder, "On the resemblance and containment of documents" (1997).
+"""
 
 from __future__ import annotations
 
@@ -21,26 +25,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DUPLICATE, NEAR = "duplicate", "near-duplicate"
-# A place in the data: the shard's number, and the example's in it.
+# A place in the data is the number of the shard times this, plus the number of the example in it.
 _IN_SHARD = 2**32
-# Runs of three words in common: order counts, and one changed number in a short problem makes another problem.
+# Words in a run. Three, so that order counts and one changed number in a short problem makes it a different problem.
 RUN = 3
 ALIKE = 0.8
 PERMUTATIONS = 128
 
 
 def check_datasketch() -> None:
-    """Find out whether datasketch is installed, without importing it.
+    """Check that datasketch is installed, without importing it.
 
     Raises:
-        MissingDependencyError: it is not.
+        MissingDependencyError: it is not installed.
     """
     if importlib.util.find_spec("datasketch") is None:
         raise MissingDependencyError("near-duplicate removal needs datasketch: pip install 'modelwright[quality]'")
 
 
 class NearDuplicates:
-    """All but the first of examples that are alike; `check_datasketch` first."""
+    """Finds examples that are nearly the same as an earlier one; call `check_datasketch` before."""
 
     name = NEAR
 
@@ -55,13 +59,13 @@ class NearDuplicates:
         """See `Check`."""
         text = whole(example)
         sketch = self._sketch(text)
-        # The earliest is named: the index gives them in the order of their hashes, which is another in each process.
+        # Name the earliest: the index returns keys in the order of their hashes, which differs between processes.
         for key in sorted(self._index.query(sketch)):
             other, source = self._kept[key]
             similarity = float(sketch.jaccard(other))
             if similarity >= ALIKE:
                 facts = {"other": source, "similarity": round(similarity, 4), "text": text}
-                return Removal(f"it is almost the same as {source}", facts)
+                return Removal(f"nearly the same as {source}", facts)
         self._index.insert(len(self._kept), sketch)
         self._kept.append((sketch, example.source))
         return None
@@ -75,20 +79,17 @@ class NearDuplicates:
 
 
 class Seen:
-    """Which contents have come, and where first. It takes 16 bytes for each, whatever the contents' size.
+    """Remembers which contents occurred, and where first, in 16 bytes for each content.
 
-    Contents are known by the 64 bits of `Example.id`, places by a number of the caller's. They are kept in sorted
-    levels, each less than half as long as the one before it, as a log-structured merge tree keeps them.
+    A content is identified by the 64 bits of `Example.id`, its place by a number of the caller's. They are stored in
+    sorted levels, each less than half as long as the one before it, like a log-structured merge tree.
     """
 
     def __init__(self) -> None:
         self._levels: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
 
     def first(self, ids: Sequence[str], places: Sequence[int]) -> NDArray[np.int64]:
-        """Where each of these contents came first, int64 `[ids]`; then they have come, too.
-
-        A content that is new came first where it stands here first.
-        """
+        """Where each of these contents occurred first, int64 `[ids]`; new ones are added with their first place."""
         import numpy as np
 
         given = np.array([int(each, 16) for each in ids], np.uint64)
@@ -116,14 +117,14 @@ class Seen:
 
 
 class Deduplicator:
-    """Sifts shards of examples, which come in order.
+    """Filters shards of examples, which must come in order.
 
     Args:
         deduplicate: see `[data.quality]`.
-        removed: a line for each example that goes is written there.
+        removed: the file that gets a line for each removed example.
 
     Attributes:
-        counts: of those that went, by the check's name.
+        counts: the number of removed examples by the name of the check.
     """
 
     def __init__(self, deduplicate: Literal["exact", "near", False], removed: Path) -> None:
@@ -134,16 +135,16 @@ class Deduplicator:
         self._origins: list[tuple[str, Sequence[int]]] = []
 
     def filter(self, file: str, facts: Mapping[str, Any], examples: Path, target: Path) -> int:
-        """Put the examples that stay into `target`; where none does, it is not made.
+        """Write the examples that are kept to `target`, which is not created if there are none.
 
         Args:
-            file: the one that the shard's rows are from.
-            facts: of the shard; see `reading`.
+            file: the file that the rows of the shard are from.
+            facts: the facts of the shard; see `reading`.
             examples: its examples, as interchange JSONL.
-            target: a file that is not there yet.
+            target: a file that does not exist yet.
 
         Returns:
-            How many stay.
+            The number of examples that are kept.
         """
         removals = {
             int(number): (check, Removal(why, more)) for number, (check, why, more) in facts["verdicts"].items()
@@ -151,12 +152,12 @@ class Deduplicator:
         removals |= self._duplicates(file, facts)
         if self._near is not None:
             removals |= self._almost(examples, removals)
-        stay = len(facts["ids"]) - len(removals)
-        if not removals and stay:
+        kept_count = len(facts["ids"]) - len(removals)
+        if not removals and kept_count:
             link(examples, target)
         elif removals:
-            self._write(examples, removals, target if stay else None)
-        return stay
+            self._write(examples, removals, target if kept_count else None)
+        return kept_count
 
     def _duplicates(self, file: str, facts: Mapping[str, Any]) -> dict[int, tuple[str, Removal]]:
         if self._seen is None:
@@ -169,7 +170,7 @@ class Deduplicator:
         for number, (place, before) in enumerate(zip(own, first, strict=True)):
             if before != place:
                 source = self._source(before)
-                found[number] = (DUPLICATE, Removal(f"it says the same as {source}", {"other": source}))
+                found[number] = (DUPLICATE, Removal(f"duplicate of {source}", {"other": source}))
         return found
 
     def _source(self, place: int) -> str:
@@ -181,7 +182,7 @@ class Deduplicator:
         found = {}
         with examples.open("rb") as file:
             for number, line in enumerate(file):
-                if number in removals:  # what goes for a reason of its own takes no other with it
+                if number in removals:  # a removed example is not a reason to remove another
                     continue
                 removal = self._near.check(Example.from_row(json.loads(line)))
                 if removal is not None:
@@ -198,14 +199,14 @@ class Deduplicator:
                 check, removal = removals[number]
                 self.counts[check] += 1
                 row = json.loads(line)
-                told = {"check": check, "id": row["id"], "source": row["source"], "reason": removal.reason}
-                removed.write(json_line({**told, **removal.facts}).encode("utf-8"))
+                line_out = {"check": check, "id": row["id"], "source": row["source"], "reason": removal.reason}
+                removed.write(json_line({**line_out, **removal.facts}).encode("utf-8"))
         if target is not None:
             target.write_bytes(kept)
 
 
 def _compact(lines: Sequence[int]) -> Sequence[int]:
-    """The same in as little memory as they need: neighbours are a range."""
+    """The same numbers in little memory: consecutive ones are a range."""
     if lines and all(after - before == 1 for before, after in pairwise(lines)):
         return range(lines[0], lines[-1] + 1)
     import array

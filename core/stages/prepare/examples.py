@@ -1,4 +1,4 @@
-"""From raw rows to examples: the format reads, what it cannot read is kept aside with its reason."""
+"""From raw rows to examples: the format reads each row, and rejected rows are kept with their reasons."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modelwright.core.stages.prepare.sources import RawRow, Row
 
 
 class FormatFailedError(ModelwrightError):
-    """A format failed in another way than by RowError; that is the plugin's mistake."""
+    """A format raised something other than RowError: a bug in the plugin."""
 
 
 @define
@@ -27,10 +27,10 @@ class Rejected:
     """Writes `rejected.jsonl` and counts by reason.
 
     Attributes:
-        path: the file; it is made with the first rejected row.
-        count: rows rejected so far.
-        first: the first one, for the message that stops a run.
-        reasons: how often each reason came.
+        path: the file; created with the first rejected row.
+        count: the number of rows rejected so far.
+        first: the first of them, for error messages.
+        reasons: the number of rows for each reason.
     """
 
     path: Path
@@ -39,8 +39,8 @@ class Rejected:
     reasons: dict[str, int] = field(factory=dict)
 
     def add(self, row: Row, reason: str) -> None:
-        """Keep a row aside."""
-        # A reason may quote the row; a lone surrogate in it could be written to no report.
+        """Write down a rejected row."""
+        # A reason may quote the row, and a lone surrogate in it cannot be written to a report.
         reason = reason.encode("utf-8", "backslashreplace").decode("utf-8")
         if not self.count:
             self.first = f"{row.file}:{row.line}: {reason}"
@@ -52,7 +52,7 @@ class Rejected:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def add_all(self, other: Path, count: int, reasons: Mapping[str, int], first: str) -> None:
-        """Take over rows that were rejected elsewhere: their file, and what is said of them here."""
+        """Add rows that were rejected elsewhere: their file, and the other values as in this class."""
         if not count:
             return
         self.first = self.first or first
@@ -63,18 +63,18 @@ class Rejected:
             shutil.copyfileobj(source, file)
 
     def too_many(self, rows: int, allowed: float, *, key: str) -> str | None:
-        """Why the data are not fit for use, where more than the share `allowed` of `rows` is rejected.
+        """An error message if more than the fraction `allowed` of `rows` is rejected, else None.
 
         Args:
-            rows: how many rows there were.
-            allowed: the share, 0 to 1.
-            key: where it was set, for the message.
+            rows: the number of rows.
+            allowed: a fraction, 0 to 1.
+            key: the option that set it.
         """
         if self.count <= allowed * rows:
             return None
         return (
-            f"{self.count} of {rows} rows cannot be read ({self.count / rows:.1%}; {key} is {allowed:.1%}); "
-            f"the first is {self.first}"
+            f"{self.count} of {rows} rows were rejected ({self.count / rows:.1%}, more than {key} = {allowed:.1%}); "
+            f"the first: {self.first}"
         )
 
 
@@ -84,7 +84,7 @@ def read_examples(
     """The examples of `rows`, each with its source as `file:line`.
 
     Raises:
-        FormatFailedError: the format failed in another way than by RowError.
+        FormatFailedError: the format raised something other than RowError.
     """
     return (example for example, _ in read_lines(rows, reader, format_name=format_name, reject=reject))
 
@@ -97,17 +97,17 @@ def read_lines(
     reject: Callable[[Row, str], None],
     on_row: Callable[[Row], None] = lambda _row: None,
 ) -> Iterator[tuple[Example, bytes]]:
-    """The examples of `rows`, and the line of interchange JSONL that each is: the one way from rows to examples.
+    """The examples of `rows`, each with its line of interchange JSONL. All rows become examples here.
 
     Args:
         rows: the raw rows.
         reader: the format.
         format_name: the format's name, for messages.
-        reject: told of each row that cannot be read, and why.
-        on_row: shown every row that the format is given.
+        reject: called with each row that cannot be read, and the reason.
+        on_row: called with every row that the format gets.
 
     Raises:
-        FormatFailedError: the format failed in another way than by RowError.
+        FormatFailedError: the format raised something other than RowError.
     """
     for raw in rows:
         row = raw.read()
@@ -124,29 +124,29 @@ def read_lines(
         except Exception as error:
             raise FormatFailedError(
                 f"format {format_name!r} failed on {source}: {type(error).__name__}: {error} "
-                "(a format reports a row that it cannot read by RowError)"
+                "(a format must raise RowError for a row that it cannot read)"
             ) from error
         yield from examples
 
 
 def _line(example: Example, source: str) -> tuple[Example, bytes]:
     if not isinstance(example, Example):
-        msg = f"it gave {type(example).__name__}, not Example"
+        msg = f"expected Example, found {type(example).__name__}"
         raise TypeError(msg)
     example = attrs.evolve(example, source=source)
     try:
         return example, files.json_line(example.to_row()).encode("utf-8")
     except UnicodeEncodeError:
-        raise RowError("its text has a lone surrogate, which is no character") from None
+        raise RowError("the text contains a lone surrogate (half of a UTF-16 pair): fix its encoding") from None
 
 
 def written_examples(folder: Path) -> Iterator[Example]:
-    """The examples in a folder of interchange JSONL files, by the files' names."""
+    """The examples in a folder of interchange JSONL files, in the order of the file names."""
     return map(Example.from_row, written_rows(folder))
 
 
 def written_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The same as JSON objects."""
+    """As `written_examples`, but JSON objects."""
     for path in sorted(folder.glob("*.jsonl")):
         with path.open("rb") as file:
             yield from map(json.loads, file)

@@ -1,4 +1,4 @@
-"""Rows to packs: several examples in one sequence, so that little of a batch is padding.
+"""Packing: several rows in one sequence, so that a batch has little padding.
 
 Best fit decreasing (D. S. Johnson, "Near-optimal bin packing algorithms", 1973), in windows of rows that follow one
 another: the longest row first, each into the open pack that it fills best. Lengths are small whole numbers, so the free
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Memory stays that of one window, and so many rows leave nothing to be gained by more.
+# Rows per window: bounds memory, and larger windows do not pack better.
 WINDOW = 65_536
 
 
 @frozen(kw_only=True)
 class PackReport:
-    """What became of the rows.
+    """Counts of the packs.
 
     Attributes:
-        packs: how many there are.
-        filled: the share of the packs' places that hold a token; 0 where there are no packs.
+        packs: the number of packs.
+        filled: the fraction of positions in packs that hold a token; 0 without packs.
     """
 
     packs: int
@@ -56,7 +56,7 @@ def write_packs(folder: Path, max_length: int) -> PackReport:
 
     Args:
         folder: what `modelwright.TokenFolder` reads.
-        max_length: the most tokens in a pack; no row has more.
+        max_length: maximum number of tokens in a pack; no row has more.
 
     Raises:
         MissingDependencyError: pyarrow is not installed.
@@ -86,7 +86,7 @@ def write_packs(folder: Path, max_length: int) -> PackReport:
 
 
 def _windows(folder: Path) -> Iterator[NDArray[np.int32]]:
-    """The lengths of the rows, `WINDOW` of them at a time, whatever the shards are."""
+    """The lengths of the rows, `WINDOW` at a time, independent of shards."""
     import numpy as np
 
     waiting = np.zeros(0, np.int32)
@@ -107,7 +107,7 @@ def pack_window(lengths: NDArray[np.int32], max_length: int) -> Iterator[Sequenc
 
     Args:
         lengths: the rows' tokens, int32 `[rows]`.
-        max_length: the most tokens in a pack.
+        max_length: maximum number of tokens in a pack.
 
     Yields:
         The rows of each pack, ascending; packs by their first row.

@@ -1,4 +1,8 @@
-"""Jobs on many items: in this process, or shared among worker processes, with the results in the items' order."""
+"""Run a job on many items, in this process or in worker processes; results come in the order of the items.
+
+Not `concurrent.futures.ProcessPoolExecutor`: its workers never notice that the runner was killed, and would keep the
+lock of the cache forever; it hides the signal by which a worker died; and its spawn imports the caller's `__main__`.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,9 @@ from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.plugins import Plugins
 
 POLL_SECONDS = 0.2
-# So many items, for each process, may be ahead of the first unfinished one.
+# Items per process that may be ahead of the first unfinished one.
 AHEAD = 4
-# Each process is one thread: they share the cores among themselves.
+# One thread per process, because the processes share the cores.
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 Item = TypeVar("Item")
@@ -32,43 +36,42 @@ Tick = Callable[[], None]
 
 
 class Job(Protocol[Item_contra, Result_co]):
-    """What is done to each item; it is pickled to reach another process."""
+    """The work on each item; it is pickled to be sent to worker processes."""
 
     def opened(
         self, plugins: Plugins | None
     ) -> contextlib.AbstractContextManager[Callable[[Item_contra, Tick], Result_co]]:
-        """Load what the job needs, and give the function that does it.
+        """Load what the job needs, and return the function that processes an item.
 
-        The function gets an item and something to call now and then, which may raise to stop.
+        Its arguments are the item and a function to call from time to time, which may raise to stop the work.
 
         Args:
-            plugins: those of the run; None in a process that has to find them.
+            plugins: the plugins of the run; None in a worker process, which has to discover them.
         """
         ...
 
 
 def available_processes() -> int:
-    """How many processes this machine runs at once, as far as this one may use it."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @frozen
 class _Begin:
-    """Tells a worker of its next job."""
+    """The message that gives a worker its next job."""
 
     job: Any
 
 
 class Pool:
-    """Does jobs in order, in this process or in several; use it as a context manager.
+    """Runs jobs one after the other, in this process or in several; use it as a context manager.
 
-    The processes are started when there is work for them, and do one job after the other.
+    The processes start with the first job that needs them.
 
     Args:
-        processes: at most so many.
-        plugins: for a job that is done in this process.
-        inherited: a descriptor that stays open while one of the processes lives, such as a lock's: they may outlive a
-            runner that is killed.
+        processes: the maximum number.
+        plugins: for jobs that run in this process.
+        inherited: a descriptor, such as that of a lock, that workers keep open: they may outlive a killed runner.
     """
 
     def __init__(self, processes: int, plugins: Plugins, *, inherited: int) -> None:
@@ -83,16 +86,16 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         for ours, process in self._processes.items():
             ours.close()
-            process.kill()  # what a worker leaves is whole or is not there
+            process.kill()  # results are published whole or not at all
             process.wait()
 
     def ordered(self, job: Job[Item, Result], items: Iterable[Item], tick: Tick) -> Iterator[Result]:
-        """The results of `job` on each item, in order. A single item is no work for other processes.
+        """The results of `job` on each item, in order. A single item is processed here.
 
         Args:
-            job: what to do.
-            items: asked for as they are needed.
-            tick: called often; may raise, which ends the processes.
+            job: the work.
+            items: consumed as needed.
+            tick: called often; may raise to stop.
 
         Raises:
             ModelwrightError: the job failed, or a process died.
@@ -120,9 +123,9 @@ class Pool:
                 self._processes[ours] = subprocess.Popen(
                     [*command, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
-                    stdout=2,  # what a plugin prints is not this command's output
+                    stdout=2,  # what a plugin prints is not the output of this command
                     pass_fds=(theirs.fileno(), self._inherited),
-                    start_new_session=True,  # a Ctrl-C at the terminal is for the runner, which ends them
+                    start_new_session=True,  # Ctrl-C at the terminal goes to the runner only, which ends them
                     env=os.environ | _ONE_THREAD,
                 )
 
@@ -165,15 +168,18 @@ class Pool:
 
     def _died(self, worker: connection.Connection) -> ModelwrightError:
         code = self._processes[worker].wait()
-        end = f"signal {-code}, which the system sends when memory runs out" if code == -9 else f"exit code {code}"
+        if code == -9:
+            end, advice = "signal 9, often because memory ran out", ", perhaps with fewer [data] workers"
+        else:
+            end, advice = f"signal {-code}" if code < 0 else f"exit code {code}", ""
         return ModelwrightError(
-            f"a worker process died while preparing the data ({end}); what is done is kept, so the same command goes "
-            "on; [data] workers sets how many there are"
+            f"a worker process died while preparing the data ({end}): finished shards are kept; run the same command "
+            f"again to continue{advice}"
         )
 
 
 def main() -> None:
-    """A worker process from beginning to end: job after job, item after item, until nobody asks any more."""
+    """The whole life of a worker process: job after job, item after item, until the runner closes the pipe."""
     pipe = connection.Connection(int(sys.argv[1]))
     with contextlib.suppress(EOFError, OSError), contextlib.ExitStack() as stack:
         do: Callable[[Any, Tick], Any] | None = None
@@ -186,13 +192,13 @@ def main() -> None:
             try:
                 do = do or stack.enter_context(job.opened(None))
                 answer = False, do(item, lambda: None)
-            except Exception as error:  # noqa: BLE001 - whatever it was, the runner must hear of it
+            except Exception as error:  # noqa: BLE001 - the runner must hear of any error
                 answer = True, _portable(error)
             pipe.send(answer)
 
 
 def _portable(error: Exception) -> ModelwrightError:
-    """An error that can be sent: some cannot be pickled, or not be made again."""
+    """An error that can be sent through a pipe: some cannot be pickled or unpickled."""
     if isinstance(error, ModelwrightError):
         with contextlib.suppress(Exception):
             return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]  # noqa: S301 - our own

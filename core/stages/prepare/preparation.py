@@ -1,4 +1,4 @@
-"""One preparation at work: shards of rows to shards of examples, those that stay to shards of tokens, all counted."""
+"""A preparation: rows to examples to tokens, shard by shard, in one run or shared among several jobs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from modelwright.core.api import files
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
+from modelwright.core.api.wording import listed
 from modelwright.core.chat.renderer import Renderer, read_template
 from modelwright.core.config import to_plain
 from modelwright.core.runs.allocation import allocation
@@ -39,10 +40,10 @@ from modelwright.core.stages.prepare.rendering import (
 )
 from modelwright.core.stages.prepare.tokenizers import scratch_renderer
 
-# Counts up when the same rows give other examples than before.
-READING_VERSION = 1
+# Raise this when the same rows give other examples, reasons or verdicts than before.
+READING_VERSION = 2
 
-# So many parts are named where some are missing.
+# The most selections that an error names.
 NAMED = 5
 
 STAGE = "prepare"
@@ -51,10 +52,10 @@ Emit = Callable[[str, Mapping[str, Any]], None]
 
 
 def reading_job(run: Run, cache: Cache) -> ReadShards:
-    """The job of reading a run's shards.
+    """The job that reads the shards of a run.
 
     Raises:
-        UsageError: a test set to compare with is not there.
+        UsageError: a test set to compare with does not exist.
     """
     config, plugins = run.config, run.plugins
     spec = plugins.get(FormatSpec, config.data.format)
@@ -64,10 +65,10 @@ def reading_job(run: Run, cache: Cache) -> ReadShards:
 
 
 def base_renderer(run: Run) -> Renderer | None:
-    """The renderer of what the training begins from; None for a model from scratch, whose data make the tokenizer.
+    """The renderer of the base model; None for a model from scratch, whose tokenizer is trained on the data.
 
     Raises:
-        UsageError: there is no tokenizer or template.
+        UsageError: the base has no tokenizer or no template.
     """
     template = run.config.model.chat_template
     if run.base is None:
@@ -76,26 +77,26 @@ def base_renderer(run: Run) -> Renderer | None:
 
 
 def pool_of(run: Run, cache: Cache) -> Pool:
-    """The processes that a run works with, which hold the cache as this one does."""
+    """The worker processes of a run, which hold the lock of the cache like this process."""
     workers = run.config.data.workers
-    assert cache.lock is not None, "the cache is held while it is used"
+    assert cache.lock is not None, "the cache must be locked while it is used"
     return Pool(available_processes() if workers == "auto" else workers, run.plugins, inherited=cache.lock)
 
 
 class Preparation:
-    """Fills a folder; `read` comes first, then `render`. Use it as a context manager: worker processes end with it.
+    """Fills a folder: call `read`, then `render`. Use it as a context manager, which ends the worker processes.
 
     Args:
-        run: what is prepared.
-        folder: empty.
-        cache: where shards are kept.
+        run: the run to prepare.
+        folder: an empty folder.
+        cache: where shards are cached.
         emit: writes an event.
 
     Attributes:
-        rows: how many were read.
-        examples: how many stay.
+        rows: number of rows read.
+        examples: number of examples kept.
         rejected: rows that cannot be read or rendered.
-        report: what became of the examples.
+        report: counts of what became of the examples.
     """
 
     def __init__(self, run: Run, folder: Path, cache: Cache, emit: Emit) -> None:
@@ -122,10 +123,10 @@ class Preparation:
         self._pool.__exit__()
 
     def read(self) -> None:
-        """Rows to examples, and which of them stay.
+        """Turn rows into examples, and remove some.
 
         Raises:
-            ModelwrightError: a source or its format failed; or parts are to be merged of which some are missing.
+            ModelwrightError: a source or its format failed; or --merge finds shards that no job has prepared.
         """
         config = self.run.config
         (self.folder / "examples").mkdir()
@@ -149,10 +150,10 @@ class Preparation:
             raise ModelwrightError(_unread(self.run, missing, len(origins)))
 
     def render(self) -> None:
-        """Examples to tokens.
+        """Turn examples into tokens.
 
         Raises:
-            ModelwrightError: there is no tokenizer or template for them.
+            ModelwrightError: there is no tokenizer or template.
         """
         config = self.run.config
         renderer = self._renderer()
@@ -177,11 +178,11 @@ class Preparation:
 
     @property
     def removed(self) -> dict[str, int]:
-        """How many examples each check has left out, of those that were asked for."""
+        """The number of examples that each check removed."""
         return {name: self._deduplicator.counts[name] for name in check_names(self.run.config)}
 
     def summary(self) -> dict[str, Any]:
-        """What was counted, as JSON values."""
+        """All counts, as JSON values."""
         return {
             "read": self.rows,
             "examples": self.examples,
@@ -195,7 +196,7 @@ class Preparation:
         }
 
     def _packed(self) -> bool:
-        """Plain texts fill a model's context best together; conversations are batched by length unless asked."""
+        """Whether to pack rows: with "auto", only if all rows are plain text."""
         way, report = self.run.config.data.tokens.packing, self.report
         return bool(report.rows) and (way == "pack" or (way == "auto" and report.texts == report.rows))
 
@@ -206,11 +207,11 @@ class Preparation:
     def _take_examples(self, number: int, file: str, weight: float, entry: Path) -> None:
         facts = files.read_json(entry / reading.FACTS)
         target = self.folder / "examples" / f"{number:05}.jsonl"
-        stay = self._deduplicator.filter(file, facts, entry / reading.EXAMPLES, target)
-        if stay:
+        kept_count = self._deduplicator.filter(file, facts, entry / reading.EXAMPLES, target)
+        if kept_count:
             self._files.append(ExamplesFile(target, weight, entry))
         self.rows += facts["rows"]
-        self.examples += stay
+        self.examples += kept_count
         self._recognised.update(facts["recognised"])
         self._take_rejected(entry / reading.REJECTED, facts)
         self._emit("reading", {"rows": self.rows})
@@ -244,26 +245,28 @@ class Preparation:
 
 
 def prepare_shards(run: Run, selection: ShardSelection) -> dict[str, Any]:
-    """Read the shards of a part, and render what may stay of them where the tokenizer is known: that of a base.
+    """Prepare the selected shards: read them, and render them too if the run has a base, whose tokenizer is known.
 
-    Any number of parts are prepared at once. One that was killed or stopped goes on where it was.
+    The results go to the cache, where the job with --merge finds them. The stage is not marked as done; in the folder
+    of the run, only events and the folder of this job are written. Jobs with other selections can run at the same time,
+    on any machine. A job that was killed or stopped resumes where it was.
 
     Args:
         run: from `open_run`, checked.
         selection: which ones.
 
     Returns:
-        What was done: `shard`, as I/N; `shards`, how many are in it; `of`, how many there are; `rows` and `examples`.
+        `shard`, the selection as I/N; `shards`, how many it has; `of`, how many there are; `rows`; `examples`.
 
     Raises:
-        StopRequested: someone asked this job to stop; the same call resumes it.
+        StopRequested: the job was asked to stop; the same call resumes it.
         ModelwrightError: it failed.
     """
     root = home.cache()
     folder = run.folder.part(selection.number, selection.of)
     with files.failing_as(f"{folder.path} cannot be made"):
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.path.touch()  # the part that was begun last says how many there are
+        folder.path.touch()  # the newest of these folders says how many jobs there are
     folder.clear_stop()
     events = EventWriter(run.folder.events, run=run.config.name, stage=STAGE)
 
@@ -303,7 +306,7 @@ def _prepare(run: Run, selection: ShardSelection, folder: RunFolder, cache: Cach
         examples: list[int] = []
         rows = 0
         for entry in pool.ordered(reading_job(run, cache), mine, folder.check_stop):
-            assert entry is not None, "a job that makes what is missing leaves nothing out"
+            assert entry is not None, "a job that makes missing entries returns all of them"
             facts = files.read_json(entry / reading.FACTS)
             entries.append(entry)
             examples.append(len(facts["ids"]))
@@ -321,15 +324,14 @@ def _prepare(run: Run, selection: ShardSelection, folder: RunFolder, cache: Cach
 
 
 def _unread(run: Run, missing: Sequence[int], shards: int) -> str:
-    """Which jobs are to be done before the parts are merged."""
+    """The error of --merge if shards are missing: which jobs have to run first."""
     of = run.folder.parts()
     if of is None:
-        which = "every part I/N"
+        which = "I/N for each I from 1 to N"
     else:
         parts = sorted({number % of + 1 for number in missing})
-        which = ", ".join(str(ShardSelection(number, of)) for number in parts[:NAMED])
-        which += f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+        which = listed([ShardSelection(number, of) for number in parts], NAMED)
     return (
-        f"{run.config.name}: {len(missing)} of {shards} shards of the data are not read yet: do "
-        f"modelwright prepare --shard for {which} first; without --merge, this job reads them itself"
+        f"{run.config.name}: {len(missing)} of {shards} shards are not prepared yet: run modelwright prepare with "
+        f"--shard {which} first, or without --merge to prepare them here"
     )

@@ -1,6 +1,6 @@
-"""Prepared tokens as people read them: the text of a row, part by part, with what of it is learnt.
+"""Prepared data for people: rows as text with their trained parts, an HTML page of them, and statistics.
 
-It is read from the tokens and their tokenizer, not from the examples: what is shown is what the model will see.
+Rows are decoded from the tokens, not taken from the examples, so they show what the model will see.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from modelwright.core.chat.renderer import Renderer
 from modelwright.core.stages.prepare.examples import written_rows
 
 TRAIN, HOLDOUT = "train", "holdout"
-# What decoders write for the bytes of a character that is not whole.
+# What decoders write for an incomplete character.
 HALF = "\ufffd"
 
 
 @frozen
 class TextPart:
-    """A stretch of a row's text, all of it learnt or none of it."""
+    """A part of the text of a row, either all trained or all untrained."""
 
     text: str
     trained: bool
@@ -35,14 +35,14 @@ class TextPart:
 
 @frozen(kw_only=True)
 class PreviewRow:
-    """A row of tokens.
+    """A row of tokens as text.
 
     Attributes:
-        id: its example's.
-        source: where that came from, as `file:line`.
-        tokens: how many there are.
-        trained: how many of them are learnt.
-        parts: its text from left to right, special tokens as they are spelt; learnt and not learnt in turn.
+        id: the id of its example.
+        source: where the example came from, as `file:line`.
+        tokens: the number of tokens.
+        trained: the number of trained tokens.
+        parts: the text, with special tokens spelled out; trained and untrained parts alternate.
     """
 
     id: str
@@ -53,12 +53,12 @@ class PreviewRow:
 
 
 def preview(folder: Path, count: int, *, skip: int = 0, split: str = TRAIN) -> list[PreviewRow]:
-    """The rows `skip` to `skip + count` of a prepared folder, or those that there are.
+    """The rows `skip` to `skip + count` of a prepared folder; fewer if it ends before.
 
     Args:
-        folder: what the prepare stage wrote.
-        count: the most rows.
-        skip: rows before the first.
+        folder: the output of the prepare stage.
+        count: maximum number of rows.
+        skip: number of rows to skip.
         split: `TRAIN` or `HOLDOUT`.
     """
     renderer = Renderer.from_folder(folder / "tokenizer")
@@ -87,7 +87,7 @@ def _rows(folder: Path, start: int, stop: int) -> Iterator[TokenRow]:
 
 
 def _sources(folder: Path, ids: set[str]) -> Mapping[str, str]:
-    """Where these examples came from."""
+    """The sources of these examples, by id."""
     found: dict[str, str] = {}
     for row in written_rows(folder / "examples"):
         if row["id"] in ids:
@@ -98,20 +98,20 @@ def _sources(folder: Path, ids: set[str]) -> Mapping[str, str]:
 
 
 def _parts(renderer: Renderer, row: TokenRow) -> Iterator[TextPart]:
-    """Each part is what its tokens add to the text before: decoders treat the beginning of a text in their own way."""
+    """The parts of a row. Each is what its tokens add to the text before: decoders treat beginnings specially."""
     ids = [int(token) for token in row.input_ids]
     shown, end = 0, 0
     for trained, group in itertools.groupby(row.trained.tolist()):
         end += len(list(group))
         text = renderer.spell(ids[:end])
         if end < len(ids):
-            text = text.rstrip(HALF)  # a character that the next token completes is shown there
+            text = text.rstrip(HALF)  # an incomplete character is shown with the token that completes it
         yield TextPart(text[shown:], bool(trained))
         shown = len(text)
 
 
 def html_page(title: str, rows: Iterable[PreviewRow]) -> str:
-    """A page of HTML, whole in itself, on which what is learnt is coloured."""
+    """A self-contained HTML page on which the trained tokens are marked."""
     articles = "\n".join(map(_article, rows))
     return f"""<!doctype html>
 <html lang="en">
@@ -119,9 +119,9 @@ def html_page(title: str, rows: Iterable[PreviewRow]) -> str:
 <meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title>
 <style>
-:root {{ color-scheme: light dark; --page: #fff; --ink: #6b7078; --learnt: #0b3d1e; --ground: #c9f2d6; }}
+:root {{ color-scheme: light dark; --page: #fff; --ink: #6b7078; --trained: #0b3d1e; --ground: #c9f2d6; }}
 @media (prefers-color-scheme: dark) {{
-  :root {{ --page: #16181c; --ink: #9aa0a8; --learnt: #d5f7e0; --ground: #1d5233; }}
+  :root {{ --page: #16181c; --ink: #9aa0a8; --trained: #d5f7e0; --ground: #1d5233; }}
 }}
 body {{ background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }}
 body {{ margin: 2rem auto; max-width: 52rem; padding: 0 1rem; }}
@@ -130,10 +130,10 @@ article {{ border: 1px solid color-mix(in srgb, var(--ink) 35%, transparent); }}
 article {{ border-radius: 6px; margin: 1rem 0; padding: 0.8rem 1rem; }}
 header {{ font-size: 0.85rem; margin-bottom: 0.6rem; }}
 pre {{ font: 14px/1.5 ui-monospace, monospace; margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }}
-mark {{ background: var(--ground); border-radius: 2px; color: var(--learnt); }}
+mark {{ background: var(--ground); border-radius: 2px; color: var(--trained); }}
 </style>
 <h1>{html.escape(title)}</h1>
-<p>What the model will see. <mark>Marked</mark>: the tokens that it learns to write.</p>
+<p>What the model will see. It is trained to write the <mark>marked</mark> tokens.</p>
 {articles}
 </html>
 """
@@ -143,11 +143,11 @@ def _article(one: PreviewRow) -> str:
     text = "".join(
         f"<mark>{html.escape(part.text)}</mark>" if part.trained else html.escape(part.text) for part in one.parts
     )
-    header = f"{html.escape(one.source or one.id)} · {one.tokens:,} tokens, {one.trained:,} learnt"
+    header = f"{html.escape(one.source or one.id)} · {one.tokens:,} tokens, {one.trained:,} trained"
     return f"<article><header>{header}</header><pre>{text}</pre></article>"
 
 
-# Powers of two: lengths spread over several of them, and `max_length` usually is one.
+# Bins are powers of two, because lengths vary widely and `max_length` usually is one.
 SMALLEST_BIN = 16
 
 
@@ -156,10 +156,10 @@ class Statistics:
     """Numbers about a prepared folder.
 
     Attributes:
-        report: what the prepare stage counted (report.json).
-        lengths: of the training rows in tokens: "min", "median", "p90", "p99" and "max"; empty without rows.
-        histogram: how many rows have at most so many tokens, and more than the key before.
-        sources: examples by the file that they came from, before rows that are too long or held out are taken away.
+        report: the counts of the prepare stage (report.json).
+        lengths: "min", "median", "p90", "p99" and "max" of the training rows, in tokens; empty without rows.
+        histogram: number of rows by length; each key is the upper bound of its bin, in tokens.
+        sources: number of examples by file, including those that are too long or held out.
     """
 
     report: Mapping[str, Any]
@@ -169,7 +169,7 @@ class Statistics:
 
 
 def statistics(folder: Path) -> Statistics:
-    """Count what is in a folder that the prepare stage wrote."""
+    """The statistics of a folder that the prepare stage wrote."""
     lengths = TokenFolder(folder / TRAIN).lengths()
     sources: Counter[str] = Counter()
     for row in written_rows(folder / "examples"):
@@ -186,7 +186,7 @@ def _quantiles(lengths: np.ndarray[Any, np.dtype[np.int32]]) -> dict[str, int]:
     if not len(lengths):
         return {}
     shares = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    # "higher": a length that a row has, not one between two.
+    # "higher" gives the length of a row, not one between two.
     return {name: int(np.quantile(lengths, share, method="higher")) for name, share in shares.items()}
 
 

@@ -1,4 +1,4 @@
-"""The checks that a run's `[data.quality]` asks for, and what their verdicts depend on."""
+"""Which checks `[data.quality]` turns on, and what their verdicts depend on."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from modelwright.core.stages.prepare.sources import Row, read_source, source_dig
 
 @contextlib.contextmanager
 def example_checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Check]]:
-    """The checks that look at each example alone, the quick ones first; what they hold is given back at the end.
+    """The checks that look at each example alone, fast ones first; their resources are released at the end.
 
     Raises:
         ModelwrightError: a test set to compare with cannot be read.
-        UsageError: there is no metric to verify answers by.
+        UsageError: there is no metric to verify answers with.
     """
     quality = config.data.quality
-    asked: list[Check] = []
+    checks: list[Check] = []
     with contextlib.ExitStack() as stack:
         if _asks_for_length(quality):
-            asked.append(Length(quality.min_characters, quality.max_characters))
+            checks.append(Length(quality.min_characters, quality.max_characters))
         if quality.sanity:
-            asked.append(Sanity())
+            checks.append(Sanity())
         if _test_sets(config):
-            asked.append(_contamination(config, plugins))
+            checks.append(_contamination(config, plugins))
         if quality.verify_answers:
             spec = verifying_metric(config, plugins)
             metric = spec.create()
             stack.callback(getattr(metric, "close", lambda: None))
-            asked.append(AnswerCheck(metric, spec.name))
-        yield asked
+            checks.append(AnswerCheck(metric, spec.name))
+        yield checks
 
 
 def check_names(config: RunConfig) -> list[str]:
-    """The names of what examples are looked at for, in the order in which it is done."""
+    """The names of all checks of the run, in the order in which they are applied."""
     quality = config.data.quality
-    asked = {
+    checks = {
         "duplicate": quality.deduplicate is not False,
         "length": _asks_for_length(quality),
         "insane": quality.sanity,
@@ -55,11 +55,11 @@ def check_names(config: RunConfig) -> list[str]:
         "unverified": quality.verify_answers,
         "near-duplicate": quality.deduplicate == "near",
     }
-    return [name for name, wanted in asked.items() if wanted]
+    return [name for name, wanted in checks.items() if wanted]
 
 
 def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
-    """What the checks' verdicts depend on beside the data and `[data.quality]`, as JSON values."""
+    """What the verdicts depend on besides the data and `[data.quality]`, as JSON values."""
     quality = config.data.quality
     inputs: dict[str, Any] = {"length": [quality.min_characters, quality.max_characters], "sanity": quality.sanity}
     if sets := _test_sets(config):
@@ -83,11 +83,11 @@ def _asks_for_length(quality: QualityConfig) -> bool:
 
 
 def check_quality(config: RunConfig, plugins: Plugins) -> None:
-    """Find out before anything starts whether the checks can be made.
+    """Check before anything starts that the checks can run.
 
     Raises:
         MissingDependencyError: a package is not installed.
-        UsageError: there is no metric to verify answers by, or a file to compare with is not there.
+        UsageError: there is no metric to verify answers with, or a file to compare with does not exist.
     """
     if config.data.quality.deduplicate == "near":
         check_datasketch()
@@ -107,13 +107,13 @@ def verifying_metric(config: RunConfig, plugins: Plugins) -> MetricSpec:
     found = next((spec for spec in specs if spec.inputs == "text"), None)
     if found is None:
         raise UsageError(
-            "[data.quality] verify_answers needs a metric that grades answers: name one in an [[evaluate]] table"
+            "[data.quality] verify_answers needs a metric that grades text: set metrics in an [[evaluate]] table"
         )
     return found
 
 
 def _test_sets(config: RunConfig) -> list[tuple[str, SourceConfig, str, Any]]:
-    """What is not to be in the training data: a name, the rows, and the format that reads them with its options."""
+    """The test sets that must not occur in training data: name, rows, format and the options of the format."""
     quality, found = config.data.quality, []
     if quality.decontaminate:
         for suite in config.evaluate:
@@ -129,7 +129,7 @@ def _contamination(config: RunConfig, plugins: Plugins) -> Contamination:
     for name, source, format_name, options in _test_sets(config):
 
         def refuse(row: Row, reason: str, name: str = name) -> None:
-            raise ModelwrightError(f"decontamination against {name}: {row.file}:{row.line} cannot be read: {reason}")
+            raise ModelwrightError(f"decontamination against {name}: cannot read {row.file}:{row.line}: {reason}")
 
         reader = plugins.get(FormatSpec, format_name).create(options)
         rows = read_source(source, config.seed)

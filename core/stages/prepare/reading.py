@@ -1,4 +1,7 @@
-"""Rows in shards: parts of bounded size that are prepared one by one, whoever does it, and kept when they are done."""
+"""The first half of preparing: cut the rows into shards of bounded size, and turn each shard into examples.
+
+Each shard is read by itself, in any process, and its examples are cached together with the verdicts of the checks.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ from modelwright.core.stages.prepare.sources import RawRow, Row, raw_rows
 
 KIND = "examples"
 EXAMPLES, REJECTED, FACTS = "examples.jsonl", "rejected.jsonl", "facts.json"
-# Rows between two looks at whether someone asked to stop.
+# Rows between two checks for a request to stop.
 ROWS_BETWEEN = 200
-# A few seconds' work. Smaller shards would make more files, larger ones more to do again after a kill.
+# A few seconds of work. Smaller shards make more files; larger ones lose more work when a job is killed.
 SHARD_BYTES = 4 * 2**20
 SHARD_ROWS = 2**14
 
@@ -42,9 +45,9 @@ class Shard:
     """Some rows of one file.
 
     Attributes:
-        source: the number of their source.
+        source: the number of the source.
         file: as `Row.file`.
-        packed: the rows, pickled: they go to another process, and are what a result is known by.
+        packed: the rows, pickled: to send to another process, and to identify the result.
     """
 
     source: int
@@ -64,7 +67,7 @@ class Shard:
 
 @frozen
 class ShardSelection:
-    """Every `of`-th shard from the `number`-th on, both from 1: what one of so many jobs does of the data."""
+    """Every `of`-th shard, beginning with the `number`-th (from 1): the share of one job."""
 
     number: int
     of: int
@@ -73,12 +76,12 @@ class ShardSelection:
         return f"{self.number}/{self.of}"
 
     def has(self, shard: int) -> bool:
-        """Whether a shard, numbered from 0, is in it."""
+        """Whether a shard, numbered from 0, is selected."""
         return shard % self.of == self.number - 1
 
 
 def shards(sources: Sequence[SourceConfig], seed: int, notice: Callable[[str], None]) -> Iterator[Shard]:
-    """All rows of the sources in order. Where a shard ends depends on the rows alone.
+    """All rows of the sources, in order. Where a shard ends depends on the rows only.
 
     Raises:
         As `raw_rows`.
@@ -89,13 +92,13 @@ def shards(sources: Sequence[SourceConfig], seed: int, notice: Callable[[str], N
 def shards_of(
     selection: ShardSelection, sources: Sequence[SourceConfig], seed: int, passed: Callable[[], None]
 ) -> Iterator[Shard]:
-    """The shards of a part, in order; the rows of the others are found but not read.
+    """The selected shards, in order; rows of other shards are located but not parsed.
 
     Args:
-        selection: which ones.
+        selection: which shards.
         sources: all of them.
         seed: as for `shards`.
-        passed: called for each shard when it is found, of this part or not.
+        passed: called for each shard, selected or not.
 
     Raises:
         As `raw_rows`.
@@ -128,32 +131,31 @@ def _packed(source: int, rows: list[RawRow]) -> Shard:
 
 @frozen
 class ReadShards:
-    """Makes of a shard an entry of the cache with the files named above.
+    """Turns a shard into a cache entry with the files named above.
 
-    The facts: `rows`, the numbers of rows; `ids` and `lines` of the examples; `verdicts`, by an example's place, why it
-    is to be left out; `rejected`, `reasons` and `first` of `Rejected`; `recognised`, what rows were read as, with how
-    often.
+    The facts: `rows`, the number of rows; `ids` and `lines` of the examples; `verdicts`, why examples are removed, by
+    their number; `rejected`, `reasons` and `first` of `Rejected`; `recognised`, what rows were read as, with counts.
 
     Attributes:
         config: the run's, as JSON values.
-        recipe: a digest of all that the examples depend on but the rows.
-        checks: likewise of what the verdicts depend on.
-        cache: keeps the entries.
-        only_kept: make none; one that is not there is None.
+        recipe: a digest of everything that the examples depend on, except the rows.
+        checks: a digest of what the verdicts depend on.
+        cache: stores the entries.
+        only_cached: do not make missing entries; return None for them.
     """
 
     config: Mapping[str, Any]
     recipe: str
     checks: str
     cache: Cache
-    only_kept: bool = False
+    only_cached: bool = False
 
     @contextlib.contextmanager
     def opened(self, plugins: Plugins | None) -> Iterator[Callable[[Shard, Tick], Path | None]]:
         """See `Job`.
 
         Raises:
-            ModelwrightError: beside what the checks raise, a test set was changed before it was read here.
+            ModelwrightError: a test set changed before it was read here, or a check failed.
         """
         plugins = plugins or admitted(self.config)
         config = from_plain(self.config, plugins)
@@ -161,12 +163,14 @@ class ReadShards:
         reader: Format = plugins.get(FormatSpec, data.format).create(data.options)
         with example_checks(config, plugins) as checks:
             if digest_json(check_inputs(config, plugins)) != self.checks:
-                raise ModelwrightError("a test set changed while the data were prepared: run the same command again")
+                raise ModelwrightError(
+                    "a test set changed while the data was being prepared: run the same command again"
+                )
             reading = _Reading(reader, data.format, checks)
 
             def read(shard: Shard, tick: Tick) -> Path | None:
                 key = digest_json([self.recipe, self.checks, shard.digest])
-                if self.only_kept:
+                if self.only_cached:
                     return self.cache.get(KIND, key)
                 return self.cache.make(KIND, key, lambda folder: reading.write(shard, folder, tick))
 
@@ -218,7 +222,7 @@ def _line_number(example: Example) -> int:
 
 
 class _Recognised:
-    """Counts what rows are read as; a format is asked once for each set of columns."""
+    """Counts what rows are read as; asks the format once for each set of columns."""
 
     def __init__(self, reader: Format, format_name: str) -> None:
         self.counts: Counter[str] = Counter()
@@ -227,7 +231,7 @@ class _Recognised:
         self._known: dict[tuple[str, ...], str | None] = {}
 
     def count(self, row: Row) -> None:
-        """Count a row; one that the format cannot read is told of elsewhere."""
+        """Count a row; those that the format cannot read are counted as rejected elsewhere."""
         assert row.value is not None
         columns = tuple(row.value)
         if columns not in self._known:

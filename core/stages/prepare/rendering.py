@@ -1,4 +1,8 @@
-"""The second half of preparing, shard by shard: examples to token rows, and the proof of what is trained."""
+"""The second half of preparing, shard by shard: examples to token rows, with counts of what is trained.
+
+Jobs that see only some shards do not know which examples are duplicates, so they render all that may be kept and cache
+the renderings (`RenderAhead`). The job that writes the token rows (`RenderExamples`) reuses them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from modelwright.core.stages.prepare.pool import Tick
 from modelwright.core.stages.prepare.sources import Row, share
 
 # Raise these when the same examples give other token rows, or another file of renderings, than before.
-TOKENS_VERSION = 2
+TOKENS_VERSION = 3
 RENDERINGS_VERSION = 1
 TOKENS, RENDERINGS = "tokens", "renderings"
 RENDERINGS_FILE = "renderings.jsonl"
@@ -35,16 +39,16 @@ EXAMPLES_BETWEEN = 200
 
 @frozen
 class RenderAhead:
-    """Makes of a shard of read examples (see `reading`) an entry of the cache, with a line for each of them in order.
+    """Turns the examples of a shard (see `reading`) into a cache entry with a line for each example, in order.
 
-    The line is a JSON array of the example's renderings, each `[ids, [[kind, message, start, end], …], anomalies]`; the
-    reason why the template refuses it, as a string; or null where the example goes for a reason of its own.
+    The line is a JSON array of the example's renderings, each `[ids, [[kind, message, start, end], …], anomalies]`; or
+    a string, the reason why the template rejects the example; or null if a check removed the example.
 
     Attributes:
-        tokenizer: the folder of the one renderer.
-        fingerprint: the renderer's.
+        tokenizer: the folder of the renderer.
+        fingerprint: that of the renderer.
         turns: which assistant turns are trained.
-        cache: keeps the entries.
+        cache: stores the entries.
     """
 
     tokenizer: Path
@@ -81,13 +85,13 @@ class RenderAhead:
 
 
 class ShardRenderer:
-    """Renders the examples of a shard that stay, in their order: from what is kept, where it is.
+    """Renders the kept examples of a shard, in order; reuses cached renderings.
 
     Args:
-        renderer: makes what is not kept.
+        renderer: renders what is not cached.
         turns: which assistant turns are trained.
-        cache: where renderings may be.
-        entry: the shard's examples, of which some may have gone; None where they are in no cache.
+        cache: where cached renderings may be.
+        entry: the cache entry with all examples of the shard; None if there is none.
     """
 
     def __init__(self, renderer: Renderer, turns: Turns, cache: Cache, entry: Path | None) -> None:
@@ -101,8 +105,8 @@ class ShardRenderer:
         """As `Renderer.train`.
 
         Args:
-            line: the example as it stands in its file.
-            example: the same, read.
+            line: the line of the example in its file.
+            example: the same, parsed.
 
         Raises:
             As `Renderer.train`.
@@ -131,7 +135,7 @@ def _lines(examples: Path, renderings: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 class TokenWriter:
-    """Gathers token rows, and writes them as a shard that `modelwright.TokenFolder` reads."""
+    """Collects token rows and writes them as a shard file for `modelwright.TokenFolder`."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
@@ -141,7 +145,7 @@ class TokenWriter:
         self._trained: list[tuple[int, int]] = []
 
     def add(self, example_id: str, rendered: Rendered, source: str) -> None:
-        """Add one row; `source` names the file that its example came from."""
+        """Add a row; `source` is the file of its example."""
         begin = len(self._tokens)
         self._ids.append(example_id)
         self._sources.append(source)
@@ -150,7 +154,7 @@ class TokenWriter:
         self._trained += [(begin + span.start, begin + span.end) for span in rendered.spans]
 
     def write(self, path: Path) -> None:
-        """Write an Arrow file as `modelwright.TokenFolder` reads it; none where there are no rows."""
+        """Write the Arrow file; no file if there are no rows."""
         if not self._ids:
             return
         try:
@@ -177,20 +181,20 @@ class TokenWriter:
 
 @define
 class TokenReport:
-    """What became of the examples.
+    """Counts of what became of the examples.
 
     Attributes:
         rows: token rows written for training.
         holdout_rows: token rows held out.
-        tokens: of the training rows.
-        trained: how many of those are learnt.
+        tokens: tokens of the training rows.
+        trained: how many of them are trained on.
         longest: the longest training row, in tokens.
         too_long: examples dropped for `max_length`.
-        untrained: renderings of which nothing is learnt; they are left out.
-        undrawn: examples that the weight of their source left out.
+        untrained: renderings without trained tokens; they are left out.
+        undrawn: examples left out by the weight of their source.
         texts: training rows without turns.
-        anomalies: what is wrong with the labels, by name, with the number of examples.
-        shown: for each anomaly, the first example that has it, as `file:line`.
+        anomalies: number of examples by what is wrong with their labels.
+        shown: the first example with each anomaly, as `file:line`.
         spans: trained tokens by the role of their message ("text" without turns) and the kind of span.
     """
 
@@ -208,7 +212,7 @@ class TokenReport:
     spans: dict[str, Counter[str]] = field(factory=dict)
 
     def add(self, other: TokenReport) -> None:
-        """Take over what became of further examples."""
+        """Add the counts of more examples."""
         for name in ("rows", "holdout_rows", "tokens", "trained", "too_long", "untrained", "undrawn", "texts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.longest = max(self.longest, other.longest)
@@ -250,10 +254,10 @@ class TokenSettings:
     """How examples become rows.
 
     Attributes:
-        max_length: longer renderings are dropped and counted: to cut one would cut its answer.
+        max_length: longer renderings are dropped and counted, because truncation would cut off the answer.
         turns: which assistant turns are trained.
-        holdout: the share of examples that are kept from training.
-        seed: draws them, and what a source's weight leaves over.
+        holdout: the fraction of examples held out from training.
+        seed: of both samples, the holdout and fractional weights.
     """
 
     max_length: int
@@ -267,9 +271,9 @@ class ExamplesFile:
     """A shard of examples, as interchange JSONL.
 
     Attributes:
-        path: those that stay.
-        weight: each is trained on so many times.
-        entry: all that there were, in the cache (see `reading`), if they are there.
+        path: the examples that are kept.
+        weight: how often each example is repeated; a fraction samples.
+        entry: the cache entry with all examples of the shard (see `reading`), if there is one.
     """
 
     path: Path
@@ -279,15 +283,15 @@ class ExamplesFile:
 
 @frozen
 class RenderExamples:
-    """Makes of a file of examples an entry of the cache with the files named above.
+    """Turns a file of examples into a cache entry with the files named above.
 
     The facts: `report`, a `TokenReport`; `rejected`, `reasons` and `first` of `Rejected`.
 
     Attributes:
-        tokenizer: the folder of the one renderer.
-        fingerprint: the renderer's.
-        settings: how.
-        cache: keeps the entries.
+        tokenizer: the folder of the renderer.
+        fingerprint: that of the renderer.
+        settings: how examples become rows.
+        cache: stores the entries.
     """
 
     tokenizer: Path
@@ -322,7 +326,7 @@ class RenderExamples:
 
 
 class _Rendering:
-    """One shard on its way."""
+    """The rendering of one shard."""
 
     def __init__(self, renderer: ShardRenderer, settings: TokenSettings, folder: Path) -> None:
         self.renderer = renderer
@@ -334,7 +338,7 @@ class _Rendering:
         self._refused: set[str] = set()
 
     def write(self, given: ExamplesFile, tick: Tick) -> None:
-        """Render every example of a file, and write what comes of it."""
+        """Render every example of a file, and write the results."""
         with given.path.open("rb") as file:
             for number, line in enumerate(file):
                 if number % EXAMPLES_BETWEEN == 0:
@@ -373,7 +377,7 @@ class _Rendering:
                     self.train.add(example_id, rendered, source)
 
     def _reject(self, example: Example, reason: str) -> None:
-        if example.source in self._refused:  # the share of rejected rows counts rows; one may give several examples
+        if example.source in self._refused:  # the rejected fraction counts rows, and a row may give several examples
             return
         self._refused.add(example.source)
         file, _, line = example.source.rpartition(":")
@@ -386,12 +390,12 @@ class _Rendering:
             report.shown.setdefault(name, example.source)
         if len(rendered.ids) > most:
             report.too_long += 1
-            reason = f"{len(rendered.ids):,} tokens, and [data.tokens] max_length is {most:,}"
+            reason = f"{len(rendered.ids):,} tokens; [data.tokens] max_length is {most:,}"
             line = {"id": example_id, "source": example.source, "reason": reason}
             with (self.folder / DROPPED).open("ab") as file:
                 file.write(files.json_line(line).encode("utf-8"))
             return False
-        # Nothing comes before a row's first token, so nothing can be taught to write it.
+        # The first token of a row has no context from which to predict it, so it is never trained.
         teaches = any(span.end > 1 for span in rendered.spans)
         report.untrained += not teaches
         return teaches

@@ -1,4 +1,4 @@
-"""Raw rows from where they lie: files of every kind, globs, folders, and the built-in source."""
+"""Raw rows of a source: its files, found by path, glob, folder or on the hub, and the built-in data."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Notice = Callable[[str], None]
 
 
 def source_files(source: SourceConfig) -> list[Path]:
-    """The files of a source that is not built in, sorted; a file that is found twice, through links, is there once.
+    """The files of a source that is not built in, sorted; a file that is found twice through links is listed once.
 
-    Of a folder, the files that can be read and do not begin with a dot; folders in it are not looked into. Of a data
-    set that `datasets` saved to disk, its files in its order. Of one of the hub, the files that are asked for.
+    For a folder: the readable files in it whose names do not begin with a dot, without subfolders. For a data set that
+    `datasets` saved to disk: its files, in its order. For the hub: the files that the path names.
 
     Raises:
-        UsageError: there is none, or one that cannot be read: of another kind, special, a folder, not permitted.
+        UsageError: no file was found, or one cannot be read: unknown type, not a regular file, or no permission.
         ModelwrightError: the hub cannot be reached.
     """
     pattern = fetch_data(source.path) if source.path.startswith(HUB) else source.path
@@ -65,11 +65,11 @@ def _found(pattern: str, path: Path) -> list[Path]:
         found = [file for file in sorted(path.iterdir()) if is_readable(file) and not file.name.startswith(".")]
         if not found:
             inner = (
-                f" (for files in its folders: {path / '**' / '*.jsonl'})"
-                if any(map(Path.is_dir, path.iterdir()))
-                else ""
+                f"; to read its subfolders: {path / '**' / '*.jsonl'}" if any(map(Path.is_dir, path.iterdir())) else ""
             )
-            raise UsageError(f"{shown_path(path)}: no file in this folder can be read (can: {READABLE}){inner}")
+            raise UsageError(
+                f"{shown_path(path)}: no file in this folder has a supported type (supported: {READABLE}){inner}"
+            )
         return found
     if os.path.lexists(path):
         return [path]
@@ -78,13 +78,13 @@ def _found(pattern: str, path: Path) -> list[Path]:
     parents = {parent for file in matching for parent in file.parents}
     found = [file for file in matching if file not in parents]
     if not found:
-        kind = "matches this pattern" if glob.has_magic(pattern) else f"is there (can read: {READABLE})"
-        raise UsageError(f"{shown_path(path)}: no file {kind}")
+        problem = "no file matches this pattern" if glob.has_magic(pattern) else "there is no such file"
+        raise UsageError(f"{shown_path(path)}: {problem}")
     return found
 
 
 def _check_file(file: Path) -> None:
-    """Refuse what cannot be read, before anything starts; a special file without opening it."""
+    """Refuse a file that cannot be read, without opening special files."""
 
     def refused(reason: str) -> UsageError:
         return UsageError(f"{shown_path(file)}: {reason}")
@@ -92,25 +92,25 @@ def _check_file(file: Path) -> None:
     try:
         str(file).encode("utf-8")
     except UnicodeEncodeError:
-        raise refused("its name is not UTF-8: rename it") from None
+        raise refused("the file name is not UTF-8: rename the file") from None
     try:
         mode = file.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise refused("it is a folder, not a file: give it a [[data.sources]] of its own")
+            raise refused("this is a folder, not a file: give it its own [[data.sources]]")
         if not stat.S_ISREG(mode):
-            raise refused("it is no regular file: a source is read more than once, so save it to one")
+            raise refused("not a regular file: a source is read more than once, so save the data to a file first")
         if not is_readable(file):
-            raise refused(f"cannot read this kind of file (can: {READABLE})")
+            raise refused(f"unsupported file type (supported: {READABLE})")
         with file.open("rb"):
             pass
     except FileNotFoundError:
-        raise refused("it is a link to a file that is not there") from None
+        raise refused("broken symlink") from None
     except OSError as error:
         raise refused(f"cannot be read: {error.strerror}") from error
 
 
 def source_digests(source: SourceConfig, seed: int) -> list[tuple[str, str]]:
-    """What a source's rows depend on: each file's name and sha256 in order; of a built-in one, generator and seed."""
+    """What the rows of a source depend on: name and sha256 of each file; for built-in data, version and seed."""
     builtin = parse_builtin(source.path)
     if builtin:
         return [(source.path, digest_json(["generator", source.path, BUILTIN_VERSION, seed]))]
@@ -118,23 +118,23 @@ def source_digests(source: SourceConfig, seed: int) -> list[tuple[str, str]]:
 
 
 def read_source(source: SourceConfig, seed: int) -> Iterator[Row]:
-    """The rows of a source, read; see `raw_rows`."""
+    """The rows of a source, parsed; see `raw_rows`."""
     return (row.read() for row in raw_rows(source, seed))
 
 
 def raw_rows(source: SourceConfig, seed: int, *, notice: Notice | None = None) -> Iterator[RawRow]:
-    """The rows of a source, in order; `fraction` is drawn by `seed`, then `limit` cuts.
+    """The rows of a source, in order: first `fraction` samples them by `seed`, then `limit` cuts the list.
 
-    Files of one source may have different columns: the format decides row by row what it can read.
+    Files of one source may have different columns; the format decides for each row whether it can read it.
 
     Args:
         source: where the rows are.
         seed: of the fraction.
-        notice: told once of each file whose columns are not those of the file before it.
+        notice: called once for each file whose columns differ from those of the file before it.
 
     Raises:
         UsageError: there is no such file.
-        ModelwrightError: a file has no row at all, or is not what its name says.
+        ModelwrightError: a file has no rows, or its content does not match its name.
     """
     rows = _drawn(_all_rows(source, seed, notice), source.fraction, seed)
     return itertools.islice(rows, source.limit)
@@ -160,10 +160,10 @@ class _Schemas:
     columns: Mapping[str, str] | None = None
 
     def see(self, file: Path, columns: Mapping[str, str]) -> None:
-        """Tell of what has changed since the file before."""
+        """Report how the columns changed since the previous file."""
         changes = [] if self.columns is None else list(_changes(self.columns, columns))
         if changes and self.notice:
-            self.notice(f"{row_file(file)}: its columns are not those of {self.file}: {'; '.join(changes)}")
+            self.notice(f"{row_file(file)}: the columns differ from those of {self.file}: {'; '.join(changes)}")
         self.file, self.columns = row_file(file), columns
 
 
@@ -171,13 +171,13 @@ def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[st
     """What differs, in words."""
     gone, new = [name for name in before if name not in after], [name for name in after if name not in before]
     if gone:
-        yield f"without {', '.join(gone)}"
+        yield f"missing {', '.join(gone)}"
     if new:
-        yield f"with {', '.join(new)}"
+        yield f"new {', '.join(new)}"
     for name in after:
         then, now = before.get(name), after[name]
         if then and now and then != now:
-            yield f"{name} is {now} and was {then}"
+            yield f"{name} changed from {then} to {now}"
 
 
 def _drawn(rows: Iterator[RawRow], fraction: float, seed: int) -> Iterator[RawRow]:
@@ -187,5 +187,5 @@ def _drawn(rows: Iterator[RawRow], fraction: float, seed: int) -> Iterator[RawRo
 
 
 def share(text: str) -> float:
-    """A number in [0, 1) that depends on `text` alone, evenly spread: the same on every machine, in every order."""
+    """A number in [0, 1), uniform over texts, that depends on `text` only: the same on every machine, in any order."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56

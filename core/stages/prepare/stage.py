@@ -1,17 +1,17 @@
 """The prepare stage: sources → examples → quality → tokens, into one folder that appears whole or not at all.
 
     prepare/
-    ├── examples/00000.jsonl …      the examples that are learnt, as interchange JSONL
-    ├── train/00000.arrow …         their tokens and labels
-    ├── holdout/00000.arrow …       of those that are held out
+    ├── examples/00000.jsonl …      the examples that are kept, as interchange JSONL
+    ├── train/00000.arrow …         tokens and labels to train on
+    ├── holdout/00000.arrow …       those of held-out examples
     ├── tokenizer/
-    ├── manifest.json               sha256 and size of all these
-    ├── report.json                 what was counted
-    ├── labels.html                 some rows, with what is learnt coloured
-    └── rejected.jsonl, removed.jsonl, dropped.jsonl        what was left out, each with its reason
+    ├── manifest.json               sha256 and size of all files above
+    ├── report.json                 all counts
+    ├── labels.html                 some rows with the trained tokens marked
+    └── rejected.jsonl, removed.jsonl, dropped.jsonl        what was left out, with reasons
 
-The work is done in shards, each of which is kept in the cache when it is done: a preparation that was killed, or whose
-data, template or options change in part, does again only what it must.
+The work is done in shards, and finished shards are cached: after a kill, or when data, template or options change, only
+the affected shards are prepared again.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from modelwright.core.stages.prepare.quality import check_inputs
 from modelwright.core.stages.prepare.rendering import TokenReport
 from modelwright.core.stages.prepare.sources import source_digests, source_files
 
-# Counts up when the same inputs give another folder than before; the shards have versions of their own.
+# Raise this when the same inputs give another folder than before; shards have their own versions.
 VERSION = 4
 # Whole preparations in the cache.
 KIND = "prepared"
-# A page with so many rows, on which what is learnt is coloured.
+# An HTML page with this many rows, trained tokens marked.
 LABELS, SHOWN = "labels.html", 3
 REPORT, MANIFEST = "report.json", "manifest.json"
 
-# Settings that change how the data are prepared, not what comes of it.
+# Settings that change how the data is prepared, but not the result.
 _NOT_INPUTS = ("workers",)
 
 Emit = Callable[[str, Mapping[str, Any]], None]
 
 
 class Prepare:
-    """Raw rows to training tokens and a tokenizer."""
+    """The stage that turns raw rows into training tokens and a tokenizer."""
 
     name = "prepare"
 
@@ -74,18 +74,18 @@ class Prepare:
             "sources": [source_digests(source, config.seed) for source in config.data.sources],
             "format": run.plugins.origin(spec),
             "quality": check_inputs(config, run.plugins),
-            "tokenizer": _learnt_by(scratch) if scratch else run.base and run.base.digest,
+            "tokenizer": _trained_by(scratch) if scratch else run.base and run.base.digest,
             "template": config.model.chat_template and read_template(config.model.chat_template),
             "seed": config.seed,
         }
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
-        """The first file that is gone."""
+        """The first missing file."""
         file = files.missing_file(run.folder.stage(self.name), outputs["files"])
         return None if file is None else str(file)
 
     def unfinished(self, run: Run, fingerprint: str) -> str | None:  # noqa: ARG002 - the protocol's signature
-        """What of it is done is found shard by shard, when it is asked for again."""
+        """None: finished shards are found in the cache when the stage runs again."""
         return None
 
     def work(self, run: Run, fingerprint: str, emit: Emit) -> dict[str, Any]:
@@ -124,28 +124,28 @@ class Prepare:
                     _emit_labels(folder, emit)
                 shutil.rmtree(folder / "train", ignore_errors=True)
         if trouble is not None:
-            # The folder stands, with rejected.jsonl and report.json to look into, but is not marked as done.
+            # The folder stays, with rejected.jsonl and report.json to look into, but is not marked as done.
             raise ModelwrightError(trouble)
 
     def _check_unchanged(self, run: Run, fingerprint: str) -> None:
-        """The fingerprint is of the bytes that were there before they were read; nobody may find others under it.
+        """Check that the inputs are still those of the fingerprint, which was computed before they were read.
 
         Raises:
-            ModelwrightError: they are others now.
+            ModelwrightError: they changed.
         """
         if digest_json(self.inputs(run)) != fingerprint:
             raise ModelwrightError(
-                f"{run.config.name}: a source, a test set or the template changed while it was read: run the same "
-                "command again"
+                f"{run.config.name}: a source, a test set or the template changed while it was being read: run the "
+                "same command again"
             )
 
 
-def _learnt_by(scratch: ScratchConfig) -> list[Any]:
-    """What a tokenizer that is learnt from the data depends on beside them: another library may learn another."""
-    learnt: list[Any] = [scratch.tokenizer, scratch.vocab_size]
-    with contextlib.suppress(PackageNotFoundError):  # a plan can be made without it
-        learnt.append(version("tokenizers"))
-    return learnt
+def _trained_by(scratch: ScratchConfig) -> list[Any]:
+    """What a tokenizer trained on the data depends on besides the data, the version of the library included."""
+    made_by: list[Any] = [scratch.tokenizer, scratch.vocab_size]
+    with contextlib.suppress(PackageNotFoundError):  # --dry-run works without it
+        made_by.append(version("tokenizers"))
+    return made_by
 
 
 def _write_page(run: Run, folder: Path) -> None:
@@ -153,7 +153,7 @@ def _write_page(run: Run, folder: Path) -> None:
 
 
 def _emit_labels(folder: Path, emit: Emit) -> None:
-    """Show some rows as the model will see them, with what is learnt: whatever the counts say, people see mistakes."""
+    """Report some rows with their trained parts: people see mistakes that counts do not show."""
     rows = preview(folder, SHOWN)
     report = files.read_json(folder / REPORT)
     counts = ("tokens", "trained_by_role", "untrained", "too_long", "anomalies")
@@ -178,25 +178,25 @@ def _lineage(run: Run) -> dict[str, str]:
 
 def _too_many_rejected(done: Preparation, target: Path) -> str | None:
     trouble = done.rejected.too_many(done.rows, done.run.config.data.max_rejected, key="[data] max_rejected")
-    return trouble and f"{trouble}; all are in {target / 'rejected.jsonl'}"
+    return trouble and f"{trouble}; rejected rows are in {target / 'rejected.jsonl'}"
 
 
 def _mislabelled(run: Run, report: TokenReport) -> str | None:
-    """Which anomalies stop the run, if any."""
+    """The error of anomalies that stop the run, if any."""
     allowed = run.config.data.tokens.allow
     stopping = {name: count for name, count in report.anomalies.items() if name not in allowed}
     if not stopping:
         return None
-    named = "; ".join(f"{name}: {count} examples, first {report.shown[name]}" for name, count in stopping.items())
+    named = "; ".join(f"{name}: {count} examples, the first {report.shown[name]}" for name, count in stopping.items())
     allow = ", ".join(f'"{name}"' for name in stopping)
     return (
-        f"the label masks are not what the data says ({named}): mend the data or the template, "
-        f"or set [data.tokens] allow = [{allow}]"
+        f"the template does not render some turns as the data has them, so labels would be wrong ({named}): fix the "
+        f"data or the template, or set [data.tokens] allow = [{allow}]"
     )
 
 
 def _nothing_left(done: Preparation) -> str | None:
-    """What became of the examples, where none is left to train on."""
+    """The error if no example is left to train on: what became of them."""
     report = done.report
     if report.rows:
         return None
@@ -205,15 +205,15 @@ def _nothing_left(done: Preparation) -> str | None:
         f"longer than [data.tokens] max_length {most}": report.too_long,
         "held out": report.holdout_rows,
         "left out by the weight of their source": report.undrawn,
-        "without anything to learn": report.untrained,
-        **{f"removed as {name}": count for name, count in done.removed.items()},
+        "without trained tokens": report.untrained,
+        **{f"removed by the check {name}": count for name, count in done.removed.items()},
     }
-    told = ", ".join(f"{count} are {what}" for what, count in gone.items() if count)
-    return f"nothing is left to train on: {f'of the examples {told}' if told else 'no row gave an example'}"
+    fates = ", ".join(f"{count} {what}" for what, count in gone.items() if count)
+    return f"nothing is left to train on: {f'of the examples, {fates}' if fates else 'no row gave an example'}"
 
 
 def _digest(folder: Path) -> str:
-    """Of what the training reads: a renamed source gives the same tokens."""
+    """The digest of what training reads, so that a renamed source changes nothing."""
     manifest = files.read_json(folder / MANIFEST)
     read = ("train/", "holdout/", "tokenizer/")
     return files.manifest_digest({path: entry for path, entry in manifest.items() if path.startswith(read)})

@@ -1,4 +1,4 @@
-"""Tokenizers built from the training data, for models that are trained from scratch."""
+"""Tokenizers trained on the training data, for models that start from scratch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAD = "<|pad|>"
 END_OF_TURN = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 
-# A word keeps the space before it, so that decoding is concatenation; digits and punctuation stand alone.
+# A word includes the space before it, so that decoding is concatenation; digits and punctuation are single tokens.
 WORD_PIECES = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]|\s"
 
 # What looks like a control token in a template: <|im_start|>, <think>, </s>, [INST].
@@ -32,17 +32,16 @@ _CONTROL = re.compile(r"<\|[^\s|<>]+\|>|</?[a-z][a-z_]*>|\[/?[A-Z][A-Z_]*\]")
 def build_tokenizer(
     kind: Kind, texts: Iterable[str], vocab_size: int, control_tokens: Sequence[str], *, required: Iterable[str] = ()
 ) -> Tokenizer:
-    """Build a tokenizer; the same texts in the same order give the same one.
+    """Train a tokenizer; the same texts in the same order give the same tokenizer.
 
     Args:
-        kind: "words": words with the space before them, single digits, single signs, single white space, the most
-            frequent first; anything else is `<|unk|>`. "bpe": byte-level byte-pair encoding, in which digits stand
-            alone; it knows every text.
-        texts: what it is built from; control tokens in them count for nothing.
-        vocab_size: the most tokens, control tokens included; a small text gives fewer.
+        kind: "words": words with the space before them, single digits, signs and white space, the most frequent first;
+            anything else is `<|unk|>`. "bpe": byte-level byte-pair encoding with single digits; it can encode any text.
+        texts: the texts to train on; control tokens in them are ignored.
+        vocab_size: maximum number of tokens, control tokens included; little text gives fewer.
         control_tokens: added last, in this order. A pair such as `<think>`, `</think>` stays in decoded text; all
             others are special.
-        required: texts whose pieces are in the vocabulary however rare they are.
+        required: texts whose pieces are always in the vocabulary.
 
     Raises:
         UsageError: `vocab_size` is too small, or a text has a lone surrogate.
@@ -65,7 +64,7 @@ def build_tokenizer(
 
 def _valid(text: str) -> str:
     if not _is_unicode(text):
-        raise UsageError(f"the text {text!r:.60} has a lone surrogate, which is no character")
+        raise UsageError(f"the text {text!r:.60} contains a lone surrogate (half of a UTF-16 pair): fix its encoding")
     return text
 
 
@@ -78,7 +77,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _is_special(token: str, controls: Sequence[str]) -> bool:
-    """Whether decoding skips it: it is no opening or closing tag of a pair, but for `<s>`, which is no tag."""
+    """Whether decoding skips the token: everything except the tags of a pair; `<s>` is not a tag."""
     name = token.strip("</>")
     pair = {f"<{name}>", f"</{name}>"}
     return name == "s" or token not in pair or not pair <= set(controls)
@@ -94,13 +93,15 @@ def _words(texts: Iterable[str], room: int, controls: int, required: Sequence[st
         vocab_size=2**31, min_frequency=0, special_tokens=[UNKNOWN], show_progress=False
     )
     tokenizer.train_from_iterator(texts, everything)
-    # By falling frequency, then by text.
+    # By decreasing frequency, then by text.
     ranked = [piece for piece, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
     first = [UNKNOWN, *(piece for text in required for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))]
     chosen = list(dict.fromkeys([*first, *ranked]))[: max(room, 0)]
     if not set(first) <= set(chosen):
         least = len(set(first)) + controls
-        raise UsageError(f'vocab_size {room + controls} is too small for a "words" tokenizer: {least} tokens are fixed')
+        raise UsageError(
+            f'vocab_size {room + controls} is too small for a "words" tokenizer: it needs at least {least}'
+        )
     tokenizer.model = models.WordLevel({piece: number for number, piece in enumerate(chosen)}, unk_token=UNKNOWN)
     return tokenizer
 
@@ -111,9 +112,7 @@ def _bpe(texts: Iterable[str], room: int, controls: int) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if room < len(alphabet):
         least = len(alphabet) + controls
-        raise UsageError(
-            f'vocab_size {room + controls} is too small for a "bpe" tokenizer: bytes and control tokens are {least}'
-        )
+        raise UsageError(f'vocab_size {room + controls} is too small for a "bpe" tokenizer: it needs at least {least}')
     tokenizer: Tokenizer = library.Tokenizer(require("tokenizers.models").BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -127,16 +126,15 @@ def _bpe(texts: Iterable[str], room: int, controls: int) -> Tokenizer:
 def scratch_renderer(kind: Kind, examples: Iterable[Example], vocab_size: int, template: str) -> Renderer:
     """Build a renderer from the examples as `template` shows them.
 
-    What looks like a control token in the template's source is one, beside `<|pad|>` and, in "words", `<|unk|>`. The
-    end-of-sequence token is `<|im_end|>` where the template has it, so that turns and texts end alike, else
+    Control tokens are those found in the source of the template, `<|pad|>` and, for "words", `<|unk|>`. The
+    end-of-sequence token is `<|im_end|>` if the template has it, so that turns and texts end alike, else
     `<|endoftext|>`.
 
     Args:
         kind: as for `build_tokenizer`.
-        examples: the training examples; those that cannot be rendered are left out (rendering them for training
-            tells why).
-        vocab_size: the most tokens.
-        template: a chat template's text.
+        examples: the training examples; those that cannot be rendered are skipped (they are rejected later).
+        vocab_size: maximum number of tokens.
+        template: the text of a chat template.
 
     Raises:
         UsageError: the template cannot be read, or `vocab_size` is too small.
@@ -172,7 +170,7 @@ def _rendered(template: ChatTemplate, examples: Iterable[Example], special: dict
 
 
 def _skeletons(template: ChatTemplate, special: dict[str, str]) -> Iterator[str]:
-    """What the template writes around messages of each role: one missing from the data is in the vocabulary still."""
+    """What the template writes around messages of each role, so that roles missing from the data can be tokenized."""
     thinking = template_message(Message(role="assistant", content="", thinking=" "))
     for messages in (*([template_message(Message(role=role, content=""))] for role in ROLES), [thinking]):
         try:

@@ -2,46 +2,50 @@
 
 import json
 import re
+import shutil
 
 import pytest
+from ids import shown
+from tiny_run import tiny_run
 
 from modelwright.core import runner
 from modelwright.core.cli import main
 from modelwright.core.config import read_run
 
-RUN = """
+RUN = tiny_run("""
 name = "sums"
-[model.scratch]
-vocab_size = 300
 [data]
 format = "general"
-[[data.sources]]
-path = "rows.jsonl"
-[[data.sources]]
-path = "more.jsonl"
-[data.tokens]
-max_length = 64
-[data.holdout]
-fraction = 0.1
-[train]
-max_steps = 1
-"""
+sources = [{ path = "rows.jsonl" }, { path = "more.jsonl" }]
+holdout.fraction = 0.1
+""")
 ROWS = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(50)]
+MORE = {"prompt": "say [more]", "completion": "it is\nmore"}
 LONG = {"prompt": "say it", "completion": "it " * 200}
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a run, its rows, and a home in which it is prepared."""
+    folder = tmp_path_factory.mktemp("project")
+    for name, rows in (("rows", [*ROWS, ROWS[0], LONG]), ("more", [MORE])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.toml").write_text(RUN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELWRIGHT_HOME", str(folder / "home"))
+        read = read_run(folder / "run.toml")
+        opened = runner.open_run(read.configs[0], read.plugins)
+        runner.check([opened], ["prepare"])
+        runner.execute(opened, only="prepare")
+    return folder
+
+
 @pytest.fixture
-def prepared(tmp_path, rows_file, monkeypatch):
-    """A prepared run in the working directory."""
+def prepared(project, tmp_path, monkeypatch):
+    """A prepared run in the working directory: a copy of the project."""
+    shutil.copytree(project, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    rows_file(tmp_path / "rows.jsonl", [*ROWS, ROWS[0], LONG])
-    rows_file(tmp_path / "more.jsonl", [{"prompt": "say [more]", "completion": "it is\nmore"}])
-    (tmp_path / "run.toml").write_text(RUN)
-    read = read_run(tmp_path / "run.toml")
-    opened = runner.open_run(read.configs[0], read.plugins)
-    runner.check([opened], ["prepare"])
-    runner.execute(opened, only="prepare")
-    return opened.folder.path
+    return tmp_path / "home" / "runs" / "sums"
 
 
 @pytest.fixture
@@ -56,13 +60,13 @@ def data(capsys):
     return run
 
 
-def test_rows_are_shown_with_what_is_learnt_between_brackets(prepared, data):
+def test_rows_are_shown_with_what_is_trained_between_brackets(prepared, data):
     """Where no terminal shows colours; text is no markup."""
     code, out, err = data("show", "run.toml", "--n", 100)
     assert (code, err) == (0, "")
     more = out[out.index("more.jsonl:1") :]
     assert more == (
-        "more.jsonl:1   23 tokens, 7 learnt\n"
+        "more.jsonl:1   23 tokens, 7 trained\n"
         "<|im_start|>user\nsay [more]<|im_end|>\n<|im_start|>assistant\n⟦it is\nmore<|im_end|>⟧\n\n"
     ).replace("23 tokens, 7", re.search(r"\d+ tokens, \d+", more)[0])
 
@@ -78,7 +82,7 @@ def test_a_run_is_a_file_a_name_or_a_folder(prepared, data, named):
     assert [part["trained"] for part in rows[0]["parts"]] == [False, True, False]
 
 
-def test_the_numbers_add_up(prepared, data):
+def test_the_numbers_add_up(wording, prepared, data):
     """For a program; a person gets the same in tables."""
     code, out, err = data("stats", "sums", "--json")
     found = json.loads(out)
@@ -88,21 +92,21 @@ def test_the_numbers_add_up(prepared, data):
     assert report["rows"] + report["holdout_rows"] == 51
     assert found["sources"] == {"rows.jsonl": 51, "more.jsonl": 1}
     assert sum(found["histogram"].values()) == report["rows"]
-    learnt = report["trained_by_role"]["assistant"]
-    assert learnt["end"] == report["rows"]
-    assert learnt["answer"] + learnt["end"] == report["trained_tokens"]
+    trained = report["trained_by_role"]["assistant"]
+    assert trained["end"] == report["rows"]
+    assert trained["answer"] + trained["end"] == report["trained_tokens"]
 
     code, out, _ = data("stats", "sums")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert code == 0
-    assert lines[0] == f"53 rows read, {report['rows']} rows to train on, {report['tokens']:,} tokens"
+    assert lines[0] == f"53 rows read, {report['rows']} training rows, {report['tokens']:,} tokens"
     assert "longer than [data.tokens] max_length 1" in lines
     assert "duplicate 1" in lines
     assert "more.jsonl 1" in lines
     assert json.loads((prepared / "prepare" / "dropped.jsonl").read_text())["source"] == "rows.jsonl:52"
     [dropped] = map(json.loads, (prepared / "prepare" / "dropped.jsonl").read_text().splitlines())
     assert dropped["source"] == "rows.jsonl:52"
-    assert re.fullmatch(r"\d+ tokens, and \[data.tokens\] max_length is 64", dropped["reason"])
+    wording(dropped["reason"])
 
 
 def test_a_page_is_written_and_preparing_writes_one(prepared, data, tmp_path):
@@ -113,32 +117,31 @@ def test_a_page_is_written_and_preparing_writes_one(prepared, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "line"),
+    ("arguments", "code"),
     [
-        (("show", "nobody"), 2, "there is no run 'nobody': expected a run.toml, a run's name or its folder (runs in"),
-        (("show", ""), 2, "there is no run '': expected a run.toml, a run's name or its folder (runs in"),
-        (("stats", "a/b"), 2, "there is no run 'a/b': expected a run.toml"),
-        (("stats", "home"), 2, "run home is not prepared: modelwright prepare RUN.toml"),
-        (("show", "nobody.toml"), 2, "nobody.toml: there is no such file"),
-        (("show", "sums", "--variant", "x"), 2, "--variant is for a run.toml: write sums-x"),
-        (("show", "run.toml", "--variant", "x"), 2, "--variant x: unknown variant"),
-        (("show", "sums", "--html", "."), 2, "--html .: it is a folder; name a file"),
+        (("show", "nobody"), 2),
+        (("show", ""), 2),
+        (("stats", "a/b"), 2),
+        (("stats", "home"), 2),
+        (("show", "nobody.toml"), 2),
+        (("show", "sums", "--variant", "x"), 2),
+        (("show", "run.toml", "--variant", "x"), 2),
+        (("show", "sums", "--html", "."), 2),
     ],
+    ids=shown,
 )
-def test_what_cannot_be_shown_is_one_line(prepared, data, arguments, code, line):
+def test_what_cannot_be_shown_is_one_line(wording, prepared, data, arguments, code):
     """What, and what is expected."""
     ended, out, err = data(*arguments)
     assert (ended, out, err.count("\n")) == (code, "", 1), err
-    assert err.removeprefix("error: ").startswith(line)
+    wording(err.removesuffix("\n"))
 
 
-def test_several_variants_are_to_be_chosen_from(prepared, data, tmp_path):
+def test_several_variants_are_to_be_chosen_from(wording, prepared, data, tmp_path):
     """A run.toml may be several runs."""
     path = tmp_path / "run.toml"
     path.write_text(f"{RUN}[variants.a]\nseed = 1\n[variants.b]\nseed = 2\n")
-    assert data("show", "run.toml") == (
-        2, "", "error: run.toml has several variants (sums-a, sums-b): choose one with --variant\n",
-    )  # fmt: skip
-    assert data("show", "run.toml", "--variant", "a")[2] == (
-        "error: run sums-a is not prepared: modelwright prepare RUN.toml\n"
-    )
+    code, out, err = data("show", "run.toml")
+    assert (code, out) == (2, "")
+    wording(err.removesuffix("\n"))
+    wording(data("show", "run.toml", "--variant", "a")[2].removesuffix("\n"))

@@ -21,6 +21,7 @@ def files_of(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_two_commands_give_a_trained_evaluated_and_promoted_model(modelwright, tmp_path):
     """What it prints next is what works next."""
     done = modelwright("init", "demo")
@@ -68,16 +69,14 @@ def test_its_comments_are_right(modelwright, tmp_path):
     assert names == {"first-model-short": 50, "first-model-long": 1000}
 
 
-def test_nothing_is_overwritten(modelwright, tmp_path):
+def test_nothing_is_overwritten(wording, modelwright, tmp_path):
     """What is there is named, and nothing else is written; other files do not matter."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_text("mine")
     (tmp_path / "run.toml").symlink_to("nowhere")
     done = modelwright("init")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "error: data/train.jsonl, run.toml are there already and would be overwritten: name another folder\n"
-    )
+    wording(done.stderr.removesuffix("\n"))
     assert (tmp_path / "data" / "train.jsonl").read_text() == "mine"
     assert not (tmp_path / "data" / "test.jsonl").exists()
     (tmp_path / "data" / "train.jsonl").unlink()
@@ -85,40 +84,32 @@ def test_nothing_is_overwritten(modelwright, tmp_path):
     (tmp_path / "data" / "other.txt").write_text("mine")
     assert modelwright("init").returncode == 0
     assert (tmp_path / "data" / "other.txt").read_text() == "mine"
-    assert "run.toml are there already" in modelwright("init").stderr
+    wording(modelwright("init").stderr.removesuffix("\n"))
 
 
-def test_what_is_no_folder(modelwright, tmp_path):
+def test_what_is_no_folder(wording, modelwright, tmp_path):
     """One line each, and nothing is left."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "data").write_text("x")
     (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
-    other = ": name a folder, which need not be there yet\n"
-    expected = {
-        "file": (2, f"error: file is a file{other}"),
-        "file/inner": (2, f"error: file/inner cannot be made: {tmp_path}/file is a file{other}"),
-        "link": (2, f"error: link is a link to what is not there{other}"),
-        "loop": (2, f"error: loop cannot be used: Too many levels of symbolic links{other}"),
-        "n" * 300: (2, f"error: {'n' * 300} has too long a name{other}"),
-        "": (2, "FOLDER: must not be empty\n"),
-        ".": (2, "error: data is there already and would be overwritten: name another folder\n"),
-    }
-    for folder, (code, line) in expected.items():
+    for folder in ("file", "file/inner", "link", "loop", "n" * 300, "", "."):
         done = modelwright("init", folder)
-        assert (done.returncode, done.stdout, done.stderr) == (code, "", line)
+        assert (done.returncode, done.stdout) == (2, "")
+        wording(done.stderr.removesuffix("\n"))
     assert {path.name for path in tmp_path.iterdir()} == {"file", "data", "link", "loop"}
 
 
-def test_a_folder_that_may_not_be_written_to(here, tmp_path, monkeypatch, permissions_count):
+def test_a_folder_that_may_not_be_written_to(wording, here, tmp_path, monkeypatch, permissions_count):
     """Known before anything is written."""
     (tmp_path / "locked").mkdir(mode=0o555)
     monkeypatch.chdir(tmp_path)
-    line = "error: locked is read-only for this user: name a folder, which need not be there yet\n"
-    assert here("init", "locked") == (2, line)
+    code, error = here("init", "locked")
+    assert code == 2
+    wording(error.removesuffix("\n"))
 
 
-def test_a_disk_that_is_full_in_the_middle_leaves_nothing(modelwright, tmp_path):
+def test_a_disk_that_is_full_in_the_middle_leaves_nothing(wording, modelwright, tmp_path):
     """Files written before the one that failed go again: here a size limit that run.toml alone keeps."""
     (tmp_path / "there").mkdir()
     for folder in ("there", "new/er"):
@@ -128,7 +119,8 @@ def test_a_disk_that_is_full_in_the_middle_leaves_nothing(modelwright, tmp_path)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
         done = modelwright("init", folder, preexec_fn=limited)
-        assert (done.returncode, done.stderr) == (1, f"error: {folder} cannot be written to: File too large\n")
+        assert done.returncode == 1
+        wording(done.stderr.removesuffix("\n"))
         assert files_of(tmp_path) == set()
     assert list((tmp_path / "there").iterdir()) == []
 
@@ -147,6 +139,7 @@ main(["init", "new"])
 """
 
 
+@pytest.mark.long
 def test_a_kill_leaves_no_folder_or_all_of_it(tmp_path):
     """Wherever the kill comes: what is not finished has a temporary name."""
     for number in range(1, 99):

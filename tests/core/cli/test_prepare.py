@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from modelwright.core.cli import main
 from modelwright.core.stages.prepare.readers import READABLE
 
 MATH = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}.\n#### {n + 1}"} for n in range(40)]
@@ -97,18 +98,14 @@ def test_several_inputs_of_any_kind_become_one_file_without_duplicates(modelwrig
     assert len(read(tmp_path / "out.jsonl")) == 61
 
 
-def test_rejected_rows_are_kept_beside_the_output(modelwright, tmp_path, rows_file):
+def test_rejected_rows_are_kept_beside_the_output(wording, modelwright, tmp_path, rows_file):
     """With file, line and reason, also where they are too many; the old output stays then."""
     rows_file(tmp_path / "raw.jsonl", [*MATH, {"question": "How many?"}])
     order = ("prepare", "--format", "math", "--input", "raw.jsonl", "--output", "out.jsonl")
     (tmp_path / "out.jsonl").write_text("old\n")
     refused = modelwright(*order)
     assert refused.returncode == 1
-    assert refused.stderr.strip() == (
-        "error: 1 of 41 rows cannot be read (2.4%; --max-rejected is 1.0%); the first is raw.jsonl:41: expected the "
-        "columns question and answer (GSM8K), problem and solution (MATH), or question and choices; this row has: "
-        "question; all are in out.rejected.jsonl"
-    )
+    wording(refused.stderr.strip())
     assert (tmp_path / "out.jsonl").read_text() == "old\n"
     (kept,) = read(tmp_path / "out.rejected.jsonl")
     assert (kept["file"], kept["line"], kept["row"]) == ("raw.jsonl", 41, {"question": "How many?"})
@@ -132,26 +129,26 @@ def test_all_formats_write_a_file_each_where_they_can(modelwright, raw, tmp_path
     ]
 
 
-def test_a_format_that_cannot_read_the_rows_writes_no_file(modelwright, tmp_path, rows_file):
+def test_a_format_that_cannot_read_the_rows_writes_no_file(wording, modelwright, tmp_path, rows_file):
     """Its first reason is told, and the others go on."""
     rows_file(tmp_path / "raw.jsonl", CHAT)
     done = modelwright("prepare", "--all-formats", "--input", "raw.jsonl", "--output", "every")
     assert done.returncode == 0, done.stderr
     assert [file.name for file in (tmp_path / "every").iterdir()] == ["general.jsonl"]
-    lines = done.stdout.splitlines()
-    assert any(line.startswith("math cannot read these rows: 9 of 9 rows cannot be read (100.0%") for line in lines)
-    assert any(line.startswith("reasoning cannot read these rows:") and "no thinking" in line for line in lines)
+    for line in done.stdout.splitlines()[-2:]:
+        wording(line)
 
 
-def test_rows_that_no_format_can_read_are_an_error(modelwright, tmp_path, rows_file):
+def test_rows_that_no_format_can_read_are_an_error(wording, modelwright, tmp_path, rows_file):
     """Each says why; with --json on standard output alone."""
     rows_file(tmp_path / "raw.jsonl", [{"words": "plain"}])
     done = modelwright("prepare", "--all-formats", "--input", "raw.jsonl", "--output", "every", "--json")
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: no installed format can read these rows; the reasons are above"
+    wording(done.stderr.strip())
     told = json.loads(done.stdout)
     assert [(row["format"], row["output"]) for row in told] == [("general", None), ("math", None), ("reasoning", None)]
-    assert all("raw.jsonl:1: expected the column" in row["reason"] for row in told)
+    for row in told:
+        wording(row["reason"])
 
 
 PLUGIN = """
@@ -180,14 +177,14 @@ def modelwright_formats():
 """
 
 
-def test_formats_of_plugins_are_among_all_formats(modelwright, raw, tmp_path, install_plugin):
+def test_formats_of_plugins_are_among_all_formats(wording, modelwright, raw, tmp_path, install_plugin):
     """One that fails, or has an option that must be given, stops no other; plain text is read back by `general`."""
     install_plugin("more-formats", PLUGIN)
     done = modelwright("prepare", "--all-formats", "--input", raw, "--output", "every", "--json")
     assert done.returncode == 0, done.stderr
     reasons = {row["format"]: row["reason"] for row in json.loads(done.stdout)}
-    assert reasons["broken"].startswith("format 'broken' failed on raw.jsonl:1: KeyError: 'oops'")
-    assert reasons["asking"] == "--option key: this key is required (format asking)"
+    wording(reasons["broken"])
+    wording(reasons["asking"])
     assert [name for name, reason in reasons.items() if reason is None] == ["general", "math", "plain", "reasoning"]
     again = modelwright("prepare", "--format", "general", "--input", "every/plain.jsonl", "--output", "again.jsonl")
     assert again.returncode == 0, again.stderr
@@ -196,147 +193,83 @@ def test_formats_of_plugins_are_among_all_formats(modelwright, raw, tmp_path, in
         "prepare", "--format", "plain", "--input", raw, "--output", "x.jsonl", "--instruction", "Solve it."
     )
     assert lacking.returncode == 2
-    assert lacking.stderr.strip() == "--instruction: format plain has no option instruction (it has: none)"
+    wording(lacking.stderr.strip())
 
 
-EITHER = "error: give a RUN.toml; or one of --format and --all-formats, with --input and --output"
-LOST = "is one of the inputs and would be lost: choose another output"
-ELSEWHERE = "give another place for the output"
-CLICK = (
-    "Usage: modelwright prepare [OPTIONS] RUN.toml\nTry 'modelwright prepare --help' for help.\n\n"
-    "Error: Invalid value for "
-)
 MATH_OUT = ("--format", "math", "--input", "raw.jsonl", "--output", "out.jsonl")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
+    "arguments",
     [
-        ((), EITHER),
-        (("--format", "math", "--input", "raw.jsonl"), EITHER),
-        (("--format", "math", "--output", "out.jsonl"), EITHER),
-        (("--all-formats", *MATH_OUT), EITHER),
-        (
-            ("run.toml", "--limit", 3, "--format", "math"),
-            "error: run.toml says what to prepare: leave out --format, --limit, or leave out the file",
-        ),
-        (("run.toml", "--seed", 17), "error: run.toml says what to prepare: leave out --seed, or leave out the file"),
-        ((*MATH_OUT, "--set", "seed=3", "--fresh"), "error: --set, --fresh is for a run: give its RUN.toml"),
-        (
-            ("--format", "maths", *MATH_OUT[2:]),
-            "error: there is no format 'maths', did you mean 'math'? (there are: general, math, reasoning)",
-        ),
-        (
-            ("--format", "math", "--input", "none.jsonl", "--output", "o.jsonl"),
-            f"error: HERE/none.jsonl: no file is there (can read: {READABLE})",
-        ),
-        (
-            ("--format", "math", "--input", "builtin:x/y", "--output", "o.jsonl"),
-            (
-                "error: there is no built-in data 'x/y' (there are: builtin:arithmetic/train, builtin:arithmetic/test, "
-                "builtin:instructions/train, builtin:instructions/test)"
-            ),
-        ),
-        ((*MATH_OUT[:4], "--output", "raw.jsonl"), f"error: raw.jsonl {LOST}"),
-        ((*MATH_OUT[:4], "--output", "./x/../raw.jsonl"), f"error: x/../raw.jsonl {LOST}"),
-        ((*MATH_OUT[:2], "--input", "raw*.jsonl", "--output", "raw.jsonl"), f"error: raw.jsonl {LOST}"),
-        (
-            (*MATH_OUT[:2], "--input", "raw.rejected.jsonl", "--output", "raw.jsonl"),
-            f"error: raw.rejected.jsonl {LOST}",
-        ),
-        (
-            (*MATH_OUT[:4], "--output", "out.json"),
-            "error: out.json: the output is JSONL, one example a line: give it a name that ends with .jsonl",
-        ),
-        ((*MATH_OUT[:4], "--output", "folder.jsonl"), f"error: folder.jsonl is a folder: {ELSEWHERE}"),
-        (
-            (*MATH_OUT[:4], "--output", "raw.jsonl/out.jsonl"),
-            f"error: raw.jsonl/out.jsonl cannot be written: HERE/raw.jsonl is a file: {ELSEWHERE}",
-        ),
-        (
-            ("--all-formats", "--input", "raw.jsonl", "--output", "raw.jsonl"),
-            f"error: raw.jsonl/general.jsonl cannot be written: HERE/raw.jsonl is a file: {ELSEWHERE}",
-        ),
-        (
-            (*MATH_OUT, "--option", "solution=answer"),
-            (
-                "--option solution=answer: is no KEY=VALUE in TOML (Invalid value); strings need quotes: --option "
-                "'solution=\"answer\"'"
-            ),
-        ),
-        (
-            (*MATH_OUT, "--option", "solution"),
-            (
-                "--option solution: is no KEY=VALUE in TOML (Expected '=' after a key in a key/value pair); such as "
-                "--option limit=5"
-            ),
-        ),
-        (
-            (*MATH_OUT, "--option", 'solution="a"'),
-            '--option solution: must be "full" or "answer", not "a" (format math)',
-        ),
-        (
-            (*MATH_OUT, "--option", 'solutions="full"'),
-            "--option solutions: unknown key, did you mean solution? (format math)",
-        ),
-        (
-            (*MATH_OUT, "--option", 'system="a"', "--option", 'system="b"'),
-            "--option: together they are no TOML: Cannot overwrite a value",
-        ),
-        (
-            (*MATH_OUT, "--instruction", "a", "--option", 'instruction="b"'),
-            "--instruction: --option gives an instruction, too; use one",
-        ),
-        ((*MATH_OUT, "--instruction", ""), "--option instruction: must not be empty (format math)"),
-        (
-            ("--all-formats", "--input", "raw.jsonl", "--output", "every", "--option", 'system="a"'),
-            "error: --option is for one format: give it with --format, not with --all-formats",
-        ),
-        ((*MATH_OUT, "--limit", 0), f"{CLICK}'--limit': 0 is not in the range x>=1."),
-        ((*MATH_OUT, "--fraction", 0), f"{CLICK}'--fraction': 0.0 is not in the range 0<x<=1."),
-        ((*MATH_OUT, "--fraction", "nan"), f"{CLICK}'--fraction': nan is no number."),
-        ((*MATH_OUT, "--max-rejected", 2), f"{CLICK}'--max-rejected': 2.0 is not in the range 0<=x<=1."),
+        (),
+        ("--format", "math", "--input", "raw.jsonl"),
+        ("--format", "math", "--output", "out.jsonl"),
+        ("--all-formats", *MATH_OUT),
+        ("run.toml", "--limit", 3, "--format", "math"),
+        ("run.toml", "--seed", 17),
+        (*MATH_OUT, "--set", "seed=3", "--fresh"),
+        ("--format", "maths", *MATH_OUT[2:]),
+        ("--format", "math", "--input", "none.jsonl", "--output", "o.jsonl"),
+        ("--format", "math", "--input", "builtin:x/y", "--output", "o.jsonl"),
+        (*MATH_OUT[:4], "--output", "raw.jsonl"),
+        (*MATH_OUT[:4], "--output", "./x/../raw.jsonl"),
+        (*MATH_OUT[:2], "--input", "raw*.jsonl", "--output", "raw.jsonl"),
+        (*MATH_OUT[:2], "--input", "raw.rejected.jsonl", "--output", "raw.jsonl"),
+        (*MATH_OUT[:4], "--output", "out.json"),
+        (*MATH_OUT[:4], "--output", "folder.jsonl"),
+        (*MATH_OUT[:4], "--output", "raw.jsonl/out.jsonl"),
+        ("--all-formats", "--input", "raw.jsonl", "--output", "raw.jsonl"),
+        (*MATH_OUT, "--option", "solution=answer"),
+        (*MATH_OUT, "--option", "solution"),
+        (*MATH_OUT, "--option", 'solution="a"'),
+        (*MATH_OUT, "--option", 'solutions="full"'),
+        (*MATH_OUT, "--option", 'system="a"', "--option", 'system="b"'),
+        (*MATH_OUT, "--instruction", "a", "--option", 'instruction="b"'),
+        (*MATH_OUT, "--instruction", ""),
+        ("--all-formats", "--input", "raw.jsonl", "--output", "every", "--option", 'system="a"'),
+        (*MATH_OUT, "--limit", 0),
+        (*MATH_OUT, "--fraction", 0),
+        (*MATH_OUT, "--fraction", "nan"),
+        (*MATH_OUT, "--max-rejected", 2),
     ],
+    ids=lambda arguments: " ".join(map(str, arguments)),
 )
-def test_wrong_usage_is_said_and_nothing_is_written(modelwright, raw, tmp_path, arguments, line):
-    """Exit code 2, one line, and the folder as it was."""
+def test_wrong_usage_is_said_and_nothing_is_written(wording, raw, tmp_path, monkeypatch, capsys, arguments):
+    """Exit code 2, and the folder as it was."""
     (tmp_path / "raw.rejected.jsonl").write_text(json.dumps(MATH[0]) + "\n")
     (tmp_path / "folder.jsonl").mkdir()
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    done = modelwright("prepare", *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr == line.replace("HERE", str(tmp_path)) + "\n"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", *map(str, arguments)])
+    output, error = capsys.readouterr()
+    assert (ended.value.code, output) == (2, "")
+    wording(error.rstrip("\n"), readable=READABLE)
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        ("", "no rows"),
-        ("{}\n", "1 of 1 rows cannot be read"),
-        ("not JSON\n", "raw.jsonl:1: not JSON"),
-        ("[1]\n", "raw.jsonl:1: not a JSON object"),
-    ],
-)
-def test_rows_that_cannot_be_used_leave_no_output(modelwright, tmp_path, content, line):
+@pytest.mark.parametrize("content", ["", "{}\n", "not JSON\n", "[1]\n"])
+def test_rows_that_cannot_be_used_leave_no_output(wording, modelwright, tmp_path, content):
     """Exit code 1, with the first reason."""
     (tmp_path / "raw.jsonl").write_text(content)
     done = modelwright("prepare", *MATH_OUT)
     assert done.returncode == 1, done.stdout
-    assert line in done.stderr
+    wording(done.stderr.rstrip("\n"))
     assert not (tmp_path / "out.jsonl").exists()
     assert not leftovers(tmp_path)
 
 
-def test_rows_that_may_all_be_lost_still_give_something_or_an_error(modelwright, tmp_path, rows_file):
+def test_rows_that_may_all_be_lost_still_give_something_or_an_error(wording, modelwright, tmp_path, rows_file):
     """An empty file of examples is never written."""
     rows_file(tmp_path / "raw.jsonl", CHAT)
     done = modelwright("prepare", *MATH_OUT, "--max-rejected", 1)
     assert done.returncode == 1
-    assert "nothing to write: 9 rows give no example; the first is raw.jsonl:1" in done.stderr
+    wording(done.stderr.strip())
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.long
 def test_a_killed_preparation_leaves_the_old_file_or_the_new(tmp_path, rows_file):
     """SIGKILL at any moment: whoever reads the output sees a whole one."""
     rows_file(tmp_path / "raw.jsonl", [*MATH, {"question": "How many?"}] * 300)

@@ -20,28 +20,21 @@ def reader(request):
     return request.param
 
 
-def test_an_assistant_that_says_nothing_is_refused(reader):
+def test_an_assistant_that_says_nothing_is_refused(wording, reader):
     """To learn it would be to learn silence; a turn that is not learnt may be empty."""
     silent = {"role": "assistant", "content": " "}
-    with pytest.raises(
-        RowError, match=r"messages\[1\]: the assistant says nothing; expected content or tool_calls, or"
-    ):
+    with pytest.raises(RowError) as caught:
         reader.read({"messages": [USER, silent, USER, SAID]})
-    with pytest.raises(RowError, match="column 'messages': what the assistant says last is empty"):
+    wording(caught.value)
+    with pytest.raises(RowError) as caught:
         reader.read({"messages": [USER, silent]})
+    wording(caught.value)
     (example,) = reader.read({"messages": [USER, {**silent, "train": False}, USER, SAID]})
     assert example.messages[1].train is False
 
 
-@pytest.mark.parametrize(
-    ("said", "reason"),
-    [
-        ("<think>two and", "<think> is not closed by </think>; complete the text, or leave the row out"),
-        (" \n<think>two and", "<think> is not closed by </think>"),
-        ("<think>two and two</think>\n", "nothing stands after </think>; an answer must follow the thinking"),
-    ],
-)
-def test_thinking_without_an_answer_is_refused(reader, said, reason):
+@pytest.mark.parametrize("said", ["<think>two and", " \n<think>two and", "<think>two and two</think>\n"])
+def test_thinking_without_an_answer_is_refused(wording, reader, said):
     """Wherever it stands: in a column, in the last message or in one before."""
     rows = [
         {"prompt": "2 + 2?", "completion": said},
@@ -49,8 +42,9 @@ def test_thinking_without_an_answer_is_refused(reader, said, reason):
         {"conversations": [USER, {**SAID, "content": said}, USER, SAID]},
     ]
     for row in rows:
-        with pytest.raises(RowError, match=reason):
+        with pytest.raises(RowError) as caught:
             reader.read(row)
+        wording(caught.value)
 
 
 def test_who_begins_and_who_goes_on_is_kept_as_it_was(reader):
@@ -82,4 +76,5 @@ def test_lone_surrogates_are_refused_where_rows_become_examples(reader, value):
     reasons = []
     row = Row(file="rows.jsonl", line=1, value=value)
     assert list(read_examples([row], reader, format_name="f", reject=lambda _row, why: reasons.append(why))) == []
-    assert reasons == ["its text has a lone surrogate, which is no character"]
+    [reason] = reasons
+    assert "surrogate" in reason

@@ -4,6 +4,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
+from ids import shown
 
 from modelwright import RowError
 from modelwright.core.api.answers import after_hashes, last_boxed
@@ -82,26 +83,28 @@ def test_reference_answer_stands_as_written():
 
 
 @pytest.mark.parametrize(
-    ("row", "reason"),
+    "row",
     [
-        ({"text": "x", "label": 1}, "expected the columns question and answer .* this row has: text, label"),
-        ({}, "this row has: none"),
-        ({"question": "q"}, "problem and solution"),
-        ({"question": "q", "answer": 72}, "column 'answer' must be text, not int"),
-        ({"question": None, "answer": "#### 1"}, "column 'question' must be text, not NoneType"),
-        ({"question": " \n", "answer": "#### 1"}, "column 'question' is empty"),
-        ({"question": "q", "answer": "72"}, "column 'answer' states no answer: expected ####"),
-        ({"question": "q", "answer": "so ####  \n72"}, "column 'answer' states no answer"),
-        ({"problem": "p", "solution": "so 72"}, "column 'solution' states no answer: expected #### and"),
-        ({"problem": "p", "solution": r"\boxed{72"}, "column 'solution' states no answer"),
-        ({"problem": "p", "solution": r"\boxed{ }"}, "column 'solution' states no answer"),
-        ({f"c{i}": 1 for i in range(30)}, "c11 and 18 more"),
+        {"text": "x", "label": 1},
+        {},
+        {"question": "q"},
+        {"question": "q", "answer": 72},
+        {"question": None, "answer": "#### 1"},
+        {"question": " \n", "answer": "#### 1"},
+        {"question": "q", "answer": "72"},
+        {"question": "q", "answer": "so ####  \n72"},
+        {"problem": "p", "solution": "so 72"},
+        {"problem": "p", "solution": r"\boxed{72"},
+        {"problem": "p", "solution": r"\boxed{ }"},
+        {f"c{i}": 1 for i in range(30)},
     ],
+    ids=shown,
 )
-def test_unreadable_row_is_refused_with_its_reason(row, reason):
+def test_unreadable_row_is_refused_with_its_reason(wording, row):
     """What a row lacks is named, with what was expected."""
-    with pytest.raises(RowError, match=reason):
+    with pytest.raises(RowError) as caught:
         read_one(row)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(("key", "value"), [("solution", "steps"), ("calculator", "drop"), ("instruction", "")])
@@ -197,17 +200,19 @@ def test_a_reference_of_its_own_goes_before_what_the_solution_comes_to():
 
 
 @pytest.mark.parametrize("none", ["proof", "notfound"])
-def test_numinamath_says_that_there_is_no_answer(none):
+def test_numinamath_says_that_there_is_no_answer(wording, none):
     """Its words for that are no answer; what the solution comes to is one."""
     assert read_one({**NUMINA, "answer": none, "solution": r"It is \boxed{42}."}).answer == "42"
-    with pytest.raises(RowError, match="column 'solution' states no answer"):
+    with pytest.raises(RowError) as caught:
         read_one({**NUMINA, "answer": none})
+    wording(caught.value)
 
 
-def test_a_solution_that_is_cut_off_in_its_thinking_is_none():
+def test_a_solution_that_is_cut_off_in_its_thinking_is_none(wording):
     """Whatever another column says of its answer."""
-    with pytest.raises(RowError, match="column 'solution': <think> is not closed by </think>; complete the text, or"):
+    with pytest.raises(RowError) as caught:
         read_one({**NUMINA, "solution": "<think>Six sevens"})
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -268,29 +273,28 @@ def test_the_letter_names_the_right_choice(texts, data):
 
 
 @pytest.mark.parametrize(
-    ("row", "reason"),
+    "row",
     [
-        ({"question": "q", "choices": ["a"], "answer": 0}, "column 'choices' must hold 2 to 26 choices, not 1"),
-        ({"question": "q", "choices": ["a"] * 27, "answer": 0}, "must hold 2 to 26 choices, not 27"),
-        (
-            {"question": "q", "choices": "ab", "answer": 0},
-            "column 'choices' must be a list of texts, or text and label",
-        ),
-        ({"question": "q", "choices": ["a", ""], "answer": 0}, "column 'choices' must be a list of texts"),
-        ({"question": "q", "choices": ["a", "b"]}, "no column says which choice is right"),
-        ({"question": "q", "choices": ["a", "b"], "answer": 2}, "column 'answer': 2 is none of the 2 choices"),
-        ({"question": "q", "choices": ["a", "b"], "answer": "C"}, "column 'answer': 'C' is none of the 2 choices"),
-        ({"question": "q", "choices": ["a", "b"], "answer": True}, "column 'answer': True is none of the 2 choices"),
-        ({"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "answer": 0}, "has not a label for each"),
+        {"question": "q", "choices": ["a"], "answer": 0},
+        {"question": "q", "choices": ["a"] * 27, "answer": 0},
+        {"question": "q", "choices": "ab", "answer": 0},
+        {"question": "q", "choices": ["a", ""], "answer": 0},
+        {"question": "q", "choices": ["a", "b"]},
+        {"question": "q", "choices": ["a", "b"], "answer": 2},
+        {"question": "q", "choices": ["a", "b"], "answer": "C"},
+        {"question": "q", "choices": ["a", "b"], "answer": True},
+        {"question": "q", "choices": {"text": ["a", "b"], "label": ["A"]}, "answer": 0},
     ],
+    ids=shown,
 )
-def test_choices_that_make_no_question_are_refused(row, reason):
+def test_choices_that_make_no_question_are_refused(wording, row):
     """What is wrong with which column."""
-    with pytest.raises(RowError, match=reason):
+    with pytest.raises(RowError) as caught:
         read_one(row)
+    wording(caught.value)
 
 
-def test_named_columns_go_before_recognised_ones():
+def test_named_columns_go_before_recognised_ones(wording):
     """And a column that is not there is named."""
     row = {"question": "no", "answer": "#### 1", "task": "yes", "way": "so 2", "truth": "2", "offer": ["1", "2"]}
     example = read_one(row, columns=MathColumns(question="task", solution="way", answer="truth"))
@@ -299,7 +303,6 @@ def test_named_columns_go_before_recognised_ones():
     assert turns(example) == [("user", "yes"), ("assistant", r"\boxed{2}")]
     example = read_one(row, columns=MathColumns(question="task", choices="offer", answer="truth"))
     assert (example.answer, example.choices) == ("B", ("1", "2"))
-    with pytest.raises(
-        RowError, match="there is no column 'gone', which the option columns names; this row has: quest"
-    ):
+    with pytest.raises(RowError) as caught:
         read_one(row, columns=MathColumns(question="gone", solution="way"))
+    wording(caught.value)

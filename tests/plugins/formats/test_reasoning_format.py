@@ -4,6 +4,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
+from ids import shown
 
 from modelwright import Example, RowError
 from modelwright.core.plugins import discover
@@ -108,7 +109,7 @@ def test_system_messages_contexts_and_references_have_columns():
     assert read_one(chat).messages[0].content == "Think."
 
 
-def test_masked_thinking_is_seen_and_not_learnt():
+def test_masked_thinking_is_seen_and_not_trained():
     """Each assistant turn with thinking says so; the row's own mask is kept in either case."""
     row = {"messages": [USER, {"role": "assistant", "content": "4"}, USER, {"role": "assistant", "content": TAGGED}]}
     assert [m.train_thinking for m in read_one(row, thinking="mask").messages] == [True, True, True, False]
@@ -127,53 +128,51 @@ def test_instruction_and_system_are_put_as_in_the_other_formats():
     ]
 
 
-def test_rows_without_thinking_are_read_where_that_is_allowed():
+def test_rows_without_thinking_are_read_where_that_is_allowed(wording):
     """`require_thinking = false`: the answer alone."""
     for row in ({"prompt": "2 + 2?", "response": "4"}, {"messages": [USER, {"role": "assistant", "content": "4"}]}):
-        with pytest.raises(RowError, match="no thinking: expected"):
+        with pytest.raises(RowError) as caught:
             read_one(row)
+        wording(caught.value)
         assert said(read_one(row, require_thinking=False)) == ("2 + 2?", None, "4", "4")
 
 
 @pytest.mark.parametrize(
-    ("row", "reason"),
+    "row",
     [
-        ({"text": "x"}, r"expected the column messages, or a prompt \(prompt, .*this row has: text"),
-        ({"prompt": "p", "thinking": "t"}, "this row has: prompt, thinking"),
-        ({"prompt": " ", "response": TAGGED}, "column 'prompt' is empty"),
-        ({"prompt": "p", "response": None}, "column 'response' must be text, not NoneType"),
-        ({"prompt": "p", "response": 4, "thinking": "t"}, "column 'response' must be text, not int"),
-        ({"prompt": "p", "response": "4", "thinking": ["t"]}, "column 'thinking' must be text, not list"),
-        ({"prompt": "p", "response": "4"}, r"no thinking: expected <think>….* a column with the thinking \(thinking, "),
-        ({"prompt": "p", "response": "<think>\n</think>4"}, "no thinking"),
-        ({"prompt": "p", "response": "so <think>t</think>4"}, "no thinking"),
-        ({"question": "q", "answer": "#### 72"}, "no thinking"),
-        ({"problem": "p", "solution": r"$\boxed{72}$"}, "no thinking"),
-        ({"prompt": "p", "response": "<think>t"}, "column 'response': <think> is not closed by </think>"),
-        ({"prompt": "p", "response": "<think>t</think>\n"}, "column 'response': nothing stands after </think>"),
-        ({"prompt": "p", "response": TAGGED, "thinking": "other"}, "another than the one that stands beside it"),
-        (
-            {"messages": [USER, {"role": "assistant", "content": "<think>t"}]},
-            r"messages\[1\]: <think> is not closed by </think>; c",
-        ),
-        (
-            {"messages": [USER, {"role": "assistant", "content": "4", "reasoning": 1}]},
-            "reasoning must be text, not int",
-        ),
-        ({"messages": [USER]}, "must end with the assistant"),
-        ({"prompt": "p", "response": TAGGED, "answer": {"x": 1}}, "column 'answer' must be text, not dict"),
+        {"text": "x"},
+        {"prompt": "p", "thinking": "t"},
+        {"prompt": " ", "response": TAGGED},
+        {"prompt": "p", "response": None},
+        {"prompt": "p", "response": 4, "thinking": "t"},
+        {"prompt": "p", "response": "4", "thinking": ["t"]},
+        {"prompt": "p", "response": "4"},
+        {"prompt": "p", "response": "<think>\n</think>4"},
+        {"prompt": "p", "response": "so <think>t</think>4"},
+        {"question": "q", "answer": "#### 72"},
+        {"problem": "p", "solution": r"$\boxed{72}$"},
+        {"prompt": "p", "response": "<think>t"},
+        {"prompt": "p", "response": "<think>t</think>\n"},
+        {"prompt": "p", "response": TAGGED, "thinking": "other"},
+        {"messages": [USER, {"role": "assistant", "content": "<think>t"}]},
+        {"messages": [USER, {"role": "assistant", "content": "4", "reasoning": 1}]},
+        {"messages": [USER]},
+        {"prompt": "p", "response": TAGGED, "answer": {"x": 1}},
     ],
+    ids=shown,
 )
-def test_unreadable_row_is_refused_with_its_reason(row, reason):
+def test_unreadable_row_is_refused_with_its_reason(wording, row):
     """What is wrong is named with its place."""
-    with pytest.raises(RowError, match=reason):
+    with pytest.raises(RowError) as caught:
         read_one(row)
+    wording(caught.value)
 
 
-def test_named_columns_must_be_there():
+def test_named_columns_must_be_there(wording):
     """The option is quoted with what the row has instead."""
-    with pytest.raises(RowError, match="no column 'deep', which the option columns names; this row has: q, a"):
+    with pytest.raises(RowError) as caught:
         read_one({"q": "2 + 2?", "a": "4"}, columns=ReasoningColumns(prompt="q", thinking="deep", answer="a"))
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(("key", "value"), [("thinking", "drop"), ("instruction", ""), ("system", "")])

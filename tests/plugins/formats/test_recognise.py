@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ids import shown
 
 from modelwright import Example, RowError
 from modelwright.plugins.formats.general import GeneralColumns, GeneralFormat, GeneralOptions
@@ -22,52 +23,37 @@ READERS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "line"),
+    ("name", "row"),
     [
-        ("math", {"question": "q", "answer": "#### 1"}, "GSM8K: question, answer"),
-        ("math", {"problem": "p", "solution": r"\boxed{1}", "level": "1"}, "MATH: problem, solution"),
-        ("math", {"problem": "p", "solution": "s", "answer": "1"}, "NuminaMath: problem, solution, answer"),
-        ("math", {"question": "p", "solution": "s", "answer": "1"}, "worked solutions: question, solution, answer"),
-        (
-            "math",
-            {"problem": "p", "generated_solution": "s", "expected_answer": "1"},
-            "OpenMathInstruct: problem, generated_solution, expected_answer",
-        ),
-        (
-            "math",
-            {"question": "q", "options": ["1", "2"], "correct": "A", "rationale": "r"},
-            "multiple choice: question, rationale, correct, options",
-        ),
-        (
-            "math, mapped",
-            {"question": "q", "answer": "#### 1"},
-            "columns as mapped: question ← question, solution ← answer",
-        ),
-        ("general", {"messages": CHAT, "tools": [{}]}, "chat: messages (role/content), tools"),
-        ("general", {"conversations": CHAT}, "chat: conversations (role/content)"),
-        ("general", {"conversations": SHAREGPT, "system": "s"}, "sharegpt: conversations (from/value), system"),
-        ("general", Example(text="t").to_row(), "a row of modelwright prepare"),
-        ("general", {"instruction": "i", "instances": []}, "self-instruct: instruction, instances"),
-        ("general", {"instruction": "i", "input": "", "output": "o"}, "alpaca: instruction, output"),
-        ("general", {"instruction": "i", "input": "n", "output": "o"}, "alpaca: instruction, input, output"),
-        ("general", {"prompt": "p", "completion": "c", "answer": 1}, "pair: prompt, completion, answer"),
-        ("general", {"prompt": CHAT[:1], "completion": CHAT[1:]}, "pair of messages: prompt, completion"),
-        ("general", {"text": "t", "label": 1}, "plain text: text"),
-        ("general, mapped", {"prompt": "p", "answer": "a"}, "columns as mapped: prompt ← prompt, completion ← answer"),
-        ("reasoning", {"messages": CHAT}, "chat: messages (role/content)"),
-        ("reasoning", {"conversations": SHAREGPT}, "sharegpt: conversations (from/value)"),
-        ("reasoning", {"question": "q", "cot": "t", "answer": "a"}, "thinking in a column: question, answer, cot"),
-        (
-            "reasoning",
-            {"prompt": "q", "response": "<think>t</think>a"},
-            "thinking in <think>…</think>: prompt, response",
-        ),
-        ("reasoning", {"question": "q", "answer": "so\n#### 1"}, "worked solution: question, answer"),
+        ("math", {"question": "q", "answer": "#### 1"}),
+        ("math", {"problem": "p", "solution": r"\boxed{1}", "level": "1"}),
+        ("math", {"problem": "p", "solution": "s", "answer": "1"}),
+        ("math", {"question": "p", "solution": "s", "answer": "1"}),
+        ("math", {"problem": "p", "generated_solution": "s", "expected_answer": "1"}),
+        ("math", {"question": "q", "options": ["1", "2"], "correct": "A", "rationale": "r"}),
+        ("math, mapped", {"question": "q", "answer": "#### 1"}),
+        ("general", {"messages": CHAT, "tools": [{}]}),
+        ("general", {"conversations": CHAT}),
+        ("general", {"conversations": SHAREGPT, "system": "s"}),
+        ("general", Example(text="t").to_row()),
+        ("general", {"instruction": "i", "instances": []}),
+        ("general", {"instruction": "i", "input": "", "output": "o"}),
+        ("general", {"instruction": "i", "input": "n", "output": "o"}),
+        ("general", {"prompt": "p", "completion": "c", "answer": 1}),
+        ("general", {"prompt": CHAT[:1], "completion": CHAT[1:]}),
+        ("general", {"text": "t", "label": 1}),
+        ("general, mapped", {"prompt": "p", "answer": "a"}),
+        ("reasoning", {"messages": CHAT}),
+        ("reasoning", {"conversations": SHAREGPT}),
+        ("reasoning", {"question": "q", "cot": "t", "answer": "a"}),
+        ("reasoning", {"prompt": "q", "response": "<think>t</think>a"}),
+        ("reasoning", {"question": "q", "answer": "so\n#### 1"}),
     ],
+    ids=shown,
 )
-def test_rows_are_told_by_their_shape_and_columns(name, row, line):
+def test_rows_are_told_by_their_shape_and_columns(wording, name, row):
     """One line, for people."""
-    assert READERS[name].recognise(row) == line
+    wording(READERS[name].recognise(row))
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -1,4 +1,4 @@
-"""What can be read: each kind of file has one reader here, and its suffix says which."""
+"""Readers of data files: one for each file type, chosen by the suffix."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TEXTS: dict[str, Callable[[Path, Bytes, Columns], Iterator[RawRow]]] = {
     ".json": json_rows,
     ".csv": csv_rows,
 }
-# They are packed inside.
+# These are compressed inside.
 _COLUMNS: dict[str, Callable[[Path, Columns], Iterator[Row]]] = {".parquet": parquet_rows, ".arrow": arrow_rows}
 
 READABLE = f"{', '.join(_TEXTS)} (plain, {', '.join(filter(None, PACKINGS))}), {' and '.join(_COLUMNS)}"
@@ -40,7 +40,7 @@ READABLE = f"{', '.join(_TEXTS)} (plain, {', '.join(filter(None, PACKINGS))}), {
 
 @frozen
 class _Kind:
-    """What a file's name says of it; `suffix` is of its kind, `packing` what follows that."""
+    """What the name of a file says: `suffix` is its type, `packing` the compression suffix after it."""
 
     suffix: str
     packing: str = ""
@@ -58,20 +58,20 @@ def _kind(file: Path) -> _Kind | None:
 
 
 def is_readable(file: Path) -> bool:
-    """Whether there is a reader for a file of this name."""
+    """Whether there is a reader for files with this name."""
     return _kind(file) is not None
 
 
 def read_file(file: Path, columns: Columns) -> Iterator[RawRow]:
-    """The rows of a file whose name `is_readable`, in order; memory does not grow with it, but for a .json array.
+    """The rows of a readable file, in order. Memory does not grow with the file, except for a .json array.
 
     Args:
-        file: where it lies.
-        columns: told of the columns and their types, before the first row, where the file has a schema.
+        file: its path.
+        columns: called with the columns and their types before the first row, if the file has a schema.
 
     Raises:
-        ModelwrightError: it is not what its name says, or cut short; the message says how far it could be read.
-        MissingDependencyError: reading it needs a package that is not installed.
+        ModelwrightError: the content does not match the name, or is truncated; the message says how far it was read.
+        MissingDependencyError: reading the file needs a package that is not installed.
     """
     kind = _kind(file)
     assert kind is not None
@@ -94,6 +94,6 @@ def _rows(file: Path, kind: _Kind, columns: Columns) -> Iterator[RawRow]:
                 line = row.line
                 yield row
     except (EOFError, zlib.error, OSError) as error:
-        reached = f" beyond line {line}" if line else ""
+        reached = f" after line {line}" if line else ""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ModelwrightError(f"{shown_path(file)}: cannot be read{reached}: {reason}") from error
+        raise ModelwrightError(f"{shown_path(file)}: cannot read{reached}: {reason}") from error

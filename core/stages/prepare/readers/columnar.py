@@ -1,4 +1,4 @@
-"""Rows of record batches, as plain JSON values: what files of columns have in common."""
+"""Rows of Parquet and Arrow files, as plain JSON values, a batch at a time; and data sets saved by `datasets`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from modelwright.core.stages.prepare.readers.text import pyarrow_module
 
 
 class _NotPlainError(Exception):
-    """A value has no counterpart in JSON."""
+    """JSON cannot represent a value."""
 
 
 def batch_rows(
@@ -26,30 +26,29 @@ def batch_rows(
 ) -> Iterator[Row]:
     """The rows of `batches`, pyarrow's record batches, numbered from 1.
 
-    Times become ISO 8601 texts, decimals and UUIDs texts, maps objects, binary values texts where they are UTF-8.
+    Times become ISO 8601 strings, decimals and UUIDs strings, maps objects, and binary values strings if they are
+    UTF-8.
 
     Args:
         file: where they come from.
-        columns: told of the columns.
+        columns: called with the columns and their types.
         schema: of the batches.
         batches: read one at a time.
-        errors: what reading one may raise.
+        errors: exceptions that reading a batch may raise.
 
     Raises:
         ModelwrightError: two columns have one name, or a batch cannot be read.
     """
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
-        raise ModelwrightError(f"{shown_path(file)}: two of its columns are named {twice[0]!r:.60}")
+        raise ModelwrightError(f"{shown_path(file)}: two columns are named {twice[0]!r:.60}: rename one")
     columns({field.name: str(field.type) for field in schema})
     number = 0
     while True:
         try:
             batch = next(batches, None)
         except errors as error:
-            raise ModelwrightError(
-                f"{shown_path(file)}: cannot be read beyond row {number}: {one_line(error)}"
-            ) from error
+            raise ModelwrightError(f"{shown_path(file)}: cannot read after row {number}: {one_line(error)}") from error
         if batch is None:
             return
         for index in range(batch.num_rows):
@@ -81,7 +80,7 @@ def plain(value: Any) -> Any:
     for kinds, convert in _CONVERSIONS:
         if isinstance(value, kinds):
             return convert(value)
-    raise _NotPlainError(f"a value of type {type(value).__name__} has no counterpart in JSON")
+    raise _NotPlainError(f"JSON cannot represent a value of type {type(value).__name__}: remove or convert the column")
 
 
 def _itself(value: Any) -> Any:
@@ -92,7 +91,7 @@ def _text(value: bytes) -> str:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError:
-        raise _NotPlainError(f"{len(value):,} bytes that are not UTF-8 text: remove the column") from None
+        raise _NotPlainError(f"found {len(value):,} bytes that are not UTF-8 text: remove the column") from None
 
 
 def _iso(value: dt.datetime | dt.date | dt.time) -> str:
@@ -104,7 +103,7 @@ def _object(value: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _array(value: list[Any]) -> Any:
-    # Arrow gives a map as a list of pairs, each a tuple; no other value holds tuples.
+    # Arrow returns a map as a list of tuples; no other value contains tuples.
     if value and all(isinstance(item, tuple) for item in value):
         return _object(dict(value))
     return [plain(item) for item in value]
@@ -121,14 +120,14 @@ _CONVERSIONS: tuple[tuple[tuple[type, ...], Callable[[Any], Any]], ...] = (
 
 
 ROWS_IN_BATCH = 256
-BUFFER = 2**20  # bytes that are read ahead of each column, instead of a whole row group
+BUFFER = 2**20  # bytes read ahead for each column, instead of a whole row group
 
 
 def parquet_rows(file: Path, columns: Columns) -> Iterator[Row]:
-    """The rows of a Parquet file. Row groups are streamed, so that memory grows with neither them nor the file.
+    """The rows of a Parquet file. Row groups are streamed, so memory grows neither with them nor with the file.
 
     Raises:
-        ModelwrightError: it is no Parquet file, or is cut short.
+        ModelwrightError: it is not a Parquet file, or truncated.
         MissingDependencyError: pyarrow is not installed.
     """
     parquet = pyarrow_module(file, "pyarrow.parquet")
@@ -136,13 +135,13 @@ def parquet_rows(file: Path, columns: Columns) -> Iterator[Row]:
     try:
         opened = parquet.ParquetFile(str(file), buffer_size=BUFFER, pre_buffer=False)
     except errors as error:
-        raise ModelwrightError(f"{shown_path(file)}: not a Parquet file, or cut short: {one_line(error)}") from error
+        raise ModelwrightError(f"{shown_path(file)}: not a Parquet file, or truncated: {one_line(error)}") from error
     with opened:
         batches = opened.iter_batches(batch_size=ROWS_IN_BATCH)
         yield from batch_rows(file, columns, opened.schema_arrow, batches, errors)
 
 
-# An Arrow file begins with this, a stream does not; `datasets` writes streams.
+# An Arrow file begins with this, an Arrow stream does not; `datasets` writes streams.
 MAGIC = b"ARROW1"
 
 
@@ -150,7 +149,7 @@ def arrow_rows(file: Path, columns: Columns) -> Iterator[Row]:
     """The rows of an Arrow file or stream, read from a memory map.
 
     Raises:
-        ModelwrightError: it is neither, or is cut short.
+        ModelwrightError: it is neither, or truncated.
         MissingDependencyError: pyarrow is not installed.
     """
     arrow = pyarrow_module(file, "pyarrow")
@@ -162,33 +161,35 @@ def arrow_rows(file: Path, columns: Columns) -> Iterator[Row]:
         source = arrow.memory_map(str(file))
         reader = ipc.open_file(source) if is_file else ipc.open_stream(source)
     except errors as error:
-        raise ModelwrightError(f"{shown_path(file)}: not an Arrow file, or cut short: {one_line(error)}") from error
+        raise ModelwrightError(f"{shown_path(file)}: not an Arrow file, or truncated: {one_line(error)}") from error
     with source:
         batches = (reader.get_batch(index) for index in range(reader.num_record_batches)) if is_file else iter(reader)
         yield from batch_rows(file, columns, reader.schema, batches, errors)
 
 
 def saved_dataset(folder: Path) -> list[Path] | None:
-    """The files of a data set that `Dataset.save_to_disk` wrote to `folder`, in order; None where it is none.
+    """The files of a data set that `Dataset.save_to_disk` wrote to `folder`, in order; None for any other folder.
 
     Raises:
-        UsageError: it holds several splits, of which one must be named; or what says its files cannot be read.
+        UsageError: the data set has several splits, so the path must name one; or its state.json cannot be read.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = _read(folder / "dataset_dict.json").get("splits", [])
         named = ", ".join(str(folder / split) for split in splits)
-        raise UsageError(f"{shown_path(folder)}: a data set of several splits: name one of {named}")
+        raise UsageError(f"{shown_path(folder)}: this data set has several splits: name one of {named}")
     if not ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()):
         return None
     try:
         return [folder / each["filename"] for each in _read(folder / "state.json")["_data_files"]]
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{shown_path(folder / 'state.json')}: it does not say the data set's files") from error
+        raise UsageError(
+            f"{shown_path(folder / 'state.json')}: it does not list the data files: save the data set again"
+        ) from error
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{shown_path(file)}: cannot be read: {one_line(error)}") from error
+        raise UsageError(f"{shown_path(file)}: cannot read: {one_line(error)}") from error
     return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""Rows of CSV files: a header, then records whose fields are text, separated by commas."""
+"""Rows of CSV files: a header, then records of text fields separated by commas."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.stages.prepare.readers.row import SHOWN, Columns, Row, row_file, shown_path
 from modelwright.core.stages.prepare.readers.text import MAX_LINE, Bytes, Line, read_lines
 
-# What a lone byte becomes that is not UTF-8 (Python's "surrogateescape").
+# What Python's "surrogateescape" makes of a byte that is not UTF-8.
 _ESCAPED = {chr(0xDC00 + byte): byte for byte in range(0x80, 0x100)}
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 class _RecordTooLongError(Exception):
-    """A record has more bytes than a row may have."""
+    """A record is longer than `MAX_LINE`."""
 
 
 class _Feed:
-    """The lines that the csv module asks for, counted for each record."""
+    """The lines of the file for the csv module, with the size of the current record."""
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self._lines = lines
@@ -53,22 +53,22 @@ class _Feed:
 
 
 def csv_rows(file: Path, opened: Bytes, columns: Columns) -> Iterator[Row]:
-    """The rows of a CSV file as objects of texts, by the names in its header; blank lines are passed over.
+    """The rows of a CSV file as objects of strings, by the names in its header; blank lines are skipped.
 
-    Fields may be quoted, and quoted fields may have line ends. A quote that is left open may have swallowed any number
-    of rows, so it stops the reading.
+    Fields may be quoted, and quoted fields may contain line ends. An unclosed quote stops the reading, because it may
+    have swallowed any number of rows.
 
     Raises:
-        ModelwrightError: the header cannot be used, or a quoted field goes wrong over several lines.
+        ModelwrightError: the header is unusable, or a quoted field over several lines is broken.
     """
-    # The limit is the process's. What bounds a record here is its feed; the csv module's own 128 KiB are too few.
+    # This limit is global. `_Feed` bounds the size of a record; the csv module's default of 128 KiB is too small.
     csv.field_size_limit(max(csv.field_size_limit(), 2 * MAX_LINE))
     feed = _Feed(read_lines(opened))
     header: list[str] | None = None
     for fields in _records(file, feed):
         if isinstance(fields, str):
             if header is None:
-                raise ModelwrightError(f"{shown_path(file)}:{feed.first}: the header cannot be read: {fields}")
+                raise ModelwrightError(f"{shown_path(file)}:{feed.first}: cannot read the header: {fields}")
             yield Row(file=row_file(file), line=feed.first, value=None, reason=fields, text=feed.shown)
         elif header is None:
             header = _checked_header(file, fields)
@@ -89,8 +89,8 @@ def _records(file: Path, feed: _Feed) -> Iterator[list[str] | str]:
         except (_RecordTooLongError, csv.Error) as error:
             if feed.last > feed.first:
                 raise ModelwrightError(
-                    f"{shown_path(file)}:{feed.first}: a quoted field that begins here goes on to line {feed.last} and "
-                    f"does not end as it should: close its quote, and double quotes inside it ({_reason(error)})"
+                    f"{shown_path(file)}:{feed.first}: a quoted field that begins here is broken at line {feed.last} "
+                    f"({_reason(error)}): close its quote, and double the quotes inside it"
                 ) from error
             reader = csv.reader(feed, strict=True)
             yield _reason(error)
@@ -101,26 +101,26 @@ def _records(file: Path, feed: _Feed) -> Iterator[list[str] | str]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, _RecordTooLongError):
-        return f"too long: a row may have {MAX_LINE:,} bytes"
-    return f"not CSV: {error}"
+        return f"the row is too long: the maximum is {MAX_LINE:,} bytes"
+    return f"not valid CSV: {error}"
 
 
 def _checked_header(file: Path, names: list[str]) -> list[str]:
     def unusable(reason: str) -> ModelwrightError:
-        return ModelwrightError(f"{shown_path(file)}: {reason}; the first row must be the names of the columns")
+        return ModelwrightError(f"{shown_path(file)}: {reason}; the first row must name the columns")
 
     foreign = _foreign_byte("".join(names))
     if foreign is not None:
-        raise unusable(f"its header is not UTF-8 (byte 0x{foreign:02x}): save it as UTF-8")
+        raise unusable(f"the header is not UTF-8 (byte 0x{foreign:02x}): save the file as UTF-8")
     for number, name in enumerate(names, 1):
         if not name.strip():
-            raise unusable(f"column {number} has no name in the header: name it or remove it")
+            raise unusable(f"column {number} has no name in the header: name or remove it")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise unusable(f"the header names {twice[0]!r:.60} twice")
     separator = next((sign for sign in _OTHER_SEPARATORS if len(names) == 1 and sign in names[0]), None)
     if separator:
-        raise unusable(f"its columns are separated by {_OTHER_SEPARATORS[separator]}, not by commas: {names[0]!r:.60}")
+        raise unusable(f"the columns are separated by {_OTHER_SEPARATORS[separator]}, not commas: {names[0]!r:.60}")
     return names
 
 
@@ -134,7 +134,7 @@ def _row(file: Path, feed: _Feed, header: list[str], fields: list[str]) -> Row:
         return Row(file=row_file(file), line=feed.first, value=None, reason=reason, text=feed.shown)
 
     if len(fields) != len(header):
-        return unreadable(f"{len(fields)} fields, and the header has {len(header)}")
+        return unreadable(f"expected {len(header)} fields as in the header, found {len(fields)}")
     for name, field in zip(header, fields, strict=True):
         try:
             field.encode("utf-8")

@@ -1,4 +1,4 @@
-"""Rows of JSONL files, one object a line, and of JSON files, one array of objects."""
+"""Rows of JSONL files (one object per line) and of JSON files (one array of objects)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.stages.prepare.readers.row import MAX_DEPTH, SHOWN, Columns, Row, row_file, shown_path, too_deep
 from modelwright.core.stages.prepare.readers.text import CHUNK, Bytes, Line, read_lines
 
-# A JSON array is read whole, and its objects take several times the memory of its text.
+# A JSON array is read into memory, where its objects take several times the size of its text.
 MAX_JSON = 2**30
 
-_TOO_DEEP = f"too deeply nested: a row may have {MAX_DEPTH} levels"
+_TOO_DEEP = f"nested too deeply: the maximum is {MAX_DEPTH} levels"
 
 
 class RawLine(NamedTuple):
-    """A line of a JSONL file, a `RawRow`: whoever has time parses it."""
+    """A line of a JSONL file, as a `RawRow` that is parsed later."""
 
     file: str
     line: int
@@ -31,7 +31,7 @@ class RawLine(NamedTuple):
 
 
 def jsonl_rows(file: Path, opened: Bytes, columns: Columns) -> Iterator[RawLine]:  # noqa: ARG001 - rows have no schema
-    """The rows of a JSONL file; blank lines are passed over."""
+    """The rows of a JSONL file; blank lines are skipped."""
     name = row_file(file)
     for number, size, text in read_lines(opened):
         if text and not text.isspace():
@@ -39,7 +39,7 @@ def jsonl_rows(file: Path, opened: Bytes, columns: Columns) -> Iterator[RawLine]
 
 
 class _UnreadableError(Exception):
-    """A line is no row; the message says why."""
+    """A line is not a row; the message says why."""
 
 
 def _row(name: str, line: Line) -> Row:
@@ -59,14 +59,14 @@ def _object(line: Line) -> dict[str, Any]:
         byte = line.text[error.start]
         raise _UnreadableError(f"not UTF-8: byte 0x{byte:02x} at column {error.start + 1}") from error
     except json.JSONDecodeError as error:
-        raise _UnreadableError(f"not JSON: {error.msg} at column {error.colno}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise _UnreadableError(f"not JSON that can be read: {error}") from error
+        raise _UnreadableError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except ValueError as error:  # a number with thousands of digits
+        raise _UnreadableError(f"not readable JSON: {error}") from error
     except RecursionError as error:
         raise _UnreadableError(_TOO_DEEP) from error
     if not isinstance(value, dict):
-        raise _UnreadableError(f"not a JSON object but {type(value).__name__}")
-    if line.text.count(b"{") + line.text.count(b"[") > MAX_DEPTH and too_deep(value):  # the count is quick, and rare
+        raise _UnreadableError(f"expected a JSON object, found {type(value).__name__}")
+    if line.text.count(b"{") + line.text.count(b"[") > MAX_DEPTH and too_deep(value):  # the cheap test first
         raise _UnreadableError(_TOO_DEEP)
     return value
 
@@ -75,13 +75,13 @@ def json_rows(file: Path, opened: Bytes, columns: Columns) -> Iterator[Row]:  # 
     """The rows of a JSON file, which is read whole.
 
     Raises:
-        ModelwrightError: it is no JSON array, or larger than `MAX_JSON`.
+        ModelwrightError: it is not a JSON array of objects, or larger than `MAX_JSON`.
     """
     values = _array(file, opened)
     name = row_file(file)
     for number, value in enumerate(values, 1):
         if not isinstance(value, dict):
-            reason = f"not an object but {type(value).__name__}"
+            reason = f"expected a JSON object, found {type(value).__name__}"
         elif too_deep(value):
             reason = _TOO_DEEP
         else:
@@ -99,10 +99,10 @@ def _array(file: Path, opened: Bytes) -> list[Any]:
         byte = f"byte 0x{error.object[error.start]:02x} at byte {error.start + 1}"
         raise ModelwrightError(f"{shown}: not UTF-8: {byte}: save it as UTF-8") from error
     except json.JSONDecodeError as error:
-        lines = " (one object a line is JSONL: let its name end in .jsonl)" if error.msg == "Extra data" else ""
-        raise ModelwrightError(f"{shown}: not a JSON file: {error}{lines}") from error
+        lines = ": for one object per line, rename the file to end in .jsonl" if error.msg == "Extra data" else ""
+        raise ModelwrightError(f"{shown}: not valid JSON: {error}{lines}") from error
     except (ValueError, RecursionError) as error:
-        raise ModelwrightError(f"{shown}: not a JSON file that can be read: {error}") from error
+        raise ModelwrightError(f"{shown}: not readable JSON: {error}") from error
     if not isinstance(values, list):
         raise ModelwrightError(f"{shown}: expected a JSON array of objects, found {type(values).__name__}")
     return values
@@ -114,7 +114,7 @@ def _whole(file: Path, opened: Bytes) -> bytearray:
         content += chunk
         if len(content) > MAX_JSON:
             raise ModelwrightError(
-                f"{shown_path(file)}: more than {MAX_JSON:,} bytes: a JSON array is read whole, so make it JSONL, one "
-                "object a line, which is read row by row"
+                f"{shown_path(file)}: a .json file may have at most {MAX_JSON:,} bytes, because it is read "
+                "into memory: convert it to JSONL (one object per line)"
             )
     return content

@@ -1,4 +1,4 @@
-"""One raw row, as every reader gives it."""
+"""A raw row, as every reader returns it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any, Protocol, Self
 
 from attrs import frozen
 
-# Told of a file's columns and their types ("" where a kind of file has none), once, if the file has a schema.
+# Called once with the columns of a file and their types ("" if the file type has none), if the file has a schema.
 Columns = Callable[[Mapping[str, str]], None]
 
-# Deeper values end other readers (and writers) of JSON; no training example nests so deep.
+# Other readers and writers of JSON fail on deeper values; no training example nests that deep.
 MAX_DEPTH = 100
 
-SHOWN = 2000  # characters of an unreadable row that are kept for `rejected.jsonl`
+SHOWN = 2000  # characters kept of an unreadable row, for `rejected.jsonl`
 
 
 class RawRow(Protocol):
-    """A row that may still be as it stood in its file, for whoever is to read it.
+    """A row that may not be parsed yet.
 
     Attributes:
         file: as `Row`'s.
         line: as `Row`'s.
-        size: about how many bytes it takes.
+        size: its approximate number of bytes.
     """
 
     @property
@@ -36,21 +36,21 @@ class RawRow(Protocol):
     def size(self) -> int: ...  # noqa: D102 - see above
 
     def read(self) -> Row:
-        """The row."""
+        """Parse the row."""
         ...
 
 
 @frozen(kw_only=True)
 class Row:
-    """One raw row, or what is wrong with it.
+    """A raw row, or what is wrong with it.
 
     Attributes:
         file: the file's name, or the built-in source's.
-        line: from 1. In JSONL the line; in CSV the line that the row begins on; in a .json array and in Parquet the
-            number of the row.
-        value: the row; None where it cannot be read.
+        line: from 1. In JSONL the line; in CSV the line on which the row begins; in a .json array and in Parquet
+            the number of the row.
+        value: the row; None if it cannot be read.
         reason: why it cannot.
-        text: what stood there, for `rejected.jsonl`; at most 2,000 characters of an unreadable line.
+        text: the text of an unreadable row, for `rejected.jsonl`; at most 2,000 characters.
     """
 
     file: str
@@ -61,11 +61,11 @@ class Row:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes."""
+        """The approximate number of bytes."""
         return len(repr(self.value)) + len(self.text)
 
     def read(self) -> Self:
-        """See `RawRow`: it is read."""
+        """See `RawRow`; this row is parsed."""
         return self
 
 
@@ -86,10 +86,10 @@ def _items(value: Any) -> Iterable[Any]:
 
 
 def shown_path(path: Path) -> str:
-    """A path for a message of one line: as it is, or quoted where it holds line ends or other unprintable signs."""
+    """A path for a message of one line: quoted if it contains line ends or other unprintable characters."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def row_file(path: Path) -> str:
-    """What `Row.file` says of a file: its name."""
+    """The value of `Row.file`: the name of the file."""
     return path.name if path.name.isprintable() else repr(path.name)

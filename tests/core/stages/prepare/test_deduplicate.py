@@ -44,16 +44,16 @@ def sift(deduplicator, folder, examples, verdicts=None):
     return [Example.from_row(row).messages[0].content for row in rows]
 
 
-def test_all_but_the_first_of_one_content_go_and_the_first_is_named(tmp_path):
+def test_all_but_the_first_of_one_content_go_and_the_first_is_named(wording, tmp_path):
     """In whatever shard it came."""
     deduplicator = Deduplicator("exact", tmp_path / "removed.jsonl")
     assert sift(deduplicator, tmp_path / "0", [example("a", 1), example("b", 2), example("a", 5)]) == ["a", "b"]
     assert sift(deduplicator, tmp_path / "1", [example("b", 7)]) == []
     assert sift(deduplicator, tmp_path / "2", [example("c", 8), example("a", 9)]) == ["c"]
     told = [json.loads(line) for line in (tmp_path / "removed.jsonl").read_text().splitlines()]
+    wording(told[0].pop("reason"))
     assert told[0] == {
-        "check": "duplicate", "id": example("a").id, "source": "train.jsonl:5",
-        "reason": "it says the same as train.jsonl:1", "other": "train.jsonl:1",
+        "check": "duplicate", "id": example("a").id, "source": "train.jsonl:5", "other": "train.jsonl:1",
     }  # fmt: skip
     assert [line["other"] for line in told] == ["train.jsonl:1", "train.jsonl:2", "train.jsonl:1"]
     assert deduplicator.counts == {"duplicate": 3}
@@ -111,12 +111,13 @@ def from_source(asked, source="a:1"):
     return Example(messages=example(asked).messages, source=source)
 
 
-def test_almost_the_same_goes_and_another_number_stays():
+def test_almost_the_same_goes_and_another_number_stays(wording):
     """A rewording of layout is the same; another number is another problem."""
     check = NearDuplicates()
     assert check.check(from_source(NATALIA)) is None
     found = check.check(from_source(NATALIA.replace(". ", ".\n\n").replace("then ", ""), source="a:2"))
-    assert (found.facts["other"], found.reason) == ("a:1", "it is almost the same as a:1")
+    assert found.facts["other"] == "a:1"
+    wording(found.reason)
     assert found.facts["similarity"] >= 0.8
     short = "Tom has 5 apples and gets 3 more. How many apples does Tom have now?"
     assert check.check(from_source(short)) is None

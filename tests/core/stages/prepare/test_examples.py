@@ -56,15 +56,18 @@ def test_rejected_rows_are_kept_with_file_line_and_reason(tmp_path):
     assert (rejected.count, rejected.first) == (2, "f.jsonl:2: expected a column text, found txt")
 
 
-def test_a_lone_surrogate_is_rejected_not_a_crash(tmp_path):
+def test_a_lone_surrogate_is_rejected_not_a_crash(wording, tmp_path):
     """JSON can spell what UTF-8 cannot."""
     _, rejected = _read(_rows(json.loads('{"text": "\\ud800"}')), tmp_path)
-    assert rejected.reasons == {"its text has a lone surrogate, which is no character": 1}
+    [(reason, count)] = rejected.reasons.items()
+    assert count == 1
+    wording(reason)
     assert "ud800" in rejected.path.read_text()
 
 
-@pytest.mark.parametrize(("text", "what"), [("crash", "KeyError: 'oops'"), ("none", "it gave NoneType, not Example")])
-def test_a_format_that_fails_otherwise_is_named_with_the_row(tmp_path, text, what):
+@pytest.mark.parametrize("text", ["crash", "none"])
+def test_a_format_that_fails_otherwise_is_named_with_the_row(wording, tmp_path, text):
     """It is the plugin's mistake, not the data's."""
-    with pytest.raises(ModelwrightError, match=f"format 'words' failed on f.jsonl:2: .*{what}"):
+    with pytest.raises(ModelwrightError) as caught:
         _read(_rows({"text": "a"}, {"text": text}), tmp_path)
+    wording(caught.value)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 import pytest
 
 from modelwright.core.api.files import sha256_file
+from modelwright.core.cli import main
 from modelwright.core.runs.events import read_events
 
 FILES, ROWS, PARTS = 8, 120, 4
@@ -96,10 +98,21 @@ def end(process, code=0):
     return error
 
 
+def do(project, *more, code=0, home=None, stdout=None):
+    """The command in this process; gives what it says on standard error."""
+    error = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(error):
+        patch.chdir(project)
+        if home:
+            patch.setenv("MODELWRIGHT_HOME", str(home))
+        with contextlib.redirect_stdout(stdout or io.StringIO()), pytest.raises(SystemExit) as ended:
+            main([*command(*more)[3:]])
+    assert ended.value.code == code, error.getvalue()
+    return error.getvalue()
+
+
 def one_process(project, home):
-    environment = os.environ | {"MODELWRIGHT_HOME": str(home)}
-    done = subprocess.run(command(), cwd=project, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    do(project, home=home)
     return contents(home)
 
 
@@ -124,14 +137,13 @@ def wait_for_entry(home, process):
 
 
 def prepare_in_parts(project, home):
-    """Four jobs at once, then the merge; gives what the jobs have kept."""
-    jobs = [begin(project, "--shard", f"{number}/{PARTS}") for number in range(1, PARTS + 1)]
-    for number, job in enumerate(jobs, 1):
-        assert f"prep prepare {number}/{PARTS} 2 of {FILES} shards, {2 * ROWS} rows read" in end(job)
+    """Four jobs, then the merge; gives what the jobs have kept."""
+    for number in range(1, PARTS + 1):
+        assert f"{number}/{PARTS} 2 of {FILES} shards, {2 * ROWS} rows" in do(project, "--shard", f"{number}/{PARTS}")
     assert not (home / "runs/prep/prepare").exists()
     assert not (home / "runs/prep/done").exists()
     kept = {kind: entries(home, kind) for kind in ("examples", "renderings", "tokens")}
-    end(begin(project, "--merge"))
+    do(project, "--merge")
     return kept
 
 
@@ -166,13 +178,14 @@ def test_no_job_waits_for_another(project, home):
     wait_for_entry(home, still)
     still.send_signal(signal.SIGSTOP)
     try:
-        end(begin(project, "--shard", "2/2"))
+        do(project, "--shard", "2/2")
     finally:
         still.send_signal(signal.SIGCONT)
     end(still)
     assert len(entries(home, "examples")) == FILES
 
 
+@pytest.mark.long
 def test_a_killed_job_is_named_and_goes_on_where_it_was(project, home):
     """The merge does not do its work: an allocation for merging is small."""
     whole = one_process(project, home=project / "one")
@@ -182,70 +195,57 @@ def test_a_killed_job_is_named_and_goes_on_where_it_was(project, home):
     killed.communicate()
     kept = entries(home, "examples")
     assert 0 < len(kept) < FILES // 2
-    end(begin(project, "--shard", "1/2"))
-    refused = end(begin(project, "--merge"), code=1).splitlines()
+    do(project, "--shard", "1/2")
+    refused = do(project, "--merge", code=1).splitlines()
     missing = FILES - len(entries(home, "examples"))
-    assert refused[-1] == (
-        f"error: prep: {missing} of {FILES} shards of the data are not read yet: do modelwright prepare --shard for 2/2"
-        " first; without --merge, this job reads them itself"
-    )
+    assert f"{missing} of {FILES} shards" in refused[-1]
+    assert "2/2" in refused[-1]
     assert [path.name for path in (home / "runs/prep").glob("*prepare*")] == []
-    end(begin(project, "--shard", "2/2"))
-    end(begin(project, "--merge"))
+    do(project, "--shard", "2/2")
+    do(project, "--merge")
     assert contents(home) == whole
     assert kept.items() <= entries(home, "examples").items()
     assert not list((home / "cache").glob("*/.tmp-*"))
 
 
-def test_a_merge_of_nothing_says_what_comes_first(project, home):
+def test_a_merge_of_nothing_says_what_comes_first(wording, project, home):
     """And an ordinary preparation does all of it by itself."""
-    refused = end(begin(project, "--merge"), code=1).splitlines()[-1]
-    assert (
-        f"{FILES} of {FILES} shards of the data are not read yet: do modelwright prepare --shard for every part I/N"
-        in refused
-    )
-    end(begin(project))
+    refused = do(project, "--merge", code=1).splitlines()[-1]
+    wording(refused)
+    do(project)
     assert "removed.jsonl" in contents(home)
-    end(begin(project, "--merge"))  # it is done
+    do(project, "--merge")  # it is done
 
 
-def test_rows_that_came_after_the_jobs_are_missing(project, home, rows_file):
+def test_rows_that_came_after_the_jobs_are_missing(wording, project, home, rows_file):
     """What was read is no longer all of the data."""
     for number in (1, 2):
-        end(begin(project, "--shard", f"{number}/2"))
+        do(project, "--shard", f"{number}/2")
     rows_file(project / "rows/8.jsonl", [row(8, number) for number in range(ROWS)])
-    refused = end(begin(project, "--merge"), code=1).splitlines()[-1]
-    assert (
-        f"1 of {FILES + 1} shards of the data are not read yet: do modelwright prepare --shard for 1/2 first" in refused
-    )
+    refused = do(project, "--merge", code=1).splitlines()[-1]
+    wording(refused)
 
 
-def test_more_jobs_than_shards_have_nothing_to_do_and_say_so(project, home):
+def test_more_jobs_than_shards_have_nothing_to_do_and_say_so(wording, project, home):
     """An array of a fixed size suits small data, too."""
-    done = subprocess.run(
-        command("--shard", f"{FILES + 1}/{FILES + 1}", "--json"),
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"prep prepare 9/9 nothing to do: the data have {FILES} shards only" in done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told == {"run": "prep", "part": "9/9", "shards": 0, "of": FILES, "rows": 0, "examples": 0}
+    output = io.StringIO()
+    error = do(project, "--shard", f"{FILES + 1}/{FILES + 1}", "--json", stdout=output)
+    wording(error.splitlines()[-1])
+    (told,) = json.loads(output.getvalue())
+    assert told == {"run": "prep", "shard": "9/9", "shards": 0, "of": FILES, "rows": 0, "examples": 0}
     assert entries(home, "examples") == {}
 
 
-def test_a_job_that_is_stopped_stops_alone_and_goes_on(project, home):
+def test_a_job_that_is_stopped_stops_alone_and_goes_on(wording, project, home):
     """A cluster may take the machine away from one job of an array."""
     stopped = begin(project, "--shard", "1/1")
     wait_for_entry(home, stopped)
     stopped.terminate()
-    assert "prep: stopped on request; the same command resumes it" in end(stopped, code=75)
+    wording(end(stopped, code=75).splitlines()[-1])
     assert not (home / "runs/prep/stop").exists()
     kept = entries(home, "examples")
     assert len(kept) < FILES
-    end(begin(project, "--shard", "1/1"))
+    do(project, "--shard", "1/1")
     assert kept.items() <= entries(home, "examples").items()
 
 
@@ -255,10 +255,10 @@ def test_every_event_of_a_job_says_which_part_it_does(project, home):
     for job in jobs:
         end(job)
     events = read_events(home / "runs/prep/events", stage="prepare")
-    kinds = {part: [event.kind for event in events if event.data["part"] == part] for part in ("1/2", "2/2")}
-    expected = ["begun", *["reading"] * (FILES // 2), "part", "ended"]
+    kinds = {part: [event.kind for event in events if event.data["shard"] == part] for part in ("1/2", "2/2")}
+    expected = ["begun", *["reading"] * (FILES // 2), "shard", "ended"]
     assert kinds == {"1/2": expected, "2/2": expected}
-    told = [event.data for event in events if event.kind == "part"]
+    told = [event.data for event in events if event.kind == "shard"]
     assert sum(data["rows"] for data in told) == FILES * ROWS
     assert len({event.writer for event in events}) == 2
 
@@ -266,9 +266,9 @@ def test_every_event_of_a_job_says_which_part_it_does(project, home):
 def test_a_job_leaves_alone_what_others_are_writing(project, home):
     """Where each machine keeps its locks to itself, nobody would know whether they are at work: the merge tidies up."""
     (home / "cache/examples/.tmp-other").mkdir(parents=True)
-    end(begin(project, "--shard", "1/1"))
+    do(project, "--shard", "1/1")
     assert (home / "cache/examples/.tmp-other").is_dir()
-    end(begin(project, "--merge"))
+    do(project, "--merge")
     assert not (home / "cache/examples/.tmp-other").exists()
 
 
@@ -277,9 +277,9 @@ def test_every_variant_is_prepared_in_parts(project, home):
     with (project / "run.toml").open("a") as file:
         file.write('[variants.brief]\ndata.options.system = "Be brief."\n[variants.plain]\n')
     for number in (1, 2):
-        end(begin(project, "--shard", f"{number}/2"))
+        do(project, "--shard", f"{number}/2")
     assert len(entries(home, "examples")) == 2 * FILES
-    end(begin(project, "--merge"))
+    do(project, "--merge")
     assert sorted(path.parents[1].name for path in (home / "runs").glob("*/done/prepare.json")) == [
         "prep-brief",
         "prep-plain",

@@ -83,21 +83,23 @@ def test_the_same_input_gives_the_same_digest_and_a_changed_byte_another(prepare
     assert digests[0] == digests[2] != digests[1]
 
 
-def test_nothing_left_to_train_on_is_an_error_that_says_why(prepare):
+def test_nothing_left_to_train_on_is_an_error_that_says_why(wording, prepare):
     """Not an empty training."""
-    with pytest.raises(
-        ModelwrightError, match=r"nothing is left to train on: of the examples 60 are longer than .* max_length 4"
-    ):
+    with pytest.raises(ModelwrightError) as caught:
         prepare(ROWS, "data.tokens.max_length=4")
+    wording(caught.value)
 
 
-def test_examples_that_checks_have_left_out_are_named_where_none_is_left(prepare):
+def test_examples_that_checks_have_left_out_are_named_where_none_is_left(wording, prepare):
     """Each check by its name: "no row gave an example" would send people to the wrong place."""
-    with pytest.raises(ModelwrightError, match=r"of the examples 60 are removed as length$"):
+    with pytest.raises(ModelwrightError) as caught:
         prepare(ROWS, "data.quality.min_characters=1000")
+    wording(caught.value)
 
 
-def test_a_source_that_changes_while_it_is_read_is_not_kept_as_what_it_was(prepare, tmp_path, home, monkeypatch):
+def test_a_source_that_changes_while_it_is_read_is_not_kept_as_what_it_was(
+    wording, prepare, tmp_path, home, monkeypatch
+):
     """The fingerprint is of the old bytes: whoever has them again must not be given the tokens of the others."""
     real, path = Preparation.read, tmp_path / "rows.jsonl"
 
@@ -107,8 +109,9 @@ def test_a_source_that_changes_while_it_is_read_is_not_kept_as_what_it_was(prepa
         real(preparation)
 
     monkeypatch.setattr(Preparation, "read", changed)
-    with pytest.raises(ModelwrightError, match=r"prep: a source, .* changed while it was read: run the same command"):
+    with pytest.raises(ModelwrightError) as caught:
         prepare(ROWS)
+    wording(caught.value)
     assert not list((home / "cache").glob("prepared/*"))
     monkeypatch.setattr(Preparation, "read", real)
     _, folder = prepare(ROWS)
@@ -116,7 +119,7 @@ def test_a_source_that_changes_while_it_is_read_is_not_kept_as_what_it_was(prepa
     assert "it is 7" in answers
 
 
-def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(prepare, tmp_path, install_plugin):
+def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(wording, prepare, tmp_path, install_plugin):
     """The most common silent damage to reasoning data."""
     install_plugin(
         "thinking-plugin",
@@ -141,8 +144,9 @@ def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(prepa
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     chosen = ("data.format='thoughts'", f"model.chat_template='{tmp_path}/plain.jinja'")
-    with pytest.raises(ModelwrightError, match=r"thinking-dropped: 60 examples, first rows.jsonl:1.*allow"):
+    with pytest.raises(ModelwrightError) as caught:
         prepare(ROWS, *chosen)
+    wording(caught.value)
     outputs, _ = prepare(ROWS, *chosen, "data.tokens.allow=['thinking-dropped']")
     assert outputs["anomalies"]["thinking-dropped"] == 60
     kept, _ = prepare(ROWS, chosen[0])

@@ -53,7 +53,7 @@ def prepared(folder, examples, *, kind="bpe", held_out=lambda _: False) -> Rende
     return renderer
 
 
-def test_a_row_is_its_text_with_what_is_learnt(tmp_path):
+def test_a_row_is_its_text_with_what_is_trained(tmp_path):
     """Special tokens are written out: the end of the turn is learnt, the newline after it is not."""
     prepared(tmp_path, [example("How much is 2 + 3?", "5")])
     [one] = preview(tmp_path, 5)
@@ -96,7 +96,7 @@ def test_rows_are_counted_from_where_one_asks_and_end_where_they_end(tmp_path):
 
 
 @pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", "</pre><mark>", "a & b"])
-def test_the_page_marks_what_is_learnt_and_runs_nothing(tmp_path, hostile):
+def test_the_page_marks_what_is_trained_and_runs_nothing(tmp_path, hostile):
     """Data is anybody's text."""
     prepared(tmp_path, [example(f"say {hostile}", hostile)])
     text = html_page(f"first {hostile}", preview(tmp_path, 1))

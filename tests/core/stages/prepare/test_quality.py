@@ -94,14 +94,14 @@ def test_near_duplicates_are_left_out(prepare):
     assert (line["source"], line["other"]) == ("train.jsonl:31", "train.jsonl:1")
 
 
-def test_solutions_that_come_to_another_answer_are_left_out(prepare, tmp_path):
+def test_solutions_that_come_to_another_answer_are_left_out(wording, prepare, tmp_path):
     """By the metric that will grade the model; the format says what the reference is."""
     good = {"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "#### 2"}], "answer": "2"}
     bad = {"messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "#### 5"}], "answer": "4"}
     overrides = ('data.format="general"', 'evaluate.0.format="math"', "data.quality.verify_answers=true")
     result, [line] = prepare([good, bad], *overrides)
     assert result.outputs["prepare"]["removed"] == {"duplicate": 0, "unverified": 1}
-    assert line["reason"] == "math_accuracy: '5' is not '4'"
+    wording(line["reason"])
     assert (line["answer"], line["text"]) == ("4", "#### 5")
 
 
@@ -135,10 +135,11 @@ def test_what_a_check_lacks_is_told_before_anything_starts(prepare, home, overri
     assert not home.exists()
 
 
-def test_a_test_set_with_an_unreadable_row_stops_the_decontamination(prepare):
+def test_a_test_set_with_an_unreadable_row_stops_the_decontamination(wording, prepare):
     """What cannot be read cannot be kept clear of."""
-    with pytest.raises(ModelwrightError, match=r"decontamination against held: test.jsonl:2 cannot be read: expected"):
+    with pytest.raises(ModelwrightError) as caught:
         prepare(OTHERS, "data.quality.decontaminate=true", test=[row(48), {"nothing": 1}])
+    wording(caught.value)
 
 
 def test_gsm8ks_test_questions_are_found_among_its_training_questions(prepare, shared_data, tmp_path, rows_file):

@@ -43,7 +43,7 @@ def test_a_folder_gives_every_kind_of_file_it_holds_in_order(tmp_path):
     assert _names(tmp_path / "*.[jc]*") == ["a.jsonl", "b.csv"]
 
 
-def test_a_folder_of_parts_that_has_a_files_name_is_read_as_a_folder(tmp_path):
+def test_a_folder_of_parts_that_has_a_files_name_is_read_as_a_folder(wording, tmp_path):
     """As Spark writes them."""
     folder = tmp_path / "train.jsonl"
     folder.mkdir()
@@ -52,13 +52,15 @@ def test_a_folder_of_parts_that_has_a_files_name_is_read_as_a_folder(tmp_path):
     assert _names(folder) == ["part-0.jsonl"]
     assert _names(tmp_path / "**" / "*.jsonl") == ["part-0.jsonl"]
     for path in (tmp_path, tmp_path / "*"):
-        assert f"{folder}: it is a folder, not a file" in _refusal(path)
+        wording(_refusal(path))
 
 
 @pytest.mark.parametrize(
-    "name", ["a b.jsonl", "a[1].jsonl", "*.jsonl", "ü–\u2028.jsonl", "a\nb.jsonl", "-.jsonl", "x" * 244 + ".jsonl"]
+    "name",
+    ["a b.jsonl", "a[1].jsonl", "*.jsonl", "ü–\u2028.jsonl", "a\nb.jsonl", "-.jsonl", "x" * 244 + ".jsonl"],
+    ids=lambda name: ascii(name[:20]),
 )
-def test_odd_names_are_read_and_shown_in_one_line(tmp_path, name):
+def test_odd_names_are_read_and_shown_in_one_line(wording, tmp_path, name):
     """By themselves and in their folder; each row says where it came from."""
     (tmp_path / name).write_text(ROW)
     for path in (tmp_path / name, tmp_path):
@@ -67,18 +69,18 @@ def test_odd_names_are_read_and_shown_in_one_line(tmp_path, name):
         assert len(row.file.splitlines()) == 1
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("nowhere")
-    assert "it is a link to a file that is not there" in _refusal(tmp_path)
+    wording(_refusal(tmp_path))
 
 
-def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+def test_a_name_that_is_not_utf8_is_refused(wording, tmp_path):
     """It could be written to no report."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")).write_text(ROW)
-    assert _refusal(tmp_path) == f"'{tmp_path}/caf\\udce9.jsonl': its name is not UTF-8: rename it"
+    wording(_refusal(tmp_path))
 
 
-def test_a_name_longer_than_names_can_be_is_refused(tmp_path):
+def test_a_name_longer_than_names_can_be_is_refused(wording, tmp_path):
     """Not a traceback."""
-    assert _refusal(tmp_path / ("x" * 300 + ".jsonl")).endswith(": cannot be read: File name too long")
+    wording(_refusal(tmp_path / ("x" * 300 + ".jsonl")))
 
 
 def test_links_are_followed_and_a_file_that_is_found_twice_is_read_once(tmp_path):
@@ -93,58 +95,53 @@ def test_links_are_followed_and_a_file_that_is_found_twice_is_read_once(tmp_path
     assert _names(tmp_path / "link.jsonl") == ["link.jsonl"]
 
 
-def test_broken_links_and_loops_of_links_are_named(tmp_path):
+def test_broken_links_and_loops_of_links_are_named(wording, tmp_path):
     """Alone, in a folder and in a pattern."""
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
     for path in (tmp_path / "gone.jsonl", tmp_path, tmp_path / "*.jsonl"):
-        assert _refusal(path) == f"{tmp_path}/gone.jsonl: it is a link to a file that is not there"
+        wording(_refusal(path))
     (tmp_path / "gone.jsonl").unlink()
     (tmp_path / "x.jsonl").symlink_to("y.jsonl")
     (tmp_path / "y.jsonl").symlink_to("x.jsonl")
     for path in (tmp_path / "x.jsonl", tmp_path):
-        assert _refusal(path) == f"{tmp_path}/x.jsonl: cannot be read: Too many levels of symbolic links"
+        wording(_refusal(path))
 
 
 @pytest.mark.parametrize(
-    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("/dev/null")]
+    "make",
+    [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("/dev/null")],
+    ids=["FIFO", "/dev/zero", "/dev/null"],
 )
-def test_special_files_are_refused_without_being_opened(tmp_path, make):
+def test_special_files_are_refused_without_being_opened(wording, tmp_path, make):
     """A FIFO would wait for ever and /dev/zero would never end."""
     make(tmp_path / "a.jsonl")
     for path in (tmp_path / "a.jsonl", tmp_path):
-        assert _refusal(path) == (
-            f"{tmp_path}/a.jsonl: it is no regular file: a source is read more than once, so save it to one"
-        )
+        wording(_refusal(path))
 
 
-def test_a_file_where_a_folder_should_be_is_no_file(tmp_path):
+def test_a_file_where_a_folder_should_be_is_no_file(wording, tmp_path):
     """The path leads nowhere."""
     (tmp_path / "a.jsonl").write_text(ROW)
-    assert "no file is there" in _refusal(tmp_path / "a.jsonl" / "b.jsonl")
-    assert "no file matches this pattern" in _refusal(tmp_path / "a.jsonl" / "*")
+    wording(_refusal(tmp_path / "a.jsonl" / "b.jsonl"))
+    wording(_refusal(tmp_path / "a.jsonl" / "*"))
 
 
-def test_a_folder_without_data_says_how_the_folders_in_it_are_read(tmp_path):
+def test_a_folder_without_data_says_how_the_folders_in_it_are_read(wording, tmp_path):
     """They are not looked into unasked."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.parquet").touch()
-    assert _refusal(tmp_path).endswith(
-        f"no file in this folder can be read (can: .jsonl, .json, .csv (plain, .gz, .zst), .parquet and .arrow)"
-        f" (for files in its folders: {tmp_path}/**/*.jsonl)"
-    )
-    assert _refusal(tmp_path / "data" / "a.xlsx").endswith(
-        "no file is there (can read: .jsonl, .json, .csv (plain, .gz, .zst), .parquet and .arrow)"
-    )
+    wording(_refusal(tmp_path))
+    wording(_refusal(tmp_path / "data" / "a.xlsx"))
 
 
-def test_what_may_not_be_read_is_refused_before_anything_starts(tmp_path, permissions_count):
+def test_what_may_not_be_read_is_refused_before_anything_starts(wording, tmp_path, permissions_count):
     """A file and a folder."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").write_text(ROW)
     (tmp_path / "data" / "a.jsonl").chmod(0)
-    assert _refusal(tmp_path / "data").endswith("a.jsonl: cannot be read: Permission denied")
+    wording(_refusal(tmp_path / "data"))
     (tmp_path / "data").chmod(0)
-    assert _refusal(tmp_path / "data").endswith("data: cannot be read: Permission denied")
+    wording(_refusal(tmp_path / "data"))
     (tmp_path / "data").chmod(0o700)
 
 

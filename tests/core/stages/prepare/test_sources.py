@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ids import shown
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.config.schema import SourceConfig
@@ -46,23 +47,17 @@ def test_rows_know_their_file_and_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b'{"a": 1', "not JSON: Expecting ',' delimiter at column 8"),
-        (b"[1, 2]", "not a JSON object but list"),
-        (b'{"a": "\xff"}', "not UTF-8: byte 0xff at column 8"),
-        (b"\x00\x00", "not JSON: Expecting value at column 1"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not JSON that can be read: Exceeds the limit"),
-        (b"[" * 100_000, "too deeply nested: a row may have 100 levels"),
-    ],
+    "line",
+    [b'{"a": 1', b"[1, 2]", b'{"a": "\xff"}', b"\x00\x00", b'{"a": ' + b"9" * 5000 + b"}", b"[" * 100_000],
+    ids=shown,
 )
-def test_a_line_that_cannot_be_read_is_kept_with_its_reason(tmp_path, line, reason):
+def test_a_line_that_cannot_be_read_is_kept_with_its_reason(wording, tmp_path, line):
     """The rows around it are read."""
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     rows = list(read_source(SourceConfig(path=str(tmp_path / "a.jsonl")), seed=0))
     assert [row.value for row in rows] == [{"a": 1}, None, {"a": 2}]
-    assert rows[1].reason.startswith(reason)
     assert rows[1].line == 2
+    wording(rows[1].reason)
 
 
 def test_windows_line_ends_and_a_byte_order_mark_are_no_trouble(tmp_path):

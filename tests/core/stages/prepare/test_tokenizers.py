@@ -94,18 +94,20 @@ def test_control_tokens_are_whole_and_thinking_stays_in_the_text(kind):
 
 
 @pytest.mark.parametrize(("kind", "size", "least"), [("words", 5, 13), ("bpe", 200, 261)])
-def test_a_vocabulary_that_is_too_small_says_how_large_it_must_be(kind, size, least):
+def test_a_vocabulary_that_is_too_small_says_how_large_it_must_be(wording, kind, size, least):
     """The fixed tokens must fit."""
     required = ["user assistant\n 1 2 ?"]
-    with pytest.raises(UsageError, match=f"vocab_size {size} is too small .* {least}"):
+    with pytest.raises(UsageError) as caught:
         build_tokenizer(kind, TEXTS, size, CONTROLS, required=required)
+    wording(caught.value)
     assert build_tokenizer(kind, TEXTS, least, CONTROLS, required=required).get_vocab_size() == least
 
 
-def test_a_lone_surrogate_is_named():
+def test_a_lone_surrogate_is_named(wording):
     """It is no character, and the tokenizer library cannot take it."""
-    with pytest.raises(UsageError, match="lone surrogate"):
+    with pytest.raises(UsageError) as caught:
         build_tokenizer("words", ["a\ud800"], 100, [])
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["words", "bpe"])

@@ -77,19 +77,15 @@ def test_values_become_what_json_has(parquet, array, value):
 
 
 @pytest.mark.parametrize(
-    ("array", "reason"),
-    [
-        (pa.array([b"\x89PNG"]), "column 'picture': 4 bytes that are not UTF-8 text: remove the column"),
-        (pa.array([{"bytes": b"\xff"}]), "column 'picture': 1 bytes that are not UTF-8 text: remove the column"),
-        (pa.array([400 * 10**9], pa.timestamp("s")), "column 'picture': "),
-    ],
+    "array",
+    [pa.array([b"\x89PNG"]), pa.array([{"bytes": b"\xff"}]), pa.array([400 * 10**9], pa.timestamp("s"))],
     ids=["bytes", "struct", "year-14645"],
 )
-def test_a_row_with_a_value_that_json_has_not_is_kept_aside(parquet, array, reason):
+def test_a_row_with_a_value_that_json_has_not_is_kept_aside(wording, parquet, array):
     """With what can be shown of it."""
     rows = _rows(parquet(question=["q"], picture=array))
     assert rows[0].value is None
-    assert rows[0].reason.startswith(reason)
+    wording(rows[0].reason)
     assert rows[0].text == '{"question": "q"}'
 
 
@@ -125,14 +121,16 @@ def test_a_file_that_is_no_parquet_is_named(parquet, damage, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_without_rows_or_with_a_column_twice_is_refused(tmp_path, parquet):
+def test_a_file_without_rows_or_with_a_column_twice_is_refused(wording, tmp_path, parquet):
     """As with every kind."""
-    with pytest.raises(ModelwrightError, match=r"a\.parquet: the file has no rows"):
+    with pytest.raises(ModelwrightError) as caught:
         _rows(parquet(question=pa.array([], pa.string())))
+    wording(caught.value)
     table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["a", "a"])
     pq.write_table(table, tmp_path / "b.parquet")
-    with pytest.raises(ModelwrightError, match=r"b\.parquet: two of its columns are named 'a'"):
+    with pytest.raises(ModelwrightError) as caught:
         _rows(tmp_path / "b.parquet")
+    wording(caught.value)
 
 
 def test_a_changed_schema_is_told_once_and_its_rows_are_read(tmp_path, parquet):
@@ -192,7 +190,7 @@ def test_a_data_set_that_was_saved_to_disk_is_read_in_its_order(tmp_path):
     assert [name for name, _ in digests] == [f"data-0000{n}-of-00003.arrow" for n in range(3)]
 
 
-def test_a_data_set_of_several_splits_has_to_be_named_by_one(tmp_path):
+def test_a_data_set_of_several_splits_has_to_be_named_by_one(wording, tmp_path):
     """A run trains on one of them; the other is for its evaluation."""
     from datasets import Dataset, DatasetDict
 
@@ -201,7 +199,7 @@ def test_a_data_set_of_several_splits_has_to_be_named_by_one(tmp_path):
     with pytest.raises(ModelwrightError) as caught:
         rows(tmp_path / "saved")
     folder = tmp_path / "saved"
-    assert str(caught.value) == f"{folder}: a data set of several splits: name one of {folder}/train, {folder}/test"
+    wording(caught.value)
     assert [row.value for row in rows(folder / "test")] == ROWS[5:7]
 
 
@@ -214,35 +212,40 @@ def test_an_arrow_file_is_a_file_or_a_stream(tmp_path, write):
     assert [row.value for row in rows(tmp_path / "a.arrow")] == ROWS
 
 
-def test_what_is_none_or_cut_short_is_one_line(tmp_path):
+def test_what_is_none_or_cut_short_is_one_line(wording, tmp_path):
     """With how far it was read."""
     (tmp_path / "a.arrow").write_bytes(b"no arrow at all, by no means")
-    with pytest.raises(ModelwrightError, match=r"a\.arrow: not an Arrow file, or cut short: "):
+    with pytest.raises(ModelwrightError) as caught:
         rows(tmp_path / "a.arrow")
+    wording(caught.value)
     table = pa.Table.from_pylist(ROWS)
     with pa.ipc.new_stream(str(tmp_path / "b.arrow"), table.schema) as writer:
         writer.write_table(table, max_chunksize=100)
     whole = (tmp_path / "b.arrow").read_bytes()
     (tmp_path / "b.arrow").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelwrightError, match=r"b\.arrow: cannot be read beyond row \d00: "):
+    with pytest.raises(ModelwrightError) as caught:
         rows(tmp_path / "b.arrow")
+    wording(caught.value)
     (tmp_path / "c.arrow").write_bytes(b"")
-    with pytest.raises(ModelwrightError, match=r"c\.arrow: "):
+    with pytest.raises(ModelwrightError) as caught:
         rows(tmp_path / "c.arrow")
+    wording(caught.value)
 
 
-@pytest.mark.parametrize(("state", "line"), [("{", "cannot be read"), ("{}", "it does not say the data set's files")])
-def test_a_damaged_state_is_one_line(tmp_path, state, line):
+@pytest.mark.parametrize("state", ["{", "{}"])
+def test_a_damaged_state_is_one_line(wording, tmp_path, state):
     """The file that says which files there are."""
     (tmp_path / "dataset_info.json").write_text("{}")
     (tmp_path / "state.json").write_text(state)
-    with pytest.raises(ModelwrightError, match=rf"state\.json: {line}"):
+    with pytest.raises(ModelwrightError) as caught:
         rows(tmp_path)
+    wording(caught.value)
 
 
-def test_a_shard_that_is_gone_is_named(tmp_path):
+def test_a_shard_that_is_gone_is_named(wording, tmp_path):
     """As any file that is not there."""
     (tmp_path / "dataset_info.json").write_text("{}")
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
-    with pytest.raises(ModelwrightError, match=r"data-00000-of-00001\.arrow: "):
+    with pytest.raises(ModelwrightError) as caught:
         rows(tmp_path)
+    wording(caught.value)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ids import shown
 
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.config.schema import SourceConfig
@@ -101,20 +102,16 @@ def test_every_kind_of_text_file_is_read_in_every_packing(tmp_path, kind, packin
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"1", "1 fields, and the header has 2"),
-        (b"1,2,3", "3 fields, and the header has 2"),
-        (b"1,2,", "3 fields, and the header has 2"),
-        (b'"1"x,2', "not CSV: ',' expected after '\"'"),
-        (b"1,\xe9t\xe9", "not UTF-8: byte 0xe9 in column 'b'"),
-        ("1,é".encode("utf-16-le"), "not UTF-8: byte 0xe9 in column 'b'"),
-    ],
+    "line",
+    [b"1", b"1,2,3", b"1,2,", b'"1"x,2', b"1,\xe9t\xe9", "1,é".encode("utf-16-le")],
+    ids=["one field", "three fields", "an empty third field", "text after a quote", "Latin-1", "UTF-16"],
 )
-def test_a_csv_row_that_cannot_be_read_is_kept_with_its_line_and_reason(read, line, reason):
+def test_a_csv_row_that_cannot_be_read_is_kept_with_its_line_and_reason(wording, read, line):
     """The rows around it are read."""
     before, after = (2, {"a": "1", "b": "x\ny"}), (5, {"a": "5", "b": "6"})
-    assert read("a.csv", b'a,b\n1,"x\ny"\n' + line + b"\n5,6\n") == [before, (4, reason), after]
+    first, (number, reason), last = read("a.csv", b'a,b\n1,"x\ny"\n' + line + b"\n5,6\n")
+    assert (first, number, last) == (before, 4, after)
+    wording(reason)
 
 
 def test_what_stood_in_an_unreadable_csv_row_is_kept(tmp_path):
@@ -140,59 +137,62 @@ def test_what_pythons_csv_module_writes_is_read_back(tmp_path_factory, records):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b",a\n0,1\n", "column 1 has no name in the header: name it or remove it"),
-        (b"a, ,b\n", "column 2 has no name in the header"),
-        (b"a,b,a\n", "the header names 'a' twice"),
-        (b"a;b\n1;2\n", "its columns are separated by semicolons, not by commas: 'a;b'"),
-        (b"a\tb\n1\t2\n", "its columns are separated by tabs"),
-        (b"caf\xe9,b\n1,2\n", "its header is not UTF-8 (byte 0xe9): save it as UTF-8"),
-        (b'"a"x,b\n1,2\n', "a.csv:1: the header cannot be read: not CSV: ',' expected"),
-        (b'a,b\n1,2\n3,"open\n5,6\n7,8\n', "a.csv:3: a quoted field that begins here goes on to line 5 and does not"),
-        (b'a,b\n3,"open\n5,"six"\n7,8\n', "a.csv:2: a quoted field that begins here goes on to line 3 and does not"),
-        (b"a,b\n", "the file has no rows"),
-        (b"\n\n\n", "the file has no rows"),
+        b",a\n0,1\n",
+        b"a, ,b\n",
+        b"a,b,a\n",
+        b"a;b\n1;2\n",
+        b"a\tb\n1\t2\n",
+        b"caf\xe9,b\n1,2\n",
+        b'"a"x,b\n1,2\n',
+        b'a,b\n1,2\n3,"open\n5,6\n7,8\n',
+        b'a,b\n3,"open\n5,"six"\n7,8\n',
+        b"a,b\n",
+        b"\n\n\n",
     ],
+    ids=shown,
 )
-def test_a_csv_file_whose_rows_cannot_be_told_apart_is_refused(read, content, message):
+def test_a_csv_file_whose_rows_cannot_be_told_apart_is_refused(wording, read, content):
     """A guess would teach the model the wrong columns; an open quote may swallow any number of rows."""
     with pytest.raises(ModelwrightError) as caught:
         read("a.csv", content)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    wording(caught.value)
 
 
-def test_a_long_csv_field_is_read_and_one_that_is_too_long_is_not(read, monkeypatch):
+def test_a_long_csv_field_is_read_and_one_that_is_too_long_is_not(wording, read, monkeypatch):
     """The csv module's own limit, 128 KiB, is too small for long solutions."""
     long = b"x" * 200_000
     assert read("a.csv", b"a,b\n1," + long) == [(2, {"a": "1", "b": long.decode()})]
     monkeypatch.setattr(csv_files, "MAX_LINE", 100_000)
-    reason = "too long: a row may have 100,000 bytes"
-    assert read("a.csv", b"a,b\n1," + long + b"\n3,4\n") == [(2, reason), (3, {"a": "3", "b": "4"})]
-    with pytest.raises(ModelwrightError, match=r"a\.csv:2: a quoted field that begins here goes on to line \d+"):
+    [(line, reason), row] = read("a.csv", b"a,b\n1," + long + b"\n3,4\n")
+    assert (line, row) == (2, (3, {"a": "3", "b": "4"}))
+    wording(reason)
+    with pytest.raises(ModelwrightError) as caught:
         read("a.csv", b'a,b\n1,"' + b"x\n" * 100_000)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.csv.gz", "a.jsonl.zst"])
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        ('{"a": 1}'.encode("utf-16"), "it is UTF-16: save it as UTF-8"),
-        (b"\xfe\xff" + '{"a": 1}'.encode("utf-16-be"), "it is UTF-16: save it as UTF-8"),
-        ('{"a": 1}'.encode("utf-32"), "it is UTF-32: save it as UTF-8"),
-        (gzip.compress(b'{"a": 1}'), "it is gzip data: let its name end in .gz"),
-        (pa.compress(b'{"a": 1}', codec="zstd", asbytes=True), "it is Zstandard data: let its name end in .zst"),
-        (b"PAR1....PAR1", "it is Parquet data: let its name end in .parquet"),
+        '{"a": 1}'.encode("utf-16"),
+        b"\xfe\xff" + '{"a": 1}'.encode("utf-16-be"),
+        '{"a": 1}'.encode("utf-32"),
+        gzip.compress(b'{"a": 1}'),
+        pa.compress(b'{"a": 1}', codec="zstd", asbytes=True),
+        b"PAR1....PAR1",
     ],
-)  # fmt: skip
-def test_a_file_of_other_bytes_is_refused_with_what_to_do(tmp_path, name, content, message):
+    ids=["UTF-16", "UTF-16, big end first", "UTF-32", "gzip", "Zstandard", "Parquet"],
+)
+def test_a_file_of_other_bytes_is_refused_with_what_to_do(wording, tmp_path, name, content):
     """One line for the file, instead of one for each of its lines."""
     packed = {"gz": gzip.compress, "zst": lambda part: pa.compress(part, codec="zstd", asbytes=True)}
     (tmp_path / name).write_bytes(packed.get(name.rpartition(".")[2], bytes)(content))
     with pytest.raises(ModelwrightError) as caught:
         _rows(tmp_path / name)
-    assert str(caught.value) == f"{tmp_path / name}: {message}"
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.jsonl.zst"])
@@ -213,34 +213,22 @@ def test_a_packed_file_that_is_cut_short_or_goes_on_says_how_far_it_was_read(tmp
     assert len(read) > 50_000
 
 
-def test_a_json_array_is_bounded_because_it_is_read_whole(read, monkeypatch):
+def test_a_json_array_is_bounded_because_it_is_read_whole(wording, read, monkeypatch):
     """The message says what has no bound."""
     monkeypatch.setattr(json_files, "MAX_JSON", 1000)
-    with pytest.raises(
-        ModelwrightError, match=r"a\.json: more than 1,000 bytes: a JSON array is read whole, so make it"
-    ):
+    with pytest.raises(ModelwrightError) as caught:
         read("a.json", json.dumps([{"a": "x" * 2000}]).encode())
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            b'{"a": 1}\n{"a": 2}\n',
-            "Extra data: line 2 column 1 (char 9) (one object a line is JSONL: let its name end in",
-        ),
-        (b'{"data": []}', "expected a JSON array of objects, found dict"),
-        (b'[{"a": "\xe9"}]', "not UTF-8: byte 0xe9 at byte 9: save it as UTF-8"),
-        (b"[" * 100_000, "not a JSON file that can be read: "),
-        (b"", "not a JSON file: Expecting value"),
-        (b"[]", "the file has no rows"),
-    ],
+    "content", [b'{"a": 1}\n{"a": 2}\n', b'{"data": []}', b'[{"a": "\xe9"}]', b"[" * 100_000, b"", b"[]"], ids=shown
 )
-def test_a_json_file_that_is_no_array_is_refused(read, content, message):
+def test_a_json_file_that_is_no_array_is_refused(wording, read, content):
     """With what it is instead, where that can be seen."""
     with pytest.raises(ModelwrightError) as caught:
         read("a.json", content)
-    assert message in str(caught.value)
+    wording(caught.value)
 
 
 def test_elements_of_a_json_array_are_rows_of_their_own(read):
