@@ -64,7 +64,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     model = folder / "model"
     if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
         raise ModelwrightError(
-            f"trainer {config.train.trainer!r} finished without a model: expected config.json and *.safetensors in {model}"
+            f"trainer {config.train.trainer!r} finished without a model: expected config.json and *.safetensors in "
+            f"{model}"
         )
     if config.adapter is not None and not (model / ADAPTER_CONFIG).is_file():
         raise ModelwrightError(
