@@ -80,7 +80,7 @@ class SingleDevice:
         self.precision = precision
         self.layout: dict[str, Any] = {"strategy": "single-device"}
         self._clip_norm = settings.clip_norm
-        self._optimizer = adamw(model, settings)
+        self._optimizer = adamw(model, settings.weight_decay)
         if settings.compile:
             # Only the blocks: the output layer sees another number of positions each time.
             model.base_model.compile()

@@ -129,8 +129,8 @@ def _vocabulary(worker: Worker[RunConfig], base: Path) -> int:
     tokens = token_count(worker.folder.stage("prepare") / "tokenizer")
     rows = None if worker.config.model.scratch else files.read_json(base / "config.json").get("vocab_size")
     if isinstance(rows, int) and rows < tokens:
-        new = "1 token" if tokens - rows == 1 else f"{tokens - rows} tokens"
-        worker.emit("notice", {"text": f"{new} not in the base: its embeddings grow from {rows} to {tokens} rows"})
+        new = "1 token is" if tokens - rows == 1 else f"{tokens - rows} tokens are"
+        worker.emit("notice", {"text": f"{new} new to the base: its embeddings grow from {rows} to {tokens}"})
     return tokens
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+from tiny_run import tiny_run
 
 from modelwright.core.api import ModelwrightError
 from modelwright.core.runs.events import EventTail, read_events
@@ -23,22 +24,11 @@ from modelwright.core.stages.train.external_launcher import Launched
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
-RUN = """
-name = "tiny"
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 40
+RUN = tiny_run("""
 [train]
 trainer = "deepspeed"
 max_steps = 6
-batch_size = 4
-"""
+""")
 
 # It meets the others as a real one does, then does what it is told: `WHAT` in the place of each process.
 PLUGIN = """

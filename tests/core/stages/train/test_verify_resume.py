@@ -8,29 +8,16 @@ import sys
 import time
 
 import pytest
+from tiny_run import tiny_run
 
-RUN = """
-name = "tiny"
-seed = 3
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 40
-[data.tokens]
-max_length = 128
+RUN = tiny_run("""
 [train]
 max_steps = 20
-batch_size = 4
 learning_rate = 1e-2
 early_stopping = 1
 [data.holdout]
 fraction = 0.1
-"""
+""")
 
 EXACT = {
     "run": "tiny",
