@@ -170,8 +170,6 @@ _OF_STEP = {
     "memory": "speed/memory_bytes",
 }
 
-Emit = Callable[[str, Mapping[str, Any]], None]
-
 
 def with_tensorboard(emit: Emit, folder: Path) -> Emit:
     """Wrap `emit` to also write TensorBoard's files below `folder`; unchanged if TensorBoard is not installed."""
