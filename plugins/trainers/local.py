@@ -146,7 +146,7 @@ def _device(settings: TrainSettings) -> torch.device:
     processes = max(1, gpus) if settings.processes == "auto" else settings.processes
     if processes != 1:
         raise UsageError(
-            f"[train] processes = {settings.processes!r} means {processes} processes, and trainer 'local' runs in one: "
-            'set processes = 1, or trainer = "deepspeed"'
+            f"[train] processes asks for {processes} processes, but trainer 'local' runs in one: set processes = 1, or "
+            'trainer = "deepspeed"'
         )
     return torch.device("cuda", 0) if gpus else torch.device("cpu")

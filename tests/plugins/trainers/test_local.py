@@ -154,7 +154,7 @@ def test_a_sequence_beyond_the_context_is_refused(tmp_path, settings, train, wor
 
 def test_more_processes_than_one_are_refused(tmp_path, settings, train, wording):
     """This trainer is one process, and says so rather than training several models beside each other."""
-    with pytest.raises(UsageError, match="processes = 2") as caught:
+    with pytest.raises(UsageError, match="2 processes") as caught:
         train(make_job(tmp_path, Recorder(), settings(processes=2)))
     wording(caught.value)
 

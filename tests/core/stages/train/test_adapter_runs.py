@@ -73,7 +73,7 @@ def test_an_adapter_of_a_registered_base_is_trained_registered_and_evaluated(ada
     assert changed["train"] == "changed: adapter.rank"
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_tokens_that_were_added_to_the_folder_of_a_base_are_learnt(adapters, run, modelwright, whole, tmp_path):
     """The embeddings grow, which is told; evaluated and merged like any other."""
     base = adapters.base(added=2)
@@ -121,6 +121,7 @@ def test_a_trainer_without_adapters_is_refused_with_one(adapters, tmp_path, inst
     assert "adapter: trainer plain trains no adapters: remove [adapter]" in done.stderr
 
 
+@pytest.mark.long
 def test_a_missing_target_is_one_line(adapters, tmp_path, modelwright):
     """From the worker to the terminal."""
     (tmp_path / "run.toml").write_text(run_of(adapters.base()))

@@ -147,6 +147,7 @@ def test_on_a_gpu_a_tolerance_is_promised(run_file, modelwright, odd, forgotten,
     assert (one["relative_difference"] <= 1e-3) == (code == 0)
 
 
+@pytest.mark.long
 def test_a_trainer_that_tells_of_no_steps_is_not_verified(run_file, modelwright, odd):
     """It cannot be killed where it should be, and nothing is claimed of it."""
     done = modelwright("train", run_file, "--verify-resume", "--json", *odd(0, kind="silent"))
