@@ -30,7 +30,7 @@ class LocalOptions:
 
 
 # Settings of DeepSpeed that belong in other places of the run file, and what to do instead.
-_ELSEWHERE = {
+ELSEWHERE = {
     "train_batch_size": "set batch_size in [train]",
     "train_micro_batch_size_per_gpu": "set micro_batch_size in [train]",
     "gradient_accumulation_steps": "set micro_batch_size in [train], and the rest of a batch is accumulated",
@@ -81,7 +81,7 @@ class DeepSpeedOptions:
         if self.offload == "optimizer" and self.zero_stage == 0:
             yield "offload", '"optimizer" needs zero_stage = 1, 2 or 3: stage 0 splits nothing'
         for path in _paths(self.config):
-            found = _ELSEWHERE.get(path) or _ELSEWHERE.get(path.partition(".")[0])
+            found = ELSEWHERE.get(path) or ELSEWHERE.get(path.partition(".")[0])
             if found:
                 yield "config", f"{path} cannot be set here: {found}"
 

@@ -80,7 +80,7 @@ class SingleDevice:
         self.precision = precision
         self.layout: dict[str, Any] = {"strategy": "single-device"}
         self._clip_norm = settings.clip_norm
-        self._optimizer = adamw(model, settings)
+        self._optimizer = adamw(model, settings.weight_decay)
         if settings.compile:
             # Only the blocks: the output layer sees another number of positions each time.
             model.base_model.compile()
@@ -146,7 +146,7 @@ def _device(settings: TrainSettings) -> torch.device:
     processes = max(1, gpus) if settings.processes == "auto" else settings.processes
     if processes != 1:
         raise UsageError(
-            f"[train] processes = {settings.processes!r} means {processes} processes, and trainer 'local' runs in one: "
-            'set processes = 1, or trainer = "deepspeed"'
+            f"[train] processes asks for {processes} processes, but trainer 'local' runs in one: set processes = 1, or "
+            'trainer = "deepspeed"'
         )
     return torch.device("cuda", 0) if gpus else torch.device("cpu")

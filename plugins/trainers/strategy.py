@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from modelwright.core.api import TrainSettings, UsageError
+from modelwright.core.api import UsageError
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.ranks import Ranks
 from modelwright.plugins.trainers.resources import Size
@@ -104,10 +104,9 @@ class Strategy(Protocol):
         ...
 
 
-def adamw(model: Any, settings: TrainSettings) -> torch.optim.AdamW:
-    """The optimizer of all trainers, over the parameters that require a gradient."""
-    groups = decay_groups(model, settings.weight_decay)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, fused=True)
+def adamw(model: Any, weight_decay: float) -> torch.optim.AdamW:
+    """The optimizer of all trainers, for the parameters that require a gradient; each step sets its learning rate."""
+    return torch.optim.AdamW(decay_groups(model, weight_decay), betas=_BETAS, fused=True)
 
 
 def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

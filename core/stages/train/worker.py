@@ -64,8 +64,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     model = folder / "model"
     if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
         raise ModelwrightError(
-            f"trainer {config.train.trainer!r} finished without a model: expected config.json and *.safetensors "
-            f"in {model}"
+            f"trainer {config.train.trainer!r} finished without a model: expected config.json and *.safetensors in "
+            f"{model}"
         )
     if config.adapter is not None and not (model / ADAPTER_CONFIG).is_file():
         raise ModelwrightError(
@@ -129,8 +129,8 @@ def _vocabulary(worker: Worker[RunConfig], base: Path) -> int:
     tokens = token_count(worker.folder.stage("prepare") / "tokenizer")
     rows = None if worker.config.model.scratch else files.read_json(base / "config.json").get("vocab_size")
     if isinstance(rows, int) and rows < tokens:
-        new = "1 token" if tokens - rows == 1 else f"{tokens - rows} tokens"
-        worker.emit("notice", {"text": f"{new} not in the base: its embeddings grow from {rows} to {tokens} rows"})
+        new = "1 token is" if tokens - rows == 1 else f"{tokens - rows} tokens are"
+        worker.emit("notice", {"text": f"{new} new to the base: its embeddings grow from {rows} to {tokens}"})
     return tokens
 
 

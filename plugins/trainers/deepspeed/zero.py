@@ -61,7 +61,9 @@ class Zero:
         if settings.compile:
             model.base_model.compile()
         try:
-            self.engine, *_ = deepspeed.initialize(model=model, optimizer=adamw(model, settings), config=dict(config))
+            self.engine, *_ = deepspeed.initialize(
+                model=model, optimizer=adamw(model, settings.weight_decay), config=dict(config)
+            )
         except (AssertionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
             raise UsageError(f"[train.options] config: DeepSpeed refuses it: {one_line(error)[:300]}") from error
         self.forward = self.engine

@@ -167,8 +167,8 @@ def _targets(model: Any, requested: str | Sequence[str]) -> list[str]:
         named = sorted({_short(name) for name in found})
         what = f"has no layer {unknown[0]!r} that can have an adapter" if unknown else "has no linear layer"
         raise UsageError(
-            f"[adapter] targets: the model ({model.config.model_type}) {what}: expected the names of layers (it has "
-            f'{listed(named, _NAMED) or "none"}) or "{ALL_LINEAR}"'
+            f"[adapter] targets: the model ({model.config.model_type}) {what} (it has: "
+            f'{listed(named, _NAMED) or "none"}; or "{ALL_LINEAR}")'
         )
     return sorted(wanted)
 

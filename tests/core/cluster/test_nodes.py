@@ -90,7 +90,7 @@ def test_a_death_on_one_node_ends_the_other_and_is_named_and_nothing_is_register
     _, told, *dependants = slurm.jobs("tiny-long")
     assert told["state"] == "FAILED"
     assert told["why"].startswith(
-        "train: node n2 failed first (a process was ended by SIGKILL), and the others were ended"
+        "train: node n2 failed first (a process was killed by SIGKILL), and the others were stopped"
     )
     assert str(home / "runs" / "tiny-long" / "logs" / "train.log") in told["why"]
     assert [job["state"] for job in dependants] == ["CANCELLED"] * 3

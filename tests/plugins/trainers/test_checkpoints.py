@@ -69,24 +69,25 @@ def other_version(path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"),
+    ("damage", "file"),
     [
-        (truncate, "model.safetensors has .* bytes"),
-        (flip, "optimizer.pt is not what was written"),
-        (remove_file, "state.json is missing"),
-        (remove_manifest, "manifest.json is missing"),
-        (spoil_manifest, "manifest.json is not JSON"),
-        (other_version, "manifest.json is not of version 2"),
+        (truncate, "model.safetensors"),
+        (flip, "optimizer.pt"),
+        (remove_file, "state.json"),
+        (remove_manifest, "manifest.json"),
+        (spoil_manifest, "manifest.json"),
+        (other_version, "manifest.json"),
     ],
 )
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(stopped, damage, reason):
-    """Nothing half-written is taken for done; the training goes on from what is whole."""
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(stopped, damage, file, wording):
+    """Nothing half-written is used; the training resumes from the newest whole checkpoint."""
     assert names(stopped) == ["step-00000008", "step-00000010"]
     damage(stopped.folder / "checkpoints" / "step-00000010")
     recorder = go_on(stopped)
     (rejected,) = recorder.of("checkpoint_rejected")
     assert rejected["checkpoint"] == "step-00000010"
-    assert re.match(reason, rejected["reason"])
+    assert rejected["reason"].startswith(f"{file} ")
+    wording(re.sub(r"\d{3,} bytes, \d{3,}", "<n> bytes, <n>", rejected["reason"]))
     assert recorder.of("resumed") == [{"step": 8}]
     assert recorder.steps() == list(range(9, 31))
 
@@ -101,12 +102,12 @@ def test_with_no_whole_checkpoint_left_it_begins_again_and_says_so(stopped):
     assert recorder.steps() == list(range(1, 31))
 
 
-def test_a_checkpoint_of_other_inputs_is_not_resumed_and_makes_room(stopped):
+def test_a_checkpoint_of_other_inputs_is_not_resumed_and_makes_room(stopped, wording):
     """It is named, passed over, and removed when this training has one of its own."""
     recorder = go_on(stopped, fingerprint="two")
-    assert [data["reason"] for data in recorder.of("checkpoint_rejected")] == [
-        "it belongs to a training of other inputs"
-    ] * 2
+    for data in recorder.of("checkpoint_rejected"):
+        wording(data["reason"])
+    assert len(recorder.of("checkpoint_rejected")) == 2
     assert recorder.steps() == list(range(1, 31))
     assert names(stopped) == ["step-00000024", "step-00000028"]
 

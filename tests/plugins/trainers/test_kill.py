@@ -67,6 +67,7 @@ def kill_at(step, folder, events):
         process.wait()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_training_killed_twice_ends_with_the_same_bytes(tmp_path, packed):
     """Weights are byte for byte those of a training that ran through, and so are all losses; dropout included."""

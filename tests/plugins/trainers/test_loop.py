@@ -127,8 +127,8 @@ def test_what_a_model_does_to_its_logits_is_part_of_the_loss(tmp_path):
     assert abs(result.loss - math.log(16)) < 0.06
 
 
-def test_a_step_that_diverges_is_stopped_with_its_examples(tmp_path):
-    """Loss that is no number: the step and the examples whose loss it is are named, and nothing is saved of it."""
+def test_a_step_that_diverges_is_stopped_with_its_examples(tmp_path, wording):
+    """The error names the step and the examples whose loss is not finite, and nothing of it is saved."""
     base = write_model(tmp_path / "base", weights=True)
     from safetensors.torch import save_file
 
@@ -143,8 +143,9 @@ def test_a_step_that_diverges_is_stopped_with_its_examples(tmp_path):
     tokens = write_token_folder(tmp_path / "rows", rows)
     recorder = Recorder()
     job = make_job(tmp_path, recorder, settings(batch_size=3, micro_batch_size=1), tokens=tokens)
-    with pytest.raises(ModelwrightError, match="step 1: the loss is nan, in the examples poison: lower learning_rate"):
+    with pytest.raises(ModelwrightError, match="examples poison:") as caught:
         train(job)
+    wording(caught.value)
     assert recorder.steps() == []
     assert not job.output.exists()
 
@@ -156,7 +157,7 @@ def test_a_rate_that_is_far_too_high_ends_with_an_error_not_with_a_model(tmp_pat
         train(job)
 
 
-def test_dropout_is_drawn_anew_each_step_and_the_same_for_the_same_step(tmp_path):
+def test_dropout_is_drawn_again_each_step_and_the_same_for_the_same_step(tmp_path):
     """Its generator is a function of the seed and the step."""
     write_model(tmp_path / "base", dropout=0.5)
     job = make_job(tmp_path, Recorder(), settings(learning_rate=1e-12, batch_size=24, clip_norm=0.0))
@@ -194,9 +195,9 @@ def test_held_out_data_that_is_empty_is_no_trouble(tmp_path):
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
-    """Whoever asks for five of three rows has made a mistake, in one of the two."""
+    """One of the two must be a mistake."""
     tokens = write_token_folder(tmp_path / "few", counting_rows(3))
-    with pytest.raises(UsageError, match=r"batch_size is 5, but there are 3 sequences to train on"):
+    with pytest.raises(UsageError, match=r"batch_size is 5, .* 3 sequences"):
         train(make_job(tmp_path, Recorder(), settings(max_steps=2, batch_size=5), tokens=tokens))
 
 

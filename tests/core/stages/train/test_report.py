@@ -1,11 +1,11 @@
-"""What a training leaves for people, from its events alone: report.md and a picture that needs nothing else."""
+"""A training's events for people: report.md, loss.svg, and TensorBoard's files, read back by its own reader."""
 
 import xml.etree.ElementTree as ET
 
 import pytest
 
 from modelwright.core.runs.events import EventWriter, read_events
-from modelwright.core.stages.train.report import POINTS, loss_curves, summary, write_report
+from modelwright.core.stages.train.report import POINTS, loss_curves, summary, with_tensorboard, write_report
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def test_the_report_has_the_figures_and_the_picture(tmp_path, events):
     for line in (
         "![Loss by step](loss.svg)",
         "| parameters | 1,234,567 |",
-        "| of them trained | 1,000 |",
-        "| tokens a second | 2,000 |",
+        "| trainable parameters | 1,000 |",
+        "| tokens per second | 2,000 |",
         "| MFU | 25.0% |",
         "| held-out loss | 1.0000 |",
-        "| steps dropped | 1 |",
-        "| most memory of the first process | 2.00 GB |",
+        "| dropped steps | 1 |",
+        "| peak memory (first process) | 2.00 GB |",
     ):
         assert line in report.splitlines()
     assert "precision" not in report
@@ -66,7 +66,7 @@ def test_long_curves_are_thinned_and_keep_their_ends(events):
     assert held_out.points == [(250, 1.0), (500, 1.0)]
 
 
-def test_a_trainer_that_tells_nothing_has_a_report_all_the_same(tmp_path):
+def test_a_trainer_that_reports_nothing_has_a_report_all_the_same(tmp_path):
     """Plugins may emit what they like."""
     write_report(tmp_path, [])
     assert (tmp_path / "report.md").read_text().startswith("# Training")
@@ -80,3 +80,56 @@ def test_the_registry_is_told_the_digest_of_the_events(events):
     assert told["processes"] == 2
     assert len(told["events"]) == 64
     assert told["events"] != summary(events[:-1])["events"]
+
+
+# TensorBoard
+
+
+@pytest.fixture
+def scalars(tmp_path):
+    """Reads a curve that was drawn."""
+    accumulators = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+
+    def read(name):
+        reader = accumulators.EventAccumulator(str(tmp_path / "tensorboard"), purge_orphaned_data=True)
+        reader.Reload()
+        return [(event.step, pytest.approx(event.value)) for event in reader.Scalars(name)]
+
+    return read
+
+
+def step(number, **more):
+    return {"step": number, "steps": 9, "loss": 1.0 / number, "tokens": 100, "seconds": 0.5} | more
+
+
+def test_steps_are_drawn_beside_the_events(tmp_path, scalars):
+    """What is emitted is emitted as it was; figures that a step lacks are not drawn."""
+    seen = []
+    emit = with_tensorboard(lambda kind, _data: seen.append(kind), tmp_path)
+    emit("started", {"steps": 9})
+    for number in (1, 2):
+        emit("step", step(number, by_source={"a.jsonl": 3.0}))
+    emit("step", step(3, loss=None))
+    emit("holdout", {"step": 3, "loss": 2.5})
+    assert seen == ["started", "step", "step", "step", "holdout"]
+    assert scalars("train/loss") == [(1, 1.0), (2, 0.5)]
+    assert scalars("speed/tokens_per_second") == [(1, 200.0), (2, 200.0), (3, 200.0)]
+    assert scalars("loss by source/a.jsonl") == [(1, 3.0), (2, 3.0)]
+    assert scalars("holdout/loss") == [(3, 2.5)]
+
+
+def test_steps_that_a_resumed_training_does_again_are_drawn_once(tmp_path, scalars):
+    """The second attempt takes the place of the first from its first step on."""
+    first = with_tensorboard(lambda _kind, _data: None, tmp_path)
+    for number in (1, 2, 3):
+        first("step", step(number, loss=9.0))
+    first("holdout", {"step": 3, "loss": 1.0})
+    second = with_tensorboard(lambda _kind, _data: None, tmp_path)
+    for number in (2, 3):
+        second("step", step(number))
+    second("holdout", {"step": 3, "loss": 2.0})
+    drawn = scalars("train/loss")
+    assert [number for number, _ in drawn] == [1, 2, 3]
+    assert drawn[1:] == [(2, 0.5), (3, 1 / 3)]

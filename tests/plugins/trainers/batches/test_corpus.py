@@ -92,7 +92,7 @@ def test_a_step_has_no_more_sequences_than_there_are(corpus):
     count = len(corpus.sequences)
     assert count < TrainSettings(max_steps=1).batch_size
     assert Plan(corpus, TrainSettings(max_steps=1), seed=0).batch_size == count
-    with pytest.raises(UsageError, match=rf"batch_size is {count + 1}, and there are {count} sequences to train on"):
+    with pytest.raises(UsageError, match=rf"batch_size is {count + 1}, .* {count} sequences"):
         Plan(corpus, TrainSettings(max_steps=1, batch_size=count + 1), seed=0)
 
 
@@ -128,7 +128,7 @@ def test_the_next_one_is_made_while_the_last_is_used():
         assert done["c"].wait(10)
 
 
-def test_another_call_than_the_one_that_was_told_of_is_made_as_well():
+def test_another_call_than_the_one_that_was_announced_is_made_as_well():
     """A step that is done again, say."""
     items = [[1], [2]]
     prefetch = Prefetch(lambda item: item[0])

@@ -111,6 +111,7 @@ spec.create().train(make_job(Path(sys.argv[1]), Recorder(), settings, model=base
 """
 
 
+@pytest.mark.long
 def test_a_training_killed_twice_ends_with_the_same_bytes(job, train, tmp_path):
     """SIGKILL in the fifth step and in the eighth: the adapter is byte for byte that of a training that ran through."""
     settings = TrainerContract().settings(max_steps=10, checkpoint_every=3)
@@ -230,19 +231,17 @@ def test_an_adapter_is_exported_from_a_state_that_was_gathered(tmp_path):
 @pytest.mark.parametrize(
     ("targets", "named"),
     [
-        (("q_proj", "query"), "has no layer 'query'"),
-        (("lm_head",), "has no layer 'lm_head'"),  # tied to the embeddings
-        ("q_pro", "has no layer 'q_pro'"),
+        (("q_proj", "query"), "query"),
+        (("lm_head",), "lm_head"),  # tied to the embeddings
+        ("q_pro", "q_pro"),
     ],
 )
-def test_a_target_that_is_not_there_is_one_line_with_those_that_are(job, train, targets, named):
+def test_a_target_that_is_not_there_is_one_line_with_those_that_are(job, train, targets, named, wording):
     """Before anything is trained."""
     with pytest.raises(UsageError) as caught:
         train(job(adapter=AdapterSettings(targets=targets)))
-    assert str(caught.value) == (
-        f"[adapter] targets: the model (llama) {named} that can have an adapter (it has: down_proj, gate_proj, k_proj, "
-        'o_proj, q_proj, up_proj, v_proj; or "all-linear")'
-    )
+    assert f"{named!r}" in str(caught.value)
+    wording(caught.value)
 
 
 def _scramble(adapter):
@@ -330,5 +329,5 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
     models = [load(write_model(tmp_path / f"{rank}", weights=True)) for rank in (2, 4)]
     for model, rank in zip(models, (2, 4), strict=True):
         attach(model, AdapterSettings(rank=rank), seed=1)
-    with pytest.raises(ValueError, match="of another adapter"):
+    with pytest.raises(ValueError, match="another adapter"):
         load_adapter_state(models[0], adapter_state(models[1]))

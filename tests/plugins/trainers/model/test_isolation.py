@@ -35,7 +35,7 @@ MODELS = {
 PAIRS = [
     (kind, attention) for kind in MODELS for attention in ("eager", "sdpa") if (kind, attention) != ("gemma2", "sdpa")
 ]
-PAIRS += [("llama", "flex_attention"), ("gemma3_text", "flex_attention")]
+PAIRS += [pytest.param(kind, "flex_attention", marks=pytest.mark.long) for kind in ("llama", "gemma3_text")]
 
 LENGTHS = [[5, 9, 1, 7], [12, 3, 2], [6]]
 
@@ -110,7 +110,7 @@ def leak_by_positions(model, inputs):
 LEAKS = [
     ("llama", leak_by_mask, "mixes the documents of a pack: the logits of example row-"),
     ("llama", leak_by_ignoring, "mixes the documents"),
-    ("gpt2", leak_by_positions, "gives example row-9 other logits in a pack than alone"),
+    ("gpt2", leak_by_positions, "computes other logits for example row-9 in a pack than alone"),
 ]
 
 

@@ -8,29 +8,16 @@ import sys
 import time
 
 import pytest
+from tiny_run import tiny_run
 
-RUN = """
-name = "tiny"
-seed = 3
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 40
-[data.tokens]
-max_length = 128
+RUN = tiny_run("""
 [train]
 max_steps = 20
-batch_size = 4
 learning_rate = 1e-2
 early_stopping = 1
 [data.holdout]
 fraction = 0.1
-"""
+""")
 
 EXACT = {
     "run": "tiny",
@@ -108,6 +95,7 @@ def verified(done):
     return one
 
 
+@pytest.mark.long
 def test_a_training_resumes_to_the_same_bytes_and_the_runs_own_is_not_touched(run_file, modelwright, home):
     """On one process; the folders that were made for it are gone, and the run's own training is what it was."""
     assert modelwright("train", run_file).returncode == 0
@@ -126,6 +114,7 @@ def test_a_training_resumes_to_the_same_bytes_and_the_runs_own_is_not_touched(ru
     }
 
 
+@pytest.mark.long
 def test_two_processes_of_deepspeed_resume_to_the_same_bytes(run_file, modelwright, home):
     """All of them are killed, their launcher included."""
     pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
@@ -146,6 +135,7 @@ def test_a_trainer_that_resumes_otherwise_is_told_of(run_file, modelwright, odd)
     assert done.stderr.endswith("error: tiny: a training that was killed does not end as one that was not\n")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("forgotten", "code"), [(1e-4, 0), (1e-1, 1)])
 def test_on_a_gpu_a_tolerance_is_promised(run_file, modelwright, odd, forgotten, code):
     """A trainer of another device than the CPU may differ a little, not much."""
@@ -157,6 +147,7 @@ def test_on_a_gpu_a_tolerance_is_promised(run_file, modelwright, odd, forgotten,
     assert (one["relative_difference"] <= 1e-3) == (code == 0)
 
 
+@pytest.mark.long
 def test_a_trainer_that_tells_of_no_steps_is_not_verified(run_file, modelwright, odd):
     """It cannot be killed where it should be, and nothing is claimed of it."""
     done = modelwright("train", run_file, "--verify-resume", "--json", *odd(0, kind="silent"))
@@ -165,6 +156,7 @@ def test_a_trainer_that_tells_of_no_steps_is_not_verified(run_file, modelwright,
     assert (one["kills"], one["passed"]) == (0, False)
 
 
+@pytest.mark.long
 def test_a_training_that_fails_by_itself_says_why(run_file, modelwright, home):
     """As `train` would, and what it printed stays."""
     done = modelwright("train", run_file, "--verify-resume", "--set", "train.learning_rate=1e30")
@@ -173,6 +165,7 @@ def test_a_training_that_fails_by_itself_says_why(run_file, modelwright, home):
     assert (home / "runs" / "tiny" / "verify" / "through" / "logs" / "train.log").is_file()
 
 
+@pytest.mark.long
 def test_a_request_to_the_run_stops_its_verification(run_file, modelwright, home):
     """As it stops its training; the request is spent when the next one begins."""
     folder = home / "runs" / "tiny"
@@ -184,7 +177,7 @@ def test_a_request_to_the_run_stops_its_verification(run_file, modelwright, home
     (folder / "stop").touch()
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 75, said
-    assert said.endswith("tiny: stopped on request; the same command begins again\n")
+    assert said.endswith("tiny: stopped on request; the same command starts the check again\n")
     assert not (folder / "verify").exists()
     assert modelwright("train", run_file, "--verify-resume").returncode == 0
 

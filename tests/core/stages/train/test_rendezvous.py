@@ -14,31 +14,21 @@ import sys
 import time
 
 import pytest
+from tiny_run import tiny_run
 
 from modelwright.core.api import ModelwrightError
 from modelwright.core.runs.events import EventTail, read_events
 from modelwright.core.runs.folder import RunFolder
-from modelwright.core.stages.train import rendezvous as meeting
+from modelwright.core.stages.train import rendezvous
 from modelwright.core.stages.train.external_launcher import Launched
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
-RUN = """
-name = "tiny"
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 40
+RUN = tiny_run("""
 [train]
 trainer = "deepspeed"
 max_steps = 6
-batch_size = 4
-"""
+""")
 
 # It meets the others as a real one does, then does what it is told: `WHAT` in the place of each process.
 PLUGIN = """
@@ -187,6 +177,7 @@ def told(folder, kind):
     return [event.data for event in read_events(folder.events, stage="train") if event.kind == kind]
 
 
+@pytest.mark.long
 def test_torchrun_trains_what_deepspeeds_launcher_does(torchrun, modelwright, prepared, run_file, home, folder):
     """The same examples and losses; and it is done once, so that a second launch finds nothing to do."""
     codes, outputs, errors = ended(torchrun("train", "run.toml"))
@@ -211,6 +202,7 @@ def test_torchrun_trains_what_deepspeeds_launcher_does(torchrun, modelwright, pr
     assert before == {path.name for path in folder.events.iterdir()}
 
 
+@pytest.mark.long
 def test_sigterm_to_torchrun_stops_with_a_checkpoint_from_which_the_next_launch_goes_on(torchrun, folder):
     """Within the thirty seconds that it leaves its processes."""
     command = ("train", "run.toml", "--set", "train.max_steps=500", "--set", "train.preflight=false")
@@ -228,6 +220,7 @@ def test_sigterm_to_torchrun_stops_with_a_checkpoint_from_which_the_next_launch_
     assert [data["step"] for data in told(folder, "step")] == list(range(1, 501))
 
 
+@pytest.mark.long
 def test_a_request_to_any_of_them_stops_all(pair, launch, folder):
     """All leave with 75, and only the first says so."""
     pair()
@@ -241,6 +234,7 @@ def test_a_request_to_any_of_them_stops_all(pair, launch, folder):
     assert nobody_works_in(folder)
 
 
+@pytest.mark.long
 def test_the_error_of_any_process_is_told_once(pair, torchrun, folder):
     """By the first one, though its launcher ends it when another one has failed."""
     pair('raise ModelwrightError("its disk is full: free some")')
@@ -249,23 +243,25 @@ def test_the_error_of_any_process_is_told_once(pair, torchrun, folder):
     said = [line for line in error.splitlines() if line.startswith("error: ")]
     assert sorted(said) == [
         "error: its disk is full: free some (process 1 of 2)",
-        "error: process 1 of 2: the first process failed and says why",
+        "error: process 1 of 2: the first process failed; see its error",
     ]
     assert nobody_works_in(folder)
 
 
+@pytest.mark.long
 def test_a_process_of_the_training_that_is_killed_ends_all(pair, launch, folder):
     """It can tell nothing itself; who started it does."""
     pair("os.kill(os.getpid(), signal.SIGKILL)")
     codes, _, (first, other) = ended(launch(0), launch(1))
     assert codes == [1, 1]
     assert first.splitlines()[-1] == (
-        f"error: train: process 1 of 2 died (signal SIGKILL) without a result; what was printed: {folder.log('train')}"
+        f"error: train: process 1 of 2 died (signal SIGKILL) without a result; see {folder.log('train')}"
     )
-    assert other == "error: process 1 of 2: the first process failed and says why\n"
+    assert other == "error: process 1 of 2: the first process failed; see its error\n"
     assert nobody_works_in(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_command_that_is_killed_ends_the_other(pair, launch, folder, killed):
     """Though no launcher is there to notice, and whatever their processes wait for."""
@@ -279,14 +275,15 @@ def test_a_command_that_is_killed_ends_the_other(pair, launch, folder, killed):
         errors[1 - killed]
         .splitlines()[-1]
         .startswith(
-            "error: process 1 of 2: the first process is gone, and this one ends with it"
+            "error: process 1 of 2: the first process is gone, so this one ends too"
             if killed == 0
-            else "error: train: process 1 of 2 is gone: it was killed, or its machine failed; what was printed: "
+            else "error: train: process 1 of 2 is gone: it was killed, or its machine failed; see "
         )
     )
     wait_for(lambda: nobody_works_in(folder), seconds=10)
 
 
+@pytest.mark.long
 def test_what_an_earlier_launch_left_leads_nobody_astray(pair, launch, folder):
     """A first process that was killed before the others came leaves its file: its port is dead, or somebody else's."""
     pair()
@@ -310,6 +307,7 @@ def test_what_an_earlier_launch_left_leads_nobody_astray(pair, launch, folder):
     assert codes == [75, 75], errors
 
 
+@pytest.mark.long
 def test_processes_of_several_machines_meet_at_the_address_of_the_first(pair, launch, folder):
     """Nothing says that all of them are on this machine, and each knows the first one's by a name of its own."""
     pair()
@@ -321,6 +319,7 @@ def test_processes_of_several_machines_meet_at_the_address_of_the_first(pair, la
     assert codes == [75, 75], errors
 
 
+@pytest.mark.long
 def test_what_stops_the_first_before_the_training_ends_the_others_with_its_code(launch, folder):
     """Here the tokens are not prepared."""
     folder.unmark("prepare")
@@ -332,7 +331,7 @@ def test_what_stops_the_first_before_the_training_ends_the_others_with_its_code(
 
 # What is asked for, and what the one line of the first process says.
 REFUSED = {
-    ("run", "run.toml"): "call `modelwright train RUN.toml` by the launcher, and the other stages without it",
+    ("run", "run.toml"): "start only `modelwright train RUN.toml` with the launcher",
     ("train", "two.toml"): "choose one with --variant",
     ("train", "run.toml", "--set", "train.trainer='local'"): 'set [train] trainer = "deepspeed"',
     ("train", "run.toml", "--verify-resume"): "call it without the launcher",
@@ -340,6 +339,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.long
 def test_what_cannot_be_shared_is_refused_once(launch, tmp_path):
     """By the first process; the others, whose end would make the launcher end it, give it the time to say so."""
     (tmp_path / "two.toml").write_text('extends = "run.toml"\n[variants.a]\nseed = 1\n[variants.b]\nseed = 2\n')
@@ -369,27 +369,27 @@ def test_one_process_is_no_launch_and_a_number_too_high_is_refused(modelwright, 
     """As launchers set them where they start only one."""
     done = modelwright("train", run_file, "--dry-run", env={**os.environ, **variables})
     assert done.returncode == code
-    assert ("expected how many processes a launcher started" in done.stderr) == bool(code)
+    assert ("RANK below WORLD_SIZE" in done.stderr) == bool(code)
 
 
 def test_who_does_not_come_is_named(monkeypatch, tmp_path):
     """Either way the line says what to look at."""
-    monkeypatch.setattr(meeting, "MEET_SECONDS", 0.3)
-    monkeypatch.setattr(meeting, "_NOTICE_SECONDS", 0.1)
-    monkeypatch.setattr(meeting, "_FAREWELL_SECONDS", 0.1)
-    before = {number: signal.getsignal(number) for number in meeting.STOP_SIGNALS}
+    monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(rendezvous, "_NOTICE_SECONDS", 0.1)
+    monkeypatch.setattr(rendezvous, "_FAREWELL_SECONDS", 0.1)
+    before = {number: signal.getsignal(number) for number in rendezvous.STOP_SIGNALS}
     where = {"on_machine": 3, "address": "127.0.0.1", "port": "29500"}
     folder, notices = RunFolder(tmp_path / "run"), []
     try:
         with (
-            pytest.raises(ModelwrightError, match=r"^2 of the 3 processes .* \(process 1 first\) did not come within"),
-            meeting.leading(folder, Launched(rank=0, size=3, **where)) as first,
+            pytest.raises(ModelwrightError, match=r"^2 of 3 processes .* process 1, did not connect within"),
+            rendezvous.leading(folder, Launched(rank=0, size=3, **where)) as first,
         ):
             first.gather(notices.append)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert len(notices) == 1
-    assert notices[0].startswith("waits for 2 of the 3 processes")
-    with pytest.raises(ModelwrightError, match=r"^process 2 of 3: the first process did not come .* \(127.0.0.1\)$"):
-        meeting.follow(folder, Launched(rank=2, size=3, **where))
+    assert notices[0].startswith("waiting for 2 of 3 processes")
+    with pytest.raises(ModelwrightError, match=r"^process 2 of 3: the first process was not found .* \(127.0.0.1\)$"):
+        rendezvous.follow(folder, Launched(rank=2, size=3, **where))

@@ -1,4 +1,4 @@
-"""How a training is started inside a job, from what the job's environment says."""
+"""How a training is started inside a Slurm job, from the job's environment."""
 
 from __future__ import annotations
 
@@ -38,14 +38,17 @@ def test_on_one_node_of_a_job_the_cluster_table_says_how_many_processes(job, tmp
 
 def test_a_job_of_fewer_nodes_than_the_file_asks_for_is_one_line(job, tmp_path):
     """As when the script was changed, or an allocation was made by hand."""
-    with pytest.raises(UsageError, match=r"\[cluster\] nodes is 2, and job 77 has 1: submit the run anew"):
+    with pytest.raises(UsageError, match=r"\[cluster\] nodes is 2, but job 77 has 1: submit the run again"):
         training_launch(RunFolder(tmp_path), "deepspeed", 1, ClusterConfig(nodes=2))
 
 
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ("srun: error: n2: task 1: Exited with exit code 247", "node n2 failed first (a process was ended by SIGKILL)"),
+        (
+            "srun: error: n2: task 1: Exited with exit code 247",
+            "node n2 failed first (a process was killed by SIGKILL)",
+        ),
         ("srun: error: gpu[03-04]: tasks 0-1: Killed", None),
         ("srun: error: gpu03: task 5: Out Of Memory", "node gpu03 failed first (out Of Memory)"),
         ("srun: error: n1: task 0: Exited with exit code 1", "node n1 failed first (exited with exit code 1)"),
@@ -58,7 +61,7 @@ def test_the_node_that_failed_first_is_found_in_what_srun_says(tmp_path, said, t
     old = "srun: error: n9: task 9: Killed\n"
     log.write_text(f"{old}step 1\n{said}\nsrun: error: n7: task 7: Terminated\n" if told else f"{old}{said}\n")
     found = node_that_failed(log, len(old))
-    assert found == (told and f"{told}, and the others were ended")
+    assert found == (told and f"{told}, and the others were stopped")
 
 
 def test_jobs_that_end_before_a_single_step_are_not_queued_again_for_ever(tmp_path, monkeypatch, job):
@@ -79,7 +82,7 @@ def test_jobs_that_end_before_a_single_step_are_not_queued_again_for_ever(tmp_pa
     assert has_not_advanced(folder) is None
     attempt("resumed")
     assert has_not_advanced(folder) == (
-        "tiny: 3 jobs in a row were stopped before one step was done: raise [cluster] time"
+        "tiny: 3 jobs in a row were stopped before they finished a step: raise [cluster] time"
     )
     monkeypatch.delenv("SLURM_JOB_ID")
     assert has_not_advanced(folder) is None, "a person may stop a run as often as they like"
