@@ -29,8 +29,8 @@ from modelwright.core.api.registry import ModelVersion, NewModel
 from modelwright.core.chat.renderer import MODEL_RECORD, checked_renderer
 from modelwright.core.chat.templates import require
 from modelwright.core.models.adapters import AdapterBase, adapter_base
-from modelwright.core.registry.environment import environment
 from modelwright.core.registry.importing import gathering
+from modelwright.core.registry.record import environment
 
 if TYPE_CHECKING:
     import torch

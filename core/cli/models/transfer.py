@@ -14,7 +14,7 @@ from modelwright.core.api.hf_folder import CONTEXT_KEYS
 from modelwright.core.api.places import absolute
 from modelwright.core.api.registry import check_alias
 from modelwright.core.cli.common import json_option, print_json, registry_option
-from modelwright.core.cli.models.alias import move_alias
+from modelwright.core.cli.models.change import move_alias
 from modelwright.core.cli.models.shared import opened, summary
 from modelwright.core.cli.param_types import DiskPath
 from modelwright.core.models.hf_folder import folder_context, folder_problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -34,8 +35,6 @@ def test_a_sequence_beyond_the_context_of_a_composite_model_is_refused(gemma, tm
 
 def test_a_config_says_the_same_in_memory_and_on_disk(gemma, tmp_path):
     """So that engines, trainers and the checks before them agree."""
-    import json
-
     gemma.save_pretrained(tmp_path)
     for config in (gemma.to_dict(), json.loads((tmp_path / CONFIG).read_text())):
         assert (context_length(config), vocabulary_size(config)) == (64, 128)
