@@ -1,7 +1,7 @@
 """What plugins may import: hooks, descriptors, records, errors and helpers. They need none of the submodules."""
 
 from modelwright.core.api import files
-from modelwright.core.api.adapters import ADAPTER_WEIGHTS, apply_adapter, embedding_rows, grow_embeddings
+from modelwright.core.api.adapters import apply_adapter, embedding_rows, grow_embeddings
 from modelwright.core.api.answers import (
     BOX,
     HASHES,
@@ -39,6 +39,19 @@ from modelwright.core.api.errors import (
     UsageError,
 )
 from modelwright.core.api.generation import Answer, Delta, GenerationRequest, Sampling
+from modelwright.core.api.hf_folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    PICKLED_SUFFIXES,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    context_length,
+    has_weights,
+    is_adapter,
+    other_weights,
+    vocabulary_size,
+)
 from modelwright.core.api.hooks import hookimpl
 from modelwright.core.api.records import (
     Example,
@@ -53,7 +66,6 @@ from modelwright.core.api.records import (
     wilson_mean,
 )
 from modelwright.core.api.registry import (
-    ADAPTER_CONFIG,
     Alias,
     Collected,
     ModelFile,
@@ -82,9 +94,13 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "API_VERSION",
     "BOX",
+    "CONFIG",
     "HASHES",
+    "PICKLED_SUFFIXES",
     "THINK_CLOSE",
     "THINK_OPEN",
+    "WEIGHTS",
+    "WEIGHTS_INDEX",
     "AdapterEngine",
     "AdapterSettings",
     "Alias",
@@ -138,19 +154,24 @@ __all__ = [
     "check_tags",
     "checkpoint_bytes",
     "closest",
+    "context_length",
     "either",
     "embedding_rows",
     "files",
     "first_line",
     "grow_embeddings",
+    "has_weights",
     "hookimpl",
+    "is_adapter",
     "is_text",
     "last_boxed",
     "listed",
     "model_digest",
     "one_line",
+    "other_weights",
     "scan_model",
     "split_thinking",
+    "vocabulary_size",
     "wilson",
     "wilson_mean",
 ]

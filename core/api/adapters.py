@@ -15,9 +15,7 @@ from typing import Any
 
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.files import read_json
-from modelwright.core.api.registry import ADAPTER_CONFIG
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, vocabulary_size
 
 # What makes an adapter of the kinds that are trained here. Whatever else peft could be told is at its default: another
 # value makes another kind of adapter.
@@ -125,10 +123,8 @@ def _tensors(folder: Path) -> dict[str, Any]:
 
 def _vocabulary(folder: Path) -> int:
     """How many tokens the adapter was trained with; 0 where nothing tells."""
-    config = read_json(folder / "config.json")
-    tables = [config, config.get("text_config")] if isinstance(config, dict) else []
-    found = [table.get("vocab_size") for table in tables if isinstance(table, dict)]
-    return max((value for value in found if isinstance(value, int)), default=0)
+    config = read_json(folder / CONFIG)
+    return (vocabulary_size(config) if isinstance(config, dict) else None) or 0
 
 
 def _check_same(folder: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:

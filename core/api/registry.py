@@ -14,6 +14,7 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api.errors import RegistryError, UsageError
 from modelwright.core.api.files import TEMPORARY, sha256_file
+from modelwright.core.api.hf_folder import PICKLED_SUFFIXES, is_adapter
 from modelwright.core.api.records import Figure, digest_json
 
 # At most 128 characters: a name becomes a folder's, with more before and after it, and file systems take 255 bytes.
@@ -22,14 +23,7 @@ ALIAS_NAME = re.compile(r"(?![0-9]+\Z)[a-z0-9][a-z0-9._-]{0,127}")
 
 LONGEST_KEY = 200
 
-# The file of an adapter's settings, as peft names it, and those of a whole model's weights.
-ADAPTER_CONFIG = "adapter_config.json"
-WEIGHTS = frozenset({"model.safetensors", "model.safetensors.index.json"})
-
 MetricTable = Mapping[str, Mapping[str, Figure]]
-
-# Unpickling runs whatever code the file names, so no registry takes weights in these forms.
-PICKLED = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 # As many digits as every database's integers have.
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
@@ -180,12 +174,6 @@ def check_alias(alias: str) -> str:
     return alias
 
 
-def is_adapter(names: Iterable[str]) -> bool:
-    """Whether a model's files are an adapter's: with peft's config, and without the weights of a whole model."""
-    names = set(names)
-    return ADAPTER_CONFIG in names and not names & WEIGHTS
-
-
 def model_digest(files: Iterable[ModelFile]) -> str:
     """The digest of a model: sha256 over the canonical JSON of `{path: sha256}`, in hexadecimal."""
     return digest_json({file.path: file.sha256 for file in files})
@@ -232,7 +220,7 @@ def _refused(name: str, path: Path) -> str | None:
         return "it is no regular file"
     if path.name.startswith(TEMPORARY):
         return "it was never finished; whatever wrote it was stopped"
-    if path.suffix.lower() in PICKLED:
+    if path.suffix.lower() in PICKLED_SUFFIXES:
         return "it is pickled, and loading it would run code; save the weights as .safetensors"
     try:
         name.encode("utf-8")

@@ -19,8 +19,7 @@ from modelwright.core.config.paths import HUB
 from modelwright.core.config.schema import ScratchConfig, SourceConfig
 from modelwright.core.doctor.machine import imported
 from modelwright.core.models.base import PARTS
-from modelwright.core.models.base_config import WrongError
-from modelwright.core.models.hf_folder import check_base_folder, parameter_count
+from modelwright.core.models.hf_folder import BadFolderError, check_base_folder, parameter_count
 from modelwright.core.models.hub import fetch
 from modelwright.core.registry import resolve
 from modelwright.core.runs.stage import Run
@@ -248,7 +247,7 @@ def _disk(run: Run, facts: Facts) -> Iterator[str]:
     try:
         folder = None if scratch else base_folder(run, facts)
         count = _scratch_parameters(scratch) if scratch else parameter_count(folder) if folder else 0
-    except (ModelwrightError, WrongError):
+    except (ModelwrightError, BadFolderError):
         return  # told where the base is looked at
     needed = _IN_CHECKPOINT * count * (1 + keep)
     if needed > home["free"]:

@@ -23,13 +23,14 @@ from modelwright import __version__
 from modelwright.core.api import files
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelwrightError, RegistryError, UsageError
+from modelwright.core.api.hf_folder import context_length
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import ModelVersion, NewModel
 from modelwright.core.chat.renderer import MODEL_RECORD, checked_renderer
 from modelwright.core.chat.templates import require
 from modelwright.core.models.adapters import AdapterBase, adapter_base
-from modelwright.core.registry.environment import environment
 from modelwright.core.registry.importing import gathering
+from modelwright.core.registry.record import environment
 
 if TYPE_CHECKING:
     import torch
@@ -197,8 +198,7 @@ def _load(folder: Path) -> Any:
 
 def _tokens(rows: int, config: Any) -> torch.Tensor:
     torch = require("torch")
-    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    length = min(_LENGTH, context) if isinstance(context, int) and context > 0 else _LENGTH
+    length = min(_LENGTH, context_length(config.to_dict()) or _LENGTH)
     drawn = torch.randint(rows, (_SEQUENCES, length), generator=torch.Generator().manual_seed(0))
     drawn[0] = torch.arange(rows - length, rows).clamp(min=0)
     return drawn  # type: ignore[no-any-return]

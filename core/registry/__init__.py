@@ -1,10 +1,9 @@
-"""What there is to registries beside where they store: opening one, addresses, the environment."""
+"""Registries, except where they store models: opening one, addresses, records, cards, comparing, export and import."""
 
 from __future__ import annotations
 
 from modelwright.core.api.registry import Address, parse_address
-from modelwright.core.registry.addresses import naming, resolve
-from modelwright.core.registry.open import open_registry
+from modelwright.core.registry.addresses import naming, open_registry, resolve
 
 __all__ = [
     "Address",

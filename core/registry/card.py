@@ -16,8 +16,8 @@ from typing import Any
 import tomli_w
 
 from modelwright.core.api.registry import ModelVersion
-from modelwright.core.registry.environment import PACKAGE, TELLING
-from modelwright.core.registry.flat import flat
+from modelwright.core.registry.compare import flat
+from modelwright.core.registry.record import PACKAGE, TELLING
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

@@ -15,8 +15,7 @@ from attrs import frozen
 
 from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import ModelVersion
-from modelwright.core.registry.environment import PACKAGE, TELLING
-from modelwright.core.registry.flat import flat
+from modelwright.core.registry.record import PACKAGE, TELLING
 
 Verdict = Literal["better", "worse", "higher", "lower", "not decided"]
 Row = Mapping[str, Sequence[Any]]
@@ -195,3 +194,16 @@ def _verdict(sign: int, higher_is_better: bool | None) -> Verdict:
     if higher_is_better is None:
         return "higher" if sign > 0 else "lower"
     return "better" if (sign > 0) == higher_is_better else "worse"
+
+
+def flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested tables and arrays of tables as `table.key` and `array[0].key`; other arrays stay whole."""
+    if isinstance(value, Mapping) and (value or not key):
+        return {
+            name: found
+            for inner, item in value.items()
+            for name, found in flat(item, f"{key}.{inner}" if key else inner).items()
+        }
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        return {name: found for at, item in enumerate(value) for name, found in flat(item, f"{key}[{at}]").items()}
+    return {key: value}

@@ -21,8 +21,9 @@ from modelwright.core import home
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import RegistryError, UsageError
 from modelwright.core.api.files import TEMPORARY, absolute
+from modelwright.core.api.hf_folder import PICKLED_SUFFIXES
 from modelwright.core.api.records import digest_json
-from modelwright.core.api.registry import PICKLED, ModelVersion, NewModel, model_digest, scan_model
+from modelwright.core.api.registry import ModelVersion, NewModel, model_digest, scan_model
 from modelwright.core.registry.archive import find_record, unpack
 from modelwright.core.registry.export import README
 from modelwright.core.registry.record import LONGEST, RECORD, read_record
@@ -146,7 +147,7 @@ def _files(source: Path) -> tuple[dict[str, Path], list[str]]:
                 left_out.append(f"{relative} (hidden)")
             elif name in folders and not path.is_symlink():
                 continue
-            elif path.suffix.lower() in PICKLED:
+            elif path.suffix.lower() in PICKLED_SUFFIXES:
                 left_out.append(f"{relative} (pickled: reading it could run any code)")
             else:
                 files[relative] = _real(path, source)

@@ -1,14 +1,17 @@
-"""`modelwright-model.json`: all that a registry knows of a model, beside its files when it leaves.
+"""What is recorded of a model: where it was made, and `modelwright-model.json`, the record beside exported files.
 
-A record may come from anybody, so reading one believes nothing: every field has its type, every path stays inside.
+A record may come from anyone, so reading one trusts nothing: every field must have its type, every path stays inside.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import platform
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,6 +20,33 @@ from attrs import asdict
 from modelwright.core.api.errors import ModelwrightError, RegistryError
 from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import ModelFile, ModelVersion, NewModel, check_tags, is_text, model_digest
+
+PACKAGE = "package."
+# The packages that decide how a model behaves.
+TELLING = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "deepspeed", "math-verify")
+
+
+def environment() -> dict[str, str]:
+    """The versions of Python, the platform, and every installed package.
+
+    Nothing here says who or on which host, and no accelerator is asked: that would need torch.
+
+    Returns:
+        `{"python": "3.11.7 (CPython)", "platform": "Linux-…", "package.NAME": "VERSION", …}`, packages by their
+        normalised names (https://packaging.python.org/en/latest/specifications/name-normalization/).
+    """
+    versions: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        # A half-removed package has no metadata; the first of two with one name is the one that is imported.
+        name = distribution.metadata["Name"] if distribution.metadata else None
+        if name and distribution.version:
+            versions.setdefault(f"{PACKAGE}{re.sub(r'[-_.]+', '-', name).lower()}", distribution.version)
+    return {
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+        **dict(sorted(versions.items())),
+    }
+
 
 RECORD = "modelwright-model.json"
 # Raised when the meaning of a field changes; new fields do not raise it, and older readers pass over them.

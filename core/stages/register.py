@@ -11,7 +11,7 @@ from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import NewModel
 from modelwright.core.config import to_plain
-from modelwright.core.registry.environment import environment
+from modelwright.core.registry.record import environment
 from modelwright.core.runs.stage import Run
 
 

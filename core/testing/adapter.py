@@ -16,9 +16,9 @@ import pytest
 from attrs import evolve
 
 from modelwright.core.api import AdapterSettings, Job, ModelwrightError, Trained, Trainer, TrainSettings
-from modelwright.core.api.adapters import ADAPTER_WEIGHTS, apply_adapter, embedding_rows
+from modelwright.core.api.adapters import apply_adapter, embedding_rows
 from modelwright.core.api.files import read_json
-from modelwright.core.api.registry import ADAPTER_CONFIG
+from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from modelwright.core.testing.trainer import (
     VOCABULARY,
     Recorder,

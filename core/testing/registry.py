@@ -24,8 +24,7 @@ from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import AliasConflictError, ModelNotFoundError, RegistryError, UsageError
 from modelwright.core.api.records import Figure, wilson
 from modelwright.core.api.registry import Alias, ModelVersion, model_digest
-from modelwright.core.testing.registry_models import Connect, new_model, write_model
-from modelwright.core.testing.registry_upkeep import UpkeepContract
+from modelwright.core.testing.registry_upkeep import Connect, UpkeepContract, new_model, write_model
 
 __all__ = ["Connect", "RegistryContract", "new_model", "write_model"]
 

@@ -10,10 +10,11 @@ from attrs import define, field, frozen
 from modelwright.core.api.components import Engine, EngineSpec, Registry
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
 from modelwright.core.api.generation import GenerationRequest, Sampling
+from modelwright.core.api.hf_folder import CONTEXT_KEYS
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.chat.renderer import Renderer, checked_renderer
 from modelwright.core.models.adapters import adapter_base, load_engine
-from modelwright.core.models.model_folder import CONTEXT_KEYS, context_length
+from modelwright.core.models.hf_folder import folder_context
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> L
         MissingDependencyError: the engine needs a package that is not installed.
     """
     folder = registry.folder(version)
-    limit = context_length(folder)
+    limit = folder_context(folder)
     if limit is None:
         raise ModelwrightError(
             f"{version.address} cannot be served: its config.json does not say how long its context is "

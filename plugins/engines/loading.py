@@ -16,10 +16,15 @@ from torch import Tensor
 
 from modelwright.core.api.adapters import apply_adapter, embedding_rows
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.api.registry import ADAPTER_CONFIG
+from modelwright.core.api.hf_folder import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    PICKLED_SUFFIXES,
+    WEIGHTS,
+    context_length,
+    has_weights,
+)
 from modelwright.plugins.engines import TorchOptions
-
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 # Below this many parameters a step is too short to be worth sharing between cores.
 _SMALL = 5_000_000
@@ -92,7 +97,7 @@ def load_model(folder: Path, options: TorchOptions, base: Path | None = None) ->
         ModelwrightError: the folder lacks something or cannot be read.
         UsageError: the device is not there.
     """
-    _check_files(folder, ("config.json", "tokenizer.json"))
+    _check_files(folder, (CONFIG, "tokenizer.json"))
     _check_weights(base or folder)
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
@@ -107,12 +112,11 @@ def load_model(folder: Path, options: TorchOptions, base: Path | None = None) ->
         raise ModelwrightError(
             f"{folder}: engine 'torch' runs models with a key-value cache, and {type(model).__name__} has none"
         )
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         device=device,
-        context=context if isinstance(context, int) and context > 0 else None,
+        context=context_length(model.config.to_dict()),
         vocabulary=embedding_rows(model),
         attends=_attends(model),
         arguments=arguments,
@@ -129,18 +133,18 @@ def _check_files(folder: Path, names: Sequence[str]) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    _check_files(folder, ("config.json",))
-    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
+    _check_files(folder, (CONFIG,))
+    if has_weights(folder):
         return
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLED_SUFFIXES)
     if pickled:
         raise ModelwrightError(
             f"{folder}: its weights are pickled only ({pickled[0]}), and reading a pickle can run any code; "
-            "model.safetensors is expected: load it where you trust it and save it again with save_pretrained()"
+            f"{WEIGHTS} is expected: load it where you trust it and save it again with save_pretrained()"
         )
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelwrightError(f"{folder}: this is an adapter, which runs with its base only; or merge it into that")
-    raise ModelwrightError(f"{folder}: there are no weights; model.safetensors is expected")
+    raise ModelwrightError(f"{folder}: there are no weights; {WEIGHTS} is expected")
 
 
 def _weights(folder: Path, dtype: torch.dtype) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -72,60 +73,49 @@ EVERY = [
 
 def no_database(path):
     path.write_text("my notes, longer than a header of one hundred bytes " * 4)
-    return f"registry {path} is no SQLite database: name another file"
 
 
 def another_database(path):
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE bookmarks (url)")
-    return f"{path} is an SQLite database, but no registry (its tables: bookmarks): name another file"
 
 
 def a_folder(path):
     path.mkdir()
-    return f"registry {path} is a folder: expected an SQLite file, or a name that is free"
 
 
 def newer(path):
     change(path, "UPDATE schema_version SET version = 99")
-    return f"registry {path} was written by a newer Modelwright (its schema is 99, this version knows 1): upgrade with"
 
 
 def older(path):
     change(path, "UPDATE schema_version SET version = 0")
-    return f"registry {path} was written by an older Modelwright (its schema is 0, this version knows 1)"
 
 
 def no_version(path):
     change(path, "DELETE FROM schema_version")
-    return f"registry {path} is damaged: it does not say which schema it has; restore it from a backup"
 
 
 def a_table_less(path):
     change(path, "DROP TABLE tags")
-    return f"registry {path} is damaged: it has no table 'tags'; restore it from a backup"
 
 
 def truncated(path):
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
-    return f"registry {path} is damaged: restore it from a backup"
 
 
 def overwritten(path):
     data = path.read_bytes()
     path.write_bytes(data[:4096] + b"\xaa" * (len(data) - 4096))
-    return f"registry {path} is damaged: restore it from a backup"
 
 
 def odd_rows(path):
     change(path, "UPDATE models SET config = '{'")
-    return "the registry is damaged: its row of 'math'@1 cannot be read"
 
 
 def odd_text(path):
     change(path, "UPDATE models SET base = CAST(x'ff' AS TEXT)")
-    return f"registry {path} failed: Could not decode to UTF-8"
 
 
 def change(path, statement):
@@ -137,14 +127,14 @@ NONE_YET = (no_database, another_database, a_folder)
 SPOILT = (newer, older, no_version, a_table_less, truncated, overwritten, odd_rows, odd_text)
 
 
-@pytest.mark.parametrize("spoil", [*NONE_YET, *SPOILT])
-def test_what_is_no_sound_registry_is_one_line_for_every_command(tmp_path, home, spoil):
+@pytest.mark.parametrize("spoil", [*NONE_YET, *SPOILT], ids=lambda spoil: spoil.__name__)
+def test_what_is_not_a_sound_registry_is_one_line_for_every_command(tmp_path, home, spoil, wording):
     """The line names the file and what to do, and the file stays as it is."""
     path = home / "registry.db"
     home.mkdir()
     if spoil in SPOILT:
         opened(home).add(new_model(), write_model(tmp_path / "trained"))
-    message = spoil(path)
+    spoil(path)
     before = path.read_bytes() if path.is_file() else None
     program = """
 import json, sys
@@ -167,8 +157,8 @@ for arguments in json.loads(sys.argv[1]):
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert [json.loads(line) for line in lines[1::2]] == [[arguments[0], 1] for arguments in EVERY]
-    for line in lines[::2]:
-        assert line.startswith(f"error: {message}")
+    assert len(set(lines[::2])) == 1
+    wording(lines[0])
     assert (path.read_bytes() if path.is_file() else None) == before
     with pytest.raises(ModelwrightError) as caught:
         opened(home).add(new_model(), write_model(tmp_path / "again"))
@@ -176,13 +166,12 @@ for arguments in json.loads(sys.argv[1]):
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
-def test_a_registry_that_does_not_exist_reads_as_none_and_is_not_made(one_line, models, tmp_path):
+def test_a_registry_that_does_not_exist_reads_as_none_and_is_not_made(one_line, models, tmp_path, wording):
     """By no command that reads, nor by one that is refused."""
     place = tmp_path / "nowhere"
-    assert models("list", place=place)[1].startswith(f"There is no registry yet at sqlite:///{place}/registry.db")
+    wording(models("list", place=place)[1])
     for arguments in (("show", "math"), ("tag", "math", "a=b"), ("delete", "math", "--yes"), ("export", "math", "out")):
-        line = one_line(*arguments, place=place)
-        assert line == f"there is no model 'math': the registry is empty in sqlite:///{place}/registry.db"
+        wording(one_line(*arguments, place=place))
     assert not place.exists()
     assert not (tmp_path / "out").exists()
 
@@ -191,59 +180,51 @@ def test_a_registry_that_does_not_exist_reads_as_none_and_is_not_made(one_line, 
 
 
 LONG = "m" * 300
+NOT_UTF8 = os.fsdecode(b"ma\xffth=x")
+
+
+def shown(text):
+    """A parameter's id: what was typed, in ASCII."""
+    return ascii(text).strip("'").replace(LONG, "long").replace("9" * 300, "nines").replace("k" * 201, "keys") or "none"
 
 
 @pytest.mark.parametrize(
-    ("address", "code", "message"),
+    "address",
     [
-        ("", 2, "'' is no model address"),
-        ("math/1", 2, "'math/1' is no model address: no model can have that name; expected NAME"),
-        ("../math", 2, "'../math' is no model address: no model can have that name"),
-        ("math@1/2", 2, "'math@1/2' is no model address: '1/2' is no version"),
-        (".", 2, "'.' is no model address"),
-        ("..", 2, "'..' is no model address"),
-        (LONG, 2, f"'{LONG}' is no model address: no model can have that name"),
-        (f"@{LONG}", 2, f"'@{LONG}' is no model address"),
-        ("math@" + "9" * 300, 2, "is no version"),
-        ("math@999999999999999999", 1, "there is no version 999999999999999999 of 'math' (versions: 1)"),
-        ("math@1.0", 2, "'1.0' is no version"),
-        ("math@+1", 2, "'+1' is no version"),
-        ("math@-1", 2, "'-1' is no version"),
-        ("MATH", 2, "'MATH' is no model address"),
-        ("mäth", 2, "'mäth' is no model address"),
-        ("🙂", 2, "'🙂' is no model address"),
-        ("ma\nth", 2, r"'ma\nth' is no model address"),
-        ("ma\x1b[2Jth", 2, r"'ma\x1b[2Jth' is no model address"),
-        ("@🙂", 2, "'@🙂' is no model address"),
-        ("@@production", 2, "'@@production' is no model address"),
-        ("math@production", 2, "(for the alias, write '@production')"),
-        (os.fsdecode(b"ma\xffth"), 2, r"'ma\udcffth' is no model address"),
-        ("'; DROP TABLE models; --", 2, "is no model address"),
+        *("", "math/1", "../math", "math@1/2", ".", "..", LONG, f"@{LONG}", f"math@{'9' * 300}"),
+        *("math@1.0", "math@+1", "math@-1", "MATH", "mäth", "🙂", "ma\nth", "ma\x1b[2Jth", "@🙂", "@@production"),
+        *("math@production", NOT_UTF8, "'; DROP TABLE models; --"),
     ],
+    ids=shown,
 )
-def test_an_odd_address_is_one_line(filled, one_line, address, code, message):
-    """Whatever was typed or pasted; the model is there as before."""
-    assert message in one_line("show", "--", address, code=code)
+def test_an_odd_address_is_one_line(filled, one_line, address, wording):
+    """Anything that was typed or pasted; the model is there as before."""
+    wording(one_line("show", "--", address, code=2), long=LONG, nines="9" * 300)
     assert opened(filled).get("math").aliases == ("production",)
 
 
+def test_a_version_of_many_digits_is_not_found(filled, one_line, wording):
+    """The longest number that may be a version."""
+    wording(one_line("show", "math@999999999999999999"))
+
+
 @pytest.mark.parametrize(
-    "alias", ["a/b", "..", "", "A", "ä", "🙂", "3", "a" * 300, "a b", "a\n", "a@1", os.fsdecode(b"\xff"), "-a", "@@a"]
+    "alias",
+    ["a/b", "..", "", "A", "ä", "🙂", "3", LONG, "a b", "a\n", "a@1", NOT_UTF8, "-a", "@@a"],
+    ids=shown,
 )
-def test_an_odd_alias_is_one_line(filled, one_line, alias):
+def test_an_odd_alias_is_one_line(filled, one_line, alias, wording):
     """With what is expected; no alias is set."""
-    line = one_line("alias", "--", alias, "math", code=2)
-    assert "is no name for an alias: expected at most 128 lower-case letters, digits" in line
+    wording(one_line("alias", "--", alias, "math", code=2), long=LONG[:199])
     assert opened(filled).get("math").aliases == ("production",)
 
 
 @pytest.mark.parametrize(
-    "tag", ["", "=", "=x", "x", "a\n=b", " =b", f"{'k' * 201}=v", os.fsdecode(b"\xff=v"), os.fsdecode(b"k=\xff")]
+    "tag", ["", "=", "=x", "x", "a\n=b", " =b", f"{'k' * 201}=v", NOT_UTF8, os.fsdecode(b"k=\xff")], ids=shown
 )
-def test_an_odd_tag_is_one_line(filled, one_line, tag):
+def test_an_odd_tag_is_one_line(filled, one_line, tag, wording):
     """With what is expected; the tags are as before."""
-    line = one_line("tag", "math", "--", tag, code=2)
-    assert "expected" in line
+    wording(one_line("tag", "math", "--", tag, code=2), keys="k" * 201)
     assert opened(filled).get("math").model.tags == new_model().tags
 
 
@@ -296,43 +277,36 @@ def _figure():
     return wilson(0.5, 10)
 
 
-URL = "expected SCHEME://…, such as sqlite:///registry.db (schemes there are: sqlite)"
-SQLITE = "expected sqlite:////absolute/path/registry.db or sqlite:///relative.db"
-
-
 @pytest.mark.parametrize(
-    ("url", "code", "message"),
+    ("url", "code"),
     [
-        ("", 0, None),
-        ("registry.db", 2, f"registry 'registry.db' is no URL: {URL}"),
-        ("mysql://host/db", 2, "no registry backend serves 'mysql' URLs (there are: sqlite)"),
-        ("http://host/db", 2, "no registry backend serves 'http' URLs (there are: sqlite)"),
-        ("sqlite://host/registry.db", 2, f"registry 'sqlite://host/registry.db': {SQLITE}"),
-        ("sqlite:///", 2, f"registry 'sqlite:///' names no file: {SQLITE}"),
-        (
-            "sqlite:///" + "d" * 300,
-            1,
-            f"registry HERE/{'d' * 300} cannot be used: File name too long: HERE/{'d' * 300}",
-        ),
-        (
-            "sqlite:////dev/null/registry.db",
-            1,
-            "registry /dev/null/registry.db cannot be used: Not a directory: /dev/null/registry.db",
-        ),
-        ("sqlite:////dev/full", 1, "registry /dev/full is no regular file: name another one"),
+        ("registry.db", 2),
+        ("mysql://host/db", 2),
+        ("http://host/db", 2),
+        ("sqlite://host/registry.db", 2),
+        ("sqlite:///", 2),
+        (f"sqlite:///{LONG}", 1),
+        ("sqlite:////dev/null/registry.db", 1),
+        ("sqlite:////dev/full", 1),
     ],
+    ids=lambda value: value.replace(LONG, "long") if isinstance(value, str) else str(value),
 )
-def test_an_odd_url_is_one_line_or_the_default(capsys, tmp_path, monkeypatch, url, code, message):
-    """An empty one is none."""
+def test_an_odd_url_is_one_line(capsys, tmp_path, monkeypatch, url, code, wording):
+    """With what is expected."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main(["models", "list", "--registry", url])
     out, err = capsys.readouterr()
-    if message is None:
-        assert (end.value.code, err) == (0, "")
-        assert out.startswith("There is no registry yet at ")
-        return
-    assert (end.value.code, out, err) == (code, "", f"error: {message}\n".replace("HERE", str(tmp_path)))
+    assert (end.value.code, out, err.count("\n")) == (code, "", 1)
+    wording(err, long=LONG)
+
+
+def test_an_empty_url_is_the_default(capsys, tmp_path, monkeypatch):
+    """As if none was given."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["models", "list", "--registry", ""])
+    assert (end.value.code, capsys.readouterr().err) == (0, "")
 
 
 # Disks
@@ -361,23 +335,15 @@ def whole(registry, expected):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        (["tag", "math", "a=b"], "cannot be written: the disk is full"),
-        (["alias", "staging", "math"], "cannot be written: the disk is full"),
-        (["delete", "math@2", "--yes"], "cannot be written: the disk is full"),
-        (["export", "math", "DISK/out"], "math@2 cannot be exported to DISK/out: No space left on device"),
-        (["export", "math", "DISK/out.tar"], "math@2 cannot be exported to DISK/out.tar: No space left on device"),
-        (
-            ["export", "math", "DISK/out.tar.gz"],
-            "math@2 cannot be exported to DISK/out.tar.gz: No space left on device",
-        ),
-        (["import", "OUT", "--name", "guest"], "No space left on device"),
-        (["card", "math", "--output", "DISK/card.md"], "No space left on device"),
+        *("tag math a=b", "alias staging math", "delete math@2 --yes", "import OUT --name guest"),
+        *("export math DISK/out", "export math DISK/out.tar", "export math DISK/out.tar.gz"),
+        "card math --output DISK/card.md",
     ],
 )
 def test_on_a_full_disk_nothing_is_lost_and_the_same_command_works_when_there_is_room(
-    disk, models, one_line, tmp_path, monkeypatch, arguments, message
+    disk, models, one_line, tmp_path, monkeypatch, arguments, wording
 ):
     """One line; no half of anything is left."""
     home, registry = disk / "home", opened(disk / "home")
@@ -387,11 +353,12 @@ def test_on_a_full_disk_nothing_is_lost_and_the_same_command_works_when_there_is
         )
     assert models("export", "math@1", tmp_path / "out", place=home)[0] == 0
     before = registry.find()
-    arguments = [each.replace("DISK", str(disk)).replace("OUT", str(tmp_path / "out")) for each in arguments]
+    arguments = [each.replace("DISK", str(disk)).replace("OUT", str(tmp_path / "out")) for each in arguments.split()]
     ballast = fill(disk)
     monkeypatch.setenv("MODELWRIGHT_HOME", str(home))
     line = one_line(*arguments, place=home)
-    assert message.replace("DISK", str(disk)) in line
+    assert "full" in line or "No space left on device" in line
+    wording(re.sub(r"import-\w+|files/[0-9a-f/]+\S*", "…", line))
     whole(registry, before)
     assert not list(disk.glob("out*"))
     assert not list(disk.rglob(".tmp-*"))
@@ -428,7 +395,9 @@ def test_a_full_disk_can_be_cleared(disk, models, tmp_path):
     whole(registry, [first])
 
 
-def test_on_a_read_only_disk_all_that_reads_works_and_the_rest_is_one_line(tmp_path, mounted, models, one_line):
+def test_on_a_read_only_disk_all_that_reads_works_and_the_rest_is_one_line(
+    tmp_path, mounted, models, one_line, wording
+):
     """A colleague's registry, or a backup."""
     disk = mounted(tmp_path / "disk")
     registry = opened(disk / "home")
@@ -440,13 +409,8 @@ def test_on_a_read_only_disk_all_that_reads_works_and_the_rest_is_one_line(tmp_p
         assert models(*arguments, place=home)[0] == 0
     assert models("export", "math", tmp_path / "out", place=home)[0] == 0
     for arguments in (("tag", "math", "a=b"), ("alias", "a", "math"), ("delete", "math", "--yes")):
-        line = one_line(*arguments, place=home)
-        assert line == (
-            f"registry {home}/registry.db is read-only: check the permissions of the file and of its folder"
-        )
-    assert one_line("export", "math", disk / "out", place=home, code=2) == (
-        f"{disk}/out cannot be made: {disk} is read-only for this user: expected a new name, or an empty folder"
-    )
+        wording(one_line(*arguments, place=home))
+    wording(one_line("export", "math", disk / "out", place=home, code=2))
     with pytest.raises(ModelwrightError, match="Read-only file system"):
         registry.add(new_model(fingerprint="next"), write_model(tmp_path / "next", b"next"))
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
@@ -468,7 +432,7 @@ def test_a_locked_registry_is_one_line_after_a_while_and_works_when_it_is_free(f
             registry.collect,
             lambda: registry.delete("math", 1),
         ):
-            with pytest.raises(ModelwrightError, match=r"registry\.db is locked: another process has been writing"):
+            with pytest.raises(ModelwrightError, match=r"registry\.db is locked"):
                 change()
         other.execute("ROLLBACK")
     assert registry.set_tags("math", 1, {"a": "b"}).model.tags["a"] == "b"
@@ -499,9 +463,7 @@ print(registry.add(new_model(fingerprint=sys.argv[2]), Path(sys.argv[3])).versio
     whole(opened(home), opened(home).find())
 
 
-def test_a_store_without_its_files_is_one_line_with_what_to_do(filled, one_line):
+def test_a_store_without_its_files_is_one_line_with_what_to_do(filled, one_line, wording):
     """The database was copied, and its folder `files` was not."""
     shutil.rmtree(filled / "files")
-    line = one_line("export", "math", "out")
-    assert "is missing or cut short" in line
-    assert "restore it, or register the same model again" in line
+    wording(one_line("export", "math", "out"))

@@ -1,18 +1,18 @@
-"""`modelwright models`: a module for each command."""
+"""`modelwright models`: the group, with its commands in the order of its help."""
 
 from __future__ import annotations
 
-import builtins
-
 import click
 
-from modelwright.core.cli.models import alias, card, compare, delete, gc, list, merge, show, tag, transfer, verify  # noqa: A004
+from modelwright.core.cli.models.change import alias, delete, gc, merge, tag, verify
+from modelwright.core.cli.models.show import card, compare, list_, show
+from modelwright.core.cli.models.transfer import export, import_
 
 
 class _InOrder(click.Group):
     """A group that lists its commands in the order in which they were added."""
 
-    def list_commands(self, ctx: click.Context) -> builtins.list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """The commands."""
         return [*self.commands]
 
@@ -23,17 +23,17 @@ def models() -> None:
 
 
 for command in (
-    list.list_,
-    show.show,
-    compare.compare,
-    alias.alias,
-    tag.tag,
-    delete.delete,
-    gc.gc,
-    verify.verify,
-    merge.merge,
-    transfer.export,
-    transfer.import_,
-    card.card,
+    list_,
+    show,
+    compare,
+    alias,
+    tag,
+    delete,
+    gc,
+    verify,
+    merge,
+    export,
+    import_,
+    card,
 ):
     models.add_command(command)

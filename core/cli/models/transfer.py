@@ -11,12 +11,12 @@ import click
 
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
 from modelwright.core.api.files import absolute
+from modelwright.core.api.hf_folder import CONTEXT_KEYS
 from modelwright.core.api.registry import check_alias
 from modelwright.core.cli.common import DiskPath, json_option, print_json, registry_option
-from modelwright.core.cli.models.alias import move_alias
+from modelwright.core.cli.models.change import move_alias
 from modelwright.core.cli.models.shared import opened, summary
-from modelwright.core.models.hf_folder import folder_problems
-from modelwright.core.models.model_folder import CONTEXT_KEYS, context_length
+from modelwright.core.models.hf_folder import folder_context, folder_problems
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.export import export_model
 from modelwright.core.registry.importing import import_model
@@ -78,7 +78,7 @@ def _check(folder: Path, source: Path) -> None:
         UsageError: what is wrong with it, a line for each thing.
     """
     problems = list(folder_problems(folder))
-    if not problems and context_length(folder) is None:
+    if not problems and folder_context(folder) is None:
         problems.append(f"its config.json does not say how long its context is (expected {' or '.join(CONTEXT_KEYS)})")
     if not problems:
         problems += _renderer_problems(folder, source)

@@ -34,7 +34,7 @@ from modelwright.core.api.records import Figure
 from modelwright.core.config import to_plain
 from modelwright.core.config.schema import EvalConfig, SuiteConfig
 from modelwright.core.plugins import Plugins
-from modelwright.core.registry.environment import environment
+from modelwright.core.registry.record import environment
 from modelwright.core.stages.evaluate.compare import Measured, clearly_best, differences
 from modelwright.core.stages.evaluate.models import Chosen
 from modelwright.core.stages.evaluate.suites import suite_digests

@@ -19,7 +19,7 @@ from modelwright.core.api.records import Example
 from modelwright.core.chat.renderer import checked_renderer
 from modelwright.core.config.schema import EvalConfig, SuiteConfig
 from modelwright.core.models.adapters import load_engine
-from modelwright.core.models.model_folder import context_length
+from modelwright.core.models.hf_folder import folder_context
 from modelwright.core.runs.worker import Worker, work
 from modelwright.core.stages.evaluate.grade import Emit, Loaded, grade
 from modelwright.core.stages.evaluate.suites import ENGINE, read_suite, with_answer
@@ -76,7 +76,7 @@ def _grade_model(
         engine: Engine = spec.create()
         with contextlib.closing(engine):
             load_engine(engine, spec, folder, Path(model.base) if model.base else None)
-            loaded = Loaded(engine=engine, renderer=renderer, context=context_length(folder))
+            loaded = Loaded(engine=engine, renderer=renderer, context=folder_context(folder))
             for suite in suites:
                 worker.folder.check_stop()
                 write_current(root, model, suite.name)

@@ -13,7 +13,7 @@ import attrs
 from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, StopRequested
-from modelwright.core.api.registry import ADAPTER_CONFIG
+from modelwright.core.api.hf_folder import ADAPTER_CONFIG, CONFIG, vocabulary_size
 from modelwright.core.api.training import Job
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.config.schema import RunConfig, ScratchConfig
@@ -127,8 +127,8 @@ def _first_emit(worker: Worker[RunConfig], kill_after: int | None) -> Emit:
 def _vocabulary(worker: Worker[RunConfig], base: Path) -> int:
     """The number of tokens of the tokenizer; a notice reports those that the base has no embeddings for."""
     tokens = token_count(worker.folder.stage("prepare") / "tokenizer")
-    rows = None if worker.config.model.scratch else files.read_json(base / "config.json").get("vocab_size")
-    if isinstance(rows, int) and rows < tokens:
+    rows = None if worker.config.model.scratch else vocabulary_size(files.read_json(base / CONFIG))
+    if rows is not None and rows < tokens:
         new = "1 token is" if tokens - rows == 1 else f"{tokens - rows} tokens are"
         worker.emit("notice", {"text": f"{new} new to the base: its embeddings grow from {rows} to {tokens}"})
     return tokens

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from modelwright.core.api import AdapterSettings, Job, UsageError
-from modelwright.core.api.adapters import ADAPTER_WEIGHTS, embedding_rows, grow_embeddings
-from modelwright.core.api.registry import ADAPTER_CONFIG
+from modelwright.core.api.adapters import embedding_rows, grow_embeddings
+from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from modelwright.core.api.wording import listed
 
 ALL_LINEAR = "all-linear"

@@ -15,11 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from modelwright.core.api import Job, ModelwrightError, UsageError
 from modelwright.core.api.adapters import embedding_rows
+from modelwright.core.api.hf_folder import CONFIG, context_length, has_weights, other_weights, vocabulary_size
 from modelwright.core.api.wording import listed, one_line
-
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-# Formats that run code when they are read, or that this program does not read at all.
-OTHER_WEIGHTS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf")
 
 # Maximum length of a library's message that is passed on, in characters: some list every class that they know.
 _LONGEST = 300
@@ -79,7 +76,7 @@ def load_model(
         settings["attn_implementation"] = attention
     config = _config(job)
     has_weights = _has_weights(job.model)
-    grows = (job.vocabulary or 0) > (getattr(config.get_text_config(decoder=True), "vocab_size", None) or 0)
+    grows = (job.vocabulary or 0) > (vocabulary_size(config.to_dict()) or 0)
     with _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"):
         if has_weights:
             with nullcontext() if grows else sharing():
@@ -104,7 +101,7 @@ def skeleton(job: Job) -> Any:
 
 
 def _config(job: Job) -> Any:
-    if not (job.model / "config.json").is_file():
+    if not (job.model / CONFIG).is_file():
         raise UsageError(f"{job.model}: expected a model in Hugging Face layout, but there is no config.json")
     with _clear_errors(job.model, "its config.json cannot be used", "fix the file, or copy the model again"):
         return AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
@@ -122,7 +119,7 @@ def _clear_errors(folder: Path, what: str, to_do: str) -> Iterator[None]:
         if "trust_remote_code" in text:
             reason, to_do = "it comes with its own code, which this version does not run", "choose another base"
         elif text.startswith("Unrecognized configuration class"):
-            kind = json.loads((folder / "config.json").read_bytes())["model_type"]
+            kind = json.loads((folder / CONFIG).read_bytes())["model_type"]
             reason, to_do = f"its model_type {kind!r} is not a causal language model", "choose another base"
         else:
             reason = _reason(error)
@@ -141,10 +138,9 @@ def _reason(error: Exception) -> str:
 
 
 def _has_weights(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in WEIGHTS):
+    if has_weights(folder):
         return True
-    others = sorted(path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern))
-    if others:
+    if others := other_weights(folder):
         raise UsageError(
             f"{folder}: its weights are in {', '.join(others)}, and only safetensors are read (a pickle can run any "
             "code): save the model with save_pretrained() of a recent transformers first"
@@ -191,8 +187,8 @@ def check_fits(model: Any, *, largest_token: int, longest: int, tokens: Path) ->
             f"{tokens} has the token id {largest_token}, but the model's embeddings end at {embeddings - 1}: tokenizer "
             "and model do not belong together"
         )
-    context = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(context, int) and 0 < context < longest:  # some write -1 where there is no limit
+    context = context_length(model.config.to_dict())
+    if context is not None and context < longest:
         raise ModelwrightError(
             f"{tokens} has a sequence of {longest} tokens, but the model's context is {context}: set [data.tokens] "
             f"max_length to {context} or less"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -15,15 +16,17 @@ def adapters(adapters, capsys):
     return adapters
 
 
-def test_merge_says_what_was_made_and_how_close_it_is(adapters, models):
+def test_merge_says_what_was_made_and_how_close_it_is(adapters, models, wording):
     """In two lines; the second time there is nothing to do."""
     code, out, err = models("merge", "adapter")
     assert (code, err) == (0, "")
     first, second = out.splitlines()
-    assert first.startswith("merged adapter@1 into its base base@1: adapter-merged@1 (digest ")
-    assert second.startswith("its logits differ by ")
+    whole = adapters.registry.get("adapter-merged")
+    wording(first, digest=whole.digest)
+    wording(re.sub(r"[0-9.e-]+[0-9]", "N", second))
     code, out, _ = models("merge", "adapter@1")
-    assert (code, out.split(" (")[0]) == (0, "there already: adapter-merged@1")
+    assert code == 0
+    wording(out, digest=whole.digest)
 
 
 def test_merge_as_json_is_json_alone(adapters, models):
@@ -36,10 +39,11 @@ def test_merge_as_json_is_json_alone(adapters, models):
     assert json.loads(models("merge", "adapter", "--name", "whole", "--json")[1])["compared"] is None
 
 
-def test_merge_of_what_is_no_adapter_is_one_line(adapters, here):
+def test_merge_of_what_is_not_an_adapter_is_one_line(adapters, here, wording):
     """A whole model, and nothing at all."""
-    line = "error: base@1 is no adapter: it is a whole model, and there is nothing to merge\n"
-    assert here("models", "merge", "base") == (2, line)
+    code, error = here("models", "merge", "base")
+    assert code == 2
+    wording(error)
     _, error = here("models", "merge", "adaptor")
     assert "did you mean 'adapter'?" in error
 
@@ -66,14 +70,11 @@ def test_the_card_of_an_adapter_of_the_hub_names_the_base_as_the_hub_does(adapte
     assert 'base_model: "org/name"\nbase_model_relation: "adapter"\n' in card
 
 
-def test_a_base_is_not_deleted_under_its_adapters(adapters, here, models):
+def test_a_base_is_not_deleted_under_its_adapters(adapters, here, models, wording):
     """Together they go, or the adapter alone."""
     code, error = here("models", "delete", "base", "--yes")
     assert code == 1
-    assert error == (
-        "error: base@1 cannot be deleted: adapter@1 is an adapter of it, and nothing without it; merge first "
-        "(modelwright models merge adapter@1), and delete them together\n"
-    )
+    wording(error)
     assert models("delete", "base", "adapter", "--yes")[0] == 0
     assert adapters.registry.find() == []
 
@@ -94,8 +95,8 @@ def test_an_exported_adapter_finds_its_base_in_another_registry(adapters, models
     assert models("merge", "adapter", *other)[0] == 0
 
 
-def test_a_folder_with_an_adapter_and_no_record_is_refused(adapters, here, tmp_path):
-    """Nobody knows its base."""
+def test_a_folder_with_an_adapter_and_no_record_is_refused(adapters, here, wording):
+    """Its base is not known."""
     code, error = here("models", "import", adapters.folder / "adapter", "--name", "found")
     assert code == 2
-    assert "this is an adapter: merge it into its base" in error
+    wording(error, folder=adapters.folder)

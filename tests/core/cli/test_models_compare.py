@@ -129,9 +129,11 @@ def test_more_than_two_are_compared_with_the_first(two, models, tmp_path):
     assert "less math@1" in models("compare", "math@1", "math@2", "math@3")[1]
 
 
-def test_one_model_is_nothing_to_compare(two, models):
+def test_one_model_is_nothing_to_compare(two, models, wording):
     """Two or more are needed."""
-    assert models("compare", "math") == (2, "", "error: nothing to compare 'math' with: name two models or more\n")
+    code, out, err = models("compare", "math")
+    assert (code, out) == (2, "")
+    wording(err)
 
 
 def test_figures_of_other_numbers_of_examples_say_how_many(two, models):

@@ -1,6 +1,7 @@
 """`models export`, `models import` and `models card`, with models that transformers wrote and reads."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -80,6 +81,10 @@ def elsewhere(tmp_path, monkeypatch):
     return move
 
 
+def digest(content):
+    return hashlib.sha256(content).hexdigest()
+
+
 def leftovers(folder):
     return [path.name for path in folder.rglob(".tmp-*")]
 
@@ -150,7 +155,7 @@ def test_an_exported_archive_is_the_same_each_time_and_has_its_record_first(regi
 
 
 def test_a_models_own_readme_is_kept(home, models, source, tmp_path):
-    """The card takes nobody's place."""
+    """The card replaces nothing."""
     (source / "README.md").write_text("mine")
     opened(home).add(new_model(), source)
     models("export", "math", tmp_path / "out")
@@ -158,8 +163,8 @@ def test_a_models_own_readme_is_kept(home, models, source, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "dangling", "archive"])
-def test_nothing_is_overwritten(registered, models, tmp_path, kind):
-    """Whatever stands there stays."""
+def test_nothing_is_overwritten(registered, models, tmp_path, kind, wording):
+    """What is there stays."""
     place = tmp_path / ("out.tar" if kind == "archive" else "out")
     if kind == "folder":
         place.mkdir()
@@ -170,7 +175,7 @@ def test_nothing_is_overwritten(registered, models, tmp_path, kind):
         place.write_text("mine")
     code, out, err = models("export", "math", place)
     assert (code, out) == (2, "")
-    assert "already; expected a new name, or an empty folder" in err
+    wording(err)
     assert leftovers(tmp_path) == []
 
 
@@ -182,7 +187,7 @@ def test_an_empty_folder_is_filled(registered, models, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["out", "out.tar"])
-def test_a_damaged_model_is_not_exported(registered, models, home, tmp_path, name):
+def test_a_damaged_model_is_not_exported(registered, models, home, tmp_path, name, wording):
     """The digests are checked while the files are copied, and nothing is left of the attempt."""
     weights = next(file for file in registered.files if file.path == "model.safetensors")
     place = home / "files" / weights.sha256[:2] / weights.sha256
@@ -190,7 +195,7 @@ def test_a_damaged_model_is_not_exported(registered, models, home, tmp_path, nam
     place.write_bytes(b"\0" * weights.size)
     code, out, err = models("export", "math", tmp_path / name)
     assert (code, out) == (1, "")
-    assert "math@1 cannot be exported: its model.safetensors is damaged in the registry; see modelwright models" in err
+    wording(err)
     assert not (tmp_path / name).exists()
     assert leftovers(tmp_path) == []
 
@@ -208,10 +213,12 @@ def test_a_card_is_written_to_standard_output_or_a_file(registered, models, tmp_
     assert (tmp_path / "card.md").read_text() == out
 
 
-def test_a_card_of_nothing_names_the_registry(home, models):
+def test_a_card_of_nothing_names_the_registry(home, models, wording):
     """As every command about a model does."""
-    message = f"error: there is no model 'math': the registry is empty in sqlite:///{home}/registry.db\n"
-    assert models("card", "math") == (1, "", message)
+    code, out, err = models("card", "math")
+    assert (code, out) == (1, "")
+    assert f"sqlite:///{home}/registry.db" in err
+    wording(err)
 
 
 # Any folder
@@ -274,51 +281,47 @@ def linked(folder):
     (folder / "passwords.json").symlink_to("/etc/passwd")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "code", "message"),
-    [
-        (without("config.json"), 2, "cannot be imported: there is no config.json"),
-        (without("tokenizer.json"), 2, "cannot be imported: there is no tokenizer.json"),
-        (without("model.safetensors"), 2, "cannot be imported: there are no weights"),
-        (pickled, 2, "cannot be imported: there are no weights: expected model.safetensors"),
-        (changed("config.json", max_position_embeddings=None), 2, "does not say how long its context is"),
-        (changed("config.json", vocab_size=100), 2, "its tokenizer has 258 tokens and its embedding 100"),
-        (changed("tokenizer_config.json", chat_template="{% if"), 2, "chat template"),
-        (linked, 1, "passwords.json is refused: it is a link that leads out of the folder"),
-    ],
-)
-def test_what_could_not_be_served_is_refused(home, models, source, spoil, code, message):
+NOT_SERVED = {
+    "no config": (without("config.json"), 2),
+    "no tokenizer": (without("tokenizer.json"), 2),
+    "no weights": (without("model.safetensors"), 2),
+    "pickled weights": (pickled, 2),
+    "no context length": (changed("config.json", max_position_embeddings=None), 2),
+    "a small embedding": (changed("config.json", vocab_size=100), 2),
+    "a broken template": (changed("tokenizer_config.json", chat_template="{% if"), 2),
+    "a link out": (linked, 1),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SERVED)
+def test_what_could_not_be_served_is_refused(home, models, source, name, wording):
     """One line with the folder's name and what is wrong; nothing is registered."""
+    spoil, code = NOT_SERVED[name]
     spoil(source)
     ended, out, err = models("import", source, "--name", "guest")
     errors = [line for line in err.splitlines() if not line.startswith("not imported: ")]
     assert (ended, out, len(errors)) == (code, "", 1)
     assert errors[0].startswith(f"error: {source}")
-    assert message in errors[0]
+    wording(errors[0])
     assert opened(home).find() == []
     assert leftovers(home) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["source"], f"source has no {RECORD}: give the model a name with --name"),
-        (["source", "--name", "Guest"], "'Guest' cannot be a model's name: expected a lower-case letter"),
-        (["source", "--name", "g" * 129], "cannot be a model's name"),
-        (["source", "--name", "guest", "--alias", "3"], "'3' is no name for an alias"),
-        (["nowhere"], "nowhere: there is no such file or folder"),
-    ],
+    "arguments",
+    ["source", "source --name Guest", f"source --name {'g' * 129}", "source --name guest --alias 3", "nowhere"],
+    ids=lambda arguments: arguments.replace("g" * 129, "long"),
 )
-def test_a_wrong_command_line_is_one_line(home, models, source, monkeypatch, arguments, message):
+def test_a_wrong_command_line_is_one_line(home, models, source, monkeypatch, arguments, wording):
     """Before anything is registered."""
     monkeypatch.chdir(source.parent)
-    code, out, err = models("import", *arguments)
+    code, out, err = models("import", *arguments.split())
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert message in err
+    wording(err)
     assert opened(home).find() == []
 
 
-def test_an_exported_folder_that_was_changed_is_refused(registered, models, elsewhere, tmp_path):
+def test_an_exported_folder_that_was_changed_is_refused(registered, models, elsewhere, tmp_path, wording):
     """A file with other bytes, and one that is gone; a file that was added is left out."""
     models("export", "math", tmp_path / "out")
     registry = elsewhere()
@@ -327,24 +330,25 @@ def test_an_exported_folder_that_was_changed_is_refused(registered, models, else
     (tmp_path / "out" / "config.json").write_text(config.replace("128", "129"))
     code, _, err = models("import", tmp_path / "out")
     assert code == 1
-    assert "out/config.json is not what its record says" in err
+    assert "out/config.json" in err
+    wording(err, size=len(config), found=digest((tmp_path / "out" / "config.json").read_bytes())[:12])
     (tmp_path / "out" / "config.json").unlink()
     code, _, err = models("import", tmp_path / "out")
     assert code == 1
-    assert "is not whole: its record names 'config.json', which is not there" in err
+    wording(err)
     (tmp_path / "out" / "config.json").write_text(config)
     assert registry.find() == []
     assert models("import", tmp_path / "out")[::2] == (0, "not imported: LICENSE\n")
 
 
-def test_another_model_with_the_same_fingerprint_is_refused(registered, models, elsewhere, tmp_path):
+def test_another_model_with_the_same_fingerprint_is_refused(registered, models, elsewhere, tmp_path, wording):
     """What is registered under a name does not become something else by an import."""
     models("export", "math", tmp_path / "out")
     registry = elsewhere()
     registry.add(new_model(), write_model(tmp_path / "other"))
     code, _, err = models("import", tmp_path / "out")
     assert code == 1
-    assert "math@1 has the same fingerprint and other files: import it under another name (--name)" in err
+    wording(err)
     assert models("import", tmp_path / "out", "--name", "math2")[0] == 0
 
 
@@ -420,35 +424,36 @@ def swelling(archive, info, content):
     as_it_is(archive, info, content)
 
 
-@pytest.mark.parametrize(
-    ("change", "mode", "message"),
-    [
-        (renamed("../config.json"), "w", "its member '../config.json' leads out of the archive"),
-        (renamed("/tmp/config.json"), "w", "its member '/tmp/config.json' leads out of the archive"),
-        (renamed("math-1/../../x"), "w", "leads out of the archive"),
-        (renamed("math-1/other.json"), "w", "is not whole: its record names 'config.json', which is not in it"),
-        (typed(tarfile.SYMTYPE), "w", "its member 'math-1/config.json' is no plain file"),
-        (typed(tarfile.LNKTYPE), "w", "its member 'math-1/config.json' is no plain file"),
-        (typed(tarfile.CHRTYPE), "w", "its member 'math-1/config.json' is no plain file"),
-        (typed(tarfile.FIFOTYPE), "w", "its member 'math-1/config.json' is no plain file"),
-        (longer, "w", "'config.json' has "),
-        (other, "w", "'config.json' is not what its record says"),
-        (twice, "w", "it has 'config.json' twice"),
-        (without_member(f"math-1/{RECORD}"), "w", f"has no {RECORD}, so it is no exported model"),
-        (swelling, "w:gz", "it unfolds to more than 100 times its size"),
-    ],
-)
-def test_an_archive_that_is_not_to_be_trusted_is_refused(packed, models, tmp_path, change, mode, message):
+HOSTILE = {
+    "a path above": renamed("../config.json"),
+    "an absolute path": renamed("/tmp/config.json"),
+    "a path above from within": renamed("math-1/../../x"),
+    "another name": renamed("math-1/other.json"),
+    "a symbolic link": typed(tarfile.SYMTYPE),
+    "a hard link": typed(tarfile.LNKTYPE),
+    "a device": typed(tarfile.CHRTYPE),
+    "a FIFO": typed(tarfile.FIFOTYPE),
+    "another size": longer,
+    "another content": other,
+    "a file twice": twice,
+    "no record": without_member(f"math-1/{RECORD}"),
+    "a bomb": swelling,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_archive_that_is_not_to_be_trusted_is_refused(packed, registered, models, tmp_path, name, wording):
     """One line; nothing is written outside, registered, or left behind."""
-    code, out, err = models("import", packed(change, mode=mode))
+    code, out, err = models("import", packed(HOSTILE[name], mode="w:gz" if name == "a bomb" else "w"))
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert message in err
+    size = next(file.size for file in registered.files if file.path == "config.json")
+    wording(err, size=size, larger=size + 1)
     assert opened(tmp_path / "elsewhere").find() == []
     assert leftovers(tmp_path) == []
 
 
-def test_an_archive_that_somebody_packed_again_is_imported(packed, models, tmp_path):
-    """In whatever order, with or without a folder above."""
+def test_an_archive_that_was_packed_again_is_imported(packed, models, tmp_path):
+    """In any order, with or without a folder above."""
     order = []
 
     def without_folder(archive, info, content):
@@ -476,23 +481,28 @@ def test_an_archive_cut_short_is_one_line(registered, models, elsewhere, tmp_pat
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04zip", b"\x1f\x8b\x08", gzip.compress(b"no tar"), b"x" * 5000])
-def test_a_file_of_another_kind_is_one_line(models, tmp_path, content):
+OTHER_FILES = {"nothing": b"", "a zip": b"PK\x03\x04zip", "half a gzip": b"\x1f\x8b\x08", "a page": b"x" * 5000}
+OTHER_FILES["a gzip of text"] = gzip.compress(b"no tar")
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_a_file_of_another_kind_is_one_line(models, tmp_path, name, wording):
     """A zip, half a gzip, a page of a web server."""
-    (tmp_path / "x.tar").write_bytes(content)
+    (tmp_path / "x.tar").write_bytes(OTHER_FILES[name])
     code, out, err = models("import", tmp_path / "x.tar")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "x.tar" in err
+    wording(err)
 
 
-def test_a_header_that_claims_gigabytes_is_not_read(models, tmp_path):
+def test_a_header_that_claims_gigabytes_is_not_read(models, tmp_path, wording):
     """Extended headers are read in one piece, so their length is looked at first."""
     info = tarfile.TarInfo("pax")
     info.type, info.size = tarfile.XHDTYPE, 4 << 30
     (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(1 << 16))
     code, _, err = models("import", tmp_path / "x.tar")
     assert (code, err.count("\n")) == (1, 1)
-    assert "a header of 4294967296 bytes" in err
+    wording(err)
 
 
 # Kills

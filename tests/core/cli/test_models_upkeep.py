@@ -1,5 +1,6 @@
 """`models tag`, `delete`, `gc` and `verify`."""
 
+import io
 import json
 import os
 import pty
@@ -49,47 +50,35 @@ def test_a_model_without_tags_says_so(filled, models):
     assert models("tag", "math") == (0, "math@2 has no tags\n", "")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["team"], "'team' is no tag: expected KEY=VALUE, such as team=nlp (--remove KEY takes one away)"),
-        (["=x"], "'' cannot be a tag's key: expected 1 to 200 printable characters without '='"),
-        (["a=1", "a=2"], "tag 'a' is given twice"),
-        (["a=1", "--remove", "a"], "tag 'a' is both set and removed"),
-        (["a=1", "--remove", "tem"], "math@2 has no tag 'tem' to remove (tags: note, team)"),
-    ],
-)
-def test_a_wrong_tag_is_one_line_and_changes_nothing(filled, models, arguments, message):
+@pytest.mark.parametrize("arguments", ["team", "=x", "a=1 a=2", "a=1 --remove a", "a=1 --remove tem"])
+def test_a_wrong_tag_is_one_line_and_changes_nothing(filled, models, arguments, wording):
     """Exit code 2: the command line is wrong."""
     before = filled.find()
-    assert models("tag", "math", *arguments) == (2, "", f"error: {message}\n")
+    code, out, err = models("tag", "math", *arguments.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    wording(err)
     assert filled.find() == before
 
 
 # Deleting
 
-POINTED_TO = (
-    "math@1 cannot be deleted: '@production' points to it; point it to another model first: "
-    "modelwright models alias production math@2"
-)
 
-
-def test_a_version_is_deleted_and_its_files_are_freed_by_gc(filled, models, home, tmp_path):
+def test_a_version_is_deleted_and_its_files_are_freed_by_gc(filled, models, tmp_path, wording):
     """Only what no other version needs; a dry run only counts."""
     weights = write_model(tmp_path / "heavy", b"heavy weights")
     filled.add(new_model("heavy"), weights)
-    digest = filled.get("heavy").digest
-    lines = f"deleted heavy@1 (digest {digest})\nits files are kept until: modelwright models gc\n"
-    assert models("delete", "heavy", "--yes") == (0, lines, "")
-    where = f"in sqlite:///{home}/registry.db\n"
-    assert models("gc", "--dry-run") == (0, f"1 file (13 B) would be freed {where}", "")
+    for command in (["delete", "heavy", "--yes"], ["gc", "--dry-run"]):
+        code, out, err = models(*command)
+        assert (code, err) == (0, "")
+        wording(out)
     assert json.loads(models("gc", "--dry-run", "--json")[1]) == {"contents": 1, "size": 13, "dry_run": True}
-    assert models("gc") == (0, f"1 file (13 B) freed {where}", "")
-    assert models("gc") == (0, f"0 files (0 B) freed {where}", "")
+    wording(models("gc")[1])
+    assert json.loads(models("gc", "--json")[1]) == {"contents": 0, "size": 0, "dry_run": False}
+    wording(models("gc")[1])
     assert models("verify")[0] == 0
 
 
-def test_several_are_deleted_at_once_and_told_as_json(filled, models):
+def test_several_are_deleted_at_once_and_listed_as_json(filled, models):
     """One that is named twice is deleted once."""
     filled.set_alias("production", "math", 2)
     found = json.loads(models("delete", "math@1", "general", "general@1", "--yes", "--json")[1])
@@ -98,42 +87,29 @@ def test_several_are_deleted_at_once_and_told_as_json(filled, models):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["math"], 2, "math has 2 versions: say which to delete, such as math@2"),
-        (
-            ["general", "math@1"],
-            1,
-            POINTED_TO,
-        ),
-        (
-            ["@production"],
-            1,
-            POINTED_TO,
-        ),
-        (["general", "math@7"], 1, "there is no version 7 of 'math' (versions: 1-2) in "),
-    ],
+    ("arguments", "code"), [("math", 2), ("general math@1", 1), ("@production", 1), ("general math@7", 1)]
 )
-def test_what_may_not_be_deleted_is_one_line_and_nothing_is(filled, models, arguments, code, message):
-    """Whatever else stands on the command line."""
+def test_what_may_not_be_deleted_is_one_line_and_nothing_is(filled, models, arguments, code, wording):
+    """Nor anything else on the command line."""
     before = filled.find()
-    ended, out, err = models("delete", *arguments, "--yes")
-    assert (ended, out) == (code, "")
-    assert err.startswith(f"error: {message}")
-    assert err.count("\n") == 1
+    ended, out, err = models("delete", *arguments.split(), "--yes")
+    assert (ended, out, err.count("\n")) == (code, "", 1)
+    wording(err)
     assert filled.find() == before
 
 
-def test_without_a_terminal_yes_must_be_said(filled, modelwright):
+def test_without_a_terminal_yes_must_be_said(filled, models, monkeypatch, wording):
     """A script deletes nothing by accident."""
-    done = modelwright("models", "delete", "general", stdin=subprocess.DEVNULL)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: nobody can be asked here whether to delete: add --yes\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, out, err = models("delete", "general")
+    assert (code, out) == (2, "")
+    wording(err)
+    assert len(filled.find("general")) == 1
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 1, 1), ("\n", 1, 1)])
-def test_on_a_terminal_one_is_asked(filled, answer, code, left):
-    """No is the answer that is meant by none."""
+def test_on_a_terminal_the_user_is_asked(filled, answer, code, left):
+    """Enter alone means no."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "modelwright.core", "models", "delete", "general"]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as deleting:
@@ -156,14 +132,16 @@ def content(home, version, path):
     return home / "files" / file.sha256[:2] / file.sha256
 
 
-def test_models_as_they_were_are_said_to_be(filled, models):
+def test_undamaged_models_are_said_to_be(filled, models, wording):
     """All of them, unless some are named."""
-    lines = [f"{address}   3 files as they were" for address in ("general@1", "math@1", "math@2")]
-    assert models("verify") == (0, "\n".join(lines) + "\n", "")
-    assert models("verify", "@production") == (0, lines[1] + "\n", "")
+    code, out, err = models("verify")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["general@1", "math@1", "math@2"]
+    assert models("verify", "@production") == (0, out.splitlines(keepends=True)[1], "")
+    wording(out)
 
 
-def test_damage_is_named_file_by_file_and_ends_with_1(filled, models, home, tmp_path):
+def test_damage_is_named_file_by_file_and_ends_with_1(filled, models, home, tmp_path, wording):
     """Each model that has it, and what to do."""
     filled.add(new_model("fine"), write_model(tmp_path / "fine", b"fine"))
     place = content(home, filled.get("math"), "model.safetensors")
@@ -171,10 +149,9 @@ def test_damage_is_named_file_by_file_and_ends_with_1(filled, models, home, tmp_
     place.write_bytes(b"weighty")
     code, out, err = models("verify", "math@1", "fine")
     assert code == 1
-    assert out.splitlines()[:2] == ["math@1   damaged", out.splitlines()[1]]
-    assert out.splitlines()[1].startswith(f"  model.safetensors: {place} is damaged: its sha256 is ")
-    assert out.splitlines()[2] == "fine@1   3 files as they were"
-    assert err.startswith(f"error: 1 of 2 models in sqlite:///{home}/registry.db is damaged: restore the files")
+    assert out.splitlines()[1].startswith(f"  model.safetensors: {place} ")
+    wording(out)
+    wording(err)
     code, out, _ = models("verify", "--json")
     assert code == 1
     assert [(each["name"], len(each["problems"])) for each in json.loads(out)] == [
@@ -185,16 +162,19 @@ def test_damage_is_named_file_by_file_and_ends_with_1(filled, models, home, tmp_
     ]
 
 
-def test_nothing_to_verify_is_said(models, home):
+def test_nothing_to_verify_is_said(models, home, wording):
     """And nothing is created."""
-    assert models("verify") == (0, f"There are no models in sqlite:///{home}/registry.db\n", "")
+    code, out, err = models("verify")
+    assert (code, err) == (0, "")
+    wording(out)
     assert models("verify", "--json")[1] == "[]\n"
     assert not home.exists()
 
 
-def test_a_registry_whose_models_are_all_deleted_is_told_from_one_that_never_was(registry, models, home, tmp_path):
+def test_a_registry_whose_models_are_all_deleted_differs_from_none(registry, models, tmp_path, wording):
     """It exists, and its history is there."""
     registry.add(new_model(), write_model(tmp_path / "model"))
     registry.delete("math", 1)
-    url = f"sqlite:///{home}/registry.db"
-    assert models("list") == (0, f"No models any more in {url}; its history is kept\n", "")
+    code, out, err = models("list")
+    assert (code, err) == (0, "")
+    wording(out)

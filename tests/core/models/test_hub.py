@@ -31,8 +31,6 @@ max_steps = 1
 batch_size = 2
 """
 SCRATCH = RUN.replace('[model]\nbase = "{base}"', "[model.scratch]\nhidden_size = 16\nlayers = 1\nheads = 2")
-GATED = "its owner lets only some read it: ask for access on its page, then run hf auth login"
-NOTHING = "there is no such model, or it is private: check the name (a folder is ./org/nothing), or run hf auth login"
 
 
 class Hub:
@@ -198,49 +196,32 @@ def test_a_revision_is_a_branch_or_a_commit(hub, prepare, revision, commit):
 
 
 @pytest.mark.parametrize(
-    ("base", "code", "line"),
-    [
-        ("org/nothing", 2, NOTHING),
-        ("org/gated", 2, GATED),
-        ("org/model@nowhere", 2, "the hub's org/model has no revision 'nowhere'"),
-        (
-            "org/broken",
-            1,
-            "it is not in the hub's cache, and the hub cannot be reached: try again, or give the folder of a copy",
-        ),
-        (
-            "org/pickled",
-            2,
-            "there are no weights: expected model.safetensors (a model from nothing is [model.scratch])",
-        ),
-    ],
+    ("base", "code"),
+    [("org/nothing", 2), ("org/gated", 2), ("org/model@nowhere", 2), ("org/broken", 1), ("org/pickled", 2)],
 )
-def test_a_model_that_cannot_be_had(hub, run, home, base, code, line):
+def test_a_model_that_cannot_be_had(hub, run, home, base, code, wording):
     """One line that says what to do, before any work."""
     done = run(base)
-    shown = f"{base}@{FIRST}" if base == "org/pickled" else base
-    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert (done.returncode, said) == (code, f"error: [model] base {shown}: {line}")
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert (done.returncode, line.startswith(f"error: [model] base {base}")) == (code, True)
+    wording(line, commit=FIRST)
     assert not home.exists()
 
 
-def test_offline_and_not_in_the_cache(hub, run, monkeypatch):
+def test_offline_and_not_in_the_cache(hub, run, monkeypatch, wording):
     """It says which variable forbids the network, and how the cache is filled."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     done = run("org/model")
-    line = (
-        "it is not in the hub's cache, and HF_HUB_OFFLINE is set: unset it, or fill the cache where there is a network "
-    )
-    line += "(hf download org/model) and let HF_HOME name it"
-    assert (done.returncode, done.stderr) == (1, f"error: [model] base org/model: {line}\n")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    wording(done.stderr)
 
 
-def test_no_hub_at_all(hub, run, monkeypatch):
+def test_no_hub_at_all(hub, run, monkeypatch, wording):
     """A machine without a network, whose owner did not say so."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     done = run("org/model")
     assert done.returncode == 1
-    assert "error: [model] base org/model: it is not in the hub's cache, and the hub cannot be reached" in done.stderr
+    wording(done.stderr.splitlines()[-1])
 
 
 def test_a_folder_of_that_name_is_the_folder(hub, run, tmp_path: Path):
@@ -251,7 +232,6 @@ def test_a_folder_of_that_name_is_the_folder(hub, run, tmp_path: Path):
     assert hub.asked == []
 
 
-SPLITS = ("main/test.jsonl", "main/train-0.jsonl", "main/train-1.jsonl")
 DATA = RUN.replace('[model]\nbase = "{base}"', "[model.scratch]").replace("builtin:arithmetic/train", "{path}")
 
 
@@ -279,7 +259,7 @@ def test_files_of_a_data_set_of_the_hub_are_downloaded_and_read(hub, prepare_dat
 
 
 def test_a_data_set_that_was_downloaded_needs_no_network(hub, prepare_data, monkeypatch):
-    """And what has changed on its branch is prepared anew where there is one."""
+    """And what has changed on its branch is prepared again where there is one."""
     path = "hf://datasets/org/data/main/train-*.jsonl"
     first = prepare_data(path)
     hub.asked.clear()
@@ -293,16 +273,11 @@ def test_a_data_set_that_was_downloaded_needs_no_network(hub, prepare_data, monk
 
 
 @pytest.mark.parametrize(
-    ("path", "code", "line"),
-    [
-        ("org", 2, "expected hf://datasets/ORG/NAME/FILES or hf://datasets/ORG/NAME@REVISION/FILES"),
-        ("org/data/no/*.csv", 2, f"the data set has no such file (it has: {', '.join(SPLITS)})"),
-        ("org/nothing/x.jsonl", 2, "there is no such data set, or it is private: check the name, or run hf auth login"),
-        ("org/data@nowhere/x.jsonl", 2, "the hub's org/data has no revision 'nowhere'"),
-        ("org/gated/x.jsonl", 2, GATED),
-    ],
-)  # fmt: skip
+    "path", ["org", "org/data/no/*.csv", "org/nothing/x.jsonl", "org/data@nowhere/x.jsonl", "org/gated/x.jsonl"]
+)
 @pytest.mark.usefixtures("hub")
-def test_what_the_hub_does_not_give_is_one_line(prepare_data, path, code, line):
+def test_what_the_hub_does_not_give_is_one_line(prepare_data, path, wording):
     """Which data set, and what to do."""
-    assert prepare_data(f"hf://datasets/{path}") == (code, f"error: hf://datasets/{path}: {line}")
+    code, line = prepare_data(f"hf://datasets/{path}")
+    assert code == 2
+    wording(line)

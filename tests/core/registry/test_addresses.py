@@ -37,29 +37,22 @@ def test_any_text_is_an_address_that_writes_itself_or_is_refused_in_one_line(tex
     assert "\n" not in refusal
 
 
+NINES = "9" * 5000
+
+
 @pytest.mark.parametrize(
-    ("text", "why"),
+    "text",
     [
-        ("", "no model can have that name"),
-        ("@", "'' is no alias's name"),
-        ("@3", "an alias may not be all digits"),
-        ("Math", "no model can have that name"),
-        ("Math@1", "'Math' is no model's name"),
-        ("math@", "'' is no version"),
-        ("math@0", "'0' is no version"),
-        ("math@03", "'03' is no version"),
-        ("math@٣", "'٣' is no version"),
-        ("math@1@2", "'1@2' is no version"),
-        ("math@production", "for the alias, write '@production'"),
-        ("math@" + "9" * 5000, "is no version"),
+        *("", "@", "@3", "Math", "Math@1", "math@", "math@0", "math@03", "math@٣", "math@1@2", "math@production"),
+        f"math@{NINES}",
     ],
+    ids=lambda text: text.replace(NINES, "nines") or "nothing",
 )
-def test_the_error_says_why_and_the_expected_forms(text, why):
+def test_the_error_says_why_and_the_expected_forms(text, wording):
     """A person sees what was wrong and how an address looks."""
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match="NAME@VERSION") as caught:
         parse_address(text)
-    assert why in str(caught.value)
-    assert "expected NAME (its newest version), NAME@VERSION such as math@3, or @ALIAS" in str(caught.value)
+    wording(caught.value, nines=NINES)
 
 
 @pytest.fixture
@@ -89,36 +82,17 @@ def test_an_address_resolves(filled, address, found):
     assert resolve(filled, parse_address(address)).address == found
 
 
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        (
-            "maths",
-            "there is no model 'maths', did you mean 'math'? (models: general, math; aliases: @production)",
-        ),
-        (
-            "production",
-            "there is no model 'production', did you mean '@production'? (models: general, math; aliases: @production)",
-        ),
-        (
-            "@prodction",
-            "there is no alias '@prodction', did you mean '@production'? (aliases: @production; models: general, math)",
-        ),
-        ("@math", "there is no alias '@math', did you mean 'math'? (aliases: @production; models: general, math)"),
-        ("math@9", "there is no version 9 of 'math' (versions: 1-3, 5)"),
-        ("zzz@1", "there is no model 'zzz' (models: general, math; aliases: @production)"),
-    ],
-)
-def test_what_is_not_found_comes_with_what_there_is(filled, address, message):
+@pytest.mark.parametrize("address", ["maths", "production", "@prodction", "@math", "math@9", "zzz@1"])
+def test_what_is_not_found_comes_with_what_there_is(filled, address, wording):
     """One line from which the right address can be read."""
     with pytest.raises(ModelNotFoundError) as caught:
         resolve(filled, address)
-    assert str(caught.value) == message
+    wording(caught.value)
 
 
-def test_a_deleted_version_is_told_from_one_that_never_was(filled):
+def test_a_deleted_version_differs_from_one_that_never_was(filled):
     """With the day of its deletion."""
-    with pytest.raises(ModelNotFoundError, match=r"there is no version 4 of 'math': it was deleted on \d{4}-\d\d-\d\d"):
+    with pytest.raises(ModelNotFoundError, match=r"version 4 .* deleted on \d{4}-\d\d-\d\d"):
         resolve(filled, "math@4")
 
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-from modelwright.core.registry.environment import environment
+from modelwright.core.registry.record import environment
 
 
 def test_the_environment_names_python_the_platform_and_every_package():
@@ -27,7 +27,7 @@ def test_the_environment_says_nothing_of_who_and_where():
 def test_recording_the_environment_imports_no_torch():
     """Versions come from the packages' metadata."""
     program = (
-        "import sys; from modelwright.core.registry.environment import environment; environment(); "
+        "import sys; from modelwright.core.registry.record import environment; environment(); "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -51,19 +51,17 @@ def test_a_scheme_finds_the_plugin_that_serves_it(plugins, url):
 
 
 @pytest.mark.parametrize("url", ["registry.db", "/abs/registry.db", "sqlite:registry.db", "", "://x", "3d://x"])
-def test_what_is_no_url_is_refused_with_the_schemes_there_are(plugins, url):
+def test_what_is_no_url_is_refused_with_the_schemes_there_are(plugins, url, wording):
     """And an example."""
     with pytest.raises(UsageError) as caught:
         open_registry(url, plugins)
-    assert str(caught.value) == (
-        f"registry {url!r} is no URL: expected SCHEME://…, such as sqlite:///registry.db "
-        "(schemes there are: blind, mem+fast, memory, sqlite)"
-    )
+    assert "blind, mem+fast, memory, sqlite" in str(caught.value)
+    wording(caught.value)
 
 
 def test_an_unknown_scheme_is_refused_with_the_schemes_there_are(plugins):
-    """Whoever misses one sees which plugins brought what."""
-    with pytest.raises(UsageError, match=r"'postgres'.*there are: blind, mem\+fast, memory, sqlite"):
+    """Anyone who misses one sees which there are."""
+    with pytest.raises(UsageError, match=r"'postgres'.*: blind, mem\+fast, memory, sqlite"):
         open_registry("postgres://host/db", plugins)
 
 
@@ -75,5 +73,5 @@ def test_a_url_that_the_backend_refuses_is_wrong_usage(plugins):
 
 def test_a_backend_without_a_url_is_named(plugins):
     """A mistake of its author, not of the user."""
-    with pytest.raises(ModelwrightError, match=r"registry 'blind' .*NoOptions have no field url"):
+    with pytest.raises(ModelwrightError, match=r"'blind'.* NoOptions.* url"):
         open_registry("blind://x", plugins)

@@ -3,8 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelwright.core.api.records import Figure, wilson
-from modelwright.core.registry.compare import difference, differing
-from modelwright.core.registry.flat import flat
+from modelwright.core.registry.compare import difference, differing, flat
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from modelwright.core.api import AdapterSettings, ModelwrightError, UsageError
-from modelwright.core.api.adapters import ADAPTER_WEIGHTS, apply_adapter
-from modelwright.core.api.registry import ADAPTER_CONFIG
+from modelwright.core.api.adapters import apply_adapter
+from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from modelwright.core.testing.adapter import LORA, AdapterContract
 from modelwright.core.testing.trainer import (
     Recorder,
