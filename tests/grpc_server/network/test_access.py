@@ -156,21 +156,24 @@ def test_the_schemes_name_has_no_case():
 
 
 @pytest.mark.parametrize("flag", ["listen", "http", "admin"])
-def test_other_machines_are_kept_out_of_every_port_unless_it_is_encrypted_or_the_user_insists(flag, tls):
+def test_other_machines_are_kept_out_of_every_port_unless_it_is_encrypted_or_the_user_insists(flag, tls, wording):
     """Also with a token: it would travel in the open."""
     far = {flag: Address(host="0.0.0.0", port=0), "token": "user", "admin_token": "admin"}
-    with pytest.raises(UsageError, match=rf"--{flag} 0\.0\.0\.0:0 can be reached .* --tls-cert .* --insecure"):
+    with pytest.raises(UsageError) as caught:
         ServerOptions(**far).check()
+    assert f"--{flag} 0.0.0.0:0" in str(caught.value)
+    wording(caught.value)
     ServerOptions(**far, tls=tls).check()
     ServerOptions(**far, insecure=True).check()
 
 
-def test_an_administrators_port_that_others_reach_needs_a_token(tls):
+def test_an_administrators_port_that_others_reach_needs_a_token(tls, wording):
     """Encrypting does not say who calls."""
     options = {"admin": Address(host="0.0.0.0", port=0), "tls": tls}
     for others in ({}, {"token": "user"}):
-        with pytest.raises(UsageError, match="--admin-token-file"):
+        with pytest.raises(UsageError) as caught:
             ServerOptions(**options, **others).check()
+        wording(caught.value)
     ServerOptions(**options, admin_token="admin").check()
 
 
@@ -197,16 +200,18 @@ def test_tokens_are_not_in_what_is_printed_of_options():
 
 
 @pytest.mark.parametrize("token", ["", "a b", "a\n", "é"])
-def test_a_client_refuses_what_is_no_token(token):
+def test_a_client_refuses_what_is_no_token(token, wording):
     """Before anything is sent."""
-    with pytest.raises(ValueError, match="a token is a word of printable ASCII characters"):
+    with pytest.raises(ValueError, match="token") as caught:
         Client("127.0.0.1:1", token=token)
+    wording(caught.value)
 
 
-def test_a_client_sends_no_token_unencrypted_to_another_machine():
+def test_a_client_sends_no_token_unencrypted_to_another_machine(wording):
     """Unless the user insists."""
-    with pytest.raises(ValueError, match="the token would travel unencrypted to models"):
+    with pytest.raises(ValueError, match="unencrypted") as caught:
         Client("models.example:50051", token="secret")
+    wording(caught.value)
     Client("models.example:50051", token="secret", insecure=True).close()
     Client("models.example:50051", token="secret", tls=True).close()
     Client("localhost:50051", token="secret").close()

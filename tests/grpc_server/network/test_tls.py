@@ -76,24 +76,26 @@ def wrong(tmp_path_factory, tls, certify):
 
 
 @pytest.mark.parametrize(
-    ("what", "sentence"),
+    "what",
     [
-        ("missing", "--tls-cert .*missing cannot be read: no such file or directory"),
-        ("folder", "--tls-cert .* cannot be read: is a directory"),
-        ("empty", "--tls-cert .*empty holds no certificate in PEM"),
-        ("binary", "--tls-cert .*binary holds no certificate in PEM"),
-        ("swapped", "--tls-cert .* holds no certificate in PEM"),
-        ("no key", "--tls-key .* holds no private key in PEM"),
-        ("missing key", "--tls-key .*missing cannot be read: no such file or directory"),
-        ("another key", "--tls-key .*other.key is not the key of the certificate .*server.pem"),
-        ("expired", "--tls-cert .*old.pem: no client would take it: certificate has expired"),
-        ("to come", "--tls-cert .*new.pem: no client would take it: certificate is not yet valid"),
+        "missing",
+        "folder",
+        "empty",
+        "binary",
+        "swapped",
+        "no key",
+        "missing key",
+        "another key",
+        "expired",
+        "to come",
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_files_that_are_wrong_are_one_clear_line(wrong, what, sentence):
+def test_files_that_are_wrong_are_one_clear_line(wrong, what, wording):
     """Which file, and what about it."""
-    with pytest.raises(UsageError, match=sentence):
+    with pytest.raises(UsageError) as caught:
         check_tls(wrong[what])
+    wording(caught.value, folder=wrong["missing"].certificate.parent, tls=wrong["missing"].key.parent)
 
 
 def test_files_that_are_wrong_are_found_before_models_are_loaded(math, serve, wrong, journal):
