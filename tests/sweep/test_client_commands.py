@@ -220,7 +220,7 @@ def test_a_line_that_is_not_utf8_on_a_terminal_is_told_and_the_chat_goes_on(aske
         os.write(master, b"\x04")
         assert process.wait(timeout=20) == 0
     os.close(master)
-    assert b"the conversation goes on without it\r\n" in told
+    assert b"it is left out of the conversation\r\n" in told
     assert told.count(b"error: this line is not ") == 1
     assert b"math@1:user\r\ntwo\r\nassistant\r\n\r\n" in answered
 

@@ -31,7 +31,7 @@ def test_generate_prints_an_answer_piece_by_piece_whole_or_as_json(serve, modelw
     assert stopped.stdout == "math\n"
     refused = modelwright("generate", "--server", target, "--temperature", "0.5", "hello")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("error: sampling.temperature is beyond the engine 'echo'")
+    assert refused.stderr.startswith("error: sampling.temperature is not supported by the engine 'echo'")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_chat_on_a_terminal_goes_on_after_a_mistake_and_a_stopped_answer(serve, 
     shelf.add("slow", seconds_per_token=0.05)
     target = serve("slow").target
     terminal = Terminal("chat", "--server", target, "--max-tokens", "60")
-    terminal.read_until("Talking with slow@1")
+    terminal.read_until("Chatting with slow@1")
     terminal.read_until("you> ")
     terminal.type("x" * 120 + "\n")
     terminal.read_until("error: ")

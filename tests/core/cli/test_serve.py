@@ -147,12 +147,12 @@ def test_serve_says_where_else_it_answers_and_what_a_client_must_show(serve, tls
         *("math", "--admin", "127.0.0.1:0", "--http", "127.0.0.1:0", "--tls-cert", tls.certificate),
         *("--tls-key", tls.key, "--token-file", token_file(tmp_path / "token")),
     )
-    admin = re.search(r"^administrators: (127\.0\.0\.1:\d+)$", serving.output, re.MULTILINE)[1]
+    admin = re.search(r"^admin calls: (127\.0\.0\.1:\d+)$", serving.output, re.MULTILINE)[1]
     assert re.search(r"^HTTP: https://127\.0\.0\.1:\d+/v1$", serving.output, re.MULTILINE)
     assert f"chat --model @assistant --server {serving.target} --tls-ca FILE --token-file FILE" in serving.output
     with Client(serving.target, token="secret", tls_ca=tls.certificate) as client:
         assert client.generate("hi").text == "math@1:hi"
-        with pytest.raises(ServerError, match="administrators' port"):
+        with pytest.raises(ServerError, match="use the admin port"):
             client.set_alias("assistant", "math")
     with Client(admin, token="secret", tls_ca=tls.certificate) as client:
         assert client.set_alias("other", "math").address == "math@1"

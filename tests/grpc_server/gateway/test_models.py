@@ -100,7 +100,8 @@ def test_a_switch_that_cannot_be_is_refused_and_changes_nothing(unguarded, alias
     web = unguarded
     got, _, answer = web.ask("PUT", f"/admin/aliases/{alias}", body, **headers)
     assert got == status, answer
-    wording(answer["error"]["message"])
+    (alias,) = web.ask("GET", "/admin/aliases")[2]["data"]
+    wording(answer["error"]["message"], etag=alias["etag"])
     assert [(a["alias"], a["version"]) for a in web.ask("GET", "/admin/aliases")[2]["data"]] == [("assistant", 1)]
 
 

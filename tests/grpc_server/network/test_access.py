@@ -51,15 +51,16 @@ def math(shelf):
 
 
 @pytest.mark.parametrize("token", [None, "wrong", "secreT", "secret2", "s"])
-def test_without_the_token_nothing_is_answered(math, serve, connect, token):
+def test_without_the_token_nothing_is_answered(math, serve, connect, token, wording):
     """Whatever is called, also what does not exist; and the token is in no message."""
     running = serve("math", token="secret")
     client = connect(running, token=token)
     use, admin = every_call(client)
     assert {code_of(call) for call in {**use, **admin}.values()} == {"UNAUTHENTICATED"}
-    with pytest.raises(ServerError, match="asks for a token" if token is None else "is not this server's") as caught:
+    with pytest.raises(ServerError, match="token") as caught:
         client.models()
     assert "secret" not in caught.value.message.replace("secreT", "")
+    wording(caught.value.message)
     with pytest.raises(grpc.RpcError) as caught:
         client._channel.unary_unary("/modelwright.v1.InferenceService/Nothing")(b"", timeout=10)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -96,7 +97,7 @@ def test_the_administrators_port_alone_takes_changes(math, serve, connect):
     use, admin = every_call(connect(running))
     assert {code_of(call) for call in use.values()} == {"OK"}
     for call in admin.values():
-        with pytest.raises(ServerError, match="ask on the administrators' port") as caught:
+        with pytest.raises(ServerError, match="use the admin port") as caught:
             call()
         assert caught.value.code == "PERMISSION_DENIED"
     client = connect(running, running.bound.admin)
@@ -113,7 +114,7 @@ def test_beyond_this_machine_changes_need_a_port_of_their_own():
     options = ServerOptions(listen=Address(host="0.0.0.0", port=0), insecure=True, token="user", admin_token="admin")
     access = options.grpc_access()
     access.check("Bearer user", "use")
-    with pytest.raises(RequestError, match="without an administrators' port"):
+    with pytest.raises(RequestError, match="--admin"):
         access.check("Bearer admin", "admin")
     options.admin_access().check("Bearer admin", "admin")
 
