@@ -113,7 +113,9 @@ def request_error(error: Exception) -> RequestError:
             metadata = {"field": "request"} if reason == "INVALID_FIELD" else {}
             return RequestError(code, reason, str(error), metadata=metadata)
     log.error("a request failed", exc_info=error)
-    return RequestError(grpc.StatusCode.INTERNAL, "INTERNAL", f"{type(error).__name__}: the server's log says more")
+    return RequestError(
+        grpc.StatusCode.INTERNAL, "INTERNAL", f"internal error ({type(error).__name__}): see the server's log"
+    )
 
 
 def shorten(text: str, limit: int) -> str:

@@ -26,8 +26,8 @@ from modelwright.grpc_server.rpc.services import (
     reflection_handlers,
 )
 
-_ELSEWHERE = "this port takes no calls that change the server: ask on the administrators' port"
-_NOWHERE = "this server takes no calls that change it: it was started without an administrators' port (--admin)"
+_ELSEWHERE = "this port does not accept calls that change the server: use the admin port"
+_NOWHERE = "this server does not accept calls that change it: start it with an admin port (--admin)"
 
 
 @frozen(kw_only=True)
@@ -70,21 +70,21 @@ class ServerOptions:
         """
         if self.token is not None and self.token == self.admin_token:
             raise UsageError(
-                "--admin-token-file has the same token as --token-file, so whoever may ask may change the server: give "
-                "it another one, or leave it out if that is wanted"
+                "--admin-token-file has the same token as --token-file, so every user could change the server: use a "
+                "different token, or leave it out if that is intended"
             )
         if self.insecure:
             return
         for flag, address in (("--listen", self.listen), ("--http", self.http), ("--admin", self.admin)):
             if address is not None and not address.is_loopback and self.tls is None:
                 raise UsageError(
-                    f"{flag} {address} can be reached from other machines, and nothing is encrypted: give --tls-cert "
-                    "and --tls-key, listen on 127.0.0.1, or say --insecure if the network is trusted"
+                    f"{flag} {address} can be reached from other machines without encryption: set --tls-cert and "
+                    "--tls-key, listen on 127.0.0.1, or pass --insecure if the network is trusted"
                 )
         if self.admin is not None and not self.admin.is_loopback and self.admin_token is None:
             raise UsageError(
-                f"--admin {self.admin} can be reached from other machines, and nobody is asked who they are: give "
-                "--admin-token-file, listen on 127.0.0.1, or say --insecure if the network is trusted"
+                f"--admin {self.admin} can be reached from other machines without a token: set --admin-token-file, "
+                "listen on 127.0.0.1, or pass --insecure if the network is trusted"
             )
 
     def grpc_access(self) -> Access:

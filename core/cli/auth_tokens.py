@@ -44,8 +44,8 @@ def read_token(path: Path | None, option: str) -> str | None:
         raise UsageError(f"{option} {path} has no token: its first line is empty")
     if len(line) > _LONGEST or not _TOKEN.fullmatch(token):
         raise UsageError(
-            f"{option} {path} has no token: expected its first line to be one word of printable ASCII characters, "
-            f"{_LONGEST} at most"
+            f"{option} {path} has no valid token: expected a first line of at most {_LONGEST} printable ASCII "
+            "characters without spaces"
         )
     if mode & (stat.S_IRGRP | stat.S_IROTH):
         click.echo(f"warning: other users of this machine can read {path}: chmod 600 {path}", err=True)

@@ -25,30 +25,44 @@ _FILE = click.Path(path_type=Path)
 _COUNTS, _SEEDS = 2**31 - 1, 2**63 - 1
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
-        "--model", type=Text(), metavar="ADDRESS", help="NAME, NAME@3 or @ALIAS; default: the only model served."
+        "--model",
+        type=Text(),
+        metavar="ADDRESS",
+        help="NAME, NAME@3 or @ALIAS; needed if the server has several models.",
     ),
-    click.option("--server", default="127.0.0.1:50051", show_default=True, metavar="H:P", help="Where the server is."),
-    click.option("--token-file", type=_FILE, metavar="FILE", help="Its first line is the token that the server wants."),
-    click.option("--tls", is_flag=True, help="Encrypt, and trust the authorities that the system trusts."),
-    click.option("--tls-ca", type=_FILE, metavar="FILE", help="Encrypt, and trust these authorities instead (PEM)."),
-    click.option("--insecure", is_flag=True, help="Let the token travel unencrypted to another machine."),
-    click.option("--max-tokens", type=click.IntRange(1, _COUNTS), help="The most tokens to generate."),
-    click.option("--temperature", type=FiniteRange(0), help="0 takes the likeliest token."),
+    click.option(
+        "--server", default="127.0.0.1:50051", show_default=True, metavar="H:P", help="Address of the server."
+    ),
+    click.option("--token-file", type=_FILE, metavar="FILE", help="File whose first line is the server's token."),
+    click.option("--tls", is_flag=True, help="Use TLS, and trust the system's certificate authorities."),
+    click.option(
+        "--tls-ca",
+        type=_FILE,
+        metavar="FILE",
+        help="Use TLS, and trust the certificate authorities in this file instead (PEM).",
+    ),
+    click.option("--insecure", is_flag=True, help="Allow sending the token unencrypted to another machine."),
+    click.option("--max-tokens", type=click.IntRange(1, _COUNTS), help="Maximum number of tokens to generate."),
+    click.option(
+        "--temperature", type=FiniteRange(0), help="Sampling temperature; 0 always picks the likeliest token."
+    ),
     click.option(
         "--top-p",
         type=FiniteRange(0, 1, min_open=True),
-        help="Sample from the likeliest tokens whose probabilities reach this sum.",
+        help="Sample from the smallest set of likeliest tokens whose probabilities add up to this.",
     ),
     click.option(
-        "--top-k", type=click.IntRange(0, _COUNTS), help="Sample from this many likeliest tokens; 0 is no limit."
+        "--top-k",
+        type=click.IntRange(0, _COUNTS),
+        help="Sample from this number of likeliest tokens; 0 means no limit.",
     ),
-    click.option("--seed", type=click.IntRange(0, _SEEDS), help="Makes sampling repeatable."),
+    click.option("--seed", type=click.IntRange(0, _SEEDS), help="Seed, to make sampling repeatable."),
     click.option(
         "--stop",
         type=Text(empty=False),
         multiple=True,
         metavar="TEXT",
-        help="Ends the answer; may be given several times.",
+        help="Stop the answer before this text; may be repeated.",
     ),
 )
 
@@ -59,7 +73,7 @@ _CONNECTION = ("server", "token_file", "tls", "tls_ca", "insecure")
 _FLAGS = {"target": "--server", "token": "--token-file", "tls": "--tls", "tls_ca": "--tls-ca", "insecure": "--insecure"}
 
 
-def _asking(command: Command) -> Command:
+def _client_options(command: Command) -> Command:
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -67,60 +81,62 @@ def _asking(command: Command) -> Command:
 
 @click.command()
 @click.argument("prompt", type=Text(), required=False, default="-")
-@_asking
-@click.option("--no-stream", is_flag=True, help="Print the answer when it is whole.")
+@_client_options
+@click.option("--no-stream", is_flag=True, help="Print the answer once it is complete.")
 @json_option
 def generate(prompt: str, model: str | None, no_stream: bool, as_json: bool, **options: Any) -> None:
-    """Continue PROMPT; `-` or none reads it from standard input, without the newline at its end."""
+    """Continue PROMPT. Without PROMPT, or with `-`, read it from standard input; its final newline is dropped."""
     if prompt == "-":
         check_input("PROMPT")
-    with _client(options) as (client, asked):
+    with _client(options) as (client, sampling):
         if prompt == "-":
             prompt = read_text().removesuffix("\n")
         if as_json:
-            print_json(_to_json(client.generate(prompt, model=model, **asked)))
+            print_json(_to_json(client.generate(prompt, model=model, **sampling)))
         elif no_stream:
-            click.echo(client.generate(prompt, model=model, **asked).text)
+            click.echo(client.generate(prompt, model=model, **sampling).text)
         else:
-            with client.stream(prompt, model=model, **asked) as stream:
+            with client.stream(prompt, model=model, **sampling) as stream:
                 for piece in stream:
                     click.echo(piece, nl=False)
                 click.echo()
 
 
 @click.command()
-@_asking
-@click.option("--message", type=Text(), metavar="TEXT", help="Say this, print the answer, and leave.")
-@click.option("--system", type=Text(), metavar="TEXT", help="Instructions that stand above the conversation.")
+@_client_options
+@click.option("--message", type=Text(), metavar="TEXT", help="Send this message, print the answer, and exit.")
+@click.option("--system", type=Text(), metavar="TEXT", help="System message: instructions for the whole conversation.")
 @click.option(
     "--show-thinking/--hide-thinking",
     "thinking",
     default=None,
-    help="Print what the model thinks before it answers; default: on a terminal.",
+    help="Print the thinking before the answer; default: only on a terminal.",
 )
 def chat(model: str | None, message: str | None, system: str | None, thinking: bool | None, **options: Any) -> int:
-    """Talk with a model; Ctrl-D leaves, Ctrl-C stops an answer."""
+    """Chat with a model. Ctrl-C stops an answer, Ctrl-D exits."""
     if message is None:
         check_input("--message TEXT")
     messages = [{"role": "system", "content": system}] if system else []
     shown = sys.stdout.isatty() if thinking is None else thinking
-    with _client(options) as (client, asked):
+    with _client(options) as (client, sampling):
         # Asked before anyone types: there may be no such model.
         model = model or client.only_model().lasting_address
         client.get_model(model)
         if message is not None:
-            with client.chat_stream([*messages, {"role": "user", "content": message}], model=model, **asked) as stream:
+            with client.chat_stream(
+                [*messages, {"role": "user", "content": message}], model=model, **sampling
+            ) as stream:
                 _print(stream, thinking=shown)
             return 0
-        return _converse(client, messages, model, asked, thinking=shown)
+        return _converse(client, messages, model, sampling, thinking=shown)
 
 
 def _converse(
-    client: Client, messages: list[dict[str, str]], model: str, asked: SamplingOptions, *, thinking: bool
+    client: Client, messages: list[dict[str, str]], model: str, sampling: SamplingOptions, *, thinking: bool
 ) -> int:
     """Ask and answer until the end of the input; a turn that fails is taken back, and the conversation goes on.
 
-    Gives the exit code: 1 where a line that was piped in was not asked.
+    Gives the exit code: 1 where a piped line could not be sent.
     """
     from modelwright.grpc_server.client import ServerError
 
@@ -129,13 +145,13 @@ def _converse(
     if terminal:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() a line editor with history
-        click.echo(f"Talking with {model}. Ctrl-D leaves, Ctrl-C stops an answer, /new begins a new conversation.")
+        click.echo(f"Chatting with {model}. Ctrl-C stops an answer, /new starts a new conversation, Ctrl-D exits.")
     system = list(messages)
     while True:
         try:
             said = read_line("you> ")
         except NotUtf8Error as error:
-            click.echo(f"error: {error}; the conversation goes on without it", err=True)
+            click.echo(f"error: {error}; it is left out of the conversation", err=True)
             code = 0 if terminal else 1
             continue
         if said is None:
@@ -147,7 +163,7 @@ def _converse(
             continue
         messages.append({"role": "user", "content": said})
         try:
-            with client.chat_stream(messages, model=model, **asked) as stream:
+            with client.chat_stream(messages, model=model, **sampling) as stream:
                 answer = _print(stream, thinking=thinking, stoppable=terminal)
             messages.append({"role": "assistant", "content": answer})
         except ServerError as error:
@@ -206,7 +222,7 @@ def _client(options: dict[str, Any]) -> Iterator[tuple[Client, SamplingOptions]]
         # However long an answer takes, there is Ctrl-C.
         client = Client(target, timeout=None, **connection)
     except ArgumentError as error:
-        raise UsageError(error.told(_FLAGS)) from error
+        raise UsageError(error.message_for(_FLAGS)) from error
     except OSError as error:
         raise UsageError(f"--tls-ca {error.filename} cannot be read: {(error.strerror or '').lower()}") from error
     try:
@@ -214,7 +230,9 @@ def _client(options: dict[str, Any]) -> Iterator[tuple[Client, SamplingOptions]]
             yield client, sampling
     except ServerError as error:
         nobody = str(error).startswith("no server answers")
-        raise ModelwrightError(f"{error}; start one: modelwright serve ADDRESS" if nobody else str(error)) from error
+        raise ModelwrightError(
+            f"{error}; start a server: modelwright serve ADDRESS" if nobody else str(error)
+        ) from error
 
 
 class NotUtf8Error(UsageError):
@@ -231,7 +249,7 @@ def check_input(instead: str) -> None:
         UsageError: whoever started this program closed it.
     """
     if sys.stdin is None:
-        raise UsageError(f"standard input is closed: give {instead}, or open it")
+        raise UsageError(f"standard input is closed: pass {instead}, or open it")
 
 
 def read_text() -> str:
@@ -246,7 +264,7 @@ def read_text() -> str:
 
 
 def read_line(prompt: str) -> str | None:
-    """A line, asked for with `prompt` on a terminal; None at the end of the input.
+    """A line, prompted with `prompt` on a terminal; None at the end of the input.
 
     Raises:
         NotUtf8Error: it is no text in UTF-8; the next line may be.

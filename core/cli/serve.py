@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modelwright.grpc_server.models.switching import ModelTable
     from modelwright.grpc_server.server import Addresses, Announce, ServerOptions
 
-# What needs no --server.
+# The address that clients use without --server.
 DEFAULT = "127.0.0.1:50051"
 
 _FILE = click.Path(path_type=Path)
@@ -27,47 +27,74 @@ _FILE = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
-@click.option("--listen", default=DEFAULT, show_default=True, metavar="H:P", help="Where; port 0 takes a free one.")
-@click.option("--http", metavar="H:P", help="Where to answer OpenAI's HTTP API, too.")
-@click.option("--admin", metavar="H:P", help="Where alone to take calls that change the server.")
-@click.option("--tls-cert", type=_FILE, metavar="FILE", help="The certificates that prove who the server is (PEM).")
-@click.option("--tls-key", type=_FILE, metavar="FILE", help="Their private key (PEM).")
-@click.option("--token-file", type=_FILE, metavar="FILE", help="Its first line is what every caller must show.")
-@click.option("--admin-token-file", type=_FILE, metavar="FILE", help="Likewise, for calls that change the server.")
 @click.option(
-    "--insecure", is_flag=True, help="Let other machines connect with nothing encrypted, in trusted networks."
+    "--listen",
+    default=DEFAULT,
+    show_default=True,
+    metavar="H:P",
+    help="Address of the gRPC API; port 0 picks a free port.",
 )
-@click.option("--engine", default="torch", show_default=True, help="The engine plugin that runs the models.")
-@click.option("--max-message-bytes", type=click.IntRange(1024, 2**30), default=4 * 1024 * 1024, show_default=True)
-@click.option("--max-requests", type=click.IntRange(1), default=256, show_default=True, help="The most at once.")
+@click.option("--http", metavar="H:P", help="Also serve the OpenAI-compatible HTTP API here.")
+@click.option("--admin", metavar="H:P", help="Separate address for admin calls: those that change what is served.")
+@click.option("--tls-cert", type=_FILE, metavar="FILE", help="Certificate chain of the server (PEM); turns TLS on.")
+@click.option(
+    "--tls-key", type=_FILE, metavar="FILE", help="Private key of the certificate (PEM, without a passphrase)."
+)
+@click.option(
+    "--token-file", type=_FILE, metavar="FILE", help="File whose first line is the token that every caller must send."
+)
+@click.option(
+    "--admin-token-file",
+    type=_FILE,
+    metavar="FILE",
+    help="File whose first line is the token for admin calls; default: --token-file.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Allow unencrypted connections from other machines, on a trusted network."
+)
+@click.option("--engine", default="torch", show_default=True, help="Engine plugin that runs the models.")
+@click.option(
+    "--max-message-bytes",
+    type=click.IntRange(1024, 2**30),
+    default=4 * 1024 * 1024,
+    show_default=True,
+    help="Maximum size of a request, in bytes.",
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Maximum number of concurrent requests; further ones are refused.",
+)
 @click.option(
     "--grace",
     type=FiniteRange(0),
     default=30.0,
     show_default=True,
-    help="Seconds for running requests at the end.",
+    help="Seconds that running requests may take to finish when the server stops.",
 )
 @registry_option
-def serve(addresses: tuple[str, ...], engine: str, registry: str | None, **asked: Any) -> None:
+def serve(addresses: tuple[str, ...], engine: str, registry: str | None, **options: Any) -> None:
     """Serve registered models over gRPC until Ctrl-C or SIGTERM.
 
-    An ADDRESS is NAME (its newest version), NAME@3 or @ALIAS. Aliases of the registry that point to a model served here
-    can be asked too, and switched without a request lost (Client.set_alias).
+    An ADDRESS is NAME (its newest version), NAME@3 or @ALIAS. Every alias in the registry that points to one of these
+    models is served as well. Client.set_alias switches an alias to another model without losing a request.
 
-    Without --admin, calls that change the server are taken where it listens, if only this machine can reach that.
-    Where other machines reach it, it needs --tls-cert and --tls-key, or --insecure.
+    Without --admin, the gRPC address accepts admin calls, but only if it is a loopback address. An address that other
+    machines can reach needs --tls-cert and --tls-key, or --insecure.
     """
     from modelwright.core import home
     from modelwright.core.api.components import EngineSpec
     from modelwright.core.plugins import discover
     from modelwright.core.registry import open_registry
 
-    # Rubbish on a port is no news of this server.
+    # Malformed connections are not worth a log line.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     with _needed():
         from modelwright.grpc_server.server import run
 
-        options = _options(**asked)
+        options = _options(**options)
     plugins = discover()
     spec = plugins.get(EngineSpec, engine)
     with _needed():
@@ -97,7 +124,7 @@ def _options(
     from modelwright.grpc_server.server import ServerOptions
 
     if (tls_cert is None) != (tls_key is None):
-        raise UsageError("--tls-cert and --tls-key belong together: give both, or neither")
+        raise UsageError("--tls-cert and --tls-key belong together: set both or neither")
     return ServerOptions(
         listen=Address.parse(listen),
         http=Address.parse(http) if http is not None else None,
@@ -116,7 +143,7 @@ def _needed() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"serving needs the package {error.name!r}, which is not installed: pip install 'modelwright[serve]'"
+            f"serving needs the package {error.name!r}: pip install 'modelwright[serve]'"
         ) from error
 
 
@@ -124,11 +151,11 @@ def _announcer(options: ServerOptions) -> Announce:
     def announce(bound: Addresses, table: ModelTable) -> None:
         _print_models(table)
         if bound.admin is not None:
-            click.echo(f"administrators: {bound.admin}")
+            click.echo(f"admin calls: {bound.admin}")
         if bound.http is not None:
             scheme = "http" if options.tls is None else "https"
             click.echo(f"HTTP: {scheme}://{bound.http}/v1")
-        click.echo(f"serving on {bound.listen}; Ctrl-C ends it. In another terminal:")
+        click.echo(f"serving on {bound.listen}; press Ctrl-C to stop. In another terminal:")
         flags = [] if str(bound.listen) == DEFAULT else [f"--server {bound.listen}"]
         flags += ["--tls-ca FILE"] if options.tls is not None else []
         flags += ["--token-file FILE"] if options.token is not None else []

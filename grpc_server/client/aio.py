@@ -14,7 +14,7 @@ import grpc.aio
 from modelwright.grpc_server.client.channel import DEFAULT_TARGET, Connection
 from modelwright.grpc_server.client.errors import ServerError, ended_without_end, server_error
 from modelwright.grpc_server.client.messages import (
-    Gathered,
+    AnswerSoFar,
     Messages,
     SamplingOptions,
     chat_request,
@@ -268,34 +268,34 @@ class AsyncStream(_AsyncCall[str]):
 
     def __init__(self, begin: Begin, target: str) -> None:
         super().__init__(begin, target)
-        self._gathered = Gathered(target)
+        self._answer = AnswerSoFar(target)
 
     @property
     def served(self) -> Served:
         """What answers; known once the stream has begun."""
-        return self._gathered.served
+        return self._answer.served
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the prompt, the chat template's included; known once the stream has begun."""
-        return self._gathered.prompt_tokens
+        return self._answer.prompt_tokens
 
     @property
     def thinking(self) -> str:
         """What the model has thought so far."""
-        return self._gathered.thinking
+        return self._answer.thinking
 
     async def __aenter__(self) -> Self:
         try:
-            while not self._gathered.started:
-                self._gathered.add(await self._event())
+            while not self._answer.started:
+                self._answer.add(await self._event())
         except BaseException:
             await self.close()
             raise
         return self
 
     async def __anext__(self) -> str:
-        while not self._gathered.ended:
+        while not self._answer.ended:
             part = await self._next()
             if part is not None and part.text:
                 return part.text
@@ -307,7 +307,7 @@ class AsyncStream(_AsyncCall[str]):
         Raises:
             ServerError: the request failed.
         """
-        while not self._gathered.ended:
+        while not self._answer.ended:
             part = await self._next()
             if part is not None:
                 yield part
@@ -318,12 +318,12 @@ class AsyncStream(_AsyncCall[str]):
         Raises:
             ServerError: the request failed.
         """
-        while not self._gathered.ended:
+        while not self._answer.ended:
             await self._next()
-        return self._gathered.generation()
+        return self._answer.generation()
 
     async def _next(self) -> Part | None:
-        return self._gathered.add(await self._event(answering=self._gathered.started))
+        return self._answer.add(await self._event(answering=self._answer.started))
 
 
 class AsyncWatch(_AsyncCall[Change]):

@@ -114,10 +114,10 @@ class Connection:
                 value=self.target,
             )
         if self.token is not None and not _TOKEN.fullmatch(self.token):
-            raise ArgumentError("a token is a word of printable ASCII characters, and this one is not")
+            raise ArgumentError("the token is not valid: expected printable ASCII characters without spaces")
         if self.token is not None and not (self.encrypted or self.insecure or self.stays_here):
             raise ArgumentError(
-                "the token would travel unencrypted to {value}: give {tls} or {tls_ca}, or {insecure} if the network "
+                "the token would be sent unencrypted to {value}: set {tls} or {tls_ca}, or {insecure} if the network "
                 "is trusted",
                 value=self.target,
             )
@@ -144,7 +144,7 @@ class Connection:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=given.decode("ascii"))
         except (ssl.SSLError, UnicodeDecodeError, ValueError) as error:
             name = "" if isinstance(self.tls_ca, bytes) else f"{self.tls_ca} "
-            raise ArgumentError("{tls_ca} {name}holds no certificate in PEM", name=name) from error
+            raise ArgumentError("{tls_ca} {name}does not hold a PEM certificate", name=name) from error
         return given
 
     def open(self, kind: Any = grpc) -> Any:

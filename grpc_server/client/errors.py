@@ -19,9 +19,9 @@ class ArgumentError(ValueError):
     def __init__(self, words: str, **facts: object) -> None:
         self._words = words
         self._facts = facts
-        super().__init__(self.told({}))
+        super().__init__(self.message_for({}))
 
-    def told(self, names: Mapping[str, str]) -> str:
+    def message_for(self, names: Mapping[str, str]) -> str:
         """The message to a person who knows the arguments by other names, such as `{"tls_ca": "--tls-ca"}`."""
         arguments = {argument: names.get(argument, argument) for argument in _ARGUMENTS}
         return self._words.format(**arguments, **self._facts)
@@ -74,7 +74,7 @@ def server_error(error: Any, target: str, *, answering: bool = False) -> ServerE
 
 def ended_without_end(target: str) -> ServerError:
     """A stream that ended without its last event."""
-    return ServerError("INTERNAL", f"the server at {target} ended a stream without its last event")
+    return ServerError("INTERNAL", f"the server at {target} ended the stream without its last event")
 
 
 # What gRPC itself finds: its code ("" is any), a word of its details, and what is said of it. The first that fits.
@@ -83,26 +83,26 @@ _WORDS = (
     (
         "UNAVAILABLE",
         "handshake",
-        "no encrypted connection to {}: is it a port with TLS, and who signed its certificate?",
+        "cannot connect to {} with TLS: does the server use TLS, and is its certificate trusted?",
     ),
-    ("UNAVAILABLE", "socket closed", "whatever listens at {} hangs up: does it want TLS?"),
-    ("UNAVAILABLE", "failed parsing http/2", "what answers at {} speaks no gRPC: is it the port of something else?"),
-    ("UNAVAILABLE", "before receiving settings", "whatever listens at {} says nothing: is it a Modelwright server?"),
-    ("", "received http2 header with status", "what answers at {} speaks HTTP and no gRPC: is it another port?"),
+    ("UNAVAILABLE", "socket closed", "the program at {} closed the connection: does it require TLS?"),
+    ("UNAVAILABLE", "failed parsing http/2", "the program at {} does not speak gRPC: check the port"),
+    ("UNAVAILABLE", "before receiving settings", "the program at {} does not respond: is it a Modelwright server?"),
+    ("", "received http2 header with status", "the program at {} speaks HTTP instead of gRPC: check the port"),
     (
         "UNIMPLEMENTED",
         "",
-        "what answers at {} takes no such request: is it a Modelwright server, and not its administrators' port?",
+        "the program at {} does not know this request: is it a Modelwright server, and not its admin port?",
     ),
     ("UNAVAILABLE", "", "no server answers at {}"),
-    ("DEADLINE_EXCEEDED", "", "the server at {} did not answer in time: allow more with timeout"),
-    ("RESOURCE_EXHAUSTED", "larger than max", "the message is larger than the server at {} takes: send less"),
+    ("DEADLINE_EXCEEDED", "", "the server at {} did not answer in time: set a longer timeout"),
+    ("RESOURCE_EXHAUSTED", "larger than max", "the message is larger than the server at {} accepts: send less"),
 )
 
 
 def _without_status(code: str, details: str, target: str, *, answering: bool) -> str:
     if code == "UNAVAILABLE" and answering:
-        return f"the server at {target} ended the answer before its end ({details})"
+        return f"the server at {target} stopped in the middle of the answer ({details})"
     fitting = (words for kind, part, words in _WORDS if kind in ("", code) and part in details.lower())
     words = next(fitting, None)
     return details if words is None else f"{words.format(target)} ({details})"

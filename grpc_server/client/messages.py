@@ -55,7 +55,7 @@ def text_request(kind: type[Request], model: str, prompt: str, sampling: Samplin
     Raises:
         ValueError: a message cannot hold a value.
     """
-    return _made(kind, model=model, prompt=prompt, **_asked(sampling))
+    return _made(kind, model=model, prompt=prompt, **_sampling(sampling))
 
 
 def chat_request(kind: type[Request], model: str, messages: Messages, sampling: SamplingOptions) -> Request:
@@ -64,7 +64,7 @@ def chat_request(kind: type[Request], model: str, messages: Messages, sampling: 
     Raises:
         ValueError: a message cannot hold a value, or a turn is none.
     """
-    return _made(kind, model=model, messages=_messages(messages), **_asked(sampling))
+    return _made(kind, model=model, messages=_messages(messages), **_sampling(sampling))
 
 
 def tokenize_request(model: str, text: Messages) -> inference_pb2.TokenizeRequest:
@@ -83,7 +83,7 @@ def _made(kind: type[Request], **fields: Any) -> Request:
     return kind(**fields)
 
 
-def _asked(sampling: SamplingOptions) -> dict[str, Any]:
+def _sampling(sampling: SamplingOptions) -> dict[str, Any]:
     values: dict[str, Any] = {key: value for key, value in sampling.items() if value is not None}
     logprobs = values.pop("logprobs", None)
     stop = values.pop("stop", ())
@@ -103,7 +103,7 @@ def _message(message: Mapping[str, str]) -> common_pb2.Message:
     try:
         return common_pb2.Message(role=common_pb2.Role.Value(f"ROLE_{role.upper()}"), **fields)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{message!r} is no message: {error}") from error
+        raise ValueError(f"{message!r} is not a message: {error}") from error
 
 
 def to_served(served: Any) -> Served:
@@ -187,15 +187,15 @@ def to_tokens(response: Any) -> Tokens:
 def to_change(response: Any) -> Change | None:
     """What a watch tells; None for what only a newer client knows."""
     kind = response.WhichOneof("event")
-    told: Any = getattr(response, kind) if kind else None
+    event: Any = getattr(response, kind) if kind else None
     if kind == "model":
-        return to_model(told)
+        return to_model(event)
     if kind == "route":
-        return to_alias(told)
+        return to_alias(event)
     if kind == "gone":
-        return Gone(name=told.name, version=told.version, digest=told.digest)
+        return Gone(name=event.name, version=event.version, digest=event.digest)
     if kind == "snapshot":
-        return Snapshot(models=tuple(map(to_model, told.models)), aliases=tuple(map(to_alias, told.routes)))
+        return Snapshot(models=tuple(map(to_model, event.models)), aliases=tuple(map(to_alias, event.routes)))
     return None
 
 
@@ -213,7 +213,7 @@ def choose_only(models: Sequence[Model], target: str) -> Model:
     raise ServerError("INVALID_ARGUMENT", message if served else f"the server at {target} has no model")
 
 
-class Gathered:
+class AnswerSoFar:
     """What has come of an answer."""
 
     def __init__(self, target: str) -> None:

@@ -12,7 +12,7 @@ import grpc
 from modelwright.grpc_server.client.channel import DEFAULT_TARGET, Connection
 from modelwright.grpc_server.client.errors import ended_without_end, server_error
 from modelwright.grpc_server.client.messages import (
-    Gathered,
+    AnswerSoFar,
     Messages,
     SamplingOptions,
     chat_request,
@@ -232,16 +232,16 @@ class Stream(_Call[str]):
     def __init__(self, call: Any, target: str) -> None:
         super().__init__(call)
         self._target = target
-        self._gathered = Gathered(target)
-        while not self._gathered.started:
-            self._gathered.add(self._event())
-        self.served = self._gathered.served
-        self.prompt_tokens = self._gathered.prompt_tokens
+        self._answer = AnswerSoFar(target)
+        while not self._answer.started:
+            self._answer.add(self._event())
+        self.served = self._answer.served
+        self.prompt_tokens = self._answer.prompt_tokens
 
     @property
     def thinking(self) -> str:
         """What the model has thought so far."""
-        return self._gathered.thinking
+        return self._answer.thinking
 
     def __next__(self) -> str:
         for part in self.parts():
@@ -255,8 +255,8 @@ class Stream(_Call[str]):
         Raises:
             ServerError: the request failed.
         """
-        while not self._gathered.ended:
-            part = self._gathered.add(self._event())
+        while not self._answer.ended:
+            part = self._answer.add(self._event())
             if part is not None:
                 yield part
 
@@ -268,13 +268,13 @@ class Stream(_Call[str]):
         """
         for _ in self.parts():
             pass
-        return self._gathered.generation()
+        return self._answer.generation()
 
     def _event(self) -> Any:
         try:
             return next(self._call)
         except grpc.RpcError as error:
-            raise server_error(error, self._target, answering=self._gathered.started) from error
+            raise server_error(error, self._target, answering=self._answer.started) from error
         except StopIteration:
             raise ended_without_end(self._target) from None
 

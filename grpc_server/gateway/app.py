@@ -15,16 +15,16 @@ from starlette.types import Receive, Scope, Send
 
 from modelwright.grpc_server.errors import shutting_down
 from modelwright.grpc_server.gateway import models
-from modelwright.grpc_server.gateway.body import Parting, read_object
-from modelwright.grpc_server.gateway.connection import ClientGoneError, EventStream, Life, attend
+from modelwright.grpc_server.gateway.body import EarlyRefusal, read_object
+from modelwright.grpc_server.gateway.connection import ClientGoneError, EventStream, ServerState, attend
 from modelwright.grpc_server.gateway.errors import HttpError, bad, error_response, http_error
-from modelwright.grpc_server.gateway.request import Asked, read_chat, read_completion
+from modelwright.grpc_server.gateway.request import OpenAIRequest, read_chat, read_completion
 from modelwright.grpc_server.gateway.responses import admit
 from modelwright.grpc_server.models.switching import ModelTable
 from modelwright.grpc_server.network.access import Access
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-Reader = Callable[[dict[str, Any]], Asked]
+Reader = Callable[[dict[str, Any]], OpenAIRequest]
 Scopes = Literal["open", "use", "admin"]
 
 # What a browser shows at /, and an error lists.
@@ -46,14 +46,14 @@ class Gateway:
     Args:
         table: what is served.
         access: who may call.
-        life: the server's.
+        state: the server's.
         limit: the most bytes of a request's body.
     """
 
-    def __init__(self, table: ModelTable, access: Access, life: Life, *, limit: int) -> None:
+    def __init__(self, table: ModelTable, access: Access, state: ServerState, *, limit: int) -> None:
         self._table = table
         self._access = access
-        self._life = life
+        self._state = state
         self._limit = limit
         self._app = Starlette(
             routes=[
@@ -72,7 +72,7 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        with self._life.counted():
+        with self._state.counted():
             await self._app(scope, receive, send)
 
     def _route(self, path: str, scope: Scopes, **endpoints: Endpoint) -> Route:
@@ -87,9 +87,9 @@ class Gateway:
             except (ClientGoneError, ClientDisconnect):
                 return Response(status_code=499)  # nobody reads it
             except Exception as error:  # noqa: BLE001 - every failure has a status
-                told = http_error(error)
+                refusal = http_error(error)
             # A body that was not asked for would be taken for the connection's next request.
-            return Parting(told) if "Connection" in told.headers else error_response(told)
+            return EarlyRefusal(refusal) if "Connection" in refusal.headers else error_response(refusal)
 
         return Route(path, call, methods=list(methods))
 
@@ -107,33 +107,35 @@ class Gateway:
         if self._draining:
             raise shutting_down()
         if request.url.query:
-            raise bad("unknown_field", "the address has a query (?…), and this server takes none: leave it out")
+            raise bad(
+                "unknown_field", "the URL has a query string (?…), which this server does not accept: leave it out"
+            )
 
     @property
     def _draining(self) -> bool:
-        return self._life.draining or self._table.closing
+        return self._state.draining or self._table.closing
 
     # Asking models
 
     def _answerer(self, read: Reader) -> Endpoint:
         async def answer(request: Request) -> Response:
-            asked = read(await self._body(request))
+            wanted = read(await self._body(request))
             async with contextlib.AsyncExitStack() as held:
                 try:
-                    admitted = held.enter_async_context(admit(self._table, asked))
-                    answering = await attend(request.receive, self._life, admitted)
-                    if not asked.stream:
-                        return JSONResponse(await attend(request.receive, self._life, answering.whole()))
+                    admitted = held.enter_async_context(admit(self._table, wanted))
+                    answering = await attend(request.receive, self._state, admitted)
+                    if not wanted.stream:
+                        return JSONResponse(await attend(request.receive, self._state, answering.whole()))
                 except ClientGoneError:
                     raise
                 except Exception as error:
-                    raise http_error(error, asked.names) from error
-                return EventStream(answering.events(), held.pop_all(), self._life, asked.names)
+                    raise http_error(error, wanted.names) from error
+                return EventStream(answering.events(), held.pop_all(), self._state, wanted.names)
 
         return answer
 
     async def _body(self, request: Request) -> dict[str, Any]:
-        return await self._life.until_cut(read_object(request, self._limit))
+        return await self._state.until_cut(read_object(request, self._limit))
 
     async def _models(self, _request: Request) -> Response:
         return JSONResponse(models.list_models(self._table))
@@ -165,7 +167,7 @@ class Gateway:
         alias = request.path_params["alias"]
         switch = models.set_alias(self._table, alias, body, request.headers)
         # The switch goes on if the client leaves: the table finishes what was begun.
-        route, answer = await attend(request.receive, self._life, switch)
+        route, answer = await attend(request.receive, self._state, switch)
         return JSONResponse(answer, headers={"ETag": models.quoted_etag(route)})
 
 
@@ -176,5 +178,5 @@ async def _no_route(request: Request, error: Exception) -> Response:
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
         message = f"{request.method} is not allowed at {request.url.path[:200]}: expected {allowed}"
         return error_response(HttpError(405, "method_not_allowed", message, headers={"Allow": allowed}))
-    message = f"nothing is at {request.url.path[:200]}; what is there: {', '.join(PATHS)}"
+    message = f"there is no path {request.url.path[:200]}; this server has: {', '.join(PATHS)}"
     return error_response(HttpError(404, "not_found", message))

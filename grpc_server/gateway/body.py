@@ -55,11 +55,11 @@ def _check_headers(request: Request, limit: int) -> None:
         raise HttpError(415, "wrong_content_type", f"the header Content-Type {sent}: expected application/json")
     charset = re.fullmatch(r"\s*(?:charset=\"?utf-?8\"?)?\s*", parameters, re.IGNORECASE)
     if charset is None:
-        message = f"the header Content-Type says{parameters}: JSON is sent in UTF-8"
+        message = f"the header Content-Type says{parameters}: expected UTF-8"
         raise HttpError(415, "wrong_content_type", message)
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
-        message = f"the header Content-Encoding is {encoding!r}: send the body as it is"
+        message = f"the header Content-Encoding is {encoding!r}: send the body uncompressed"
         raise HttpError(415, "wrong_content_encoding", message, headers={"Accept-Encoding": "identity"})
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
@@ -67,7 +67,7 @@ def _check_headers(request: Request, limit: int) -> None:
 
 
 def _too_large(what: str, limit: int) -> HttpError:
-    message = f"the body {what}, and this server takes {limit}: send less"
+    message = f"the body {what}, but this server accepts at most {limit}: send less"
     return HttpError(413, "message_too_large", message, headers={"Connection": "close"})
 
 
@@ -78,14 +78,14 @@ async def _read(request: Request, limit: int) -> bytes:
             async for piece in request.stream():
                 data += piece
                 if len(data) > limit:
-                    raise _too_large("has more bytes", limit)
+                    raise _too_large(f"has more than {limit} bytes", limit)
     except TimeoutError as error:
-        message = f"the body did not come within {PATIENCE:g} s"
+        message = f"the body did not arrive within {PATIENCE:g} s: send it faster"
         raise HttpError(408, "timeout", message, headers={"Connection": "close"}) from error
     return bytes(data)
 
 
-class Parting(Response):
+class EarlyRefusal(Response):
     """An answer to a request whose body is not read: it is sent first, then a while of the body is thrown away."""
 
     def __init__(self, error: HttpError) -> None:
@@ -147,7 +147,7 @@ def _check_tokens(text: str) -> None:
     for token in _TOKEN.finditer(text):
         sign = token[0]
         if sign in ("NaN", "Infinity", "-Infinity"):
-            raise bad("malformed_message", f"the body is not JSON: {sign} is no number of it ({_place(text, token)})")
+            raise bad("malformed_message", f"the body is not JSON: {sign} is not a JSON number ({_place(text, token)})")
         level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(sign, 0)
         if level > MOST_LEVELS:
             where = _place(text, token)
@@ -160,14 +160,14 @@ def _place(text: str, token: re.Match[str]) -> str:
 
 
 def _refuse_constant(name: str) -> Never:
-    raise bad("malformed_message", f"the body is not JSON: {name} is no number of it")
+    raise bad("malformed_message", f"the body is not JSON: {name} is not a JSON number")
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise bad("malformed_message", f"the body has {quoted(name)} twice in one object: say it once")
+            raise bad("malformed_message", f"the body has the key {quoted(name)} twice in one object: keep one")
         values[name] = value
     return values
 
@@ -178,7 +178,7 @@ def _check_texts(value: Any, path: tuple[str | int, ...]) -> None:
         if (half := re.search("[\ud800-\udfff]", value)) is not None:
             where = written(path) or "a name in the body"
             what = f"has half a surrogate pair (\\u{ord(half[0]):04x}) at character {half.start() + 1}"
-            raise bad("malformed_message", f"{where} {what}: it is no text", param=written(path) or None)
+            raise bad("malformed_message", f"{where} {what}: expected valid Unicode", param=written(path) or None)
     elif isinstance(value, dict):
         for name, part in value.items():
             _check_texts(name, ())
@@ -203,7 +203,7 @@ def kind_of(value: Any) -> str:
     """What a JSON value is, in JSON's words."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    kinds = {dict: "an object", list: "an array", str: "a text", int: "a number", float: "a number"}
+    kinds = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number"}
     return kinds.get(type(value), "null")
 
 
@@ -273,7 +273,7 @@ class Fields:
         value = self.value(key)
         if value is None or isinstance(value, str):
             return value
-        raise self._not(key, value, "a text")
+        raise self._not(key, value, "a string")
 
     def required_text(self, key: str, what: str) -> str:
         """A text that must be there; `what` says what it is.
@@ -307,9 +307,9 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self._not(key, value, "a whole number")
+            raise self._not(key, value, "an integer")
         if abs(value) > most:
-            raise wrong(self.name(key), f"is {_short(value)}: expected a whole number of at most {most}")
+            raise wrong(self.name(key), f"is {_short(value)}: expected an integer of at most {most}")
         return value
 
     def seed(self, key: str) -> int | None:
@@ -346,10 +346,10 @@ class Fields:
         if values is None:
             return []
         if not isinstance(values, list):
-            raise self._not(key, value, "a text or an array of texts")
+            raise self._not(key, value, "a string or an array of strings")
         for number, text in enumerate(values):
             if not isinstance(text, str):
-                raise wrong(f"{self.name(key)}[{number}]", f"is {kind_of(text)}: expected a text")
+                raise wrong(f"{self.name(key)}[{number}]", f"is {kind_of(text)}: expected a string")
         return values
 
     def harmless(self, known: Mapping[str, tuple[Harmless, str]]) -> None:
@@ -380,7 +380,7 @@ class Fields:
         advice = f"did you mean {near[0]}?" if near else "leave it out"
         # A name of many thousand characters need not come back.
         name = self.name(key) if key.isidentifier() and len(key) <= 60 else f"{self._where}{quoted(key)}"
-        return bad("unknown_field", f"{name} is no field that this server knows: {advice}", param=name)
+        return bad("unknown_field", f"{name} is not a field that this server knows: {advice}", param=name)
 
     def _not(self, key: str, value: Any, expected: str) -> HttpError:
         return wrong(self.name(key), f"is {kind_of(value)}: expected {expected}")

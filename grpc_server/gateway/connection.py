@@ -1,4 +1,4 @@
-"""A request's life beside others: a client that leaves, a server that ends, and answers that come piece by piece."""
+"""A request's state beside others: a client that leaves, a server that ends, and answers that come piece by piece."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ClientGoneError(Exception):
     """The client left, or stopped reading, before it had its answer: there is nobody to tell."""
 
 
-class Life:
-    """How far the server's life has come: it serves, it drains, it cuts what still runs.
+class ServerState:
+    """How far the server's state has come: it serves, it drains, it cuts what still runs.
 
     Attributes:
         draining: whether new requests are refused.
@@ -72,14 +72,14 @@ class Life:
         return await _first(work, {asyncio.ensure_future(self.cut.wait()): shutting_down()})
 
 
-async def attend(receive: Receive, life: Life, work: Coroutine[Any, Any, Result]) -> Result:
+async def attend(receive: Receive, state: ServerState, work: Coroutine[Any, Any, Result]) -> Result:
     """Do the work of a request whose body has been read, for as long as somebody waits for it.
 
     Raises:
         ClientGoneError: the client left; the work was cancelled.
         RequestError: the server ended first (UNAVAILABLE); the work was cancelled.
     """
-    left, cut = asyncio.ensure_future(_left(receive)), asyncio.ensure_future(life.cut.wait())
+    left, cut = asyncio.ensure_future(_left(receive)), asyncio.ensure_future(state.cut.wait())
     return await _first(work, {left: ClientGoneError(), cut: shutting_down()})
 
 
@@ -110,7 +110,7 @@ class EventStream(Response):
     Args:
         events: what is sent, JSON objects.
         held: what is let go when the stream has ended, however it did.
-        life: the server's.
+        state: the server's.
         names: what the request calls fields; for an error.
     """
 
@@ -118,7 +118,7 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[dict[str, Any], None],
         held: contextlib.AsyncExitStack,
-        life: Life,
+        state: ServerState,
         names: Mapping[str, str],
     ) -> None:
         # A proxy that gathers a stream before it passes it on would make it none.
@@ -129,14 +129,14 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._held = held
-        self._life = life
+        self._state = state
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the interface's
         """Answer."""
         async with self._held:
             try:
-                await attend(receive, self._life, self._send_all(send))
+                await attend(receive, self._state, self._send_all(send))
             except ClientGoneError:
                 return
             except Exception as error:  # noqa: BLE001 - half a stream never ends as if it were whole

@@ -86,30 +86,30 @@ def http_error(error: Exception, names: Mapping[str, str] | None = None) -> Http
     """
     if isinstance(error, HttpError):
         return error
-    told = request_error(error)
-    param, message = told.metadata.get("field"), told.message
+    status_error = request_error(error)
+    param, message = status_error.metadata.get("field"), status_error.message
     if message.startswith("sampling."):
         # In this API the fields of the protocol's Sampling stand beside the others.
         field = message.removeprefix("sampling.").partition(" ")[0]
         name = (names or {}).get(field, field)
         message, param = name + message.removeprefix(f"sampling.{field}"), name
-    if told.reason == "MODEL_NOT_FOUND":
+    if status_error.reason == "MODEL_NOT_FOUND":
         param = "model"
-    status, _ = _STATUS.get(told.code, _INTERNAL)
+    status, _ = _STATUS.get(status_error.code, _INTERNAL)
     return HttpError(
-        413 if told.reason == "MESSAGE_TOO_LARGE" else status,
-        _CODES.get(told.reason, told.reason.lower()),
+        413 if status_error.reason == "MESSAGE_TOO_LARGE" else status,
+        _CODES.get(status_error.reason, status_error.reason.lower()),
         message,
         param=None if param is None else str(param),
-        headers=_headers(told),
+        headers=_headers(status_error),
     )
 
 
-def _headers(told: RequestError) -> dict[str, str]:
+def _headers(status_error: RequestError) -> dict[str, str]:
     headers = {}
-    if told.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(told.retry_after)))
-    if told.code is _Status.UNAUTHENTICATED:
+    if status_error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(status_error.retry_after)))
+    if status_error.code is _Status.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
     return headers
 

@@ -114,7 +114,7 @@ async def set_alias(
         ModelwrightError: the registry refused or failed.
     """
     if not ALIAS_NAME.fullmatch(alias):
-        raise wrong("alias", f"is wrong: {alias[:60]!r} is no alias's name")
+        raise wrong("alias", f"is wrong: {alias[:60]!r} is not a valid alias name")
     fields = Fields(body)
     target = fields.required_text("target", "expected the address of a model")
     if not target:
@@ -125,11 +125,11 @@ async def set_alias(
     try:
         switched = await table.switch(alias, target, etag=etag, persist=persist)
     except (RequestError, AliasConflictError) as error:
-        told = http_error(error)
+        refusal = http_error(error)
         now = _route(table, alias)
-        if told.status == 412 and now is not None:
-            told.headers["ETag"] = quoted_etag(now)
-        raise told from error
+        if refusal.status == 412 and now is not None:
+            refusal.headers["ETag"] = quoted_etag(now)
+        raise refusal from error
     return switched.route, {
         **described(switched.route),
         "changed": switched.changed,
@@ -146,22 +146,24 @@ def _expected(table: ModelTable, alias: str, etag: str | None, headers: Mapping[
     match, none_match = headers.get("if-match"), headers.get("if-none-match")
     said = [value for value in (etag, match, none_match) if value is not None]
     if len(said) > 1:
-        raise wrong("etag", "is said twice: in one of If-Match, If-None-Match and the body")
+        raise wrong("etag", "is given more than once: use one of If-Match, If-None-Match and the body")
     if none_match is not None:
         if none_match.strip() != "*":
-            raise wrong("If-None-Match", f"is {none_match!r}: expected *, which says that the alias must be new")
+            raise wrong("If-None-Match", f"is {none_match!r}: expected *, which requires that the alias is new")
         return ""
     if match is None:
         return etag
     if match.strip() == "*":
         there = _route(table, alias)
         if there is None:
-            message = f"If-Match is *, but this server has no alias {alias!r}: leave the header out to make it"
+            message = f"If-Match is *, but this server has no alias {alias!r}: leave the header out to create it"
             raise HttpError(412, "alias_conflict", message)
         return there.etag
     read = _ETAG.fullmatch(match.strip())
     if read is None:
-        raise wrong("If-Match", f'is {match!r}: expected one etag in quotes, as ETag gave it, such as "3-0f1e"')
+        raise wrong(
+            "If-Match", f'is {match!r}: expected one etag in double quotes, as in the header ETag, such as "3-0f1e"'
+        )
     return read[1]
 
 
@@ -181,7 +183,7 @@ def check_open_door(host: str | None) -> None:
         loopback = name.lower() == "localhost"
     if not loopback:
         message = (
-            f"this changes the server, which asks for no token: it is taken under the name of this machine only, not "
+            f"this call changes the server, which has no token: its Host header must name this machine, not "
             f"{name[:60]!r}; start the server with --admin-token-file to allow others"
         )
         raise HttpError(403, "permission_denied", message)

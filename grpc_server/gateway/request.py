@@ -17,8 +17,8 @@ MOST_ANSWERS = 16
 
 # Fields of both endpoints that are a note of the caller's, or whose usual value changes nothing.
 _HARMLESS: Mapping[str, tuple[Harmless, str]] = {
-    "frequency_penalty": (only(0), "leave it out, or say 0"),
-    "presence_penalty": (only(0), "leave it out, or say 0"),
+    "frequency_penalty": (only(0), "leave it out, or set it to 0"),
+    "presence_penalty": (only(0), "leave it out, or set it to 0"),
     "logit_bias": (only({}), "leave it out"),
     "metadata": (anything, ""),
     "user": (anything, ""),
@@ -26,7 +26,7 @@ _HARMLESS: Mapping[str, tuple[Harmless, str]] = {
 
 
 @frozen(kw_only=True)
-class Asked:
+class OpenAIRequest:
     """A request for answers, as protobuf knows it.
 
     Attributes:
@@ -106,7 +106,7 @@ def read_count(fields: Fields, prompts: int = 1) -> int:
         raise wrong("n", f"is {count}: expected 1 or more")
     if count * prompts > MOST_ANSWERS:
         asked = f"is {count}" if prompts == 1 else f"asks for {count * prompts} answers to {prompts} prompts"
-        raise unsupported("n", f"{asked}: this server gives {MOST_ANSWERS} answers to a request at most")
+        raise unsupported("n", f"{asked}: expected at most {MOST_ANSWERS} answers per request")
     return count
 
 
@@ -126,28 +126,28 @@ def vary(request: Any, count: int) -> list[Any]:
     return requests
 
 
-_NO_TOOLS = "tools are not supported: leave it out"
+_NO_TOOLS = "this server has no tools, leave it out"
 
 # Besides the common ones.
 CHAT_HARMLESS: Mapping[str, tuple[Harmless, str]] = {
     **_HARMLESS,
-    "audio": (only(), "this server speaks no audio: leave it out"),
-    "chat_template_kwargs": (only({}), "the template is the model's: leave it out"),
+    "audio": (only(), "leave it out"),
+    "chat_template_kwargs": (only({}), "the model's template is used as it is, leave it out"),
     "function_call": (only("none", "auto"), _NO_TOOLS),
     "functions": (only([]), _NO_TOOLS),
-    "modalities": (only(["text"]), 'leave it out, or say ["text"]'),
+    "modalities": (only(["text"]), 'leave it out, or set it to ["text"]'),
     "parallel_tool_calls": (switch, _NO_TOOLS),
     "prediction": (only(), "leave it out"),
     "prompt_cache_key": (anything, ""),
     "prompt_cache_retention": (anything, ""),
-    "reasoning_effort": (only(), "how long the model thinks is its own affair: leave it out"),
-    "response_format": (only({"type": "text"}), 'leave it out, or say {"type": "text"}'),
+    "reasoning_effort": (only(), "leave it out"),
+    "response_format": (only({"type": "text"}), 'leave it out, or set it to {"type": "text"}'),
     "safety_identifier": (anything, ""),
     "service_tier": (only("auto", "default"), "leave it out"),
-    "store": (false, "this server keeps no answers: leave it out"),
+    "store": (false, "answers are not stored, leave it out"),
     "tool_choice": (only("none", "auto"), _NO_TOOLS),
     "tools": (only([]), _NO_TOOLS),
-    "top_logprobs": (only(0), "only the log-probability of the token that was chosen can be had: leave it out"),
+    "top_logprobs": (only(0), "only the chosen token has a log-probability, leave it out"),
     "verbosity": (only("medium"), "leave it out"),
     "web_search_options": (only(), "leave it out"),
 }
@@ -157,7 +157,7 @@ _HARMLESS_IN_ASSISTANT: Mapping[str, tuple[Harmless, str]] = {
     "annotations": (only([]), "leave it out"),
     "audio": (only(), "leave it out"),
     "function_call": (only(), _NO_TOOLS),
-    "refusal": (only(), "put what was said into content"),
+    "refusal": (only(), "put the text into content"),
     "tool_calls": (only([]), _NO_TOOLS),
 }
 
@@ -169,7 +169,7 @@ _ROLES = {
 }
 
 
-def read_chat(body: Mapping[str, Any]) -> Asked:
+def read_chat(body: Mapping[str, Any]) -> OpenAIRequest:
     """What a body asks.
 
     Raises:
@@ -189,7 +189,7 @@ def read_chat(body: Mapping[str, Any]) -> Asked:
     fields.harmless(CHAT_HARMLESS)
     fields.finish()
     requests = tuple(vary(request, count))
-    return Asked(
+    return OpenAIRequest(
         kind="chat",
         model=model,
         requests=requests,
@@ -204,7 +204,7 @@ def _max_tokens_name(fields: Fields) -> str:
     """OpenAI renamed the field; both names are in use, and one of the two is enough."""
     old, new = "max_tokens", "max_completion_tokens"
     if fields.has(new) and fields.has(old):
-        raise wrong(new, f"and {old} are both set: they say the same, leave {old} out")
+        raise wrong(new, f"and {old} are both set: they mean the same, leave {old} out")
     name, other = (old, new) if fields.has(old) else (new, old)
     fields.value(other)
     return name
@@ -222,7 +222,7 @@ def _message(value: Any, where: str) -> common_pb2.Message:
     fields = Fields(value, f"{where}.")
     role = fields.required_text("role", "expected system, developer, user or assistant")
     if role in ("tool", "function"):
-        raise unsupported(f"{where}.role", f"is {role}, and tools are not supported by this server: leave the turn out")
+        raise unsupported(f"{where}.role", f"is {role}, and this server does not support tools: leave the message out")
     if role not in _ROLES:
         raise wrong(f"{where}.role", f"is {role[:60]!r}: expected system, developer, user or assistant")
     content = _content(fields.value("content"), f"{where}.content", needed=role != "assistant")
@@ -240,10 +240,10 @@ def _content(value: Any, where: str, *, needed: bool) -> str:
         return value
     if value is None:
         if needed:
-            raise wrong(where, "is missing: expected a text")
+            raise wrong(where, "is missing: expected a string")
         return ""
     if not isinstance(value, list):
-        raise wrong(where, f"is {kind_of(value)}: expected a text or an array of parts of text")
+        raise wrong(where, f"is {kind_of(value)}: expected a string or an array of text parts")
     return "".join(_part(part, f"{where}[{number}]") for number, part in enumerate(value))
 
 
@@ -251,8 +251,8 @@ def _part(value: Any, where: str) -> str:
     fields = Fields(value, f"{where}.")
     kind = fields.required_text("type", 'expected "text"')
     if kind != "text":
-        raise unsupported(f"{where}.type", f"is {kind[:60]!r}: this server reads text only; leave the part out")
-    text = fields.required_text("text", "expected a text")
+        raise unsupported(f"{where}.type", f"is {kind[:60]!r}: only text is supported, leave the part out")
+    text = fields.required_text("text", "expected a string")
     fields.finish()
     return text
 
@@ -260,13 +260,13 @@ def _part(value: Any, where: str) -> str:
 # Besides the common ones.
 COMPLETION_HARMLESS: Mapping[str, tuple[Harmless, str]] = {
     **_HARMLESS,
-    "best_of": (only(1), "leave it out, or ask for n answers and choose"),
+    "best_of": (only(1), "leave it out, or request n answers and choose one"),
     "echo": (false, "put the prompt before the answer yourself"),
     "suffix": (only(""), "leave it out"),
 }
 
 
-def read_completion(body: Mapping[str, Any]) -> Asked:
+def read_completion(body: Mapping[str, Any]) -> OpenAIRequest:
     """What a body asks.
 
     Raises:
@@ -286,7 +286,7 @@ def read_completion(body: Mapping[str, Any]) -> Asked:
         for prompt in prompts
         for varied in vary(inference_pb2.GenerateRequest(prompt=prompt, sampling=sampling, logprobs=logprobs), count)
     ]
-    return Asked(
+    return OpenAIRequest(
         kind="text",
         model=model,
         requests=tuple(requests),
@@ -299,19 +299,19 @@ def read_completion(body: Mapping[str, Any]) -> Asked:
 
 def _prompts(value: Any) -> list[str]:
     if value is None:
-        raise wrong("prompt", "is missing: expected a text, or an array of texts")
+        raise wrong("prompt", "is missing: expected a string or an array of strings")
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list):
-        raise wrong("prompt", f"is {kind_of(value)}: expected a text, or an array of texts")
+        raise wrong("prompt", f"is {kind_of(value)}: expected a string or an array of strings")
     if not values:
-        raise wrong("prompt", "is empty: expected a text, or an array of texts")
+        raise wrong("prompt", "is empty: expected a string or an array of strings")
     for number, text in enumerate(values):
         if isinstance(text, int | list) and not isinstance(text, bool):
-            raise unsupported("prompt", "is an array of token ids: this server takes texts only")
+            raise unsupported("prompt", "is an array of token ids: expected a string or an array of strings")
         if not isinstance(text, str):
-            raise wrong(f"prompt[{number}]", f"is {kind_of(text)}: expected a text")
+            raise wrong(f"prompt[{number}]", f"is {kind_of(text)}: expected a string")
     if len(values) > MOST_ANSWERS:
-        raise unsupported("prompt", f"has {len(values)} texts: this server takes {MOST_ANSWERS} at once")
+        raise unsupported("prompt", f"has {len(values)} strings: expected at most {MOST_ANSWERS}")
     return values
 
 
@@ -319,6 +319,6 @@ def _logprobs(fields: Fields) -> bool:
     """Here a number: of how many likely tokens beside the chosen one."""
     count = fields.integer("logprobs")
     if count:
-        advice = "only the log-probability of the token that was chosen can be had: say 0"
+        advice = "expected 0, which gives the log-probability of each chosen token"
         raise unsupported("logprobs", f"is {count}: {advice}")
     return count is not None

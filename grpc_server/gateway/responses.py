@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import define, field
 
-from modelwright.grpc_server.gateway.request import Asked
+from modelwright.grpc_server.gateway.request import OpenAIRequest
 from modelwright.grpc_server.models.switching import ModelTable
 from modelwright.grpc_server.requests.work import Piece, Work, chat_work, text_work
 from modelwright.v1 import common_pb2
@@ -33,7 +33,7 @@ class Part:
         text: the answer, without its thinking.
         thinking: what the model thought before it.
         token_ids: the generated tokens.
-        logprobs: one natural logarithm a token, where asked for.
+        logprobs: one natural logarithm a token, where request for.
     """
 
     text: str = ""
@@ -49,18 +49,18 @@ class Part:
         self.logprobs += piece.logprobs or ()
 
 
-class Shape:
+class ResponseBuilder:
     """The answers to one request.
 
     Args:
-        asked: the request.
+        request: the request.
         served: who answers.
         decode: from token ids to text.
     """
 
-    def __init__(self, asked: Asked, served: common_pb2.ServedModel, decode: Decode) -> None:
-        self._asked = asked
-        self._chat = asked.kind == "chat"
+    def __init__(self, request: OpenAIRequest, served: common_pb2.ServedModel, decode: Decode) -> None:
+        self._request = request
+        self._chat = request.kind == "chat"
         self._decode = decode
         self._served = _served(served)
         self._frame = {
@@ -97,7 +97,7 @@ class Shape:
         if self._chat:
             delta = {"reasoning_content": part.thinking, "content": part.text}
             said = {"delta": {name: text for name, text in delta.items() if text}}
-        if not (part.text or part.thinking or (self._asked.logprobs and part.token_ids)):
+        if not (part.text or part.thinking or (self._request.logprobs and part.token_ids)):
             return None
         return self._chunk({"index": index, **said, "logprobs": self._logprobs(part), "finish_reason": None})
 
@@ -114,13 +114,13 @@ class Shape:
         frame = {**self._frame, "choices": list(choices), **more}
         if self._chat:
             frame["object"] = "chat.completion.chunk"
-        if self._asked.include_usage:
+        if self._request.include_usage:
             frame["usage"] = None
         return frame
 
     def _logprobs(self, part: Part) -> dict[str, Any] | None:
         """Every generated token is listed: those of the thinking, of a stop text and the end token among them."""
-        if not self._asked.logprobs:
+        if not self._request.logprobs:
             return None
         tokens = [self._decode([token]) for token in part.token_ids]
         if not self._chat:
@@ -157,30 +157,30 @@ def full_address(table: ModelTable, text: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def admit(table: ModelTable, asked: Asked) -> AsyncIterator[Answering]:
+async def admit(table: ModelTable, request: OpenAIRequest) -> AsyncIterator[Answers]:
     """Hold the model for a request, and make it ready to answer. Each answer takes one of the server's places.
 
     Raises:
         RequestError: the model is not served, the server is full or ends, or a value cannot be.
         TemplateRefusedError: the model's chat template refuses the conversation.
     """
-    build = chat_work if asked.kind == "chat" else text_work
+    build = chat_work if request.kind == "chat" else text_work
     with contextlib.ExitStack() as held:
-        address = full_address(table, asked.model)
+        address = full_address(table, request.model)
         # Without a pause between them: an alias leads all of them to one model.
-        leases = [held.enter_context(table.lease(address)) for _ in asked.requests]
-        works = [await build(lease, request) for lease, request in zip(leases, asked.requests, strict=True)]
-        yield Answering(asked, works)
+        leases = [held.enter_context(table.lease(address)) for _ in request.requests]
+        works = [await build(lease, request) for lease, request in zip(leases, request.requests, strict=True)]
+        yield Answers(request, works)
 
 
-class Answering:
-    """The answers to an admitted request; to be asked for once, whole or as events."""
+class Answers:
+    """The answers to an admitted request; to be request for once, whole or as events."""
 
-    def __init__(self, asked: Asked, works: Sequence[Work]) -> None:
+    def __init__(self, request: OpenAIRequest, works: Sequence[Work]) -> None:
         lease = works[0].lease
-        self._asked = asked
+        self._request = request
         self._works = works
-        self._shape = Shape(asked, lease.served(), lease.model.renderer.decode)
+        self._responses = ResponseBuilder(request, lease.served(), lease.model.renderer.decode)
 
     async def whole(self) -> dict[str, Any]:
         """The whole answer.
@@ -193,7 +193,7 @@ class Answering:
             async for index, piece in pieces:
                 if piece is not None:
                     parts[index].add(piece)
-        return self._shape.whole(parts, [work.finish_reason for work in self._works], self._usage())
+        return self._responses.whole(parts, [work.finish_reason for work in self._works], self._usage())
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a stream.
@@ -202,26 +202,26 @@ class Answering:
             RequestError: the engine ended it early (UNAVAILABLE).
         """
         for index in range(len(self._works)):
-            yield self._shape.start(index)
+            yield self._responses.start(index)
         async with contextlib.aclosing(_together(self._works)) as pieces:
             async for index, piece in pieces:
                 event = self._event(index, piece)
                 if event is not None:
                     yield event
-        if self._asked.include_usage:
-            yield self._shape.usage(self._usage())
+        if self._request.include_usage:
+            yield self._responses.usage(self._usage())
 
     def _event(self, index: int, piece: Piece | None) -> dict[str, Any] | None:
         if piece is None:
-            return self._shape.end(index, self._works[index].finish_reason)
+            return self._responses.end(index, self._works[index].finish_reason)
         part = Part()
         part.add(piece)
-        return self._shape.piece(index, part)
+        return self._responses.piece(index, part)
 
     def _usage(self) -> dict[str, int]:
         """A prompt counts once, however many answers it gets."""
         usages = [work.usage for work in self._works]
-        prompt = sum(usage.prompt_tokens for usage in usages[:: len(usages) // self._asked.prompts])
+        prompt = sum(usage.prompt_tokens for usage in usages[:: len(usages) // self._request.prompts])
         completion = sum(usage.completion_tokens for usage in usages)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 

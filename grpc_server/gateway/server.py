@@ -12,7 +12,7 @@ import uvicorn
 from attrs import evolve
 
 from modelwright.grpc_server.gateway.app import Gateway
-from modelwright.grpc_server.gateway.connection import Life
+from modelwright.grpc_server.gateway.connection import ServerState
 from modelwright.grpc_server.models.switching import ModelTable
 from modelwright.grpc_server.network.access import Access
 from modelwright.grpc_server.network.listening import BACKLOG, Address, bind_socket
@@ -38,8 +38,8 @@ class HttpServer:
     def __init__(self, table: ModelTable, listen: Address, access: Access, tls: Tls | None, limit: int) -> None:
         self._listen = listen
         self._tls = tls
-        self._life = Life()
-        gateway = Gateway(table, access, self._life, limit=limit)
+        self._state = ServerState()
+        gateway = Gateway(table, access, self._state, limit=limit)
         files: dict[str, Any] = {} if tls is None else {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
         self._config = uvicorn.Config(
             gateway,
@@ -85,16 +85,16 @@ class HttpServer:
 
     def drain(self) -> None:
         """Refuse new requests, and say at /health that they are refused; what runs goes on."""
-        self._life.draining = True
+        self._state.draining = True
 
     async def stop(self, grace: float) -> None:
         """Drain; cut what still runs after `grace` seconds, or when this is cancelled; close every connection."""
         self.drain()
         try:
-            await self._life.ended(grace)
+            await self._state.ended(grace)
         finally:
-            self._life.cut.set()
-            await self._life.ended(_PARTING)
+            self._state.cut.set()
+            await self._state.ended(_PARTING)
             await self._close()
 
     async def _close(self) -> None:

@@ -65,7 +65,7 @@ class LoadedModel:
                 f"{self.address} is loaded but generates nothing: {type(error).__name__}: {error}"
             ) from error
         if finish not in ("stop", "length"):
-            raise ModelwrightError(f"{self.address} is loaded but generates nothing: its engine ended as {finish}")
+            raise ModelwrightError(f"{self.address} is loaded but generates nothing: its engine finished with {finish}")
 
     def close(self) -> None:
         """Free the engine. May take long."""
@@ -101,7 +101,7 @@ def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> L
     limit = folder_context(folder)
     if limit is None:
         raise ModelwrightError(
-            f"{version.address} cannot be served: its config.json does not say how long its context is "
+            f"{version.address} cannot be served: its config.json does not give its context length "
             f"(expected {' or '.join(CONTEXT_KEYS)})"
         )
     renderer = checked_renderer(folder)

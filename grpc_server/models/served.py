@@ -135,7 +135,7 @@ class ServedModels:
             RequestError: it is no address (INVALID_ARGUMENT), or leads to nothing that is served (NOT_FOUND).
         """
         if not text:
-            raise invalid(field, f"is empty: name what to ask ({self._listed()})")
+            raise invalid(field, f"is empty: expected the address of a model ({self._listed()})")
         try:
             address = parse_address(text)
         except UsageError as error:
@@ -176,7 +176,7 @@ class ServedModels:
             raise RequestError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "TOO_MANY_REQUESTS",
-                f"{self._requests} requests are running, as many as this server takes at once: try again later",
+                f"the server is full, with {self._requests} requests running: try again later",
                 metadata={"limit": self._max_requests},
                 retry_after=RETRY_SECONDS,
             )

@@ -135,7 +135,7 @@ class ModelTable(ServedModels):
         async with self._change(), self._obtained(version, spec) as model:
             if engine is not None and model.spec.name != engine:
                 raise _not_loadable(
-                    version, f"{model.address} runs on the engine {model.spec.name!r} already: unload it first"
+                    version, f"{model.address} already runs on the engine {model.spec.name!r}: unload it first"
                 )
             model.pinned = True
             self._take(model)
@@ -146,7 +146,7 @@ class ModelTable(ServedModels):
         if name is None or name == self._spec.name:
             return self._spec
         if self._engines is None:
-            raise invalid("engine", f"is {name!r}, and this server has only {self._spec.name!r}")
+            raise invalid("engine", f"is {name!r}, but this server has only {self._spec.name!r}")
         try:
             return self._engines(name)
         except UsageError as error:
@@ -356,5 +356,7 @@ def _check_etag(alias: str, route: Route | None, etag: str | None) -> None:
     if etag is None or etag == current:
         return
     there = f"points to {route.model.address} with etag {current!r}" if route else "does not exist on this server"
-    message = f"alias @{alias} has moved since it was read: it {there}, and etag says {etag!r}: read it again"
+    message = (
+        f"alias @{alias} has changed since it was read: it {there}, but the request has etag {etag!r}: read it again"
+    )
     raise _conflict(alias, message, route)

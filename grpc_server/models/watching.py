@@ -151,7 +151,7 @@ class Changes:
             raise RequestError(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 "TOO_MANY_REQUESTS",
-                f"{MOST_WATCHERS} watch this server already, as many as it lets: try again later",
+                f"the server is full, with {MOST_WATCHERS} clients watching its models: try again later",
                 metadata={"limit": MOST_WATCHERS},
                 retry_after=RETRY_SECONDS,
             )

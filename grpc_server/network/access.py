@@ -47,15 +47,15 @@ class Access:
             return
         given = _bearer(authorization)
         if given is None:
-            raise _unknown("this server asks for a token: send the header 'authorization: Bearer TOKEN'")
+            raise _unknown("this server requires a token: send the header 'authorization: Bearer TOKEN'")
         # Every comparison is made, whatever the ones before it gave, and each takes as long for any wrong token.
         is_administrator = _same(given, administrator)
         is_user = _same(given, self.token)
         if is_administrator or (is_user and scope == "use"):
             return
         if is_user:
-            raise _denied("this changes the server, and needs the administrator's token")
-        raise _unknown("the token is not this server's")
+            raise _denied("this call changes the server: send the admin token")
+        raise _unknown("the token is not valid for this server")
 
 
 def _bearer(authorization: str | None) -> str | None:

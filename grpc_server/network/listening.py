@@ -31,7 +31,7 @@ class Address:
         parts = split_host_port(text)
         if parts is None:
             raise UsageError(
-                f"{text!r} is nowhere to listen: expected HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051"
+                f"{text!r} is not an address to listen on: expected HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051"
             )
         host, port = parts
         return cls(host=host, port=port)
@@ -96,7 +96,7 @@ def _bound(listen: Address, flag: str) -> socket.socket:
 
 
 def _cannot_listen(listen: Address, flag: str, error: OSError | UnicodeError) -> ModelwrightError:
-    reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "no host can have that name"
+    reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "not a valid host name"
     taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-    advice = f"{'stop what listens there, or ' if taken else ''}choose another with {flag}"
+    advice = f"{'stop the program that listens there, or ' if taken else ''}choose another address with {flag}"
     return ModelwrightError(f"cannot listen on {listen}: {reason}: {advice}")

@@ -43,20 +43,20 @@ def check_tls(tls: Tls) -> None:
     try:
         client.load_verify_locations(tls.certificate)
     except ssl.SSLError as error:
-        raise UsageError(f"--tls-cert {tls.certificate} holds no certificate in PEM") from error
+        raise UsageError(f"--tls-cert {tls.certificate} does not hold a PEM certificate") from error
     try:
         server.load_cert_chain(tls.certificate, tls.key, password=_no_password)
     except _EncryptedError as error:
-        raise UsageError(f"--tls-key {tls.key} is encrypted: expected a key without a password") from error
+        raise UsageError(f"--tls-key {tls.key} is encrypted: expected a key without a passphrase") from error
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise UsageError(f"--tls-key {tls.key} is not the key of the certificate {tls.certificate}") from error
-        raise UsageError(f"--tls-key {tls.key} holds no private key in PEM") from error
+        raise UsageError(f"--tls-key {tls.key} does not hold a PEM private key") from error
     try:
         _shake_hands(server, client)
     except ssl.SSLError as error:
         why = getattr(error, "verify_message", "") or error.reason or str(error)
-        raise UsageError(f"--tls-cert {tls.certificate}: no client would take it: {why}") from error
+        raise UsageError(f"--tls-cert {tls.certificate}: clients would reject it: {why}") from error
 
 
 class _EncryptedError(Exception):

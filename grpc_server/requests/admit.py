@@ -72,23 +72,27 @@ def read_messages(messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[Me
     if tools:
         raise unsupported("tools", "are not supported by this version: leave them out")
     if not messages:
-        raise invalid("messages", "is empty: expected at least one turn")
+        raise invalid("messages", "is empty: expected at least one message")
     turns = [_turn(message, f"messages[{number}]") for number, message in enumerate(messages)]
     if turns[-1].role == "assistant":
-        raise invalid(f"messages[{len(turns) - 1}].role", "is assistant, and the last turn is to be answered by it")
+        raise invalid(
+            f"messages[{len(turns) - 1}].role", "is assistant: the last message must be one that the assistant answers"
+        )
     return turns
 
 
 def _turn(message: Any, field: str) -> Message:
     if message.role == common_pb2.ROLE_TOOL or message.tool_calls or message.HasField("tool_call_id"):
-        raise unsupported(field, "is about a tool, and tools are not supported by this version: leave it out")
+        raise unsupported(field, "concerns a tool, and this version does not support tools: leave it out")
     if message.HasField("name"):
         raise unsupported(f"{field}.name", "is not supported by this version: leave it out")
     role = _ROLES.get(message.role)
     if role is None:
         raise invalid(f"{field}.role", "is not set: expected system, user or assistant")
     if message.HasField("thinking") and role != "assistant":
-        raise invalid(f"{field}.thinking", f"stands in a turn of the {role}: only the assistant thinks aloud")
+        raise invalid(
+            f"{field}.thinking", f"is set in a message of the {role}: only the assistant's messages have thinking"
+        )
     # A model may have said nothing; whoever asks says something.
     if not message.content and role != "assistant":
         raise invalid(f"{field}.content", "is empty")
@@ -137,16 +141,16 @@ def _check_values(wish: common_pb2.Sampling) -> None:
     if wish.seed < 0:
         raise invalid("sampling.seed", f"is {wish.seed}: expected 0 or more")
     if len(wish.stop) > MOST_STOPS:
-        raise invalid("sampling.stop", f"has {len(wish.stop)} texts: expected {MOST_STOPS} at most")
+        raise invalid("sampling.stop", f"has {len(wish.stop)} strings: expected at most {MOST_STOPS}")
     for number, text in enumerate(wish.stop):
         if len(text) > LONGEST_STOP:
-            raise invalid(f"sampling.stop[{number}]", f"is longer than {LONGEST_STOP} characters")
+            raise invalid(f"sampling.stop[{number}]", f"has {len(text)} characters: expected at most {LONGEST_STOP}")
         if not text:
-            raise invalid(f"sampling.stop[{number}]", "is empty: every text ends with it")
+            raise invalid(f"sampling.stop[{number}]", "is empty: expected at least one character")
 
 
 def _check_abilities(model: LoadedModel, wish: common_pb2.Sampling, *, logprobs: bool) -> None:
-    asked = {
+    needed = {
         "temperature": wish.temperature > 0,
         "top_p": wish.HasField("top_p") and wish.top_p < 1,
         "top_k": wish.top_k > 0,
@@ -154,12 +158,13 @@ def _check_abilities(model: LoadedModel, wish: common_pb2.Sampling, *, logprobs:
         "stop": bool(wish.stop),
         "logprobs": logprobs,
     }
-    for ability, wanted in asked.items():
+    for ability, wanted in needed.items():
         if wanted and ability not in model.spec.abilities:
             field = ability if ability == "logprobs" else f"sampling.{ability}"
             can = ", ".join(sorted(model.spec.abilities)) or "greedy decoding only"
             raise unsupported(
-                field, f"is beyond the engine {model.spec.name!r} that runs {model.address} (it can: {can})"
+                field,
+                f"is not supported by the engine {model.spec.name!r}, which runs {model.address} (it supports: {can})",
             )
 
 
@@ -168,11 +173,13 @@ def _max_tokens(model: LoadedModel, prompt_tokens: int, wish: common_pb2.Samplin
     wanted = wish.max_tokens if wish.HasField("max_tokens") else min(DEFAULT_MAX_TOKENS, max(room, 1))
     if wanted <= room:
         return wanted
-    facts = f"the prompt has {prompt_tokens} tokens, and the context of {model.address} holds {model.context_length}"
+    facts = (
+        f"the prompt has {prompt_tokens} tokens, and the context of {model.address} holds {model.context_length} tokens"
+    )
     if room < 1:
-        message = f"{facts}, the answer included: shorten the prompt"
+        message = f"{facts}, including the answer: shorten the prompt"
     else:
-        message = f"sampling.max_tokens is {wanted}, but {facts}: ask for at most {room}"
+        message = f"sampling.max_tokens is {wanted}, but {facts}: set it to at most {room}"
     raise RequestError(
         grpc.StatusCode.INVALID_ARGUMENT,
         "CONTEXT_EXCEEDED",

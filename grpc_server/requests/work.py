@@ -147,8 +147,8 @@ async def chat_work(lease: Lease, request: Any) -> Work:
     requests.check_adapter(request)
     renderer = lease.model.renderer
     prompt = await requests.chat_prompt(lease.model, request.messages, request.tools)
-    asked = requests.generation_request(lease.model, prompt, request)
-    return Work(lease, asked, splitter=ThinkingSplitter(inside=renderer.opens_thinking))
+    admitted = requests.generation_request(lease.model, prompt, request)
+    return Work(lease, admitted, splitter=ThinkingSplitter(inside=renderer.opens_thinking))
 
 
 async def text_work(lease: Lease, request: Any) -> Work:

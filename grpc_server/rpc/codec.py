@@ -46,14 +46,14 @@ def decode(kind: type[Request], data: bytes, *, limit: int, strict: bool = True)
         raise RequestError(
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "MESSAGE_TOO_LARGE",
-            f"the message has {len(data)} bytes, and this server takes {limit}: send less",
+            f"the message has {len(data)} bytes, but this server accepts at most {limit}: send less",
             metadata={"bytes": len(data), "limit": limit},
         )
     try:
         message = kind.FromString(data)
     except DecodeError as error:
         raise RequestError(
-            grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE", f"the bytes are no valid message: {error}"
+            grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE", f"the bytes are not a valid message: {error}"
         ) from error
     if strict:
         _check_known(message, kind.DESCRIPTOR.name)
@@ -66,8 +66,7 @@ def _check_known(message: Message, path: str) -> None:
         raise RequestError(
             grpc.StatusCode.INVALID_ARGUMENT,
             "UNKNOWN_FIELD",
-            f"{path} has a field with number {unknown[0].field_number} that this server does not know: "
-            "leave it out, or upgrade the server",
+            f"{path} has an unknown field with number {unknown[0].field_number}: leave it out, or upgrade the server",
             metadata={"field": path},
         )
     for field, value in message.ListFields():
@@ -86,7 +85,7 @@ async def _received(context: Context) -> bytes:
     data = await context.read()
     if data is grpc.aio.EOF:  # type: ignore[attr-defined]
         raise RequestError(
-            grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE", "the call has no message, or not a whole one"
+            grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE", "the call has no message, or an incomplete one"
         )
     assert isinstance(data, bytes)
     return data

@@ -233,7 +233,7 @@ def _handler(service: Any, methods: codec.Methods) -> grpc.GenericRpcHandler[Any
 
 def _to_come(method: Any) -> grpc.RpcMethodHandler[Any, Any]:
     async def refuse(_requests: Any, context: codec.Context) -> Never:
-        message = f"{method.name} is not in this version of Modelwright: upgrade the server"
+        message = f"{method.name} is not implemented in this version of Modelwright: upgrade the server"
         await abort(context, RequestError(grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED", message))
 
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -195,10 +195,11 @@ def test_other_machines_are_kept_out_unless_the_user_insists(shared_server, list
 
 
 @pytest.mark.parametrize("text", ["", "127.0.0.1", ":50051", "127.0.0.1:", "127.0.0.1:65536", "::1:50051", "a b:1"])
-def test_an_address_to_listen_on_has_a_host_and_a_port(text):
+def test_an_address_to_listen_on_has_a_host_and_a_port(text, wording):
     """Anything else is told what is expected."""
-    with pytest.raises(UsageError, match="expected HOST:PORT"):
+    with pytest.raises(UsageError) as caught:
         Address.parse(text)
+    wording(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -211,18 +212,20 @@ def test_an_address_reads_and_writes_the_same(text, loopback):
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence"),
+    "config",
     [
-        ({"broken": True}, "these weights are broken"),
-        ({"mute": True}, "generates nothing"),
-        ({"context": 0}, "context"),
+        {"broken": True},
+        {"mute": True},
+        {"context": 0},
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_a_model_that_cannot_be_served_ends_the_start_with_its_reason(shelf, serve, config, sentence):
+def test_a_model_that_cannot_be_served_ends_the_start_with_its_reason(shelf, serve, config, wording):
     """Before the server answers anyone."""
     shelf.add("math", **config)
-    with pytest.raises(ModelwrightError, match=sentence):
+    with pytest.raises(ModelwrightError) as caught:
         serve("math")
+    wording(caught.value)
 
 
 def test_a_model_whose_tokenizer_was_changed_is_not_served(shelf, serve):

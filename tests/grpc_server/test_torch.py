@@ -65,7 +65,7 @@ def test_a_real_model_is_served_sampled_switched_and_bounded(client):
     assert after == client.generate("hello", model="second", max_tokens=12).token_ids != greedy.token_ids
     assert client.generate("hello", model="@assistant").served.digest == switched.digest
 
-    with pytest.raises(ServerError, match="ask for at most 59") as caught:
+    with pytest.raises(ServerError, match="at most 59") as caught:
         client.generate("hello", model="first", max_tokens=60)
     assert caught.value.reason == "CONTEXT_EXCEEDED"
     assert client.generate("hello", model="first", max_tokens=59).finish in {"length", "stop"}

@@ -34,35 +34,39 @@ METHODS = [method for service in SERVICES for method in service.methods if metho
 # What the caller says
 
 ADDRESSES = [
-    ("", "is empty"),
-    ("../math", "no model can have that name"),
-    ("a/b", "no model can have that name"),
-    ("/etc/passwd", "no model can have that name"),
-    (".", "no model can have that name"),
-    ("..", "no model can have that name"),
-    ("math@", "'' is no version"),
-    ("math@0", "'0' is no version"),
-    ("math@-1", "'-1' is no version"),
-    ("math@1.0", "'1.0' is no version"),
-    ("math@99999999999999999999", "is no version"),
-    ("math@1@2", "'1@2' is no version"),
-    ("@", "'' is no alias's name"),
-    ("@a/b", "'a/b' is no alias's name"),
-    ("@7", "an alias may not be all digits"),
-    ("Math", "no model can have that name"),
-    ("math ", "no model can have that name"),
-    ("math\n", "no model can have that name"),
-    ("math\0", "no model can have that name"),
-    ("\0", "no model can have that name"),
-    ("mäth", "no model can have that name"),
-    ("x" * 300, "no model can have that name"),
-    ("x" * 300 + "!", "no model can have that name"),
-    ("math; drop table models", "no model can have that name"),
+    "",
+    "../math",
+    "a/b",
+    "/etc/passwd",
+    ".",
+    "..",
+    "math@",
+    "math@0",
+    "math@-1",
+    "math@1.0",
+    "math@99999999999999999999",
+    "math@1@2",
+    "@",
+    "@a/b",
+    "@7",
+    "Math",
+    "math ",
+    "math\n",
+    "math\0",
+    "\0",
+    "mäth",
+    "x" * 300,
+    "x" * 300 + "!",
+    "math; drop table models",
 ]
 
 
-@pytest.mark.parametrize(("address", "sentence"), ADDRESSES)
-def test_what_is_no_address_is_an_invalid_argument_wherever_it_stands(client, address, sentence):
+@pytest.mark.parametrize(
+    "address",
+    ADDRESSES,
+    ids=lambda value: ascii(value)[:60],
+)
+def test_what_is_no_address_is_an_invalid_argument_wherever_it_stands(client, address, wording):
     """In a request for a model, in the model service, and as the target of an alias."""
     calls = {
         "model": [client.generate, client.stream, client.chat, client.tokenize],
@@ -75,7 +79,7 @@ def test_what_is_no_address_is_an_invalid_argument_wherever_it_stands(client, ad
                 method("hi", model=address) if field == "model" else method(address)
             assert (caught.value.code, caught.value.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
             assert caught.value.metadata == {"field": field}
-            assert sentence in caught.value.message or len(address) > 250
+            wording(caught.value.message)
             assert "\0" not in repr(caught.value.message).replace("\\x00", "")
 
 

@@ -93,14 +93,14 @@ def test_a_client_that_does_not_read_does_not_hold_up_others(shelf, serve, conne
 
 
 @pytest.mark.parametrize("flag", ["listen", "http", "admin"])
-def test_a_port_in_use_is_one_clear_line_that_names_the_flag(shelf, serve, flag):
+def test_a_port_in_use_is_one_clear_line_that_names_the_flag(shelf, serve, flag, wording):
     """Before models are loaded; and what had been taken is given back."""
     shelf.add("math")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        sentence = f"cannot listen on 127.0.0.1:{port}: address already in use: .* choose another with --{flag}"
-        with pytest.raises(ModelwrightError, match=sentence):
+        with pytest.raises(ModelwrightError) as caught:
             serve("math", **{flag: Address(host="127.0.0.1", port=port)})
+        wording(caught.value, port=port)
 
 
 NOWHERE = [
@@ -110,11 +110,12 @@ NOWHERE = [
 ]
 
 
-@pytest.mark.parametrize("listen", NOWHERE)
-def test_what_is_nowhere_to_listen_is_one_clear_line(listen):
+@pytest.mark.parametrize("listen", NOWHERE, ids=ascii)
+def test_what_is_nowhere_to_listen_is_one_clear_line(listen, wording):
     """With what is expected."""
-    with pytest.raises(UsageError, match="is nowhere to listen: expected HOST:PORT"):
+    with pytest.raises(UsageError) as caught:
         Address.parse(listen)
+    wording(caught.value)
 
 
 ELSEWHERE = [

@@ -57,13 +57,6 @@ def refused(answer):
     return status, body["error"]["message"]
 
 
-# What many lines say of the server.
-ADDRESS = "expected NAME (its newest version), NAME@VERSION such as math@3, or @ALIAS such as @production"
-SERVES = "(it serves: @assistant, math@1, slow@1)"
-THERE = (
-    "what is there: GET /v1/models, GET /v1/models/{model}, POST /v1/chat/completions, POST /v1/completions, "
-    "GET /health, GET /admin/aliases, GET /admin/aliases/{alias}, PUT /admin/aliases/{alias}"
-)
 # Python says it in other words since 3.13.
 TRAILING = (
     "Illegal trailing comma before end of object (line 1, column 17)"
@@ -74,48 +67,40 @@ TRAILING = (
 # The bytes of a body
 
 NO_JSON = [
-    (b"", "the body is not JSON: Expecting value (line 1, column 1)"),
-    (b"hello", "the body is not JSON: Expecting value (line 1, column 1)"),
-    (b'{"model": "math",}', f"the body is not JSON: {TRAILING}"),
-    (b'{"model": "math"}\n\n  {}', "the body is not JSON: Extra data (line 3, column 3)"),
-    (b'{"model": "math"', "the body is not JSON: Expecting ',' delimiter (line 1, column 17)"),
-    (b'{"model": "ma', "the body is not JSON: Unterminated string starting at (line 1, column 11)"),
-    (b'{"model": "a\x00b"}', "the body is not JSON: Invalid control character at (line 1, column 13)"),
-    (b'{"model": "\\x"}', "the body is not JSON: Invalid \\escape (line 1, column 12)"),
-    (
-        b"{'model': 'math'}",
-        "the body is not JSON: Expecting property name enclosed in double quotes (line 1, column 2)",
-    ),
-    (b'{"model": "\xff"}', "the body is not UTF-8: byte 12 is 0xff"),
-    ('{"model": "math"}'.encode("utf-16"), "the body is not UTF-8: byte 1 is 0xff"),
-    (
-        '{"model": "math"}'.encode("utf-16-le"),
-        "the body is not JSON: Expecting property name enclosed in double quotes (line 1, column 2)",
-    ),
-    (b'\xef\xbb\xbf{"model": "math"}', "the body begins with a byte order mark: leave it out"),
-    (b"[]", 'the body is an array: expected an object, such as {"model": …}'),
-    (b"null", 'the body is null: expected an object, such as {"model": …}'),
-    (b"3", 'the body is a number: expected an object, such as {"model": …}'),
-    (b'{"n": 1, "model": "math", "n": 2}', 'the body has "n" twice in one object: say it once'),
-    (b'{"metadata": {"a": 1, "a": 1}}', 'the body has "a" twice in one object: say it once'),
-    (b'{"model": "math",\n "temperature": NaN}', "the body is not JSON: NaN is no number of it (line 2, column 17)"),
-    (b'{"temperature": -Infinity}', "the body is not JSON: -Infinity is no number of it (line 1, column 17)"),
-    (b"[" * 65, "the body nests more than 64 levels deep (line 1, column 65)"),
-    (b'{"a":' * 3000, "the body nests more than 64 levels deep (line 1, column 321)"),
-    (
-        b'{"messages": [{"content": "x\\ud800"}]}',
-        "messages[0].content has half a surrogate pair (\\ud800) at character 2: it is no text",
-    ),
-    (b'{"\\udfff": 1}', "a name in the body has half a surrogate pair (\\udfff) at character 1: it is no text"),
+    b"",
+    b"hello",
+    b'{"model": "math",}',
+    b'{"model": "math"}\n\n  {}',
+    b'{"model": "math"',
+    b'{"model": "ma',
+    b'{"model": "a\x00b"}',
+    b'{"model": "\\x"}',
+    b"{'model': 'math'}",
+    b'{"model": "\xff"}',
+    '{"model": "math"}'.encode("utf-16"),
+    '{"model": "math"}'.encode("utf-16-le"),
+    b'\xef\xbb\xbf{"model": "math"}',
+    b"[]",
+    b"null",
+    b"3",
+    b'{"n": 1, "model": "math", "n": 2}',
+    b'{"metadata": {"a": 1, "a": 1}}',
+    b'{"model": "math",\n "temperature": NaN}',
+    b'{"temperature": -Infinity}',
+    b"[" * 65,
+    b'{"a":' * 3000,
+    b'{"messages": [{"content": "x\\ud800"}]}',
+    b'{"\\udfff": 1}',
 ]
 
 
-@pytest.mark.parametrize(("body", "line"), NO_JSON)
+@pytest.mark.parametrize("body", NO_JSON, ids=lambda value: ascii(value)[:60])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_a_body_that_is_no_json_is_400_and_says_where(web, path, body, line):
+def test_a_body_that_is_no_json_is_400_and_says_where(web, path, body, wording):
     """What is wrong with it, and the place."""
     status, message = refused(web.ask("POST", path, body))
-    assert (status, message) == (400, line)
+    assert status == 400
+    wording(message, json=TRAILING)
 
 
 def test_a_number_of_too_many_digits_is_400(web):
@@ -126,45 +111,39 @@ def test_a_number_of_too_many_digits_is_400(web):
 
 
 @pytest.mark.parametrize(
-    ("headers", "status", "line"),
+    ("headers", "status"),
     [
-        ({"content_type": None}, 415, "the header Content-Type is missing: expected application/json"),
-        ({"content_type": "text/plain"}, 415, "the header Content-Type is 'text/plain': expected application/json"),
-        (
-            {"content_type": "application/x-www-form-urlencoded"},
-            415,
-            "the header Content-Type is 'application/x-www-form-urlencoded': expected application/json",
-        ),
-        (
-            {"content_type": "application/json; charset=latin-1"},
-            415,
-            "the header Content-Type says charset=latin-1: JSON is sent in UTF-8",
-        ),
-        ({"content_encoding": "gzip"}, 415, "the header Content-Encoding is 'gzip': send the body as it is"),
-        ({"content_type": "Application/JSON; charset=UTF-8"}, 200, None),
-        ({"content_type": 'application/json;charset="utf-8"'}, 200, None),
+        ({"content_type": None}, 415),
+        ({"content_type": "text/plain"}, 415),
+        ({"content_type": "application/x-www-form-urlencoded"}, 415),
+        ({"content_type": "application/json; charset=latin-1"}, 415),
+        ({"content_encoding": "gzip"}, 415),
+        ({"content_type": "Application/JSON; charset=UTF-8"}, 200),
+        ({"content_type": 'application/json;charset="utf-8"'}, 200),
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_headers_that_say_it_is_something_else_are_415(web, headers, status, line):
+def test_headers_that_say_it_is_something_else_are_415(web, headers, status, wording):
     """So no web page can send a request without asking first, either."""
     answer = web.ask("POST", TEXT, {"model": "math", "prompt": "x"}, **headers)
     assert answer[0] == status
-    assert line is None or refused(answer)[1] == line
+    if status != 200:
+        wording(refused(answer)[1])
 
 
-def test_a_body_that_is_too_large_is_413_before_it_is_read(web):
+def test_a_body_that_is_too_large_is_413_before_it_is_read(web, wording):
     """By its header, though 10 GB of it never come; and where no header tells, as soon as it is."""
-    line = "and this server takes 65536: send less"
     head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
     said = web.raw(head + b"Content-Length: 10000000000\r\nExpect: 100-continue\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 413")
-    assert line in said.decode()
+    wording(json.loads(said.partition(b"\r\n\r\n")[2])["error"]["message"])
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     said = web.raw(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 3 + b"0\r\n\r\n")
     assert said.startswith(b"HTTP/1.1 413")
-    assert "the body has more bytes" in said.decode()
+    wording(json.loads(said.partition(b"\r\n\r\n")[2])["error"]["message"])
     status, message = refused(web.ask("POST", TEXT, b" " * 65537))
-    assert (status, message) == (413, f"the body has 65537 bytes, {line}")
+    assert status == 413
+    wording(message)
     assert web.ask("POST", TEXT, b" " * 65536)[0] == 400
 
 
@@ -172,230 +151,92 @@ def test_a_body_that_is_too_large_is_413_before_it_is_read(web):
 
 ONE = [{"role": "user", "content": "x"}]
 FIELDS = [
-    (CHAT, {"model": None}, 400, "model is empty: name what to ask (it serves: @assistant, math@1, slow@1)"),
-    (CHAT, {"model": 3}, 400, "model is a number: expected a text"),
-    (
-        CHAT,
-        {"model": "../etc/passwd"},
-        400,
-        f"model is wrong: '../etc/passwd' is no model address: no model can have that name; {ADDRESS}",
-    ),
-    (CHAT, {"model": "math@0"}, 400, f"model is wrong: 'math@0' is no model address: '0' is no version; {ADDRESS}"),
-    (
-        CHAT,
-        {"model": "@7"},
-        400,
-        f"model is wrong: '@7' is no model address: an alias may not be all digits; {ADDRESS}",
-    ),
-    (
-        CHAT,
-        {"model": "a" * 300},
-        400,
-        f"model is wrong: '{'a' * 300}' is no model address: no model can have that name; {ADDRESS}",
-    ),
-    (CHAT, {"model": "A" * 60_000}, 400, f"model is wrong: '{'A' * 980}…"),
-    (CHAT, {"model": "gpt-9"}, 404, f"this server does not serve the model 'gpt-9' {SERVES}"),
-    (CHAT, {"model": "math@2"}, 404, f"this server does not serve the model 'math@2' {SERVES}"),
-    (CHAT, {"messages": None}, 400, 'messages is missing: expected [{"role": "user", "content": "…"}]'),
-    (CHAT, {"messages": []}, 400, "messages is empty: expected at least one turn"),
-    (CHAT, {"messages": "hi"}, 400, "messages is a text: expected an array"),
-    (CHAT, {"messages": ["hi"]}, 400, "messages[0] is a text: expected an object"),
-    (
-        CHAT,
-        {"messages": [{"content": "x"}]},
-        400,
-        "messages[0].role is missing: expected system, developer, user or assistant",
-    ),
-    (
-        CHAT,
-        {"messages": [{"role": "boss", "content": "x"}]},
-        400,
-        "messages[0].role is 'boss': expected system, developer, user or assistant",
-    ),
-    (
-        CHAT,
-        {"messages": [{"role": "tool", "content": "x"}]},
-        400,
-        "messages[0].role is tool, and tools are not supported by this server: leave the turn out",
-    ),
-    (CHAT, {"messages": [{"role": "user"}]}, 400, "messages[0].content is missing: expected a text"),
-    (CHAT, {"messages": [{"role": "user", "content": ""}]}, 400, "messages[0].content is empty"),
-    (
-        CHAT,
-        {"messages": [{"role": "user", "content": 3}]},
-        400,
-        "messages[0].content is a number: expected a text or an array of parts of text",
-    ),
-    (
-        CHAT,
-        {"messages": [*ONE, {"role": "assistant", "content": "x"}]},
-        400,
-        "messages[1].role is assistant, and the last turn is to be answered by it",
-    ),
-    (
-        CHAT,
-        {"messages": [{**ONE[0], "name": "ann"}]},
-        400,
-        "messages[0].name is not supported by this version: leave it out",
-    ),
-    (
-        CHAT,
-        {"messages": [{**ONE[0], "contnet": "x"}]},
-        400,
-        "messages[0].contnet is no field that this server knows: did you mean content?",
-    ),
-    (
-        CHAT,
-        {"messages": [{**ONE[0], "reasoning_content": "x"}]},
-        400,
-        "messages[0].reasoning_content is no field that this server knows: leave it out",
-    ),
-    (
-        CHAT,
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        400,
-        "messages[0].content[0].type is 'image_url': this server reads text only; leave the part out",
-    ),
-    (
-        CHAT,
-        {"messages": [{"role": "user", "content": [{"text": "x"}]}]},
-        400,
-        'messages[0].content[0].type is missing: expected "text"',
-    ),
-    (
-        CHAT,
-        {"messages": [{"role": "user", "content": ["x"]}]},
-        400,
-        "messages[0].content[0] is a text: expected an object",
-    ),
-    (CHAT, {"max_tokens": 0}, 400, "max_tokens is 0: expected 1 or more"),
-    (CHAT, {"max_completion_tokens": 0}, 400, "max_completion_tokens is 0: expected 1 or more"),
-    (
-        CHAT,
-        {"max_tokens": 5, "max_completion_tokens": 5},
-        400,
-        "max_completion_tokens and max_tokens are both set: they say the same, leave max_tokens out",
-    ),
-    (CHAT, {"max_tokens": 2.5}, 400, "max_tokens is a number: expected a whole number"),
-    (CHAT, {"max_tokens": True}, 400, "max_tokens is true: expected a whole number"),
-    (CHAT, {"max_tokens": 2**31}, 400, "max_tokens is 2147483648: expected a whole number of at most 2147483647"),
-    (CHAT, {"temperature": "hot"}, 400, "temperature is a text: expected a number"),
-    (CHAT, {"temperature": 10**400}, 400, "temperature is too large for a number"),
-    (CHAT, {"top_p": 0}, 400, "top_p is 0.0: expected more than 0 and at most 1"),
-    (CHAT, {"seed": 2**63}, 400, "seed is 9223372036854775808: expected a whole number of at most 9223372036854775807"),
-    (CHAT, {"seed": -1}, 400, "seed is -1: expected 0 or more"),
-    (CHAT, {"stop": [""]}, 400, "stop[0] is empty: every text ends with it"),
-    (CHAT, {"stop": [3]}, 400, "stop[0] is a number: expected a text"),
-    (CHAT, {"stop": ["x"] * 33}, 400, "stop has 33 texts: expected 32 at most"),
-    (CHAT, {"stop": {"a": 1}}, 400, "stop is an object: expected a text or an array of texts"),
-    (CHAT, {"n": 0}, 400, "n is 0: expected 1 or more"),
-    (CHAT, {"n": 1000}, 400, "n is 1000: this server gives 16 answers to a request at most"),
-    (CHAT, {"stream": "yes"}, 400, "stream is a text: expected true or false"),
-    (
-        CHAT,
-        {"stream_options": {"include_usage": True}},
-        400,
-        'stream_options is set without "stream": true: leave it out',
-    ),
-    (
-        CHAT,
-        {"stream": True, "stream_options": {"usage": 1}},
-        400,
-        "stream_options.usage is no field that this server knows: leave it out",
-    ),
-    (
-        CHAT,
-        {"tools": [{"type": "function"}]},
-        400,
-        "tools is not supported by this server: tools are not supported: leave it out",
-    ),
-    (
-        CHAT,
-        {"tool_choice": "required"},
-        400,
-        "tool_choice is not supported by this server: tools are not supported: leave it out",
-    ),
-    (
-        CHAT,
-        {"response_format": {"type": "json_object"}},
-        400,
-        'response_format is not supported by this server: leave it out, or say {"type": "text"}',
-    ),
-    (
-        CHAT,
-        {"frequency_penalty": 0.5},
-        400,
-        "frequency_penalty is not supported by this server: leave it out, or say 0",
-    ),
-    (
-        CHAT,
-        {"frequency_penalty": False},
-        400,
-        "frequency_penalty is not supported by this server: leave it out, or say 0",
-    ),
-    (CHAT, {"logit_bias": {"5": 1}}, 400, "logit_bias is not supported by this server: leave it out"),
-    (CHAT, {"store": True}, 400, "store is not supported by this server: this server keeps no answers: leave it out"),
-    (
-        CHAT,
-        {"logprobs": True, "top_logprobs": 5},
-        400,
-        (
-            "top_logprobs is not supported by this server: only the log-probability of the token that was chosen can "
-            "be had: leave it out"
-        ),
-    ),
-    (
-        CHAT,
-        {"reasoning_effort": "high"},
-        400,
-        "reasoning_effort is not supported by this server: how long the model thinks is its own affair: leave it out",
-    ),
-    (CHAT, {"temprature": 0}, 400, "temprature is no field that this server knows: did you mean temperature?"),
-    (CHAT, {"x" * 60_000: 0}, 400, f'"{"x" * 59}\\u2026" is no field that this server knows: leave it out'),
-    (TEXT, {"prompt": None}, 400, "prompt is missing: expected a text, or an array of texts"),
-    (TEXT, {"prompt": ""}, 400, "prompt is empty"),
-    (TEXT, {"prompt": []}, 400, "prompt is empty: expected a text, or an array of texts"),
-    (TEXT, {"prompt": [1, 2, 3]}, 400, "prompt is an array of token ids: this server takes texts only"),
-    (TEXT, {"prompt": [[1, 2], [3]]}, 400, "prompt is an array of token ids: this server takes texts only"),
-    (TEXT, {"prompt": ["x", None]}, 400, "prompt[1] is null: expected a text"),
-    (TEXT, {"prompt": ["x"] * 17}, 400, "prompt has 17 texts: this server takes 16 at once"),
-    (
-        TEXT,
-        {"prompt": ["x", "y"], "n": 9},
-        400,
-        "n asks for 18 answers to 2 prompts: this server gives 16 answers to a request at most",
-    ),
-    (
-        TEXT,
-        {"prompt": "x" * 3000},
-        400,
-        "the prompt has 3000 tokens, and the context of math@1 holds 2048, the answer included: shorten the prompt",
-    ),
-    (TEXT, {"echo": True}, 400, "echo is not supported by this server: put the prompt before the answer yourself"),
-    (TEXT, {"suffix": "x"}, 400, "suffix is not supported by this server: leave it out"),
-    (
-        TEXT,
-        {"best_of": 3},
-        400,
-        "best_of is not supported by this server: leave it out, or ask for n answers and choose",
-    ),
-    (
-        TEXT,
-        {"logprobs": 3},
-        400,
-        "logprobs is 3: only the log-probability of the token that was chosen can be had: say 0",
-    ),
-    (TEXT, {"messages": ONE}, 400, "messages is no field that this server knows: leave it out"),
+    (CHAT, {"model": None}, 400),
+    (CHAT, {"model": 3}, 400),
+    (CHAT, {"model": "../etc/passwd"}, 400),
+    (CHAT, {"model": "math@0"}, 400),
+    (CHAT, {"model": "@7"}, 400),
+    (CHAT, {"model": "a" * 300}, 400),
+    (CHAT, {"model": "A" * 60_000}, 400),
+    (CHAT, {"model": "gpt-9"}, 404),
+    (CHAT, {"model": "math@2"}, 404),
+    (CHAT, {"messages": None}, 400),
+    (CHAT, {"messages": []}, 400),
+    (CHAT, {"messages": "hi"}, 400),
+    (CHAT, {"messages": ["hi"]}, 400),
+    (CHAT, {"messages": [{"content": "x"}]}, 400),
+    (CHAT, {"messages": [{"role": "boss", "content": "x"}]}, 400),
+    (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400),
+    (CHAT, {"messages": [{"role": "user"}]}, 400),
+    (CHAT, {"messages": [{"role": "user", "content": ""}]}, 400),
+    (CHAT, {"messages": [{"role": "user", "content": 3}]}, 400),
+    (CHAT, {"messages": [*ONE, {"role": "assistant", "content": "x"}]}, 400),
+    (CHAT, {"messages": [{**ONE[0], "name": "ann"}]}, 400),
+    (CHAT, {"messages": [{**ONE[0], "contnet": "x"}]}, 400),
+    (CHAT, {"messages": [{**ONE[0], "reasoning_content": "x"}]}, 400),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400),
+    (CHAT, {"messages": [{"role": "user", "content": [{"text": "x"}]}]}, 400),
+    (CHAT, {"messages": [{"role": "user", "content": ["x"]}]}, 400),
+    (CHAT, {"max_tokens": 0}, 400),
+    (CHAT, {"max_completion_tokens": 0}, 400),
+    (CHAT, {"max_tokens": 5, "max_completion_tokens": 5}, 400),
+    (CHAT, {"max_tokens": 2.5}, 400),
+    (CHAT, {"max_tokens": True}, 400),
+    (CHAT, {"max_tokens": 2**31}, 400),
+    (CHAT, {"temperature": "hot"}, 400),
+    (CHAT, {"temperature": 10**400}, 400),
+    (CHAT, {"top_p": 0}, 400),
+    (CHAT, {"seed": 2**63}, 400),
+    (CHAT, {"seed": -1}, 400),
+    (CHAT, {"stop": [""]}, 400),
+    (CHAT, {"stop": [3]}, 400),
+    (CHAT, {"stop": ["x"] * 33}, 400),
+    (CHAT, {"stop": {"a": 1}}, 400),
+    (CHAT, {"n": 0}, 400),
+    (CHAT, {"n": 1000}, 400),
+    (CHAT, {"stream": "yes"}, 400),
+    (CHAT, {"stream_options": {"include_usage": True}}, 400),
+    (CHAT, {"stream": True, "stream_options": {"usage": 1}}, 400),
+    (CHAT, {"tools": [{"type": "function"}]}, 400),
+    (CHAT, {"tool_choice": "required"}, 400),
+    (CHAT, {"response_format": {"type": "json_object"}}, 400),
+    (CHAT, {"frequency_penalty": 0.5}, 400),
+    (CHAT, {"frequency_penalty": False}, 400),
+    (CHAT, {"logit_bias": {"5": 1}}, 400),
+    (CHAT, {"store": True}, 400),
+    (CHAT, {"logprobs": True, "top_logprobs": 5}, 400),
+    (CHAT, {"reasoning_effort": "high"}, 400),
+    (CHAT, {"temprature": 0}, 400),
+    (CHAT, {"x" * 60_000: 0}, 400),
+    (TEXT, {"prompt": None}, 400),
+    (TEXT, {"prompt": ""}, 400),
+    (TEXT, {"prompt": []}, 400),
+    (TEXT, {"prompt": [1, 2, 3]}, 400),
+    (TEXT, {"prompt": [[1, 2], [3]]}, 400),
+    (TEXT, {"prompt": ["x", None]}, 400),
+    (TEXT, {"prompt": ["x"] * 17}, 400),
+    (TEXT, {"prompt": ["x", "y"], "n": 9}, 400),
+    (TEXT, {"prompt": "x" * 3000}, 400),
+    (TEXT, {"echo": True}, 400),
+    (TEXT, {"suffix": "x"}, 400),
+    (TEXT, {"best_of": 3}, 400),
+    (TEXT, {"logprobs": 3}, 400),
+    (TEXT, {"messages": ONE}, 400),
 ]
 
 
-@pytest.mark.parametrize(("path", "changes", "status", "line"), FIELDS)
-def test_a_field_that_cannot_be_is_refused_by_name(web, path, changes, status, line):
+@pytest.mark.parametrize(
+    ("path", "changes", "status"),
+    FIELDS,
+    ids=lambda value: ascii(value)[:60],
+)
+def test_a_field_that_cannot_be_is_refused_by_name(web, path, changes, status, wording):
     """Nothing is silently ignored."""
     body = {"model": "math", "messages": ONE} if path == CHAT else {"model": "math", "prompt": "x"}
     answer = web.ask("POST", path, {**body, **changes})
     got, message = refused(answer)
-    assert (got, message) == (status, line)
+    assert got == status
+    wording(message)
     assert len(message) < 1000
 
 
@@ -403,65 +244,32 @@ def test_a_field_that_cannot_be_is_refused_by_name(web, path, changes, status, l
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "line"),
+    ("method", "path", "status"),
     [
-        ("GET", "/v2/models", 404, f"nothing is at /v2/models; {THERE}"),
-        ("GET", "/v1/models/", 404, f"model is empty: name what to ask {SERVES}"),
-        (
-            "GET",
-            "/v1/models/a%2Fb",
-            404,
-            f"model is wrong: 'a/b' is no model address: no model can have that name; {ADDRESS}",
-        ),
-        (
-            "GET",
-            "/v1/models/..%2f..%2fetc%2fpasswd",
-            404,
-            f"model is wrong: '../../etc/passwd' is no model address: no model can have that name; {ADDRESS}",
-        ),
-        (
-            "GET",
-            "/v1/models/../../etc/passwd",
-            404,
-            f"model is wrong: '../../etc/passwd' is no model address: no model can have that name; {ADDRESS}",
-        ),
-        (
-            "GET",
-            "/v1/models/" + "a" * 300,
-            404,
-            f"model is wrong: '{'a' * 300}' is no model address: no model can have that name; {ADDRESS}",
-        ),
-        (
-            "GET",
-            "/v1/models/%00",
-            404,
-            f"model is wrong: '\\x00' is no model address: no model can have that name; {ADDRESS}",
-        ),
-        (
-            "GET",
-            "/v1/models/%ff",
-            404,
-            f"model is wrong: '�' is no model address: no model can have that name; {ADDRESS}",
-        ),
-        ("GET", "/v1/models/math%402", 404, f"this server does not serve the model 'math@2' {SERVES}"),
-        ("GET", "/v1/models?limit=3", 400, "the address has a query (?…), and this server takes none: leave it out"),
-        ("GET", "/" + "a" * 3000, 404, f"nothing is at /{'a' * 199}; {THERE}"),
-        ("GET", CHAT, 405, f"GET is not allowed at {CHAT}: expected POST"),
-        ("DELETE", "/v1/models/math", 405, "DELETE is not allowed at /v1/models/math: expected GET, HEAD"),
-        (
-            "POST",
-            "/admin/aliases/assistant",
-            405,
-            "POST is not allowed at /admin/aliases/assistant: expected GET, HEAD, PUT",
-        ),
-        ("OPTIONS", CHAT, 405, "OPTIONS is not allowed at /v1/chat/completions: expected POST"),
+        ("GET", "/v2/models", 404),
+        ("GET", "/v1/models/", 404),
+        ("GET", "/v1/models/a%2Fb", 404),
+        ("GET", "/v1/models/..%2f..%2fetc%2fpasswd", 404),
+        ("GET", "/v1/models/../../etc/passwd", 404),
+        ("GET", "/v1/models/" + "a" * 300, 404),
+        ("GET", "/v1/models/%00", 404),
+        ("GET", "/v1/models/%ff", 404),
+        ("GET", "/v1/models/math%402", 404),
+        ("GET", "/v1/models?limit=3", 400),
+        ("GET", "/" + "a" * 3000, 404),
+        ("GET", CHAT, 405),
+        ("DELETE", "/v1/models/math", 405),
+        ("POST", "/admin/aliases/assistant", 405),
+        ("OPTIONS", CHAT, 405),
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_a_path_or_method_that_is_not_there_is_told_what_is(web, method, path, status, line):
+def test_a_path_or_method_that_is_not_there_is_told_what_is(web, method, path, status, wording):
     """404 lists the paths, 405 the methods."""
     answer = web.ask(method, path)
     got, message = refused(answer)
-    assert (got, message) == (status, line)
+    assert got == status
+    wording(message)
     if status == 405:
         assert message.endswith(answer[1]["allow"])
 

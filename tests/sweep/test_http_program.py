@@ -95,33 +95,19 @@ def test_a_port_in_use_is_one_line_before_anything_is_loaded(program, modelwrigh
         assert server.process.wait(30) == 1
     (line,) = server.lines
     assert re.fullmatch(
-        r"error: cannot listen on 127\.0\.0\.1:\d+: address already in use: stop what listens there, "
-        r"or choose another with --http\n",
+        r"error: cannot listen on 127\.0\.0\.1:\d+: address already in use: stop the program that listens there, "
+        r"or choose another address with --http\n",
         line,
     )
 
 
-NOWHERE = "is nowhere to listen: expected HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051"
-OPEN = (
-    "can be reached from other machines, and nothing is encrypted: give --tls-cert and --tls-key, listen on 127.0.0.1, "
-    "or say --insecure if the network is trusted"
-)
-
-
-@pytest.mark.parametrize(
-    ("where", "line"),
-    [
-        ("nowhere", f"'nowhere' {NOWHERE}"),
-        ("127.0.0.1:99999", f"'127.0.0.1:99999' {NOWHERE}"),
-        (":80", f"':80' {NOWHERE}"),
-        ("0.0.0.0:0", f"--http 0.0.0.0:0 {OPEN}"),
-    ],
-)
-def test_an_address_that_cannot_be_is_a_usage_error(program, where, line):
+@pytest.mark.parametrize("where", ["nowhere", "127.0.0.1:99999", ":80", "0.0.0.0:0"])
+def test_an_address_that_cannot_be_is_a_usage_error(program, where, wording):
     """Exit code 2, one line."""
     server = program("--http", where)
     assert server.process.wait(30) == 2
-    assert server.lines == [f"error: {line}\n"]
+    (line,) = server.lines
+    wording(line.removesuffix("\n"))
 
 
 def test_wrong_tokens_are_refused_by_the_program(program, tmp_path):

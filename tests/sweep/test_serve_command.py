@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from modelwright.core.cli import main
+
 
 def load(name):
     path = Path(__file__).with_name(f"{name}.py")
@@ -21,27 +23,39 @@ tls, shelf, serve = helpers.tls, command_line.shelf, command_line.serve
 HERE = ("serve", "math", "--listen", "127.0.0.1:0")
 
 NUMBERS = [
-    ("--grace", "nan", "nan is not a finite number."),
-    ("--grace", "inf", "inf is not a finite number."),
-    ("--grace", "1e999", "inf is not a finite number."),
-    ("--grace", "-1", "-1.0 is not in the range x>=0."),
-    ("--grace", "-inf", "-inf is not in the range x>=0."),
-    ("--grace", "soon", "'soon' is not a valid float range."),
-    ("--max-requests", "0", "0 is not in the range x>=1."),
-    ("--max-requests", "-1", "-1 is not in the range x>=1."),
-    ("--max-requests", "nan", "'nan' is not a valid integer range."),
-    ("--max-message-bytes", "1023", "1023 is not in the range 1024<=x<=1073741824."),
-    ("--max-message-bytes", "inf", "'inf' is not a valid integer range."),
-    ("--max-message-bytes", str(2**63), f"{2**63} is not in the range 1024<=x<=1073741824."),
+    ("--grace", "nan"),
+    ("--grace", "inf"),
+    ("--grace", "1e999"),
+    ("--grace", "-1"),
+    ("--grace", "-inf"),
+    ("--grace", "soon"),
+    ("--max-requests", "0"),
+    ("--max-requests", "-1"),
+    ("--max-requests", "nan"),
+    ("--max-message-bytes", "1023"),
+    ("--max-message-bytes", "inf"),
+    ("--max-message-bytes", str(2**63)),
 ]
 
 
-@pytest.mark.parametrize(("flag", "value", "sentence"), NUMBERS)
-def test_a_number_that_cannot_be_is_told_by_its_flag(modelwright, flag, value, sentence):
+def in_this_process(capsys, *arguments):
+    """(exit code, standard output, standard error)."""
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, arguments)))
+    return end.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    NUMBERS,
+    ids=lambda value: ascii(value)[:60],
+)
+def test_a_number_that_cannot_be_is_told_by_its_flag(capsys, flag, value, wording):
     """Before anything else happens."""
-    done = modelwright(*HERE, flag, value)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1] == f"Error: Invalid value for '{flag}': {sentence}"
+    code, output, error = in_this_process(capsys, *HERE, flag, value)
+    assert (code, output) == (2, "")
+    assert flag in error
+    wording(error.splitlines()[-1])
 
 
 def test_numbers_that_are_huge_are_taken(serve):
@@ -72,23 +86,24 @@ def files(tmp_path, tls):
         (["--tls-cert", "cert.pem", "--tls-key", "pipe"], "--tls-key"),
     ],
 )
-def test_a_pipe_is_no_file_to_wait_for(modelwright, files, options, flag):
+def test_a_pipe_is_no_file_to_wait_for(capsys, monkeypatch, files, options, flag, wording):
     """Reading it would hold up the server for ever, without a word."""
-    done = modelwright(*HERE, *options, timeout=60)
-    line = f"error: {flag} pipe cannot be read: not a regular file\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    monkeypatch.chdir(files)
+    code, output, error = in_this_process(capsys, *HERE, *options)
+    assert (code, output) == (2, "")
+    wording(error.removesuffix("\n"))
 
 
 @pytest.mark.parametrize("other", ["token", "link", "same"])
 @pytest.mark.parametrize("insecure", [[], ["--insecure"]])
-def test_the_same_token_for_users_and_administrators_is_refused(modelwright, files, other, insecure):
+def test_the_same_token_for_users_and_administrators_is_refused(capsys, monkeypatch, files, other, insecure, wording):
     """By what it says, not by its path: whoever may ask could change the server, and nothing would show it."""
-    done = modelwright(*HERE, "--token-file", "token", "--admin-token-file", other, *insecure)
-    line = (
-        "error: --admin-token-file has the same token as --token-file, so whoever may ask may change the server: give "
-        "it another one, or leave it out if that is wanted\n"
+    monkeypatch.chdir(files)
+    code, output, error = in_this_process(
+        capsys, *HERE, "--token-file", "token", "--admin-token-file", other, *insecure
     )
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    assert (code, output) == (2, "")
+    wording(error.removesuffix("\n"))
 
 
 def test_two_tokens_and_files_by_links_are_taken(serve, files):

@@ -31,7 +31,7 @@ def test_generate_prints_an_answer_piece_by_piece_whole_or_as_json(serve, modelw
     assert stopped.stdout == "math\n"
     refused = modelwright("generate", "--server", target, "--temperature", "0.5", "hello")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("error: sampling.temperature is beyond the engine 'echo'")
+    assert refused.stderr.startswith("error: sampling.temperature is not supported by the engine 'echo'")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_chat_on_a_terminal_goes_on_after_a_mistake_and_a_stopped_answer(serve, 
     shelf.add("slow", seconds_per_token=0.05)
     target = serve("slow").target
     terminal = Terminal("chat", "--server", target, "--max-tokens", "60")
-    terminal.read_until("Talking with slow@1")
+    terminal.read_until("Chatting with slow@1")
     terminal.read_until("you> ")
     terminal.type("x" * 120 + "\n")
     terminal.read_until("error: ")
@@ -170,7 +170,7 @@ def token(tmp_path):
 
 
 @pytest.mark.parametrize("command", [["generate", "hi"], ["chat", "--message", "hi"]])
-def test_a_token_and_an_authority_are_shown_from_files(serve, modelwright, tls, token, tmp_path, command):
+def test_a_token_and_an_authority_are_shown_from_files(serve, modelwright, tls, token, tmp_path, command, wording):
     """One line says what is missing, or wrong."""
     serving = serve("math", "--tls-cert", tls.certificate, "--tls-key", tls.key, "--token-file", token)
     command = [*command, "--server", serving.target]
@@ -180,30 +180,31 @@ def test_a_token_and_an_authority_are_shown_from_files(serve, modelwright, tls, 
     wrong = tmp_path / "wrong"
     wrong.write_text("public")
     wrong.chmod(0o600)
-    for options, sentence in (
-        (["--tls-ca", tls.certificate], "error: this server asks for a token"),
-        (["--tls-ca", tls.certificate, "--token-file", wrong], "error: the token is not this server's"),
-        (["--token-file", token], f"error: whatever listens at {serving.target} hangs up"),
-        (["--tls"], f"error: no encrypted connection to {serving.target}"),
+    for options in (
+        ["--tls-ca", tls.certificate],
+        ["--tls-ca", tls.certificate, "--token-file", wrong],
+        ["--token-file", token],
+        ["--tls"],
     ):
         result = modelwright(*command, *options)
         assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr.startswith(sentence)
         assert result.stderr.count("\n") == 1
+        wording(result.stderr.partition(" (")[0].removesuffix("\n"), target=serving.target)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    "arguments",
     [
-        (["--token-file", "nothing"], "--token-file nothing cannot be read: no such file or directory"),
-        (["--tls-ca", "nothing"], "--tls-ca nothing cannot be read: no such file or directory"),
-        (["--tls-ca", "token"], "error: --tls-ca token holds no certificate in PEM"),
-        (["--server", "models.example:1", "--token-file", "token"], "the token would travel unencrypted to models"),
+        ["--token-file", "nothing"],
+        ["--tls-ca", "nothing"],
+        ["--tls-ca", "token"],
+        ["--server", "models.example:1", "--token-file", "token"],
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_what_a_client_cannot_show_is_one_clear_line(here, token, tmp_path, monkeypatch, arguments, sentence):
+def test_what_a_client_cannot_show_is_one_clear_line(here, token, tmp_path, monkeypatch, arguments, wording):
     """Before anything is sent."""
     monkeypatch.chdir(tmp_path)
     code, error = here("generate", "--model", "math", "hi", *arguments)
     assert code == 2
-    assert sentence in error
+    wording(error.removesuffix("\n"))

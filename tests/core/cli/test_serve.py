@@ -47,36 +47,34 @@ def test_a_signal_lets_running_answers_finish_and_ends_with_0(serve, shelf, numb
     assert (serving.process.returncode, rest, errors) == (0, "", "")
 
 
-def test_a_port_in_use_is_one_clear_line(shelf, modelwright):
+def test_a_port_in_use_is_one_clear_line(shelf, modelwright, wording):
     """Before any model is loaded."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = modelwright("serve", "math", "--engine", "echo", "--listen", f"127.0.0.1:{port}")
     assert result.returncode == 1
-    assert result.stderr == (
-        f"error: cannot listen on 127.0.0.1:{port}: address already in use: "
-        "stop what listens there, or choose another with --listen\n"
-    )
+    wording(result.stderr.removesuffix("\n"), port=port)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "sentence"),
+    ("arguments", "code"),
     [
-        (["math", "--listen", "0.0.0.0:0"], 2, "--insecure"),
-        (["math", "--listen", "here"], 2, "expected HOST:PORT"),
-        (["gsm8k"], 1, "there is no model 'gsm8k'"),
-        (["@production"], 1, "there is no alias '@production'"),
-        (["math@newest"], 2, "is no model address"),
-        (["math", "--engine", "ecco"], 2, "there is no engine 'ecco', did you mean 'echo'?"),
-        (["broken"], 1, "broken@1 cannot be loaded by engine 'echo': RuntimeError: these weights are broken"),
+        (["math", "--listen", "0.0.0.0:0"], 2),
+        (["math", "--listen", "here"], 2),
+        (["gsm8k"], 1),
+        (["@production"], 1),
+        (["math@newest"], 2),
+        (["math", "--engine", "ecco"], 2),
+        (["broken"], 1),
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_what_cannot_be_served_is_one_clear_line(shelf, here, arguments, code, sentence):
+def test_what_cannot_be_served_is_one_clear_line(shelf, here, arguments, code, wording):
     """With the exit code that says whose mistake it was."""
     shelf.add("broken", broken=True)
     given, error = here("serve", "--engine", "echo", "--listen", "127.0.0.1:0", *arguments)
     assert given == code
-    assert sentence in error
+    wording(error.removesuffix("\n"))
 
 
 def test_a_missing_package_is_named_with_the_extra_that_has_it(shelf, modelwright, tmp_path, monkeypatch):
@@ -149,12 +147,12 @@ def test_serve_says_where_else_it_answers_and_what_a_client_must_show(serve, tls
         *("math", "--admin", "127.0.0.1:0", "--http", "127.0.0.1:0", "--tls-cert", tls.certificate),
         *("--tls-key", tls.key, "--token-file", token_file(tmp_path / "token")),
     )
-    admin = re.search(r"^administrators: (127\.0\.0\.1:\d+)$", serving.output, re.MULTILINE)[1]
+    admin = re.search(r"^admin calls: (127\.0\.0\.1:\d+)$", serving.output, re.MULTILINE)[1]
     assert re.search(r"^HTTP: https://127\.0\.0\.1:\d+/v1$", serving.output, re.MULTILINE)
     assert f"chat --model @assistant --server {serving.target} --tls-ca FILE --token-file FILE" in serving.output
     with Client(serving.target, token="secret", tls_ca=tls.certificate) as client:
         assert client.generate("hi").text == "math@1:hi"
-        with pytest.raises(ServerError, match="administrators' port"):
+        with pytest.raises(ServerError, match="use the admin port"):
             client.set_alias("assistant", "math")
     with Client(admin, token="secret", tls_ca=tls.certificate) as client:
         assert client.set_alias("other", "math").address == "math@1"
@@ -191,22 +189,23 @@ def test_models_are_loaded_by_the_engines_that_the_plugins_have(serve, shelf):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    "arguments",
     [
-        (["--http", "0.0.0.0:0"], "--http 0.0.0.0:0 can be reached from other machines, and nothing is encrypted"),
-        (["--admin", "0.0.0.0:0"], "--admin 0.0.0.0:0 can be reached from other machines, and nothing is encrypted"),
-        (["--tls-cert", "x.pem"], "--tls-cert and --tls-key belong together"),
-        (["--tls-key", "x.pem"], "--tls-cert and --tls-key belong together"),
-        (["--tls-cert", "x.pem", "--tls-key", "y.pem"], "--tls-cert x.pem cannot be read: no such file or directory"),
-        (["--token-file", "nothing"], "--token-file nothing cannot be read: no such file or directory"),
-        (["--token-file", "/"], "--token-file / cannot be read: is a directory"),
-        (["--token-file", "empty"], "--token-file empty has no token: its first line is empty"),
-        (["--admin-token-file", "spaces"], "--admin-token-file spaces has no token: expected its first line to be one"),
-        (["--token-file", "binary"], "--token-file binary has no token"),
-        (["--token-file", "long"], "--token-file long has no token"),
+        ["--http", "0.0.0.0:0"],
+        ["--admin", "0.0.0.0:0"],
+        ["--tls-cert", "x.pem"],
+        ["--tls-key", "x.pem"],
+        ["--tls-cert", "x.pem", "--tls-key", "y.pem"],
+        ["--token-file", "nothing"],
+        ["--token-file", "/"],
+        ["--token-file", "empty"],
+        ["--admin-token-file", "spaces"],
+        ["--token-file", "binary"],
+        ["--token-file", "long"],
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_files_and_addresses_that_are_wrong_are_one_clear_line(shelf, here, arguments, sentence, tmp_path, monkeypatch):
+def test_files_and_addresses_that_are_wrong_are_one_clear_line(shelf, here, arguments, wording, tmp_path, monkeypatch):
     """Before any model is loaded, and it is the command line's mistake."""
     monkeypatch.chdir(tmp_path)
     token_file(tmp_path / "empty", "")
@@ -215,7 +214,7 @@ def test_files_and_addresses_that_are_wrong_are_one_clear_line(shelf, here, argu
     (tmp_path / "binary").write_bytes(b"\x00\xff\n")
     code, error = here("serve", "--engine", "echo", "math", "--listen", "127.0.0.1:0", *arguments)
     assert code == 2
-    assert sentence in error
+    wording(error.removesuffix("\n"))
 
 
 def test_a_token_that_may_not_be_read_is_one_clear_line(shelf, here, tmp_path, permissions_count):

@@ -190,7 +190,7 @@ def test_errors_are_those_of_the_client(running):
         with pytest.raises(ServerError):
             async with client.stream("x", model="nope"):
                 pass
-        with pytest.raises(ValueError, match="is no message"):
+        with pytest.raises(ValueError, match="is not a message"):
             await client.chat([{"role": "wizard", "content": "x"}], model="math")
 
     run(running, ask)
@@ -216,7 +216,7 @@ def test_a_token_and_tls_are_shown_and_checked_there_too(shelf, serve, tls):
             assert caught.value.code == "UNAUTHENTICATED"
 
     run(running, refused, token="wrong", tls_ca=tls.certificate)
-    with pytest.raises(ValueError, match="would travel unencrypted"):
+    with pytest.raises(ValueError, match="unencrypted"):
         AsyncClient("models.example:50051", token="secret")
 
 

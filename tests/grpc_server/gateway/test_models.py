@@ -74,37 +74,34 @@ def test_a_new_alias_is_made_only_where_there_is_none(math, serve_http):
 
 
 @pytest.mark.parametrize(
-    ("alias", "body", "headers", "status", "line"),
+    ("alias", "body", "headers", "status"),
     [
-        ("assistant", {}, {}, 400, "target is missing: expected the address of a model"),
-        ("assistant", {"target": ""}, {}, 400, "target is empty: expected the address of a model"),
-        ("assistant", {"target": 3}, {}, 400, "target is a number: expected a text"),
-        ("assistant", {"target": "Math"}, {}, 400, "target is wrong: 'Math' is no model address"),
-        ("assistant", {"target": "math@9"}, {}, 404, "math"),
-        ("assistant", {"target": "nobody"}, {}, 404, "nobody"),
-        ("assistant", {"target": "math@2", "persist": "yes"}, {}, 400, "persist is a text: expected true or false"),
-        (
-            "assistant",
-            {"target": "math@2", "persits": True},
-            {},
-            400,
-            "persits is no field that this server knows: did",
-        ),
-        ("assistant", {"target": "math@2"}, {"if-match": "1-abc"}, 400, "expected one etag in quotes"),
-        ("assistant", {"target": "math@2"}, {"if-match": 'W/"1"'}, 400, "expected one etag in quotes"),
-        ("assistant", {"target": "math@2", "etag": "1"}, {"if-match": '"1"'}, 400, "etag is said twice"),
-        ("assistant", {"target": "math@2", "etag": "9-x"}, {}, 412, "alias @assistant has moved"),
-        ("Upper", {"target": "math@2"}, {}, 400, "'Upper' is no alias's name"),
-        ("a%2Fb", {"target": "math@2"}, {}, 400, "'a/b' is no alias's name"),
-        ("7", {"target": "math@2"}, {}, 400, "'7' is no alias's name"),
-        ("..%2F..%2Fetc", {"target": "math@2"}, {}, 400, "'../../etc' is no alias's name"),
+        ("assistant", {}, {}, 400),
+        ("assistant", {"target": ""}, {}, 400),
+        ("assistant", {"target": 3}, {}, 400),
+        ("assistant", {"target": "Math"}, {}, 400),
+        ("assistant", {"target": "math@9"}, {}, 404),
+        ("assistant", {"target": "nobody"}, {}, 404),
+        ("assistant", {"target": "math@2", "persist": "yes"}, {}, 400),
+        ("assistant", {"target": "math@2", "persits": True}, {}, 400),
+        ("assistant", {"target": "math@2"}, {"if-match": "1-abc"}, 400),
+        ("assistant", {"target": "math@2"}, {"if-match": 'W/"1"'}, 400),
+        ("assistant", {"target": "math@2", "etag": "1"}, {"if-match": '"1"'}, 400),
+        ("assistant", {"target": "math@2", "etag": "9-x"}, {}, 412),
+        ("Upper", {"target": "math@2"}, {}, 400),
+        ("a%2Fb", {"target": "math@2"}, {}, 400),
+        ("7", {"target": "math@2"}, {}, 400),
+        ("..%2F..%2Fetc", {"target": "math@2"}, {}, 400),
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_a_switch_that_cannot_be_is_refused_and_changes_nothing(unguarded, alias, body, headers, status, line):
+def test_a_switch_that_cannot_be_is_refused_and_changes_nothing(unguarded, alias, body, headers, status, wording):
     """With one line that says why."""
     web = unguarded
     got, _, answer = web.ask("PUT", f"/admin/aliases/{alias}", body, **headers)
-    assert (got, line in answer["error"]["message"]) == (status, True), answer
+    assert got == status, answer
+    (alias,) = web.ask("GET", "/admin/aliases")[2]["data"]
+    wording(answer["error"]["message"], etag=alias["etag"])
     assert [(a["alias"], a["version"]) for a in web.ask("GET", "/admin/aliases")[2]["data"]] == [("assistant", 1)]
 
 
@@ -190,13 +187,14 @@ def test_a_port_that_takes_no_changes_says_why(math, serve_http):
 # Listening
 
 
-def test_a_port_in_use_is_one_clear_line(math, serve_http):
+def test_a_port_in_use_is_one_clear_line(math, serve_http, wording):
     """Known when it is bound, before models are loaded."""
     from modelwright.grpc_server.network.listening import Address, bind_socket
 
     web = serve_http("@assistant")
-    with pytest.raises(ModelwrightError, match=r"cannot listen on .*: address already in use: .*--http"):
+    with pytest.raises(ModelwrightError) as caught:
         bind_socket(Address(host="127.0.0.1", port=web.port), "--http")
+    wording(caught.value, port=web.port)
     with pytest.raises(ModelwrightError, match=r"cannot listen on nowhere\.invalid:80"):
         bind_socket(Address(host="nowhere.invalid", port=80), "--http")
 

@@ -216,7 +216,7 @@ def test_errors_raise_the_clients_own_classes(web):
     with pytest.raises(openai.BadRequestError, match=r"temperature is -1\.0: expected a finite number") as caught:
         client.chat.completions.create(model="math", messages=HELLO, temperature=-1)
     assert caught.value.param == "temperature"
-    with pytest.raises(openai.BadRequestError, match="beyond the engine 'echo'"):
+    with pytest.raises(openai.BadRequestError, match="engine 'echo'"):
         client.chat.completions.create(model="math", messages=HELLO, temperature=0.5)
     with pytest.raises(openai.BadRequestError, match=r"max_completion_tokens is 4000, but the prompt has") as caught:
         client.chat.completions.create(model="math", messages=HELLO, max_completion_tokens=4000)

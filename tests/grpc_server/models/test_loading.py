@@ -154,15 +154,18 @@ def test_a_loading_that_has_begun_is_finished_when_its_caller_leaves(shelf, serv
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence"), [({"broken": True}, "these weights are broken"), ({"mute": True}, "generates nothing")]
+    "config",
+    [{"broken": True}, {"mute": True}],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_a_model_that_cannot_be_loaded_leaves_the_server_as_it_was(shelf, serve, connect, config, sentence):
+def test_a_model_that_cannot_be_loaded_leaves_the_server_as_it_was(shelf, serve, connect, config, wording):
     """With the reason, and the model's address for programs."""
     shelf.add("math")
     shelf.add("bad", **config)
     client = connect(serve("math"))
-    with pytest.raises(ServerError, match=sentence) as caught:
+    with pytest.raises(ServerError) as caught:
         client.load_model("bad")
+    wording(caught.value.message)
     assert (caught.value.code, caught.value.reason) == ("FAILED_PRECONDITION", "MODEL_NOT_LOADABLE")
     assert caught.value.metadata == {"address": "bad@1"}
     assert [model.address for model in client.models()] == ["math@1"]
@@ -183,7 +186,7 @@ def test_what_the_registry_does_not_have_is_not_found(shelf, serve, connect):
         assert caught.value.code == code, address
 
 
-def test_a_model_may_be_loaded_by_another_engine(shelf, serve, connect):
+def test_a_model_may_be_loaded_by_another_engine(shelf, serve, connect, wording):
     """One that the server's plugins have; a model that runs stays on the engine that it has."""
     shelf.add("math")
     shelf.add("general")
@@ -197,10 +200,12 @@ def test_a_model_may_be_loaded_by_another_engine(shelf, serve, connect):
     client = connect(serve("math", engines=engines))
     assert client.load_model("general", engine="other").engine == "other"
     assert client.load_model("general").engine == "other"
-    with pytest.raises(ServerError, match="general@1 runs on the engine 'other' already: unload it first") as caught:
+    with pytest.raises(ServerError) as caught:
         client.load_model("general", engine="echo")
+    wording(caught.value.message)
     assert caught.value.code == "FAILED_PRECONDITION"
-    with pytest.raises(ServerError, match="engine is wrong: there is no engine 'third'") as caught:
+    with pytest.raises(ServerError) as caught:
         client.load_model("math", engine="third")
+    wording(caught.value.message)
     assert (caught.value.code, caught.value.metadata) == ("INVALID_ARGUMENT", {"field": "engine"})
     assert client.generate("x", model="general").text == "general@1:x"

@@ -105,7 +105,7 @@ def test_a_model_that_is_served_by_its_name_stays_when_its_alias_leaves(shelf, s
     assert [entry for entry in journal[loads:] if entry[0] in ("load", "close")] == []
 
 
-def test_a_switch_that_cannot_load_its_target_changes_nothing(shelf, serve, connect, journal):
+def test_a_switch_that_cannot_load_its_target_changes_nothing(shelf, serve, connect, journal, wording):
     """Neither broken weights nor a model that says nothing takes the place of one that answers."""
     shelf.add("good")
     shelf.add("broken", broken=True)
@@ -113,12 +113,14 @@ def test_a_switch_that_cannot_load_its_target_changes_nothing(shelf, serve, conn
     shelf.point("assistant", "good", 1)
     client = connect(serve("@assistant"))
     before = client.aliases()
-    for target, sentence in (("broken", "these weights are broken"), ("mute", "generates nothing")):
-        with pytest.raises(ServerError, match=sentence) as caught:
+    for target in ("broken", "mute"):
+        with pytest.raises(ServerError) as caught:
             client.set_alias("assistant", target, persist=True)
+        wording(caught.value.message)
         assert (caught.value.code, caught.value.reason) == ("FAILED_PRECONDITION", "MODEL_NOT_LOADABLE")
-    with pytest.raises(ServerError, match="no model 'nothing'") as caught:
+    with pytest.raises(ServerError) as caught:
         client.set_alias("assistant", "nothing")
+    wording(caught.value.message)
     assert caught.value.code == "NOT_FOUND"
     assert client.aliases() == before
     assert [model.address for model in client.models()] == ["good@1"]
@@ -127,14 +129,15 @@ def test_a_switch_that_cannot_load_its_target_changes_nothing(shelf, serve, conn
     assert shelf.registry.resolve("assistant").name == "good"
 
 
-def test_an_etag_lets_the_first_of_two_switches_win(shelf, serve, connect):
+def test_an_etag_lets_the_first_of_two_switches_win(shelf, serve, connect, wording):
     """Whoever read the alias before somebody else moved it is told, with the etag that it has now."""
     shelf.add("a")
     shelf.add("b")
     client = connect(serve("a", "b"))
     first = client.set_alias("assistant", "a", etag="")
-    with pytest.raises(ServerError, match="has moved since it was read") as caught:
+    with pytest.raises(ServerError) as caught:
         client.set_alias("assistant", "b", etag="")
+    wording(caught.value.message, etag=first.etag)
     assert (caught.value.code, caught.value.reason) == ("ABORTED", "ALIAS_CONFLICT")
     assert caught.value.metadata == {"alias": "assistant", "etag": first.etag}
     second = client.set_alias("assistant", "b", etag=first.etag)
@@ -143,8 +146,9 @@ def test_an_etag_lets_the_first_of_two_switches_win(shelf, serve, connect):
     with pytest.raises(ServerError) as caught:
         client.set_alias("assistant", "a", etag=first.etag)
     assert caught.value.code == "ABORTED"
-    with pytest.raises(ServerError, match="does not exist on this server") as caught:
+    with pytest.raises(ServerError) as caught:
         client.set_alias("another", "a", etag=first.etag)
+    wording(caught.value.message, etag=first.etag)
     assert caught.value.metadata["etag"] == ""
 
 
@@ -280,17 +284,18 @@ def test_a_switch_that_has_begun_is_finished_when_its_caller_leaves(shelf, serve
 
 
 @pytest.mark.parametrize(
-    ("alias", "target", "sentence"),
+    ("alias", "target"),
     [
-        ("As!", "a", "alias is wrong: 'As!' is no name for an alias"),
-        ("7", "a", "may not be all digits"),
-        ("x", "", "target is"),
+        ("As!", "a"),
+        ("7", "a"),
+        ("x", ""),
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_a_switch_needs_an_alias_and_a_target(shelf, serve, connect, alias, target, sentence):
+def test_a_switch_needs_an_alias_and_a_target(shelf, serve, connect, alias, target, wording):
     """What is missing is named."""
     shelf.add("a")
     with pytest.raises(ServerError) as caught:
         connect(serve("a")).set_alias(alias, target)
     assert caught.value.code == "INVALID_ARGUMENT"
-    assert sentence in caught.value.message
+    wording(caught.value.message)

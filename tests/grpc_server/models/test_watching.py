@@ -144,7 +144,7 @@ def test_there_is_a_bound_on_watchers(shelf, serve, connect, monkeypatch):
     watches = [client.watch_models() for _ in range(2)]
     for watch in watches:
         next(watch)
-    with pytest.raises(ServerError, match="2 watch this server already") as caught:
+    with pytest.raises(ServerError, match="with 2 clients watching") as caught:
         next(client.watch_models())
     assert (caught.value.code, caught.value.retry_after) == ("RESOURCE_EXHAUSTED", 10.0)
 

@@ -51,15 +51,16 @@ def math(shelf):
 
 
 @pytest.mark.parametrize("token", [None, "wrong", "secreT", "secret2", "s"])
-def test_without_the_token_nothing_is_answered(math, serve, connect, token):
+def test_without_the_token_nothing_is_answered(math, serve, connect, token, wording):
     """Whatever is called, also what does not exist; and the token is in no message."""
     running = serve("math", token="secret")
     client = connect(running, token=token)
     use, admin = every_call(client)
     assert {code_of(call) for call in {**use, **admin}.values()} == {"UNAUTHENTICATED"}
-    with pytest.raises(ServerError, match="asks for a token" if token is None else "is not this server's") as caught:
+    with pytest.raises(ServerError, match="token") as caught:
         client.models()
     assert "secret" not in caught.value.message.replace("secreT", "")
+    wording(caught.value.message)
     with pytest.raises(grpc.RpcError) as caught:
         client._channel.unary_unary("/modelwright.v1.InferenceService/Nothing")(b"", timeout=10)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -96,7 +97,7 @@ def test_the_administrators_port_alone_takes_changes(math, serve, connect):
     use, admin = every_call(connect(running))
     assert {code_of(call) for call in use.values()} == {"OK"}
     for call in admin.values():
-        with pytest.raises(ServerError, match="ask on the administrators' port") as caught:
+        with pytest.raises(ServerError, match="use the admin port") as caught:
             call()
         assert caught.value.code == "PERMISSION_DENIED"
     client = connect(running, running.bound.admin)
@@ -113,7 +114,7 @@ def test_beyond_this_machine_changes_need_a_port_of_their_own():
     options = ServerOptions(listen=Address(host="0.0.0.0", port=0), insecure=True, token="user", admin_token="admin")
     access = options.grpc_access()
     access.check("Bearer user", "use")
-    with pytest.raises(RequestError, match="without an administrators' port"):
+    with pytest.raises(RequestError, match="--admin"):
         access.check("Bearer admin", "admin")
     options.admin_access().check("Bearer admin", "admin")
 
@@ -156,21 +157,24 @@ def test_the_schemes_name_has_no_case():
 
 
 @pytest.mark.parametrize("flag", ["listen", "http", "admin"])
-def test_other_machines_are_kept_out_of_every_port_unless_it_is_encrypted_or_the_user_insists(flag, tls):
+def test_other_machines_are_kept_out_of_every_port_unless_it_is_encrypted_or_the_user_insists(flag, tls, wording):
     """Also with a token: it would travel in the open."""
     far = {flag: Address(host="0.0.0.0", port=0), "token": "user", "admin_token": "admin"}
-    with pytest.raises(UsageError, match=rf"--{flag} 0\.0\.0\.0:0 can be reached .* --tls-cert .* --insecure"):
+    with pytest.raises(UsageError) as caught:
         ServerOptions(**far).check()
+    assert f"--{flag} 0.0.0.0:0" in str(caught.value)
+    wording(caught.value)
     ServerOptions(**far, tls=tls).check()
     ServerOptions(**far, insecure=True).check()
 
 
-def test_an_administrators_port_that_others_reach_needs_a_token(tls):
+def test_an_administrators_port_that_others_reach_needs_a_token(tls, wording):
     """Encrypting does not say who calls."""
     options = {"admin": Address(host="0.0.0.0", port=0), "tls": tls}
     for others in ({}, {"token": "user"}):
-        with pytest.raises(UsageError, match="--admin-token-file"):
+        with pytest.raises(UsageError) as caught:
             ServerOptions(**options, **others).check()
+        wording(caught.value)
     ServerOptions(**options, admin_token="admin").check()
 
 
@@ -197,16 +201,18 @@ def test_tokens_are_not_in_what_is_printed_of_options():
 
 
 @pytest.mark.parametrize("token", ["", "a b", "a\n", "é"])
-def test_a_client_refuses_what_is_no_token(token):
+def test_a_client_refuses_what_is_no_token(token, wording):
     """Before anything is sent."""
-    with pytest.raises(ValueError, match="a token is a word of printable ASCII characters"):
+    with pytest.raises(ValueError, match="token") as caught:
         Client("127.0.0.1:1", token=token)
+    wording(caught.value)
 
 
-def test_a_client_sends_no_token_unencrypted_to_another_machine():
+def test_a_client_sends_no_token_unencrypted_to_another_machine(wording):
     """Unless the user insists."""
-    with pytest.raises(ValueError, match="the token would travel unencrypted to models"):
+    with pytest.raises(ValueError, match="unencrypted") as caught:
         Client("models.example:50051", token="secret")
+    wording(caught.value)
     Client("models.example:50051", token="secret", insecure=True).close()
     Client("models.example:50051", token="secret", tls=True).close()
     Client("localhost:50051", token="secret").close()

@@ -57,7 +57,7 @@ def test_both_names_of_the_protocol_are_answered(shared_server, connect, service
 def test_bytes_that_are_no_request_are_an_invalid_argument(shared_server, connect, service):
     """As everywhere."""
     call = connect(shared_server)._channel.stream_stream(f"{service}ServerReflectionInfo")
-    with pytest.raises(grpc.RpcError, match="the bytes are no valid message") as caught:
+    with pytest.raises(grpc.RpcError, match="the bytes are not a valid message") as caught:
         list(call(iter([b"\x0a\x02\xff\xfe"]), timeout=10))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 

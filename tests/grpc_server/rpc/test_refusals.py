@@ -26,7 +26,7 @@ def client(shared_server, connect):
 
 @pytest.fixture
 def ask(client):
-    """Sends bytes to a method; gives the error's code, ErrorInfo reason and sentence."""
+    """Sends bytes to a method; gives the error's code, ErrorInfo and message."""
 
     def send(method, data):
         stream = method == STREAM
@@ -39,7 +39,8 @@ def ask(client):
         assert any(detail.Unpack(info) for detail in status.details)
         assert info.domain == "modelwright"
         assert status.message == caught.value.details()
-        return caught.value.code().name, info, any(waits)
+        assert not any(waits)
+        return caught.value.code().name, info, status.message
 
     return send
 
@@ -52,31 +53,32 @@ def refusal(client, **options):
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    "asked",
     [
-        ({"prompt": ""}, "prompt is empty"),
-        ({"max_tokens": 0}, "sampling.max_tokens is 0: expected 1 or more"),
-        ({"max_tokens": -5}, "sampling.max_tokens is -5"),
-        ({"temperature": -0.5}, "sampling.temperature is -0.5: expected a finite number, 0 or more"),
-        ({"temperature": float("nan")}, "sampling.temperature is nan"),
-        ({"temperature": float("inf")}, "sampling.temperature is inf"),
-        ({"top_p": 0.0}, "sampling.top_p is 0.0: expected more than 0 and at most 1"),
-        ({"top_p": 1.5}, "sampling.top_p is 1.5"),
-        ({"top_p": float("nan")}, "sampling.top_p is nan"),
-        ({"top_k": -1}, "sampling.top_k is -1"),
-        ({"seed": -1}, "sampling.seed is -1"),
-        ({"stop": ["x", ""]}, "sampling.stop[1] is empty"),
-        ({"stop": ["x"] * 33}, "sampling.stop has 33 texts: expected 32 at most"),
-        ({"stop": ["x", "y" * 1001]}, "sampling.stop[1] is longer than 1000 characters"),
-        ({"model": ""}, "model is empty"),
-        ({"model": "math@newest"}, "is no model address"),
+        {"prompt": ""},
+        {"max_tokens": 0},
+        {"max_tokens": -5},
+        {"temperature": -0.5},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_p": float("nan")},
+        {"top_k": -1},
+        {"seed": -1},
+        {"stop": ["x", ""]},
+        {"stop": ["x"] * 33},
+        {"stop": ["x", "y" * 1001]},
+        {"model": ""},
+        {"model": "math@newest"},
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_a_value_that_cannot_be_is_an_invalid_argument_that_names_the_field(client, asked, sentence):
+def test_a_value_that_cannot_be_is_an_invalid_argument_that_names_the_field(client, asked, wording):
     """Each field's own sentence; and the next request is answered."""
     error = refusal(client, **asked)
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
-    assert sentence in error.message
+    wording(error.message)
     assert error.metadata["field"] in error.message
     assert client.generate("hi", model="math").text == "math@1:hi"
 
@@ -90,11 +92,11 @@ def test_a_value_that_cannot_be_is_an_invalid_argument_that_names_the_field(clie
         ({"seed": 1}, "sampling.seed"),
     ],
 )
-def test_what_the_engine_cannot_do_is_refused_and_never_ignored(client, asked, field):
+def test_what_the_engine_cannot_do_is_refused_and_never_ignored(client, asked, field, wording):
     """The echo engine can stop and give log-probabilities, and says so."""
     error = refusal(client, **asked)
     assert (error.code, error.reason, error.metadata) == ("INVALID_ARGUMENT", "UNSUPPORTED", {"field": field})
-    assert "the engine 'echo' that runs math@1 (it can: logprobs, stop)" in error.message
+    wording(error.message)
 
 
 def test_values_that_change_nothing_need_no_ability(client):
@@ -102,51 +104,50 @@ def test_values_that_change_nothing_need_no_ability(client):
     assert client.generate("hi", model="math", temperature=0.0, top_p=1.0, top_k=0).text == "math@1:hi"
 
 
-def test_the_context_bounds_prompt_and_answer_together(client):
+def test_the_context_bounds_prompt_and_answer_together(client, wording):
     """A prompt beyond it, max_tokens beyond the rest, and the edge, where both just fit."""
     too_long = refusal(client, prompt="x" * 200)
     assert (too_long.code, too_long.reason) == ("INVALID_ARGUMENT", "CONTEXT_EXCEEDED")
-    assert "the prompt has 200 tokens, and the context of math@1 holds 128" in too_long.message
+    wording(too_long.message)
     assert too_long.metadata == {"context_length": "128", "prompt_tokens": "200"}
     full = refusal(client, prompt="x" * 128)
     assert full.reason == "CONTEXT_EXCEEDED"
     greedy = refusal(client, prompt="x" * 100, max_tokens=29)
-    assert "ask for at most 28" in greedy.message
+    wording(greedy.message)
     assert client.generate("x" * 100, model="math", max_tokens=28).usage.completion_tokens == 28
     assert client.generate("x" * 127, model="math").usage.completion_tokens == 1
 
 
 @pytest.mark.parametrize("address", ["gsm8k", "math@2", "@assistant"])
-def test_a_model_that_is_not_served_is_not_found_and_the_served_ones_are_named(client, address):
+def test_a_model_that_is_not_served_is_not_found_and_the_served_ones_are_named(client, address, wording):
     """Also where it has a stream."""
     for ask in (client.generate, client.stream, client.chat, client.tokenize):
-        with pytest.raises(ServerError, match=r"it serves: math@1") as caught:
+        with pytest.raises(ServerError) as caught:
             ask("hi", model=address)
         assert (caught.value.code, caught.value.reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
         assert address in caught.value.message
+        wording(caught.value.message)
 
 
 @pytest.mark.parametrize(
-    ("messages", "sentence"),
+    "messages",
     [
-        ([], "messages is empty"),
-        ([{"role": "unspecified", "content": "hi"}], "messages[0].role is not set"),
-        ([{"role": "user", "content": "hi"}, {"role": "user", "content": ""}], "messages[1].content is empty"),
-        (
-            [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}],
-            "messages[1].role is assistant, and the last turn is to be answered by it",
-        ),
-        ([{"role": "user", "content": "hi", "thinking": "hm"}], "messages[0].thinking stands in a turn of the user"),
-        ([{"role": "tool", "content": "4"}], "messages[0] is about a tool"),
-        ([{"role": "user", "content": "hi", "name": "Ada"}], "messages[0].name is not supported by this version"),
+        [],
+        [{"role": "unspecified", "content": "hi"}],
+        [{"role": "user", "content": "hi"}, {"role": "user", "content": ""}],
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}],
+        [{"role": "user", "content": "hi", "thinking": "hm"}],
+        [{"role": "tool", "content": "4"}],
+        [{"role": "user", "content": "hi", "name": "Ada"}],
     ],
+    ids=lambda value: ascii(value)[:60],
 )
-def test_a_conversation_that_cannot_be_is_refused_by_turn(client, messages, sentence):
+def test_a_conversation_that_cannot_be_is_refused_by_turn(client, messages, wording):
     """The sentence counts the turns from 0, as programs do."""
     with pytest.raises(ServerError) as caught:
         client.chat(messages, model="math")
     assert caught.value.code == "INVALID_ARGUMENT"
-    assert sentence in caught.value.message
+    wording(caught.value.message)
 
 
 def test_a_conversation_that_the_template_refuses_is_an_invalid_argument(shelf, serve, connect):
@@ -164,29 +165,34 @@ def test_a_conversation_that_the_template_refuses_is_an_invalid_argument(shelf, 
     assert client.chat("u", model="picky").text == "math@1:x"  # the mark that the folder was made with
 
 
-def test_adapters_and_tools_are_refused_by_this_version(client, ask):
+def test_adapters_and_tools_are_refused_by_this_version(client, ask, wording):
     """They are in the contract, and not served yet."""
     request = inference_pb2.GenerateRequest(model="math", prompt="hi", adapter="law")
-    assert ask(GENERATE, request.SerializeToString())[1].metadata["field"] == "adapter"
+    _, info, message = ask(GENERATE, request.SerializeToString())
+    assert info.metadata["field"] == "adapter"
+    wording(message)
     message = common_pb2.Message(role=common_pb2.ROLE_USER, content="hi")
     request = inference_pb2.ChatRequest(model="math", messages=[message], tools=[common_pb2.Tool(name="add")])
-    code, info, _ = ask(CHAT, request.SerializeToString())
+    code, info, message = ask(CHAT, request.SerializeToString())
     assert (code, info.reason, info.metadata["field"]) == ("INVALID_ARGUMENT", "UNSUPPORTED", "tools")
+    wording(message)
 
 
 @pytest.mark.parametrize("method", [GENERATE, STREAM, CHAT])
-def test_text_that_is_not_utf8_is_an_invalid_argument(client, ask, method):
+def test_text_that_is_not_utf8_is_an_invalid_argument(client, ask, method, wording):
     """grpc.aio itself would answer UNKNOWN."""
-    code, info, waits = ask(method, b"\x0a\x04math\x1a\x02\xff\xfe")
-    assert (code, info.reason, waits) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE", False)
+    code, info, message = ask(method, b"\x0a\x04math\x1a\x02\xff\xfe")
+    assert (code, info.reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
+    wording(message.partition("message:")[0])
     assert client.generate("hi", model="math").text == "math@1:hi"
 
 
 @pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + 512 * 1024])
 @pytest.mark.parametrize("method", [GENERATE, STREAM])
-def test_a_message_beyond_the_limit_is_refused(client, ask, size, method):
+def test_a_message_beyond_the_limit_is_refused(client, ask, size, method, wording):
     """The sentence has the numbers; the server goes on."""
-    code, info, _ = ask(method, b"x" * size)
+    code, info, message = ask(method, b"x" * size)
+    wording(message)
     assert (code, info.reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
     assert dict(info.metadata) == {"bytes": str(size), "limit": str(LIMIT)}
     assert client.generate("hi", model="math").text == "math@1:hi"
@@ -208,11 +214,12 @@ def test_a_message_at_the_limit_is_read(ask):
     assert ask(GENERATE, request.SerializeToString())[1].reason == "CONTEXT_EXCEEDED"
 
 
-def test_a_field_that_this_server_does_not_know_is_refused_where_it_stands(client, ask):
+def test_a_field_that_this_server_does_not_know_is_refused_where_it_stands(client, ask, wording):
     """A newer client's wish is not silently dropped, at the top or deep inside."""
     request = inference_pb2.GenerateRequest(model="math", prompt="hi")
-    code, info, _ = ask(GENERATE, request.SerializeToString() + b"\xfa\x06\x01x")
+    code, info, message = ask(GENERATE, request.SerializeToString() + b"\xfa\x06\x01x")
     assert (code, info.reason, info.metadata["field"]) == ("INVALID_ARGUMENT", "UNKNOWN_FIELD", "GenerateRequest")
+    wording(message)
     request.sampling.MergeFromString(b"\xfa\x06\x01x")
     assert ask(GENERATE, request.SerializeToString())[1].metadata["field"] == "GenerateRequest.sampling"
     chat = inference_pb2.ChatRequest(model="math", messages=[common_pb2.Message(content="hi")])
@@ -241,17 +248,18 @@ def test_errors_stay_small_enough_to_be_sent_whatever_they_quote(client, address
     assert len(error.message.encode()) <= 1000
 
 
-def test_methods_of_the_contract_that_are_to_come_say_so(client):
+def test_methods_of_the_contract_that_are_to_come_say_so(client, wording):
     """Every method of both services is there; those without an implementation are UNIMPLEMENTED."""
     inference = inference_pb2_grpc.InferenceServiceStub(client._channel)
     calls = [lambda: inference.Score(inference_pb2.ScoreRequest(), timeout=20)]
     for call in calls:
-        with pytest.raises(grpc.RpcError, match="is not in this version of Modelwright") as caught:
+        with pytest.raises(grpc.RpcError) as caught:
             call()
+        wording(caught.value.details())
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_an_engine_that_breaks_is_an_internal_error_that_tells_no_secrets(shelf, serve, connect, caplog):
+def test_an_engine_that_breaks_is_an_internal_error_that_tells_no_secrets(shelf, serve, connect, caplog, wording):
     """The log has the traceback; the caller learns what kind it was; other models answer."""
     shelf.add("math")
     running = serve("math")
@@ -260,6 +268,7 @@ def test_an_engine_that_breaks_is_an_internal_error_that_tells_no_secrets(shelf,
     error = refusal(client)
     assert (error.code, error.reason) == ("INTERNAL", "INTERNAL")
     assert "it does not speak" not in error.message
+    wording(error.message)
     assert "it does not speak" in caplog.text
     running.table.models()[0].engine.mute = False
     assert client.generate("hi", model="math").text == "math@1:hi"
@@ -280,9 +289,10 @@ def test_what_the_engine_refuses_is_an_invalid_argument_of_the_whole_request(she
 
 
 @pytest.mark.parametrize("method", [GENERATE, STREAM])
-def test_a_call_without_a_message_is_an_invalid_argument(client, method):
+def test_a_call_without_a_message_is_an_invalid_argument(client, method, wording):
     """Python's gRPC would leave it without an answer for ever."""
     call = client._channel.stream_stream(method)(iter(()), timeout=10)
-    with pytest.raises(grpc.RpcError, match="the call has no message, or not a whole one") as caught:
+    with pytest.raises(grpc.RpcError) as caught:
         list(call)
+    wording(caught.value.details())
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
