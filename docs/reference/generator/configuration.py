@@ -16,28 +16,29 @@ from modelwright.core.config.schema import EvalConfig, RunConfig
 from modelwright.core.plugins import discover
 
 _INTRODUCTION = """
-A run file says how one model, or several variants of one, are made; an evaluation file says which registered models are
-graded on which test sets. Both are TOML, or YAML 1.2 with the same keys. Unknown keys are errors; `modelwright config
-check FILE` names every mistake with its line, `modelwright config show FILE` prints what the file comes to.
+A run file describes how to make one model, or several variants of it. An evaluation file describes which registered
+models are graded on which test sets. Both are TOML, or YAML 1.2 with the same keys. Unknown keys are errors.
+`modelwright config check FILE` reports every mistake with its line; `modelwright config show FILE` prints the resolved
+configuration.
 
-Paths are relative to the file that they stand in; those of `--set` to the working directory.
+Paths are relative to the file that contains them; paths in `--set` are relative to the working directory.
 """
 
 _LAYERS = f"""
-## What a file stands on
+## Layers
 
 | key | type | meaning |
 | --- | --- | --- |
-| `extends` | path, or array of paths | Files that are read first, {LONGEST} one on another at most. |
+| `extends` | path, or array of paths | Files that this one builds on; a chain has at most {LONGEST} files. |
 | `variants` | table of tables | `[variants.NAME]`: merged over the rest, makes `NAME-VARIANT`. In run files only. |
 
-What stands later goes over what stands before: `extends`, the file, the variant, `--set KEY=VALUE`. Tables are merged;
-arrays and values take the place of what was there. A variant cannot have `name`, `plugins`, `variants` or `extends`.
+Later layers override earlier ones: `extends`, the file, the variant, `--set KEY=VALUE`. Tables are merged; arrays and
+values are replaced. A variant cannot have `name`, `plugins`, `variants` or `extends`.
 """
 
 _OPTIONS = """
-Each component brings options of its own, which are checked like the rest of the file: those of a format go into
-`[data.options]` (or `options` of a test set), those of a trainer into `[train.options]`. Options of installed plugins
+Each component has options of its own, which are checked like the rest of the file. Put options of a format into
+`[data.options]` (or `options` of a test set), options of a trainer into `[train.options]`. Options of installed plugins
 are checked in the same way.
 """
 
@@ -70,9 +71,9 @@ def configuration() -> str:
         "## Run files",
         *(_section(one) for one in run),
         "## Evaluation files",
-        "An evaluation file has the key `models` at its top, which tells it from a run file.",
+        "An evaluation file is recognized by the key `models` at its top.",
         *(_section(one) for one in _tables(EvalConfig) if one not in run),
-        "`[evaluate.generation]` and `[plugins]` are those of a run file.",
+        "`[evaluate.generation]` and `[plugins]` are the same as in a run file.",
         "## Options of the built-in components",
         _OPTIONS,
         *_components(),

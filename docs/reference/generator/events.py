@@ -13,9 +13,9 @@ from modelwright.core.runs.events import Event
 REPOSITORY = Path(__file__).parents[3]
 
 _INTRODUCTION = """
-A run tells what it does as events: JSON lines in the folder `events` of the run, one file for each process that writes.
-The display on the terminal, loss curves and trackers read these files, and nothing else passes between the processes of
-a run while they work. `modelwright.core.runs.events` reads them in order, without what a resumed stage did over again:
+A run reports its progress as events: JSON lines in the folder `events` of the run, one file for each process that
+writes. The terminal's progress display, loss curves and trackers read these files. `modelwright.core.runs.events` reads
+them in order and leaves out what a resumed stage repeated:
 
 ```python
 from pathlib import Path
