@@ -23,7 +23,8 @@ answered.
 _ALIASES = """
 `PUT /admin/aliases/{alias}` takes `{"target": ADDRESS, "persist": true, "etag": "…"}`; only `target` is needed. With
 `persist` the registry's alias moves too. If you send the alias's etag, in the body or in the header `If-Match`, the
-switch fails with 412 if the alias has moved since you read it. `If-None-Match: *` requires that the alias does not exist yet.
+switch fails with 412 if the alias has moved since you read it. `If-None-Match: *` requires that the
+alias does not exist yet.
 """
 
 _STREAMS = """

@@ -18,8 +18,8 @@ can use it; the server has reflection (`grpc.reflection.v1`) and the standard he
 status is `NOT_SERVING` while the server drains.
 
 If the server needs a token, send it in the metadata as `authorization: Bearer TOKEN`. Errors are `google.rpc.Status`
-with an `ErrorInfo`, whose reason is a name of [`ErrorReason`](#errorreason) without its prefix, and a `RetryInfo` if a retry
-can help.
+with an `ErrorInfo`, whose reason is a name of [`ErrorReason`](#errorreason) without its prefix, and a `RetryInfo` if
+a retry can help.
 """
 
 _OPENS = re.compile(r"(service|message|enum|oneof) (\w+) \{(\})?")
