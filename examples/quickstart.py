@@ -18,7 +18,7 @@ MODELWRIGHT = str(Path(sys.executable).parent / "modelwright")
 RUN = Path(__file__).parent / "quickstart.toml"
 PROBLEM = "Tom has 7 apples and gets 5 more. How many apples does Tom have now?"
 INSTRUCTION = "There are 7 apples in the basket of Tom. A friend puts in 5 more. Count the apples in the basket."
-# Each model and a question of the kind that it has learnt.
+# Each model, and a question of the kind that it was trained on.
 QUESTIONS = {
     "arithmetic-math": PROBLEM,
     "arithmetic-reasoning": PROBLEM,
@@ -49,7 +49,7 @@ def one_line(text: str) -> str:
 
 
 def main() -> None:
-    """Run, serve, switch; then print what the run has to say."""
+    """Run, serve, switch; then print the summary of the run."""
     begin = time.monotonic()
     run = subprocess.run([MODELWRIGHT, "run", str(RUN)], stdout=subprocess.PIPE, text=True, check=False)
     if run.returncode:

@@ -22,6 +22,7 @@ and these are on their own, without a block:
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -323,9 +324,23 @@ def reader_environment(bin_folder: Path, site: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def trained_models(tmp_path_factory) -> Path:
-    """A home with the quickstart's models, trained for a few steps: they only have to answer."""
-    folder = tmp_path_factory.mktemp("models")
-    home = folder / "home"
+    """A home with the quickstart's models, trained for a few steps: they only have to answer.
+
+    Test processes share one: the first makes it, the others wait for its lock. It appears whole, by a rename.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if os.environ.get("PYTEST_XDIST_WORKER") else shared
+    home = shared / "trained-models"
+    with (shared / "trained-models.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            made = tmp_path_factory.mktemp("models") / "home"
+            train_models(made)
+            made.rename(home)
+    return home
+
+
+def train_models(home: Path) -> None:
     settings = {
         "data.sources": '[{ path = "builtin:arithmetic/train", limit = 200 }]',
         "train.max_steps": "4",
@@ -346,7 +361,6 @@ def trained_models(tmp_path_factory) -> Path:
         )
         assert done.returncode == 0, done.stderr
     shutil.rmtree(home / "cache", ignore_errors=True)
-    return home
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ PAGES = [
 ]
 IDS = [page.relative_to(REPOSITORY).as_posix() for page in PAGES]
 
-SOURCE = re.compile(
-    r"(?<![\w/.])(?:core|plugins|grpc_server|tests|examples|benchmarks|docs)/[\w./-]*\w\.(?:py|md|toml|txt|sbatch)\b"
-)
+SOURCE = re.compile(r"(?<![\w/.])(?:core|plugins|grpc_server|tests|examples|benchmarks)/[a-z0-9_./-]*\w\.(?:py|toml)\b")
 
 # `modelwright.core.runs.events`, in code that a page shows or in a sentence.
 MODULE = re.compile(r"\bmodelwright\.((?:core|plugins|grpc_server)(?:\.[a-z_]+)+)")

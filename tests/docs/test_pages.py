@@ -18,7 +18,6 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(REPOSI
 
 
 @pytest.mark.long
-@pytest.mark.xdist_group("docs")  # they share a home with trained models
 @every_page
 def test_a_page_works_from_its_top_to_its_end(page, reader):
     """Each block that can be run is, in order; configurations are read; what is shown as output is what comes out."""

@@ -18,7 +18,7 @@ from modelwright.core.api.registry import Collected
 from modelwright.core.testing import engine, registry, trainer
 from modelwright.grpc_server import client
 
-# A longer signature has a line for each parameter.
+# A longer signature is written with one parameter a line.
 LINE = 88
 
 _HOOKS = {
@@ -30,19 +30,19 @@ _HOOKS = {
 }
 
 _PLUGINS = """
-A plugin is a package with an entry point in the group `modelwright`. Its module implements any of five hooks; each hook
-gives descriptors; each descriptor names a factory, which is imported on first use and called with the component's
-options. Everything here is imported from `modelwright`. [How to write one](../howto/own-plugin.md).
+A plugin is a package with an entry point in the group `modelwright`. Its module implements any of five hooks. Each hook
+yields descriptors, and each descriptor names a factory, which is imported on first use and called with the component's
+options. Import everything on this page from `modelwright`. [How to write a plugin](../howto/own-plugin.md).
 """
 
 _RECORDS = """
-The values that flow between the parts of a run, all frozen; plugins import them from `modelwright`. Examples
-travel as JSONL, one a line, as `Example.to_row` writes them.
+The values that pass between the stages of a run. All are frozen; plugins import them from `modelwright`. Examples are
+stored as JSONL, one per line, as `Example.to_row` writes them.
 """
 
 _CLIENT = """
 `from modelwright import Client, AsyncClient`; the records are in `modelwright.grpc_server.client`. The client
-needs grpcio and protobuf, and nothing that runs models. [How to serve and ask](../howto/serving.md).
+needs only grpcio and protobuf, not the packages that run models. [How to serve models](../howto/serving.md).
 """
 
 _GROUPS: dict[str, tuple[Any, ...]] = {
@@ -82,7 +82,7 @@ def plugins() -> str:
         _attributes(components.ComponentSpec),
         *(_hook(name, spec, protocol) for name, (spec, protocol) in _HOOKS.items()),
         "## Contract suites",
-        "Tests that a component's author inherits, in `modelwright.core.testing`; pytest does the rest.",
+        "Test classes in `modelwright.core.testing`. Inherit one in your own tests and run pytest.",
         *(_contract(name, module, suite) for name, (module, suite) in contracts.items()),
         "## Helpers",
         *(
@@ -121,7 +121,7 @@ def _contract(name: str, module: Any, suite: type[Any]) -> str:
         first,
         block(inspect.cleandoc("\n" + sample), "python"),
         note,
-        table(("test", "what it holds the component to"), tests),
+        table(("test", "what it checks"), tests),
     )
 
 

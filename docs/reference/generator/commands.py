@@ -13,7 +13,7 @@ from modelwright.core.api import errors
 from modelwright.core.cli import COMMANDS, cli
 
 _INTRODUCTION = """
-`modelwright COMMAND --help` says the same. `python -m modelwright.core` is the same program.
+`modelwright COMMAND --help` shows the same text. `python -m modelwright.core` is the same program.
 
 A RUN.toml may be a YAML file with the same keys. An ADDRESS names a registered model: `NAME` (its newest version),
 `NAME@3`, or `@ALIAS`. Paths on the command line are relative to the working directory.
@@ -22,11 +22,11 @@ A RUN.toml may be a YAML file with the same keys. An ADDRESS names a registered 
 _ENVIRONMENT = (
     (
         "MODELWRIGHT_HOME",
-        "Where runs, caches and the default registry are; default: `.modelwright` in the working folder.",
+        "Folder for runs, caches and the default registry; default: `.modelwright` in the working directory.",
     ),
-    ("MODELWRIGHT_REGISTRY", "The registry's URL, where `--registry` and `[registry] url` name none."),
-    ("MODELWRIGHT_DISABLE_PLUGINS", "Names of plugins, with commas between, that are not even imported."),
-    ("MODELWRIGHT_STRICT_PLUGINS", "`1` makes a broken plugin an error instead of a line in `plugins list`."),
+    ("MODELWRIGHT_REGISTRY", "URL of the registry, used if neither `--registry` nor `[registry] url` is given."),
+    ("MODELWRIGHT_DISABLE_PLUGINS", "Comma-separated names of plugins that are not imported."),
+    ("MODELWRIGHT_STRICT_PLUGINS", "`1` raises the error of a broken plugin instead of showing it in `plugins list`."),
 )
 
 
@@ -115,9 +115,7 @@ def _metavar(option: click.Option, context: click.Context) -> str:
 def _meaning(option: click.Option) -> str:
     text = option.help or ""
     bounds = _bounds(option.type)
-    return f"{text} {bounds}".strip() + (
-        " May be given several times." if option.multiple and "repeat" not in text else ""
-    )
+    return f"{text} {bounds}".strip() + (" May be repeated." if option.multiple and "repeat" not in text else "")
 
 
 def _bounds(kind: Any) -> str:

@@ -8,8 +8,8 @@ from modelwright.core.runs.events import Event
 
 _INTRODUCTION = """
 A run reports its progress as events: JSON lines in the folder `events` of the run, one file for each process that
-writes. The display on the terminal, loss curves and trackers read these files. `read_events` reads them in order and
-leaves out what a resumed stage did over again:
+writes. The terminal's progress display, loss curves and trackers read these files. `modelwright.core.runs.events` reads
+them in order and leaves out what a resumed stage repeated:
 
 ```python
 from pathlib import Path

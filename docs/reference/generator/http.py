@@ -11,35 +11,37 @@ from generator.text import code, page, table
 from modelwright.grpc_server.gateway import app, errors, request
 
 _INTRODUCTION = """
-`modelwright serve --http HOST:PORT` answers in OpenAI's shapes, over the same models, requests and limits as gRPC. The
-official clients work with `base_url` set to `http://HOST:PORT/v1`; the API key is the server's token, or anything where
-it asks for none. A model's id is an address: `NAME`, `NAME@3` or `@ALIAS`. [How to serve](../howto/serving.md).
+`modelwright serve --http HOST:PORT` serves the OpenAI-compatible API, with the same models and limits as gRPC. The
+official clients work with `base_url` set to `http://HOST:PORT/v1`; the API key is the server's token, or any text if
+the server needs none. A model's id is an address: `NAME`, `NAME@3` or `@ALIAS`. [How to serve](../howto/serving.md).
 
-Every answer has a field `modelwright` with `name`, `version`, `digest`, `alias` and `generation` of what answered.
+Every answer has a field `modelwright` with the `name`, `version`, `digest`, `alias` and `generation` of the model that
+answered.
 """
 
 _ALIASES = """
 `PUT /admin/aliases/{alias}` takes `{"target": ADDRESS, "persist": true, "etag": "…"}`; only `target` is needed. With
-`persist` the registry's alias moves too. The etag of the alias as it was read, in the body or in the header `If-Match`,
-makes the switch fail with 412 where the alias has moved since; `If-None-Match: *` says that it must be new.
+`persist` the registry's alias moves too. If you send the alias's etag, in the body or in the header `If-Match`, the
+switch fails with 412 if the alias has moved since you read it. `If-None-Match: *` requires that the
+alias does not exist yet.
 """
 
 _STREAMS = """
-With `"stream": true` the answer comes as server-sent events, the last of them `data: [DONE]`. An error within a stream
-is an event with an error object. What a model thinks before it answers is `reasoning_content`, in the message or in the
-pieces of a stream.
+With `"stream": true` the answer comes as server-sent events; the last one is `data: [DONE]`. An error within a stream
+is an event with an error object. A model's thinking is in `reasoning_content`, in the message or in the pieces of a
+stream.
 """
 
 _FIELDS = """
-A field that is neither here nor below is refused by name with status 400, never ignored. `max_completion_tokens` and
-`max_tokens` say the same in a chat.
+A field that is not listed here or below is refused by name with status 400; it is never ignored. In a chat,
+`max_completion_tokens` and `max_tokens` mean the same.
 """
 
-_HARMLESS = "Taken as long as they change nothing, because clients send them; any other value is refused."
+_HARMLESS = "These are accepted with values that change nothing, because clients send them; other values are refused."
 
 _ERRORS = """
-An error is OpenAI's object, `{"error": {"message", "type", "param", "code"}}`; `code` is a word for programs. Where
-trying again helps, the header `Retry-After` says after how many seconds.
+An error is OpenAI's object, `{"error": {"message", "type", "param", "code"}}`; `code` is for programs. If a retry can
+help, the header `Retry-After` has the seconds to wait.
 """
 
 _READERS = {"value", "text", "required_text", "boolean", "integer", "number", "seed", "texts", "has"}
@@ -66,7 +68,7 @@ def http() -> str:
                 _harmless("completions", request.COMPLETION_HARMLESS),
             ],
         ),
-        f"A request gets {request.MOST_ANSWERS} answers at most, over all its prompts and `n`.",
+        f"A request gets at most {request.MOST_ANSWERS} answers, counting all prompts and `n`.",
         "## Streams",
         _STREAMS,
         "## Aliases",
@@ -100,5 +102,5 @@ def _harmless(path: str, names: Iterable[str]) -> tuple[str, str]:
 def _statuses() -> Iterator[tuple[str, str, str]]:
     for status, (number, kind) in sorted(errors._STATUS.items(), key=lambda one: one[1]):  # noqa: SLF001 - as above
         yield str(number), code(kind), code(status.name)
-    yield "413", code("invalid_request_error"), "`RESOURCE_EXHAUSTED`, for a body that is too large"
-    yield str(errors._INTERNAL[0]), code(errors._INTERNAL[1]), "`INTERNAL`, and all else"  # noqa: SLF001 - as above
+    yield "413", code("invalid_request_error"), "`RESOURCE_EXHAUSTED`, if the body is too large"
+    yield str(errors._INTERNAL[0]), code(errors._INTERNAL[1]), "`INTERNAL`, and everything else"  # noqa: SLF001 - as above

@@ -14,12 +14,12 @@ PROTOS = Path(__file__).parents[3] / "protos" / "modelwright" / "v1"
 
 _INTRODUCTION = """
 The package `modelwright.v1`, from [protos/modelwright/v1](../../protos/modelwright/v1/inference.proto). Any gRPC client
-speaks it; the server has reflection (`grpc.reflection.v1`) and the standard health service (`grpc.health.v1`), whose
+can use it; the server has reflection (`grpc.reflection.v1`) and the standard health service (`grpc.health.v1`), whose
 status is `NOT_SERVING` while the server drains.
 
-A token, where the server asks for one, travels in the metadata as `authorization: Bearer TOKEN`. Errors are
-`google.rpc.Status` with an `ErrorInfo` whose reason is a name of [`ErrorReason`](#errorreason) without its prefix, and
-a `RetryInfo` where trying again helps.
+If the server needs a token, send it in the metadata as `authorization: Bearer TOKEN`. Errors are `google.rpc.Status`
+with an `ErrorInfo`, whose reason is a name of [`ErrorReason`](#errorreason) without its prefix, and a `RetryInfo` if
+a retry can help.
 """
 
 _OPENS = re.compile(r"(service|message|enum|oneof) (\w+) \{(\})?")
