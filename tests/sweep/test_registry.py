@@ -395,9 +395,7 @@ def test_a_full_disk_can_be_cleared(disk, models, tmp_path):
     whole(registry, [first])
 
 
-def test_on_a_read_only_disk_all_that_reads_works_and_the_rest_is_one_line(
-    tmp_path, mounted, models, one_line, wording
-):
+def test_on_a_read_only_disk_reading_works_and_the_rest_is_one_line(tmp_path, mounted, models, one_line, wording):
     """A colleague's registry, or a backup."""
     disk = mounted(tmp_path / "disk")
     registry = opened(disk / "home")
