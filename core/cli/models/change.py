@@ -176,7 +176,9 @@ def _refuse_under_alias(models: Registry, version: ModelVersion) -> None:
     commands = "; ".join(f"modelwright models alias {alias} {target}" for alias in version.aliases)
     names = " and ".join(f"'@{alias}'" for alias in version.aliases)
     verb = "points" if len(version.aliases) == 1 else "point"
-    raise RegistryError(f"{version.address} cannot be deleted: {names} {verb} to it; first run {commands}")
+    raise RegistryError(
+        f"{version.address} cannot be deleted: {names} {verb} to it; point it to another model first: {commands}"
+    )
 
 
 def _refuse_needed(models: Registry, version: ModelVersion, deleted: Sequence[ModelVersion]) -> None:
