@@ -536,6 +536,7 @@ def kill_at(points, place, *arguments):
             return
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["out", "out.tar.gz"])
 def test_a_killed_export_leaves_nothing_or_the_whole(registered, models, tmp_path, name):
     """Under its name, that is; the same command works then."""
@@ -552,6 +553,7 @@ def test_a_killed_export_leaves_nothing_or_the_whole(registered, models, tmp_pat
     assert results[-1] == 0
 
 
+@pytest.mark.long
 def test_a_killed_import_leaves_nothing_or_the_whole_and_goes_on(registered, models, home, tmp_path, monkeypatch):
     """The same command brings what is missing; a version is there once."""
     models("export", "math", tmp_path / "out")
