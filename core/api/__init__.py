@@ -27,6 +27,14 @@ from modelwright.core.api.errors import (
     UsageError,
 )
 from modelwright.core.api.generation import Delta, GenerationRequest, Sampling
+from modelwright.core.api.hf_folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    context_length,
+    has_weights,
+    other_weights,
+    vocabulary_size,
+)
 from modelwright.core.api.hooks import hookimpl
 from modelwright.core.api.records import Example, Figure, Message, Output, Score, wilson, wilson_mean
 from modelwright.core.api.registry import Alias, ModelFile, ModelVersion, NewModel, RegistryEvent
@@ -34,6 +42,8 @@ from modelwright.core.api.tokens import TokenFolder, TokenRow
 from modelwright.core.api.training import AdapterSettings, Job, Trained, TrainSettings
 
 __all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
     "API_VERSION",
     "AdapterEngine",
     "AdapterSettings",
@@ -75,7 +85,11 @@ __all__ = [
     "Trainer",
     "TrainerSpec",
     "UsageError",
+    "context_length",
+    "has_weights",
     "hookimpl",
+    "other_weights",
+    "vocabulary_size",
     "wilson",
     "wilson_mean",
 ]

@@ -128,9 +128,7 @@ SPOILT = (newer, older, no_version, a_table_less, truncated, overwritten, odd_ro
 
 
 @pytest.mark.parametrize("spoil", [*NONE_YET, *SPOILT], ids=lambda spoil: spoil.__name__)
-def test_what_is_not_a_sound_registry_is_one_line_for_every_command(
-    tmp_path, home, monkeypatch, one_line, spoil, wording
-):
+def test_an_unsound_registry_is_one_line_for_every_command(tmp_path, home, monkeypatch, one_line, spoil, wording):
     """The line names the file and what to do, and the file stays as it is."""
     path = home / "registry.db"
     home.mkdir()
