@@ -86,7 +86,10 @@ def _list_aliases(registry: Registry, url: str, *, as_json: bool) -> None:
 @registry_option
 @json_option
 def tag(address: str, tags: tuple[str, ...], removed: tuple[str, ...], registry: str | None, as_json: bool) -> None:
-    """Set or remove tags of the model at ADDRESS; without either, show its tags."""
+    """Show, set or remove the tags of a model.
+
+    Without KEY=VALUE and --remove, show the tags of the model at ADDRESS.
+    """
     changes = _changes(tags, removed)
     models, url = opened(registry)
     with naming(url):
@@ -129,9 +132,9 @@ def _changes(tags: Iterable[str], removed: Iterable[str]) -> dict[str, str | Non
 @registry_option
 @json_option
 def delete(addresses: tuple[str, ...], yes: bool, registry: str | None, as_json: bool) -> None:
-    """Delete versions from the registry; `models gc` then frees their files.
+    """Delete versions from the registry.
 
-    ADDRESS is NAME@3, or NAME if it has one version. A version that an alias points to or an adapter needs cannot be
+    Their files stay on disk until `models gc`. ADDRESS is NAME@3, or NAME if it has one version. A version that an alias points to or an adapter needs cannot be
     deleted. The number of a deleted version is never used again.
     """
     models, url = opened(registry)
@@ -206,7 +209,10 @@ def _ask(versions: Sequence[ModelVersion], url: str) -> None:
 @registry_option
 @json_option
 def gc(dry_run: bool, registry: str | None, as_json: bool) -> None:
-    """Delete files that no model needs any more: those of deleted models and of interrupted registrations."""
+    """Free the disk space of deleted models.
+
+    Files that interrupted registrations left behind are deleted as well.
+    """
     models, url = opened(registry)
     freed = models.collect(dry_run=dry_run)
     if as_json:
@@ -222,9 +228,9 @@ def gc(dry_run: bool, registry: str | None, as_json: bool) -> None:
 @registry_option
 @json_option
 def verify(addresses: tuple[str, ...], registry: str | None, as_json: bool) -> None:
-    """Read all files of the models and compare them with their digests; without ADDRESS, those of all models.
+    """Check the files of models against their digests.
 
-    The exit code is 1 if a file is missing, cut short or changed.
+    All files of the models at ADDRESS are read; without ADDRESS, those of all models. The exit code is 1 if a file is missing, cut short or changed.
     """
     models, url = opened(registry)
     versions = found(models, url, addresses) if addresses else models.find()
@@ -264,9 +270,9 @@ def _print(address: str, lines: list[str], files: int) -> None:
 @registry_option
 @json_option
 def merge(address: str, name: str | None, registry: str | None, as_json: bool) -> None:
-    """Merge the adapter at ADDRESS into its base and register the result as a whole model.
+    """Merge an adapter into its base.
 
-    The result is registered only if its logits equal those of base and adapter, up to rounding. If this adapter was
+    The result is registered as a whole model, but only if its logits equal those of base and adapter, up to rounding. If this adapter was
     merged before, nothing is registered.
     """
     models, url = opened(registry)

@@ -178,8 +178,8 @@ def _shown(values: Mapping[str, Any]) -> dict[str, str]:
 def compare(addresses: tuple[str, ...], registry: str | None, as_json: bool) -> None:
     """Show how models differ, and which one is better.
 
-    Each model is compared with the first. A metric is better or worse if the 95 % interval of its difference excludes
-    0; the models are treated as measured on independent samples.
+    Each model is compared with the first. A metric is better or worse if the 95% interval of its difference excludes 0;
+    the models are treated as measured on independent samples.
     """
     if len(addresses) < 2:
         raise UsageError(f"{addresses[0]!r} cannot be compared alone: give two or more addresses")
@@ -274,7 +274,10 @@ def _print_rows(
 @click.option("--output", type=DiskPath(), metavar="FILE", help="File to write; default: standard output.")
 @registry_option
 def card(address: str, output: Path | None, registry: str | None) -> None:
-    """Write the model card of ADDRESS: Markdown with the metadata header of the Hugging Face Hub."""
+    """Write a model card in Markdown.
+
+    It begins with the metadata header of the Hugging Face Hub.
+    """
     if output is not None and (why := why_no_file(output)):
         raise UsageError(f"{output} {why}: give the name of a file, or leave out --output for standard output")
     models, url = opened(registry)

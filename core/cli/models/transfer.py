@@ -30,9 +30,10 @@ from modelwright.core.registry.importing import import_model
 @registry_option
 @json_option
 def export(address: str, destination: Path, registry: str | None, as_json: bool) -> None:
-    """Write the model at ADDRESS to a new folder, or to a .tar or .tar.gz file, for use elsewhere.
+    """Export a model to a folder or an archive.
 
-    transformers can load the folder. It also has the model card, and the record with which the model can be imported.
+    DESTINATION is a new folder, or a .tar or .tar.gz file. transformers can load the folder; it also has the model card,
+    and the record that `models import` reads.
     """
     models, url = opened(registry)
     with naming(url):
@@ -52,9 +53,9 @@ def export(address: str, destination: Path, registry: str | None, as_json: bool)
 @registry_option
 @json_option
 def import_(source: Path, name: str | None, alias: str | None, registry: str | None, as_json: bool) -> None:
-    """Register a model from SOURCE: an exported folder or archive, or with --name any folder in Hugging Face layout.
+    """Register a model from a folder or an archive.
 
-    A model that is already registered is not registered again. The weights must be safetensors.
+    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout. A model that is already registered is not registered again. The weights must be safetensors.
     """
     if alias is not None:
         alias = check_alias(alias.removeprefix("@"))
