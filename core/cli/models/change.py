@@ -134,8 +134,8 @@ def _changes(tags: Iterable[str], removed: Iterable[str]) -> dict[str, str | Non
 def delete(addresses: tuple[str, ...], yes: bool, registry: str | None, as_json: bool) -> None:
     """Delete versions from the registry.
 
-    Their files stay on disk until `models gc`. ADDRESS is NAME@3, or NAME if it has one version. A version that an alias points to or an adapter needs cannot be
-    deleted. The number of a deleted version is never used again.
+    Their files stay on disk until `models gc`. ADDRESS is NAME@3, or NAME if it has one version. A version that an
+    alias points to or an adapter needs cannot be deleted. The number of a deleted version is never used again.
     """
     models, url = opened(registry)
     versions = found(models, url, addresses)
@@ -230,7 +230,8 @@ def gc(dry_run: bool, registry: str | None, as_json: bool) -> None:
 def verify(addresses: tuple[str, ...], registry: str | None, as_json: bool) -> None:
     """Check the files of models against their digests.
 
-    All files of the models at ADDRESS are read; without ADDRESS, those of all models. The exit code is 1 if a file is missing, cut short or changed.
+    All files of the models at ADDRESS are read; without ADDRESS, those of all models. The exit code is 1 if a file is
+    missing, cut short or changed.
     """
     models, url = opened(registry)
     versions = found(models, url, addresses) if addresses else models.find()
@@ -272,8 +273,8 @@ def _print(address: str, lines: list[str], files: int) -> None:
 def merge(address: str, name: str | None, registry: str | None, as_json: bool) -> None:
     """Merge an adapter into its base.
 
-    The result is registered as a whole model, but only if its logits equal those of base and adapter, up to rounding. If this adapter was
-    merged before, nothing is registered.
+    The result is registered as a whole model, but only if its logits equal those of base and adapter, up to rounding.
+    If this adapter was merged before, nothing is registered.
     """
     models, url = opened(registry)
     with naming(url):

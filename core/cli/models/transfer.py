@@ -32,8 +32,8 @@ from modelwright.core.registry.importing import import_model
 def export(address: str, destination: Path, registry: str | None, as_json: bool) -> None:
     """Export a model to a folder or an archive.
 
-    DESTINATION is a new folder, or a .tar or .tar.gz file. transformers can load the folder; it also has the model card,
-    and the record that `models import` reads.
+    DESTINATION is a new folder, or a .tar or .tar.gz file. transformers can load the folder; it also has the model
+    card, and the record that `models import` reads.
     """
     models, url = opened(registry)
     with naming(url):
@@ -55,7 +55,8 @@ def export(address: str, destination: Path, registry: str | None, as_json: bool)
 def import_(source: Path, name: str | None, alias: str | None, registry: str | None, as_json: bool) -> None:
     """Register a model from a folder or an archive.
 
-    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout. A model that is already registered is not registered again. The weights must be safetensors.
+    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout. A model that is already
+    registered is not registered again. The weights must be safetensors.
     """
     if alias is not None:
         alias = check_alias(alias.removeprefix("@"))
