@@ -1,8 +1,8 @@
-"""A conversation on its way through a chat template: where in the rendering each field lies, and what users typed.
+"""A conversation rendered by a chat template: where each field is in the rendering, and what users typed.
 
-Both are found by private-use characters that go through the template with the messages. Guards stand around control
-tokens that someone typed, in every rendering; sentinels stand around the fields that are trained. All are put inside
-leading and trailing white space, which templates trim, and are characters that the conversation does not contain.
+Both are found by private-use characters that go through the template with the messages: in every rendering, guards
+around typed control tokens; and sentinels around the fields that are trained. They are put inside leading and trailing
+white space, which templates trim, and are characters that do not occur in the conversation.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000
 
 @frozen
 class Fields:
-    """Where a message's fields lie in the rendering, in characters.
+    """The places of a message's fields in the rendering, in characters.
 
     Attributes:
         found: by kind; a field without text has no place.
         dropped: the fields that the template leaves out.
-        lost: whether a place cannot be told: the template shows a field in part or twice, or reads the sentinels.
+        lost: whether a place is unknown, since the template shows a field in part or twice, or reads the sentinels.
     """
 
     found: Mapping[FieldKind, Range] = field(factory=dict)
@@ -41,11 +41,11 @@ class Fields:
 
 
 class Conversation:
-    """Messages and tools with a template; everything here is in characters of `text`.
+    """Messages and tools rendered by a template; all positions are in characters of `text`.
 
     Attributes:
-        text: the rendering, guards removed.
-        protected: the stretches of it that someone typed and that could be taken for control tokens.
+        text: the rendering without guards.
+        protected: the parts that a user typed and that look like control tokens.
 
     Raises:
         TemplateRefusedError: the template refuses the conversation, or its JSON is broken.
@@ -74,14 +74,14 @@ class Conversation:
         self._messages = [self._guarded_message(message) for message in plain]
         self._tools = self._guarded_data(plain_tools)
         self.text, self.protected = self._render(self._messages, add_generation_prompt=add_generation_prompt)
-        # Where guards change what the template does, it takes typed text for its own control tokens.
+        # If guards change what the template does, it reacts to typed control tokens.
         self.template_reads_content = bool(self._typed) and self.text != self._apply(
             plain, plain_tools, add_generation_prompt=add_generation_prompt
         )
 
     @functools.cached_property
     def header(self) -> str:
-        """What the generation prompt adds to a question; nothing where the template refuses one."""
+        """The text that the generation prompt adds to a question; empty if the template refuses one."""
         asked, opening = {"role": "user", "content": "Question"}, {"role": "system", "content": "Rule"}
         for messages in ([asked], [opening, asked]):
             try:
@@ -93,22 +93,22 @@ class Conversation:
         return ""
 
     def before(self, index: int, *, add_generation_prompt: bool) -> str | None:
-        """The rendering of the messages before `index`; None where the template refuses them."""
+        """The rendering of the messages before `index`; None if the template refuses them."""
         try:
             return self._render(self._messages[:index], add_generation_prompt=add_generation_prompt)[0]
         except TemplateRefusedError:
             return None
 
     def locate(self, wanted: Sequence[int]) -> dict[int, Fields]:
-        """Where the fields of the wanted messages lie."""
+        """The places of the wanted messages' fields."""
         together = self._locate(wanted)
         if together is not None:
             return together
-        # Some message's sentinels change the rendering: only that message's places are lost.
+        # The sentinels of some message change the rendering: only that message's places are lost.
         return {index: (self._locate([index]) or {index: Fields(lost=True)})[index] for index in wanted}
 
     def _locate(self, wanted: Sequence[int]) -> dict[int, Fields] | None:
-        """As `locate`; None where the rendering without the sentinels is not the plain one."""
+        """As `locate`; None if the rendering without the sentinels differs from the plain one."""
         messages = list(self._messages)
         marks: dict[int, list[tuple[FieldKind, str, str]]] = {}
         for index in wanted:
@@ -134,7 +134,7 @@ class Conversation:
     def _render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool
     ) -> tuple[str, tuple[Range, ...]]:
-        """The rendering without guards, and what they protect."""
+        """The rendering without guards, and the parts that they protect."""
         rendering = self._apply(messages, self._tools, add_generation_prompt=add_generation_prompt)
         if not self._typed:
             return rendering, ()
@@ -146,7 +146,7 @@ class Conversation:
             if guard == self._guards[0]:
                 start = position
             elif start is not None:
-                # A template that splits content can leave two guards around text of its own.
+                # A template that splits content can put its own text between two guards.
                 if text[start:position] in self._typed:
                     protected.append((start, position))
                 start = None
@@ -172,7 +172,7 @@ class Conversation:
         return value
 
     def _guarded(self, text: str, *, edges: bool) -> str:
-        """Put guards around typed control tokens, and around what could become one with the text beside the field."""
+        """Put guards around typed control tokens, and around fragments that could become one with neighboring text."""
         ranges = [match.span() for match in self._tokenizer.pattern.finditer(text)]
         if edges:
             ranges += self._tokenizer.find_fragments(text)
@@ -186,7 +186,7 @@ class Conversation:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value."""
+    """Every string in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -199,7 +199,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _merged(ranges: Sequence[Range]) -> list[Range]:
-    """The union of ranges, sorted; those that touch stay apart."""
+    """The union of ranges, sorted; ranges that only touch stay separate."""
     merged: list[Range] = []
     for start, end in sorted(ranges):
         if merged and start < merged[-1][1]:
@@ -210,7 +210,7 @@ def _merged(ranges: Sequence[Range]) -> list[Range]:
 
 
 def _without(rendering: str, characters: set[str]) -> tuple[str, list[tuple[str, int]]]:
-    """The rendering without `characters`, and where in that each of them stood."""
+    """The rendering without `characters`, and the place of each of them in it."""
     parts, places, at, length = [], [], 0, 0
     for match in re.finditer(f"[{re.escape(''.join(sorted(characters)))}]", rendering) if characters else ():
         parts.append(rendering[at : match.start()])
@@ -222,7 +222,7 @@ def _without(rendering: str, characters: set[str]) -> tuple[str, list[tuple[str,
 
 
 def _call_names(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The objects in a message's tool calls that have a name: `function`, or the call itself in the short form."""
+    """The objects with a name in a message's tool calls: `function`, or the call itself in the short form."""
     calls = [call for call in message.get("tool_calls", ()) if isinstance(call, dict)]
     objects = [call.get("function", call) for call in calls]
     return [each for each in objects if isinstance(each, dict) and str(each.get("name") or "").strip()]
@@ -231,7 +231,7 @@ def _call_names(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _with_sentinels(
     message: Mapping[str, Any], unused: Iterator[str]
 ) -> tuple[dict[str, Any], list[tuple[FieldKind, str, str]]]:
-    """The message with sentinels around its fields that have text, and which they are."""
+    """The message with sentinels around its non-empty fields, and the sentinels of each."""
     marked = json.loads(json.dumps(message)) if "tool_calls" in message else dict(message)
     marks: list[tuple[FieldKind, str, str]] = []
 
@@ -259,7 +259,7 @@ def _fields(marks: Sequence[tuple[FieldKind, str, str]], positions: Mapping[str,
         if not starts and not ends:
             dropped.add(kind)
         elif len(starts) == len(ends) and starts[0] <= ends[0] and (len(starts) == 1 or kind == "calls"):
-            # Later showings of a call's name are the tool's answer's.
+            # A call's name appears again in the tool's answer.
             start, end = found.get(kind, (starts[0], ends[0]))
             found[kind] = (min(start, starts[0]), max(end, ends[0]))
         else:

@@ -1,14 +1,14 @@
-"""Layouts by shape: conversations that differ only in what is said are laid out once.
+"""A cache of layouts by shape: conversations that differ only in their texts are laid out once.
 
-To lay out a conversation takes four renderings. A shape is laid out with a stand-in for every text; a conversation of
-that shape is then rendered once, and must be the shape with its own texts in the stand-ins' places:
+Laying out a conversation takes four renderings. A shape is laid out with a placeholder for every text. A conversation
+of that shape is then rendered once, and must equal the shape with its texts in place of the placeholders:
 
     shape       <|im_start|>user⏎[0]<|im_end|>⏎<|im_start|>assistant⏎[1]<|im_end|>⏎
     trained                                                         ├─────────────┤
     rendering   <|im_start|>user⏎2+2?<|im_end|>⏎<|im_start|>assistant⏎4<|im_end|>⏎
 
-Where it is not, since the template looks into the texts, or where someone typed a control token, the conversation is
-laid out by itself.
+If it does not, since the template reads the texts, or if a text contains a control token, the conversation is laid out
+without the cache.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, 
 from modelwright.core.chat.tokenizer import ControlledTokenizer
 from modelwright.core.chat.turn_ends import TurnEnds
 
-# The shapes of real data are few; of data with as many shapes as conversations, not all are kept.
-MOST_SHAPES = 1000
-STAND_IN = "Text"
+# Real data have few shapes. If every conversation has its own, only the first are kept.
+MAX_SHAPES = 1000
+PLACEHOLDER = "Text"
 
-# So many fields come before a place in a shape, and so many characters that belong to none.
+# A place in a shape: the number of fields before it, and the number of characters outside fields before it.
 _Place = tuple[int, int]
 
 
 @frozen
 class _Shape:
-    """A layout with holes.
+    """A layout with a hole for each field.
 
     Attributes:
         literals: the text around and between the fields, one more than there are fields.
-        fields: which core stands in each hole, by its number in the order of the messages.
-        stretches: what is learnt: kind, message, and two places.
-        prompts: where the prompts of what is learnt end, and their last tokens.
+        fields: for each hole the number of its core, in the order of the messages.
+        stretches: the trained stretches: kind, message, start and end.
+        prompts: where the prompts of trained turns end, and their last tokens.
         anomalies: as in `Layout`.
-        controls: how many control tokens there are.
-        starts: how often each character with which a control token may begin is in the literals.
+        controls: the number of control tokens.
+        starts: for each character that a control token can begin with, how often it is in the literals.
     """
 
     literals: tuple[str, ...]
@@ -58,8 +58,8 @@ class _Shape:
     starts: tuple[int, ...]
 
 
-class Shapes:
-    """Lays out conversations.
+class LayoutCache:
+    """Lays out conversations, each shape once.
 
     Args:
         template: renders them.
@@ -75,18 +75,18 @@ class Shapes:
         self._known: dict[Any, _Shape | None] = {}
 
     def lay_out(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
-        """Render messages and find what is learnt of them.
+        """Render messages and find the trained stretches.
 
         Raises:
             TemplateRefusedError: the template refuses them.
         """
         if tools is None and all(message.tool_calls is None for message in messages):
-            key, cores = _taken_apart(messages, wanted)
+            key, cores = _split(messages, wanted)
             if key in self._known:
                 shape = self._known[key]
             else:
                 shape = self._shape(messages, wanted)
-                if len(self._known) < MOST_SHAPES:
+                if len(self._known) < MAX_SHAPES:
                     self._known[key] = shape
             layout = shape and self._filled(shape, messages, cores)
             if layout:
@@ -98,7 +98,7 @@ class Shapes:
         return lay_out(conversation, messages, wanted, tokenizer=self._tokenizer, turn_ends=self._turn_ends)
 
     def _filled(self, shape: _Shape, messages: Sequence[Message], cores: Sequence[str]) -> Layout | None:
-        """The layout of messages of this shape; None where it cannot be told."""
+        """The layout of messages of this shape; None if the shape does not fit them."""
         chosen = [cores[number] for number in shape.fields]
         pieces = [""] * (2 * len(chosen) + 1)
         pieces[::2], pieces[1::2] = shape.literals, chosen
@@ -126,7 +126,7 @@ class Shapes:
         )
 
     def _typed(self, text: str, shape: _Shape, pieces: Sequence[str]) -> bool:
-        """Whether there are other control tokens than the shape's own: someone typed one, or part of one."""
+        """Whether the texts contain a control token, or complete one, besides the shape's own."""
         found = self._tokenizer.find_controls(text)
         edges = list(accumulate(map(len, pieces), initial=0))
         fields = list(zip(edges[1::2], edges[2::2], strict=False))
@@ -135,17 +135,17 @@ class Shapes:
         )
 
     def _shape(self, messages: Sequence[Message], wanted: Sequence[int]) -> _Shape | None:
-        """The shape of these messages; None where there is none, since a field cannot be found or is cut by a place."""
-        stood_in = [_with_stand_ins(message) for message in messages]
+        """The shape of these messages; None if a field cannot be found, or a stretch begins or ends inside a field."""
+        replaced = [_with_placeholders(message) for message in messages]
         try:
-            conversation = Conversation(self._template, self._tokenizer, stood_in, None)
-            layout = self._alone(stood_in, None, wanted)
+            conversation = Conversation(self._template, self._tokenizer, replaced, None)
+            layout = self._alone(replaced, None, wanted)
         except TemplateRefusedError:
             return None
         located = conversation.locate(range(len(messages)))
         if layout.protected or any(fields.lost for fields in located.values()):
             return None
-        numbers = {field: number for number, field in enumerate(_fields(stood_in))}
+        numbers = {field: number for number, field in enumerate(_fields(replaced))}
         found = sorted(
             (start, end, numbers[index, kind])
             for index, fields in located.items()
@@ -182,7 +182,7 @@ class Shapes:
 
 
 def _fields(messages: Sequence[Message]) -> Iterator[tuple[int, str]]:
-    """The fields that have text, as (message, kind), in the order of `_taken_apart`'s cores."""
+    """The fields that have text, as (message, kind), in the order of `_split`'s cores."""
     for index, message in enumerate(messages):
         if message.content.strip():
             yield index, "content"
@@ -190,8 +190,8 @@ def _fields(messages: Sequence[Message]) -> Iterator[tuple[int, str]]:
             yield index, "thinking"
 
 
-def _taken_apart(messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Any, list[str]]:
-    """What makes a shape, and the texts of its fields without the white space around them."""
+def _split(messages: Sequence[Message], wanted: Sequence[int]) -> tuple[Any, list[str]]:
+    """The key of the messages' shape, and the texts of their fields without surrounding white space (the cores)."""
     key: list[Any] = [tuple(wanted)]
     cores: list[str] = []
     for message in messages:
@@ -210,15 +210,15 @@ def _taken_apart(messages: Sequence[Message], wanted: Sequence[int]) -> tuple[An
     return tuple(key), cores
 
 
-def _with_stand_ins(message: Message) -> Message:
+def _with_placeholders(message: Message) -> Message:
     thinking = message.thinking
     return attrs.evolve(
         message,
-        content=_stood_in(message.content),
-        thinking=None if thinking is None else _stood_in(thinking),
+        content=_replaced(message.content),
+        thinking=None if thinking is None else _replaced(thinking),
     )
 
 
-def _stood_in(text: str) -> str:
+def _replaced(text: str) -> str:
     core = text.strip()
-    return text.replace(core, STAND_IN, 1) if core else text
+    return text.replace(core, PLACEHOLDER, 1) if core else text

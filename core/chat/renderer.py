@@ -1,14 +1,15 @@
 """The renderer: messages → token ids and a label mask, one object for training, evaluation and serving.
 
-How a mask is made, for any template: private-use characters (sentinels, here ⟦⟧) are put around each trained field,
+The mask is made in the same way for any template: private-use characters (sentinels, here ⟦⟧) are put around each
+trained field,
 
     messages    user(U)  assistant(⟦A⟧)
     rendering   <|im_start|>user⏎U<|im_end|>⏎<|im_start|>assistant⏎⟦A⟧<|im_end|>⏎
     trained                                                         A <|im_end|>
 
-they are found in the rendering and removed, and what is left must be the rendering without them. A trained turn runs
-from where the generation prompt ends, so that `<think>` is learnt where the model has to write it, to its end-of-turn
-token; the newline after that is not trained.
+then found in the rendering and removed, and the rest must equal the rendering without them. A trained turn runs from
+the end of the generation prompt, so that `<think>` is trained if the model has to write it, to its end-of-turn token;
+the newline after that is not trained.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from modelwright.core.api.errors import ModelwrightError, RowError, UsageError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.records import Example, Message, digest_json
 from modelwright.core.chat.conversation import Conversation
-from modelwright.core.chat.layout_cache import Shapes
+from modelwright.core.chat.layout_cache import LayoutCache
 from modelwright.core.chat.spans import Layout, SpanKind
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, read_template
 from modelwright.core.chat.tokenizer import ControlledTokenizer, Encoded, TokenizerFiles
@@ -41,10 +42,10 @@ __all__ = [
     "read_template",
 ]
 
-# Part of every fingerprint: raised when the same messages begin to give other tokens or another mask.
+# Part of every fingerprint: increased when the same messages give other tokens or another mask than before.
 RENDERER_VERSION = 2
 
-# The file of a model folder that records, among other things, the fingerprint of its renderer.
+# The file in a model's folder that records, among other things, the fingerprint of its renderer.
 MODEL_RECORD = "modelwright.json"
 
 Turns = Literal["all", "last", "split"]
@@ -56,7 +57,7 @@ class Span:
 
     Attributes:
         kind: "thinking" and "answer" with what the template writes before each, "end" (the end-of-turn token), or
-            "text" (an example without turns). Thinking that is not to be learnt has no span.
+            "text" (an example without turns). Thinking that is not trained has no span.
         message: which message it belongs to, from 0; -1 in a text without turns.
         start: its first token.
         end: the token after its last.
@@ -70,20 +71,20 @@ class Span:
 
 @frozen
 class Rendered:
-    """An example as the model learns it.
+    """An example in tokens, as the model is trained on it.
 
     Attributes:
         ids: the tokens.
-        spans: the trained tokens, from left to right, and what they are.
-        anomalies: what is not as the example says, each name once:
+        spans: the trained tokens, from left to right.
+        anomalies: where the rendering deviates from the example, each name once:
             "thinking-dropped": the template leaves out the thinking of a trained turn;
             "span-lost": a trained turn cannot be found in the rendering, and is not trained;
-            "end-missing": no end-of-turn token follows a trained turn, so the model would not learn to stop;
-            "message-dropped": the template leaves out a message of the system, of a user or of a tool;
-            "prompt-boundary": the prompt of a trained turn ends in other tokens by itself than it does here, so that
-                the model is served what it never learnt from;
-            "template-reads-content": the template acts upon control tokens typed in content;
-            "begin-doubled": two begin-of-sequence tokens stand at the front;
+            "end-missing": no end-of-turn token follows a trained turn, so the model does not learn to stop;
+            "message-dropped": the template leaves out a system, user or tool message;
+            "prompt-boundary": alone, the prompt of a trained turn ends in other tokens than it does here, so serving
+                gives the model a prompt that it was not trained on;
+            "template-reads-content": the template reacts to control tokens typed in content;
+            "begin-doubled": it begins with two begin-of-sequence tokens;
             "nothing-trained": no token is trained.
         text: the rendering.
     """
@@ -106,9 +107,9 @@ class Renderer:
     """A tokenizer with a chat template.
 
     Attributes:
-        fingerprint: sha256 over the tokenizer's content, the template, the special tokens, the date that the template
-            is told (where it asks), and `RENDERER_VERSION`; equal fingerprints give equal tokens.
-        stop_token_ids: the tokens that end an answer: end-of-sequence, and what the template puts after one.
+        fingerprint: sha256 of the tokenizer's content, the template, the special tokens, the date that the template
+            gets (if it asks for one), and `RENDERER_VERSION`; equal fingerprints give equal tokens.
+        stop_token_ids: the tokens that end an answer: end-of-sequence, and the one that the template puts after it.
         special_ids: the named special tokens' ids, such as {"eos_token": 2}.
         vocab_size: the highest id + 1, added tokens included.
     """
@@ -133,11 +134,11 @@ class Renderer:
         if self._template is not None:
             self._turn_ends = find_turn_ends(self._template, self._tokenizer)
         self.stop_token_ids = self._turn_ends.stops
-        self._shapes: Shapes | None = None
+        self._layouts: LayoutCache | None = None
 
     @classmethod
     def from_folder(cls, folder: Path, *, chat_template: str | None = None) -> Renderer:
-        """Read a folder in Hugging Face layout; `chat_template`, a template's text, takes the place of its own.
+        """Read a folder in Hugging Face layout; `chat_template`, the text of a template, replaces its own.
 
         Raises:
             UsageError: there is no tokenizer.json, or a file or the template cannot be read.
@@ -146,7 +147,7 @@ class Renderer:
         return cls(TokenizerFiles.read(folder, template=chat_template))
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `from_folder` and transformers' `AutoTokenizer` read as this same tokenizer."""
+        """Write a folder that `from_folder` and transformers' `AutoTokenizer` read as the same tokenizer."""
         self._files.write(folder)
 
     def train(self, example: Example, turns: Turns = "all") -> list[Rendered]:
@@ -155,7 +156,7 @@ class Renderer:
         Args:
             example: a conversation, or plain text, all of which is trained.
             turns: the assistant turns to train: "all", the "last", or "split": a rendering for each, ending with it. A
-                message's own `train` goes before this.
+                message's own `train` takes precedence.
 
         Raises:
             RowError: the template refuses the example, or it is not valid text.
@@ -181,14 +182,14 @@ class Renderer:
         conversation = self._conversation(messages, tools, add_generation_prompt=True)
         ids = self._tokenizer.encode(conversation.text, conversation.protected).ids
         if not ids:
-            raise TemplateRefusedError("the chat template makes nothing of this conversation")
+            raise TemplateRefusedError("the chat template renders this conversation as an empty text")
         return ids
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The tokens of a plain text that the model goes on from, as it is trained on such texts.
+        """The tokens of a plain text that the model continues, in the same form as it is trained on such texts.
 
-        Control tokens in it are ordinary text. The begin token stands first where the tokenizer's post-processor puts
-        it there.
+        Control tokens in it are ordinary text. The begin-of-sequence token comes first if the tokenizer's
+        post-processor adds it.
 
         Raises:
             TemplateRefusedError: `text` has a lone surrogate.
@@ -197,7 +198,7 @@ class Renderer:
 
     @functools.cached_property
     def opens_thinking(self) -> bool:
-        """Whether a prompt ends inside `<think>` already: then what the model writes begins with its thinking."""
+        """Whether prompts end inside `<think>`, so that the model's output begins with its thinking."""
         if self._template is None:
             return False
         asked, opening = Message(role="user", content="Question"), Message(role="system", content="Rule")
@@ -214,7 +215,7 @@ class Renderer:
         return self._tokenizer.decode(ids)
 
     def spell(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens as they are written."""
+        """The text of `ids`, including special tokens."""
         return self._tokenizer.spell(ids)
 
     @property
@@ -234,7 +235,7 @@ class Renderer:
         )
 
     def _train_text(self, text: str) -> Rendered:
-        """Plain text: all of it is trained, with the end-of-sequence token."""
+        """Render plain text, all of which is trained, with the end-of-sequence token."""
         encoded = self._encode_plain(text)
         eos = self._tokenizer.eos_id
         before, after = self._begin, () if eos is None else (eos,)
@@ -267,16 +268,16 @@ class Renderer:
     def _laid_out(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
         if self._template is None:
             raise _without_template()
-        if self._shapes is None:
-            self._shapes = Shapes(self._template, self._tokenizer, self._turn_ends)
-        return self._shapes.lay_out(messages, tools, wanted)
+        if self._layouts is None:
+            self._layouts = LayoutCache(self._template, self._tokenizer, self._turn_ends)
+        return self._layouts.lay_out(messages, tools, wanted)
 
 
 def checked_renderer(folder: Path) -> Renderer:
-    """The renderer of a model's folder, which must be the one that the model was trained with.
+    """The renderer of a model's folder, after checking that the model was trained with it.
 
     Raises:
-        ModelwrightError: its fingerprint is another than the one recorded in the folder's modelwright.json.
+        ModelwrightError: its fingerprint differs from the one recorded in the folder's modelwright.json.
         UsageError: as `Renderer.from_folder`.
     """
     renderer = Renderer.from_folder(folder)
@@ -285,17 +286,17 @@ def checked_renderer(folder: Path) -> Renderer:
     if recorded != renderer.fingerprint:
         raise ModelwrightError(
             f"{folder}: its tokenizer or chat template is not the one that the model was trained with "
-            f"(renderer {renderer.fingerprint[:12]}, trained with {str(recorded)[:12]}); restore the tokenizer's files"
+            f"(renderer {renderer.fingerprint[:12]}, trained with {str(recorded)[:12]}): restore the tokenizer's files"
         )
     return renderer
 
 
 def _without_template() -> UsageError:
-    return UsageError('the tokenizer has no chat template: give one by [model] chat_template = "chatml", or a file')
+    return UsageError('the tokenizer has no chat template: set [model] chat_template to "chatml" or to a template file')
 
 
 def _wanted(messages: Sequence[Message], turns: Turns) -> list[int]:
-    """Which messages are trained."""
+    """The indices of the messages to train."""
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     chosen = set(answers[-1:] if turns == "last" else answers)
     return [
@@ -304,9 +305,9 @@ def _wanted(messages: Sequence[Message], turns: Turns) -> list[int]:
 
 
 def _token_spans(layout: Layout, encoded: Encoded) -> tuple[list[Span], bool]:
-    """The stretches in tokens, and whether a prompt ends in other tokens by itself.
+    """The stretches in tokens, and whether a prompt alone ends in other tokens.
 
-    A stretch has every token that shares a character with it, but for those that the prompt before it has as well.
+    A stretch has every token that shares a character with it, except those that belong to the prompt before it.
     """
     spans: list[Span] = []
     taken, inside, left = 0, False, dict(layout.prompts)
@@ -320,20 +321,20 @@ def _token_spans(layout: Layout, encoded: Encoded) -> tuple[list[Span], bool]:
         if low < high:
             spans.append(Span(stretch.kind, stretch.message, low, high))
             taken = high
-    # What follows these is thinking that is not learnt.
+    # These prompts are followed by thinking that is not trained.
     for end, prompt in left.items():
         inside |= _first_after(end, prompt, encoded.tokens(end, end + 1)[0], encoded) is None
     return spans, inside
 
 
 def _first_after(end: int, prompt: tuple[int, ...], low: int, encoded: Encoded) -> int | None:
-    """The first token after a prompt, which ends at character `end`; None where it ends in other tokens here.
+    """The first token after a prompt; None if the prompt ends in other tokens here than alone.
 
     Args:
-        end: see above.
-        prompt: its last tokens.
-        low: the first token that shares a character with what follows.
-        encoded: the whole.
+        end: the character at which the prompt ends.
+        prompt: the last tokens of the prompt alone.
+        low: the first token that shares a character with the text after the prompt.
+        encoded: the whole rendering.
     """
     count = len(prompt)
     if not count:

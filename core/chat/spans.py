@@ -1,6 +1,6 @@
-"""What is learnt of a rendered conversation, in characters: which stretches belong to the turns to be trained.
+"""The trained stretches of a rendered conversation, in characters.
 
-A trained turn runs from where its generation prompt ends to its end-of-turn token:
+A trained turn runs from the end of its generation prompt to its end-of-turn token:
 
     rendering   <|im_start|>user⏎U<|im_end|>⏎<|im_start|>assistant⏎A<|im_end|>⏎
     prompt      <|im_start|>user⏎U<|im_end|>⏎<|im_start|>assistant⏎
@@ -21,7 +21,7 @@ from modelwright.core.chat.turn_ends import TurnEnds
 
 SpanKind = Literal["thinking", "answer", "end", "text"]
 
-# So many characters before a prompt's end are compared with its tokens, where no control token is nearer.
+# The number of characters before a prompt's end that are compared in tokens, if no control token is nearer.
 WINDOW = 64
 
 
@@ -41,12 +41,12 @@ class Layout:
 
     Attributes:
         text: the rendering.
-        stretches: what of it is learnt.
-        prompts: where the prompts of the turns that are learnt end, as far as that can be told, and for each its last
-            tokens by itself, those that the texts before them have no part in.
-        anomalies: what is not as the messages say; the names are `Rendered`'s.
-        protected: the parts of it that someone typed and that could be taken for control tokens.
-        controls: how many control tokens there are outside of those; None where nobody has counted.
+        stretches: the trained ones.
+        prompts: where the prompts of trained turns end, if that is known, and the last tokens of each prompt alone, as
+            far as they do not depend on the text before them.
+        anomalies: deviations from the messages, with the names of `Rendered`.
+        protected: the parts that a user typed and that look like control tokens.
+        controls: the number of control tokens outside the protected parts; None if not counted.
     """
 
     text: str
@@ -65,12 +65,12 @@ def lay_out(
     tokenizer: ControlledTokenizer,
     turn_ends: TurnEnds,
 ) -> Layout:
-    """Find what is learnt.
+    """Find the trained stretches.
 
     Args:
         conversation: the rendered messages.
-        messages: what it was rendered from.
-        wanted: which of them are learnt.
+        messages: the messages that it was rendered from.
+        wanted: the indices of those to train.
         tokenizer: knows the control tokens.
         turn_ends: the tokens that end a turn.
 
@@ -111,10 +111,10 @@ def _last_tokens(
     controls: Sequence[Control],
     tokenizer: ControlledTokenizer,
 ) -> tuple[int, ...]:
-    """The tokens of `text[:end]` from its last control token, or after its last field, whatever is nearer.
+    """The last tokens of `text[:end]`: from its last control token or after its last field, whichever is nearer.
 
-    Tokenizers take the text on either side of a control token by itself. After a field the first token is left out:
-    after another text it could be another one.
+    Tokenizers encode the texts on both sides of a control token separately. After a field the first token is left out,
+    since it could be another one after another text.
     """
     said = max((high for each in fields.values() for _, high in each.found.values() if high <= end), default=0)
     control = max((each.start for each in controls if each.end <= end), default=-1)
@@ -131,7 +131,7 @@ def _last_tokens(
 
 @frozen
 class _Turn:
-    """One message that is learnt; `fields` are those of all messages."""
+    """One trained message; `fields` are those of all messages."""
 
     conversation: Conversation
     messages: Sequence[Message]
@@ -142,7 +142,7 @@ class _Turn:
     turn_ends: TurnEnds
 
     def find(self, prompt_end: int | None) -> tuple[list[Stretch], list[str]]:
-        """Its stretches, and what is strange about it; it begins where its prompt ends, else with its first field."""
+        """Its stretches and anomalies. It begins at the end of its prompt, or else at its first field."""
         index, fields = self.index, self.fields[self.index]
         start = self._first() if prompt_end is None else prompt_end
         if fields.lost or fields.dropped - {"thinking"} or start is None:
@@ -163,16 +163,16 @@ class _Turn:
         return [each for each in stretches if each.start < each.end], strange
 
     def prompt_end(self) -> int | None:
-        """Where the model takes over: the end of the generation prompt; None where that cannot be told.
+        """Where the model's output begins, the end of the generation prompt; None if unknown.
 
-        Templates that show earlier turns in another way when a new one comes have prompts that are no prefix; then what
-        the generation prompt adds to them (`<|im_start|>assistant`) is looked for before the field.
+        If a template changes earlier turns when a new one is added, the prompt is not a prefix of the rendering. Then
+        the text that the generation prompt adds (`<|im_start|>assistant`) is searched for before the field.
         """
         if not self._speaks():
             return None
         first, text = self._first(), self.conversation.text
         prompt = self.conversation.before(self.index, add_generation_prompt=True)
-        # Templates need not be made for no messages.
+        # Templates may fail without messages.
         header = self.conversation.header if prompt is None or not self.index else ""
         limit = len(text) if first is None else first
         if prompt is not None and prompt.endswith(header) and len(prompt) <= limit and text.startswith(prompt):
@@ -188,18 +188,18 @@ class _Turn:
         return self.messages[self.index].role == "assistant"
 
     def _first(self) -> int | None:
-        """Where its first field begins."""
+        """The start of its first field."""
         return min((start for start, _ in self.fields[self.index].found.values()), default=None)
 
     def _from_last_control(self, prompt: str) -> str:
-        """What the model writes after where the template adds nothing for it, such as Mistral's `[/INST]`."""
+        """The header of a turn if the template adds none for it, such as Mistral's `[/INST]`."""
         controls = self.tokenizer.find_controls(prompt)
         return prompt[controls[-1].start :] if controls else ""
 
     def _after(self, header: str, first: int | None) -> int | None:
-        """Where the turn's header ends in the rendering: the whole, or without what it opens for the model.
+        """The end of the turn's header in the rendering: all of it, or without the tag that it opens for the model.
 
-        R1's generation prompt opens `<think>`, which no history shows.
+        R1's generation prompt opens `<think>`, which is not in the history.
         """
         text = self.conversation.text
         end = self._place(header, first)
@@ -214,7 +214,7 @@ class _Turn:
         return None if between else end
 
     def _place(self, header: str, first: int | None) -> int | None:
-        """Where `header` ends, the last one before the first field; without fields, the first one after other turns."""
+        """The end of the last `header` before the first field; without fields, of the first one after earlier turns."""
         text = self.conversation.text
         if not header:
             return None
@@ -225,10 +225,10 @@ class _Turn:
         return None if found < 0 else found + len(header)
 
     def _end(self, last: int) -> tuple[int, Control | None]:
-        """Where the answer ends, and the end-of-turn token after `last`, the end of the turn's last field.
+        """The end of the answer, and the end-of-turn token after `last`, the end of the turn's last field.
 
-        Content is followed by it, or by white space, closers and it. Calls and thinking are closed by brackets and
-        tags, which are the model's to write: there it is the first one before the next field.
+        After content only white space and closers may come before this token. After calls and thinking come brackets
+        and tags, which the model has to write: there it is the first such token before the next field.
         """
         found, text = self.fields[self.index].found, self.conversation.text
         if "content" in found and "calls" not in found:
@@ -241,10 +241,10 @@ class _Turn:
         return (last if control is None else control.start), control
 
     def _thought(self, last: int) -> int:
-        """Where the thinking is over, and what the template writes between it and the answer.
+        """The end of the thinking, including what the template writes after it.
 
-        What stands before content is its own; before a call's name there is also what opens the call, and thinking ends
-        with the first control token and the white space after that.
+        Before content, everything up to it belongs to the thinking. Before a call's name there is also the opening of
+        the call, so thinking ends with the first control token and the white space after it.
         """
         found, text = self.fields[self.index].found, self.conversation.text
         answers = [(begin, kind) for kind, (begin, _) in found.items() if kind != "thinking"]
@@ -255,12 +255,12 @@ class _Turn:
         return closing + len(text[closing:middle]) - len(text[closing:middle].lstrip())
 
     def _last_field(self) -> int:
-        """Where the last field of the earlier messages ends; the rendering's start where there is none."""
+        """The end of the last field of earlier messages, or the start of the rendering."""
         earlier = (fields for index, fields in self.fields.items() if index < self.index)
         return max((end for fields in earlier for _, end in fields.found.values()), default=0)
 
     def _next_field(self) -> int:
-        """Where the first field of the later messages begins; the rendering's end where there is none."""
+        """The start of the first field of later messages, or the end of the rendering."""
         later = (fields for index, fields in self.fields.items() if index > self.index)
         places = [start for fields in later for start, _ in fields.found.values()]
         return min(places, default=len(self.conversation.text))

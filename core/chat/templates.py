@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError, UsageError
 from modelwright.core.api.records import Message
+from modelwright.core.api.wording import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import jinja2.nodes
     import jinja2.parser
 
-# What `strftime_now` tells a template: the same date in training, evaluation and serving, whenever they happen.
+# The date that `strftime_now` gives a template: the same in training, evaluation and serving, on any day.
 PINNED_DATE = datetime(2026, 1, 1, tzinfo=UTC)
 
 # An assistant's content is trimmed, so that the newline before it is a token of its own in the prompt and in training.
@@ -49,11 +50,11 @@ BUILT_IN: Mapping[str, str] = {"chatml": CHATML}
 
 
 class TemplateRefusedError(ModelwrightError):
-    """A conversation or a text cannot become tokens: the template refuses it, or it is not valid text."""
+    """A conversation or text cannot be rendered: the template refuses it, or it is not valid text."""
 
 
 def require(module: str) -> Any:
-    """Import `module`, one of the `train` extra.
+    """Import `module`, which belongs to the `train` extra.
 
     Raises:
         MissingDependencyError: it is not installed; the message says what to install.
@@ -67,10 +68,10 @@ def require(module: str) -> Any:
 
 
 def read_template(name_or_path: str) -> str:
-    """The text of a chat template: a built-in one by its name, else a file's.
+    """The text of a chat template: a built-in one by its name, or the content of a file.
 
     Raises:
-        UsageError: it is neither, or no template.
+        UsageError: it is neither, or the text is not a template.
     """
     if name_or_path in BUILT_IN:
         return BUILT_IN[name_or_path]
@@ -88,7 +89,7 @@ def read_template(name_or_path: str) -> str:
 
 
 def template_message(message: Message) -> dict[str, Any]:
-    """A message as templates read it: no keys for what it lacks, thinking under both names in use, calls parsed.
+    """A message as templates read it: no keys for missing fields, thinking under both usual names, calls parsed.
 
     Raises:
         TemplateRefusedError: its tool calls are not a JSON array.
@@ -109,7 +110,7 @@ def parse_array(text: str, what: str) -> list[Any]:
     """Parse a JSON array.
 
     Raises:
-        TemplateRefusedError: `text` is something else.
+        TemplateRefusedError: `text` is not a JSON array.
     """
     try:
         value = json.loads(text)
@@ -121,14 +122,14 @@ def parse_array(text: str, what: str) -> list[Any]:
 
 
 def _parsed_call(call: Any) -> Any:
-    """A call whose arguments are an object: OpenAI writes them as JSON text, templates want the object."""
+    """A call with its arguments as an object, as templates expect; OpenAI writes them as JSON text."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
     try:
         arguments = json.loads(function["arguments"])
     except ValueError:
-        return call  # Not JSON: the template shows the text as it is.
+        return call  # Not JSON: the template shows the text unchanged.
     return {**call, "function": {**function, "arguments": arguments}}
 
 
@@ -141,7 +142,7 @@ class ChatTemplate:
 
     Attributes:
         source: its text.
-        date: the date that it is told, as ISO 8601, where it asks for one.
+        date: the date that it gets, in ISO 8601; None if it does not ask for one.
     """
 
     def __init__(self, source: str, where: object = None) -> None:
@@ -153,9 +154,9 @@ class ChatTemplate:
             self._globals = dict(self._template.globals)
         except require("jinja2").TemplateSyntaxError as error:
             reason = f"line {error.lineno}: {' '.join((error.message or '').split()).removesuffix('.')}"
-            raise UsageError(f"{prefix}the chat template cannot be read, {reason}; mend it there") from error
-        except (SyntaxError, RecursionError) as error:  # of the Python program that it is made into
-            reason = f"{_line(error) or type(error).__name__}; nest less in it"
+            raise UsageError(f"{prefix}the chat template cannot be read, {reason}; fix it there") from error
+        except (SyntaxError, RecursionError) as error:  # from compiling it to Python
+            reason = f"{one_line(error)}; reduce its nesting"
             raise UsageError(f"{prefix}the chat template cannot be read: {reason}") from error
 
     def render(
@@ -169,36 +170,32 @@ class ChatTemplate:
         """The conversation as text.
 
         Args:
-            messages: as `template_message` makes them.
-            tools: JSON schemas of the tools on offer.
+            messages: from `template_message`.
+            tools: JSON schemas of the available tools.
             special: the tokenizer's special tokens by name, such as "bos_token".
             add_generation_prompt: whether the text ends where an assistant's answer begins.
 
         Raises:
-            TemplateRefusedError: the template raised; the message says what it said.
+            TemplateRefusedError: the template raised an error; the message has its text.
         """
         try:
             given: dict[str, Any] = {"messages": messages, "tools": tools, "documents": None}
             given["add_generation_prompt"] = add_generation_prompt
-            # What `Template.render` does, but for a chain of dictionaries that it makes of the globals each time.
+            # As `Template.render`, but without building a chain of dictionaries from the globals each time.
             context = self._template.new_context({**self._globals, **special, **given}, shared=True)
             return "".join(self._template.root_render_func(context))
         except require("jinja2").TemplateError as error:
-            raise TemplateRefusedError(f"the chat template refuses this conversation: {_line(error)}") from error
-        except Exception as error:  # A template is a program, and may fail in any way.
+            raise TemplateRefusedError(f"the chat template refuses this conversation: {one_line(error)}") from error
+        except Exception as error:  # a template is a program and can fail in any way
             kind = type(error).__name__
             raise TemplateRefusedError(
-                f"the chat template fails on this conversation: {kind}: {_line(error)}"
+                f"the chat template fails on this conversation: {kind}: {one_line(error)}"
             ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """The sandbox in which transformers runs chat templates, but for the date."""
+    """The same sandbox as in transformers, except for the date."""
     sandbox, ext, exceptions = require("jinja2.sandbox"), require("jinja2.ext"), require("jinja2.exceptions")
 
     def raise_exception(message: str) -> None:
@@ -211,12 +208,12 @@ def _environment() -> jinja2.Environment:
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        # Jinja's own filter escapes what HTML would read.
+        # Jinja's own filter escapes HTML.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     class Sandbox(sandbox.ImmutableSandboxedEnvironment):  # type: ignore[misc,name-defined]
         def getattr(self, obj: Any, attribute: str) -> Any:
-            # Of a dictionary, an attribute that it has not is a key: what the slow way comes to by two exceptions.
+            # A missing attribute of a dictionary is a key; Jinja finds it by two exceptions, which is slow.
             if type(obj) is not dict or hasattr(dict, attribute):
                 return super().getattr(obj, attribute)
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
@@ -231,7 +228,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _generation_tag(extension: Any) -> Any:
-    """The block `{% generation %}`, with which some templates mark what is learnt: here it is its content, no more."""
+    """The block `{% generation %}`, with which some templates mark trained text; here it only renders its content."""
 
     class GenerationTag(extension):  # type: ignore[misc]
         tags = frozenset({"generation"})

@@ -1,7 +1,7 @@
-"""Tokenizer folders in Hugging Face layout, and encoding that keeps typed control tokens apart from the template's.
+"""Tokenizer folders in Hugging Face layout, and encoding that separates typed control tokens from the template's.
 
-A tokenizer matches its added tokens wherever their text stands, so a user who types `<|im_end|>` would end the turn.
-Here the caller says which stretches of a text are protected: inside them, control tokens are ordinary text.
+A tokenizer matches its added tokens anywhere in a text, so a user who types `<|im_end|>` would end the turn. Here the
+caller gives the parts of a text that are protected: inside them, control tokens are ordinary text.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from attrs import field, frozen
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.files import write_json, write_text
 from modelwright.core.api.records import digest_json
+from modelwright.core.api.wording import one_line
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, require
 
 if TYPE_CHECKING:
@@ -38,13 +39,13 @@ Range = tuple[int, int]
 
 @frozen(kw_only=True)
 class TokenizerFiles:
-    """What a tokenizer folder says.
+    """The content of a tokenizer's folder.
 
     Attributes:
         model: the text of tokenizer.json.
-        config: tokenizer_config.json, without the template, with what special_tokens_map.json adds.
-        template: the chat template, where there is one.
-        template_file: the file that it is in, where it is the folder's own.
+        config: tokenizer_config.json without the template, and with the tokens that special_tokens_map.json adds.
+        template: the chat template, if there is one.
+        template_file: the file that it is in, if it is the folder's own.
     """
 
     model: str = field(repr=False)
@@ -54,18 +55,18 @@ class TokenizerFiles:
 
     @classmethod
     def read(cls, folder: Path, *, template: str | None = None) -> TokenizerFiles:
-        """Read a folder; `template` takes the place of its own.
+        """Read a folder; `template` replaces its own.
 
         Raises:
             UsageError: tokenizer.json is missing, or a file cannot be read.
         """
         if not (folder / TOKENIZER).is_file():
             raise UsageError(
-                f"{folder} has no {TOKENIZER}; a tokenizer of another kind is converted by "
+                f"{folder} has no {TOKENIZER}: convert a tokenizer of another kind with "
                 "transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)"
             )
         config, file = dict(_read_object(folder / CONFIG)), None
-        if "added_tokens_decoder" not in config:  # As transformers does: the older of the two files counts only then.
+        if "added_tokens_decoder" not in config:  # As in transformers: the older file is read only then.
             config |= _read_object(folder / SPECIAL_MAP)
         own = config.pop("chat_template", None)
         if template is None:
@@ -74,7 +75,7 @@ class TokenizerFiles:
         return cls(model=model, config=config, template=template, template_file=file)
 
     def write(self, folder: Path) -> None:
-        """Write a folder that `read` and transformers read the same; of an older tokenizer there, nothing is left."""
+        """Write a folder that `read` and transformers read alike, and remove the files of an older tokenizer in it."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in (SPECIAL_MAP, ADDED_TOKENS, TEMPLATE):
             (folder / name).unlink(missing_ok=True)
@@ -89,7 +90,7 @@ class TokenizerFiles:
         return {key: value for key, value in named.items() if isinstance(value, str)}
 
     def digest(self) -> str:
-        """The sha256 of the tokenizer's content; truncation and padding are the caller's, and left out."""
+        """The sha256 of the tokenizer's content, without truncation and padding, which are up to the caller."""
         tree = json.loads(self.model)
         return digest_json({key: value for key, value in tree.items() if key not in ("truncation", "padding")})
 
@@ -109,20 +110,20 @@ def _read_object(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{path} must hold a JSON object, not {type(value).__name__}")
+        raise UsageError(f"{path} must contain a JSON object, not a {type(value).__name__}")
     return value
 
 
 def _content(token: Any) -> Any:
-    """A token's text; files write it as text or as an object with flags."""
+    """A token's text; files have it as a string or as an object with flags."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def check_template(folder: Path) -> None:
-    """Find out whether a folder's own chat template, where there is one, can be used.
+    """Check that a folder's own chat template, if there is one, can be used.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: it cannot be used.
     """
     template, file = _template_of(folder, _read_object(folder / CONFIG).get("chat_template"))
     if template is not None:
@@ -130,7 +131,7 @@ def check_template(folder: Path) -> None:
 
 
 def _template_of(folder: Path, own: Any) -> tuple[str | None, Path]:
-    """The folder's template and where it is: its file, else the config's, a text or a list of named ones."""
+    """The folder's template and its file: chat_template.jinja, else the config's, a text or a list of named ones."""
     if (folder / TEMPLATE).is_file():
         return _read(folder / TEMPLATE), folder / TEMPLATE
     if own is None or isinstance(own, str):
@@ -138,7 +139,9 @@ def _template_of(folder: Path, own: Any) -> tuple[str | None, Path]:
     try:
         named = {entry["name"]: entry["template"] for entry in own}
     except (TypeError, KeyError) as error:
-        raise UsageError(f"{folder / CONFIG}: chat_template must be a text or a list of names and templates") from error
+        raise UsageError(
+            f"{folder / CONFIG}: chat_template must be a string, or a list of names and templates"
+        ) from error
     if not isinstance(named.get("default"), str):
         raise UsageError(f"{folder / CONFIG} has chat templates {', '.join(map(repr, named))} but no 'default'")
     return str(named["default"]), folder / CONFIG
@@ -148,28 +151,28 @@ def load_tokenizer(model: str, where: object = TOKENIZER) -> Tokenizer:
     """Build a tokenizer from the text of tokenizer.json, without truncation and padding.
 
     Raises:
-        UsageError: the text is no tokenizer.
+        UsageError: the text is not a tokenizer.
     """
     library = require("tokenizers")
     try:
         tokenizer: Tokenizer = library.Tokenizer.from_str(model)
-    except Exception as error:  # The library raises plain Exceptions.
-        raise UsageError(f"{where} is not a tokenizer: {' '.join(str(error).split())}") from error
+    except Exception as error:  # the library raises plain Exceptions
+        raise UsageError(f"{where} is not a tokenizer: {one_line(error)}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def _complete(model: str, config: Mapping[str, Any], where: Path) -> str:
-    """Add the tokens that only the config knows, as transformers does when it loads a folder."""
+    """Add the tokens that only the config has, as transformers does when it loads a folder."""
     tokenizer = load_tokenizer(model, where)
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     try:
         missing = _declared(config, added)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise UsageError(
-            f"{where.with_name(CONFIG)}: its tokens cannot be read: expected added_tokens_decoder to be a table of ids "
-            'and tokens, {"0": {"content": "<s>"}}, and a …_token to be a text or a token; copy the file again'
+            f"{where.with_name(CONFIG)}: cannot read its tokens: expected added_tokens_decoder to map ids to tokens, "
+            'such as {"0": {"content": "<s>"}}, and each …_token to be a string or a token; copy the file again'
         ) from error
     if not missing:
         return model
@@ -194,7 +197,7 @@ def _declared(config: Mapping[str, Any], added: Container[str]) -> list[Any]:
 
 @frozen
 class Control:
-    """A control token in a text: where it stands, in characters, and its id."""
+    """A control token in a text: its place, in characters, and its id."""
 
     start: int
     end: int
@@ -218,7 +221,7 @@ class Encoded(Protocol):
 
 @frozen
 class _ByOffsets:
-    """Tokens, and the stretch of characters that each stands for."""
+    """Tokens with the range of characters of each."""
 
     ids: tuple[int, ...]
     offsets: Sequence[Range]
@@ -231,7 +234,7 @@ class _ByOffsets:
 
 @frozen
 class _Native:
-    """What the library gives. To ask it for two tokens is ten times as quick as to read the offsets of all."""
+    """The library's own encoding. Looking up two tokens in it is ten times as fast as reading all offsets."""
 
     ids: tuple[int, ...]
     encoding: Encoding
@@ -253,19 +256,19 @@ class _Native:
 
 
 class ControlledTokenizer:
-    """A tokenizer whose control tokens come from the template alone.
+    """A tokenizer in which only the template can produce control tokens.
 
-    Control tokens are the added tokens that are special, and the others that the template's source contains (Qwen's
-    `<think>` is one); tokens of white space only, such as Gemma's newlines, are text.
+    Control tokens are the special added tokens, and other added tokens in the template's source, such as Qwen's
+    `<think>`. Tokens of white space only, such as Gemma's newlines, are text.
 
     Attributes:
         controls: the control tokens' ids by their text.
         special: the named special tokens, such as {"eos_token": "</s>"}.
         special_ids: their ids, such as {"eos_token": 2}.
         vocab_size: the highest id + 1, added tokens included.
-        bos_id: the id that the tokenizer itself puts before a text, where it does.
-        eos_id: the end-of-sequence token's id, where there is one.
-        heads: what control tokens begin with.
+        bos_id: the id that the tokenizer itself puts before a text; None if it does not.
+        eos_id: the end-of-sequence token's id, if there is one.
+        heads: the proper prefixes of control tokens.
     """
 
     def __init__(self, files: TokenizerFiles) -> None:
@@ -277,7 +280,7 @@ class ControlledTokenizer:
         first = self._native.encode("", add_special_tokens=True).ids[:1]
         self.bos_id: int | None = first[0] if first and first[0] == self.special_ids.get("bos_token") else None
         self.eos_id: int | None = self.special_ids.get("eos_token")
-        # Post-processors trim the white space off offsets, and masks need it.
+        # Post-processors remove white space from offsets, but masks need it.
         self._native.post_processor = None
         self.vocab_size = max(self._native.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         source = files.template or ""
@@ -286,7 +289,7 @@ class ControlledTokenizer:
             for number, token in sorted(self._native.get_added_tokens_decoder().items())
             if token.special or (token.content in source and not token.content.isspace())
         }
-        # An unknown word gives the unknown token; that is no token typed by anyone.
+        # Unknown words give the unknown token, which nobody typed.
         self._counted = frozenset(self.controls.values()) - {self.special_ids.get("unk_token")}
         longest_first = sorted(self.controls, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -305,9 +308,9 @@ class ControlledTokenizer:
         return found
 
     def find_fragments(self, text: str) -> list[Range]:
-        """The stretches at the ends of `text` (white space aside) that begin, end or continue a control token.
+        """The parts at both ends of `text` (without white space) that are a fragment of a control token.
 
-        With the text that happens to stand beside it, a fragment could make a whole one.
+        Together with neighboring text, a fragment could become a whole one.
         """
         core = text.strip()
         start = text.index(core)
@@ -319,23 +322,23 @@ class ControlledTokenizer:
         return [found for found in ((start, start + tail), (end - head, end)) if found[0] < found[1]]
 
     def encode(self, text: str, protected: Sequence[Range] = (), *, controls: int | None = None) -> Encoded:
-        """Encode `text`, adding nothing; in the protected stretches (sorted) control tokens are ordinary text.
+        """Encode `text` without adding tokens; in the protected parts (sorted) control tokens are ordinary text.
 
-        Where nothing protected could be taken for a control token, this is the tokenizer's own encoding.
+        If no protected part looks like a control token, this is the tokenizer's own encoding.
 
         Args:
-            text: what to encode.
+            text: the text.
             protected: see above.
-            controls: how many control tokens there are outside of those, where the caller knows.
+            controls: the number of control tokens outside the protected parts, if the caller knows it.
 
         Raises:
-            TemplateRefusedError: `text` has a lone surrogate, the tokenizer fails on it (it may have no token for what
-                it does not know), or it cannot keep typed tokens apart.
+            TemplateRefusedError: `text` has a lone surrogate, the tokenizer fails on it (it may have none for unknown
+                text), or it cannot separate typed tokens.
         """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            message = f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, which is no character"
+            message = f"the text has a lone surrogate, U+{ord(text[error.start]):04X}, which is not a character"
             raise TemplateRefusedError(message) from error
         if controls is None or protected:
             outside = self.find_controls(text, protected)
@@ -346,7 +349,7 @@ class ControlledTokenizer:
         ids = encoding.ids
         if self._count(ids) <= controls:
             return _Native(tuple(ids), encoding, len(text))
-        # More than the text shows: some other spelling was normalised into one.
+        # More than in the text: another spelling was normalized to a control token.
         return self._encode_apart(text, self.find_controls(text, protected))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -354,17 +357,17 @@ class ControlledTokenizer:
         return str(self._native.decode(list(ids), skip_special_tokens=True))
 
     def spell(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens as they are written."""
+        """The text of `ids`, including special tokens."""
         return str(self._native.decode(list(ids), skip_special_tokens=False))
 
     def _count(self, ids: Iterable[int]) -> int:
         return sum(map(self._counted.__contains__, ids))
 
     def _encode_apart(self, text: str, controls: Sequence[Control]) -> Encoded:
-        """Encode with a copy that knows the control tokens by secret names, which stand in place of the template's.
+        """Encode with a copy of the tokenizer whose control tokens have secret names, which replace the template's.
 
-        One pass over the whole text: what the tokenizer does after a control token (a word's prefix, stripped spaces)
-        stays as it is. The names never reach the ids, so that they may differ from process to process.
+        It is one pass over the whole text, so the effects of a control token on its neighbors (a word's prefix,
+        stripped spaces) stay. The names do not affect the ids, so they may differ between processes.
         """
         tokenizer, names = self._renamed
         parts, starts, ends, at, length = [], [0], [(0, 0)], 0, 0
@@ -378,7 +381,9 @@ class ControlledTokenizer:
         parts.append(text[at:])
         encoding = _encoded(tokenizer, "".join(parts))
         if self._count(encoding.ids) != sum(control.id in self._counted for control in controls):
-            raise TemplateRefusedError("this tokenizer cannot keep the control tokens in this text apart from its own")
+            raise TemplateRefusedError(
+                "this tokenizer cannot separate typed control tokens in this text from the template's"
+            )
 
         def original(offset: int) -> int:
             index = bisect.bisect_right(starts, offset) - 1
@@ -400,20 +405,21 @@ class ControlledTokenizer:
             content for content, number in self.controls.items() if tokenizer.token_to_id(names[content]) != number
         ]
         if wrong:
-            raise ModelwrightError(f"the tokenizer cannot keep typed control tokens apart: {', '.join(wrong)}")
+            raise ModelwrightError(
+                f"the tokenizer cannot separate typed control tokens from the template's: {', '.join(wrong)}"
+            )
         return tokenizer, {number: names[content] for content, number in self.controls.items()}
 
 
 def _encoded(tokenizer: Tokenizer, text: str) -> Encoding:
     try:
         return tokenizer.encode(text, add_special_tokens=False)
-    except Exception as error:  # The library raises plain Exceptions.
-        reason = " ".join(str(error).split())
-        raise TemplateRefusedError(f"the tokenizer ({TOKENIZER}) fails on this text: {reason}") from error
+    except Exception as error:  # the library raises plain Exceptions
+        raise TemplateRefusedError(f"the tokenizer ({TOKENIZER}) fails on this text: {one_line(error)}") from error
 
 
 def _rename(tree: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Give tokens of a tokenizer.json other names, in its added tokens and in its model, whatever kind that is."""
+    """Rename tokens of a tokenizer.json, in its added tokens and in its model of any kind."""
     tree["post_processor"] = None
     for token in tree["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])

@@ -1,4 +1,4 @@
-"""How a template ends an assistant's turns, found out by rendering conversations with known texts."""
+"""How a template ends an assistant's turns, found by rendering conversations with known texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from modelwright.core.chat.tokenizer import Control, ControlledTokenizer, Range
 
 _ASKED, _RULE = Message(role="user", content="Question"), Message(role="system", content="Rule")
 _SHORT = (_ASKED, Message(role="assistant", content="Answer"))
-# The first one that the template accepts is looked at.
+# The first one that the template accepts is used.
 _ANSWERS = ((*_SHORT, *_SHORT), (_RULE, *_SHORT, *_SHORT), _SHORT, (_RULE, *_SHORT))
 
 _FUNCTION = {"name": "search", "description": "Find it.", "parameters": {"type": "object", "properties": {}}}
@@ -30,9 +30,9 @@ class TurnEnds:
 
     Attributes:
         ends: the last tokens of turns.
-        stops: those that end a generation. The end of an earlier answer need not, since some templates (gpt-oss) put
-            the same token after thinking.
-        closers: what stands between a text and such a token, such as Command-R's `<|END_RESPONSE|>`.
+        stops: those that stop generation. The end of an earlier answer need not be one, since some templates (gpt-oss)
+            put the same token after thinking.
+        closers: tokens between a text and such a token, such as Command-R's `<|END_RESPONSE|>`.
     """
 
     ends: frozenset[int] = frozenset()
@@ -40,7 +40,7 @@ class TurnEnds:
     closers: frozenset[int] = frozenset()
 
     def after(self, text: str, position: int, controls: Sequence[Control]) -> Control | None:
-        """The end that follows `position`, a text's end, after white space and closers only."""
+        """The end token after `position`, the end of a text, with only white space and closers between them."""
         for control in controls:
             if control.start >= position:
                 if text[position : control.start].strip():
@@ -52,7 +52,7 @@ class TurnEnds:
 
 
 def find_turn_ends(template: ChatTemplate, tokenizer: ControlledTokenizer) -> TurnEnds:
-    """Find how a template ends turns; where there is an end-of-sequence token, it ends one in any case."""
+    """Find how a template ends turns; the end-of-sequence token, if there is one, always ends one."""
     eos = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
     answers = _ends_of_answers(template, tokenizer)
     calls = _ends_of_calls(template, tokenizer, eos | answers.ends)
@@ -60,7 +60,7 @@ def find_turn_ends(template: ChatTemplate, tokenizer: ControlledTokenizer) -> Tu
 
 
 def _ends_of_answers(template: ChatTemplate, tokenizer: ControlledTokenizer) -> TurnEnds:
-    """What ends answers: end-of-sequence where only control tokens stand before it, else the first control token."""
+    """The end of answers: end-of-sequence if only control tokens come before it, else the first control token."""
     eos = tokenizer.eos_id
     for conversation, messages in _accepted(template, tokenizer, _ANSWERS, None):
         controls = tokenizer.find_controls(conversation.text)
@@ -81,7 +81,7 @@ def _ends_of_answers(template: ChatTemplate, tokenizer: ControlledTokenizer) -> 
 def _opener(
     asked: Sequence[Range | None], answered: Sequence[Range | None], controls: Sequence[Control]
 ) -> frozenset[int]:
-    """The token that opens a question right after an answer that has no end: it stands before the first one as well."""
+    """The token that opens the question after an answer without an end; it also comes before the first question."""
     if len(asked) < 2 or asked[0] is None or asked[1] is None or answered[0] is None:
         return frozenset()
     before = [control.id for control in controls if control.end <= asked[0][0]]
@@ -90,7 +90,7 @@ def _opener(
 
 
 def _ends_of_calls(template: ChatTemplate, tokenizer: ControlledTokenizer, known: frozenset[int]) -> frozenset[int]:
-    """What stands last after a tool call, unless one of the known ends does (gpt-oss writes `<|call|>`)."""
+    """The last token after a tool call, unless a known end follows the call (gpt-oss writes `<|call|>`)."""
     for conversation, messages in _accepted(template, tokenizer, _CALLS, _TOOLS):
         index, text = len(messages) - 1, conversation.text
         fields = conversation.locate([index]).get(index, Fields())
@@ -106,7 +106,7 @@ def _ends_of_calls(template: ChatTemplate, tokenizer: ControlledTokenizer, known
 def _accepted(
     template: ChatTemplate, tokenizer: ControlledTokenizer, cases: Iterable[Sequence[Message]], tools: str | None
 ) -> Iterator[tuple[Conversation, Sequence[Message]]]:
-    """The conversations that the template does not refuse."""
+    """The conversations that the template accepts."""
     for messages in cases:
         try:
             yield Conversation(template, tokenizer, messages, tools), messages
@@ -115,7 +115,7 @@ def _accepted(
 
 
 def _run(text: str, position: int, controls: Iterable[Control]) -> list[int]:
-    """The control tokens that follow `position` without a gap, but for white space before the first one."""
+    """The control tokens right after `position`; only white space may come before the first one."""
     run: list[int] = []
     for control in controls:
         if control.start >= position:

@@ -18,7 +18,7 @@ from modelwright.core.chat.tokenizer import check_template
 from modelwright.core.config.paths import HUB
 from modelwright.core.config.schema import ScratchConfig, SourceConfig
 from modelwright.core.doctor.machine import imported
-from modelwright.core.models.base import PARTS
+from modelwright.core.models.base import BASE_FILES
 from modelwright.core.models.hf_folder import BadFolderError, check_base_folder, parameter_count
 from modelwright.core.models.hub import fetch
 from modelwright.core.registry import resolve
@@ -141,7 +141,7 @@ def base_folder(run: Run, facts: Facts) -> Path | None:
         folder, name = Path(source), str(source)
     elif "/" in source:
         try:
-            model = fetch(source, PARTS, only_cached=True)
+            model = fetch(source, BASE_FILES, only_cached=True)
         except UsageError:
             raise
         except ModelwrightError:

@@ -1,7 +1,7 @@
-"""Registered adapters: where the base of one is, and how an engine gets both.
+"""Registered adapters: finding an adapter's base, and loading both into an engine.
 
-An adapter's version records what its base was: a version of the registry, a commit of the hub, or a folder, each with
-the digest of its files. Whatever is found again must have that digest: on another base an adapter computes nonsense.
+An adapter's version records its base: a version in the registry, a commit on the hub, or a folder, each with the digest
+of its files. The base that is found must have this digest: on another base an adapter computes nonsense.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, Us
 from modelwright.core.api.files import failing_as
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import ModelVersion
-from modelwright.core.models.base import PARTS, folder_digest
+from modelwright.core.models.base import BASE_FILES, folder_digest
 from modelwright.core.models.hub import fetch
 from modelwright.core.registry import resolve
 
@@ -27,7 +27,7 @@ class AdapterBase:
 
     Attributes:
         folder: in Hugging Face layout.
-        version: the registered model that it is; None for a folder or a model of the hub.
+        version: the registered model; None for a folder or a model of the hub.
     """
 
     folder: Path
@@ -35,19 +35,19 @@ class AdapterBase:
 
 
 def adapter_base(registry: Registry, version: ModelVersion) -> AdapterBase | None:
-    """The base of an adapter, with the digest that it was trained with; None for a whole model.
+    """Find the base that an adapter was trained on; None for a whole model.
 
-    A base that was a folder is looked for there, then among the registered models; one of the registry by its address,
-    then by its digest, since another registry may have it under another name.
+    A base that was a folder is looked for in that place, then among the registered models. A registered base is looked
+    for by its address, then by its digest, since another registry may have it under another name.
 
     Raises:
-        ModelwrightError: the base is not there, or another one is; both digests are named.
+        ModelwrightError: the base is missing, or has another digest; the message has both digests.
     """
     if not version.is_adapter:
         return None
     parent, digest = version.model.parent, version.model.base
     if parent is not None and "/" in parent:
-        return _in_folder(version, fetch(parent, PARTS).folder, parent)
+        return _in_folder(version, fetch(parent, BASE_FILES).folder, parent)
     registered = _registered(registry, digest, parent)
     folder = Path(str(_source(version)))
     if parent is None and folder.is_dir() and (registered is None or _digest(folder) == digest):
@@ -57,8 +57,8 @@ def adapter_base(registry: Registry, version: ModelVersion) -> AdapterBase | Non
     if parent is not None:
         raise _not_registered(registry, version, parent)
     raise ModelwrightError(
-        f"{version.address} is an adapter, and its base is not there: it was in {folder} (digest {digest}); copy it "
-        "back, or register it (modelwright models import FOLDER --name NAME)"
+        f"the base of adapter {version.address} is missing: it was in {folder} (digest {digest}); copy it back, or "
+        "register it (modelwright models import FOLDER --name NAME)"
     )
 
 
@@ -70,12 +70,12 @@ def _in_folder(version: ModelVersion, folder: Path, where: str) -> AdapterBase:
 
 
 def base_name(version: ModelVersion) -> str:
-    """What an adapter's base is called: its address, or the folder that it was in."""
+    """The name of an adapter's base for people: its address, or the folder that it was in."""
     return version.model.parent or str(_source(version) or version.model.base)
 
 
 def needed_by(registry: Registry, version: ModelVersion) -> list[ModelVersion]:
-    """The registered adapters that have no other base in this registry than this version."""
+    """The registered adapters whose only base in this registry is this version."""
     models = registry.find()
     others = [model for model in models if model.address != version.address]
     return [
@@ -88,10 +88,10 @@ def needed_by(registry: Registry, version: ModelVersion) -> list[ModelVersion]:
 
 
 def load_engine(engine: Engine, spec: EngineSpec, folder: Path, base: Path | None) -> None:
-    """Have an engine load a model's folder, and for an adapter the one of its base.
+    """Load a model into an engine from its folder, and for an adapter also from its base's folder.
 
     Raises:
-        UsageError: the engine runs no adapters.
+        UsageError: the engine cannot run adapters.
         ModelwrightError: as `Engine.load`.
     """
     if base is None:
@@ -99,7 +99,7 @@ def load_engine(engine: Engine, spec: EngineSpec, folder: Path, base: Path | Non
         return
     if not spec.adapters:
         raise UsageError(
-            f"engine {spec.name!r} runs whole models, and this is an adapter: merge it into its base first "
+            f"engine {spec.name!r} cannot run adapters: merge this one into its base first "
             "(modelwright models merge ADDRESS)"
         )
     assert isinstance(engine, AdapterEngine)
@@ -113,19 +113,19 @@ def _source(version: ModelVersion) -> str | None:
 
 
 def _registered(registry: Registry, digest: str, parent: str | None) -> ModelVersion | None:
-    """The version that has the digest, the one at the address before others."""
+    """The version with the digest, preferably the one at the address."""
     found = [model for model in registry.find() if _is_base(model, digest)]
     return next((model for model in found if model.address == parent), found[0] if found else None)
 
 
 def _is_base(model: ModelVersion, digest: str) -> bool:
-    """Whether a version is what had the digest: as a registered model, or as a folder before it was imported."""
+    """Whether a version has the digest: as a registered model, or as the folder that it was imported from."""
     if model.is_adapter:
         return False
     parts = {
         file.path: file.sha256
         for file in model.files
-        if "/" not in file.path and any(fnmatch.fnmatchcase(file.path, pattern) for pattern in PARTS)
+        if "/" not in file.path and any(fnmatch.fnmatchcase(file.path, pattern) for pattern in BASE_FILES)
     }
     return digest in (model.digest, digest_json(parts))
 
@@ -135,8 +135,8 @@ def _not_registered(registry: Registry, version: ModelVersion, parent: str) -> M
         there = resolve(registry, parent)
     except ModelNotFoundError:
         return ModelwrightError(
-            f"{version.address} is an adapter, and its base {parent} (digest {version.model.base}) is not in this "
-            "registry: export it from where it is (modelwright models export), and import it here"
+            f"the base of adapter {version.address} is not in this registry: export {parent} "
+            f"(digest {version.model.base}) from its own registry (modelwright models export) and import it here"
         )
     return _other_base(version, there.digest, parent)
 
@@ -148,6 +148,6 @@ def _digest(folder: Path) -> str:
 
 def _other_base(version: ModelVersion, found: str, where: str) -> ModelwrightError:
     return ModelwrightError(
-        f"{version.address} is an adapter for another base: it was trained on one with the digest "
-        f"{version.model.base}, and {where} has {found}; restore what was there, or train the adapter again"
+        f"{version.address} is an adapter for another base: it was trained on the digest {version.model.base}, but "
+        f"{where} has {found}; restore the original base, or train the adapter again"
     )

@@ -1,4 +1,4 @@
-"""What a training begins from: a folder, a registered model, or one of the hub."""
+"""The base of a training: a folder, a registered model, or a model of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from modelwright.core.models.hf_folder import check_base_folder
 from modelwright.core.models.hub import fetch
 from modelwright.core.registry import resolve
 
-# What of a base folder takes part: not its README, nor pickled weights, which are never read.
-PARTS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+# The files that count towards a base's digest: not its README, nor pickled weights, which are never read.
+BASE_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 @frozen(kw_only=True)
 class Base:
-    """Where a training begins.
+    """The model that a training starts from.
 
     Attributes:
         folder: in Hugging Face layout.
         digest: of the registered model, or of the folder's files.
-        parent: what is continued: `NAME@VERSION` of the registry, or `org/name@COMMIT` of the hub.
+        parent: its address: `NAME@VERSION` in the registry, or `org/name@COMMIT` on the hub; None for a folder.
     """
 
     folder: Path
@@ -35,18 +35,18 @@ class Base:
 
 
 def resolve_base(source: str, registry: Callable[[], Registry]) -> Base:
-    """The base that `[model] base` names, checked; a hub model is downloaded if it is not in the hub's cache.
+    """Find and check the model of `[model] base`. A model of the hub is downloaded if it is not in the hub's cache.
 
     Raises:
-        UsageError: it is neither a folder in Hugging Face layout nor a registry address or hub id; or a file in it is
-            missing or wrong (several lines: `SeveralErrors`).
+        UsageError: the source is not a folder in Hugging Face layout, a registry address or a hub id, or a file of it
+            is missing or wrong (`SeveralErrors` for several problems).
         ModelNotFoundError: the registry has no such model.
         ModelwrightError: the hub cannot be reached.
     """
     if Path(source).is_absolute():
         return _in_folder(Path(source), source)
     if "/" in source:
-        model = fetch(source, PARTS)
+        model = fetch(source, BASE_FILES)
         return _in_folder(model.folder, model.address, parent=model.address)
     registered = resolve(registry(), source)
     folder = registry().folder(registered)
@@ -63,10 +63,10 @@ def _in_folder(folder: Path, source: str, *, parent: str | None = None) -> Base:
 
 
 def folder_digest(folder: Path) -> str:
-    """The digest of a base's files; reads all of them.
+    """The digest of a base's files, which are all read.
 
     Raises:
-        OSError: one cannot be read.
+        OSError: a file cannot be read.
     """
-    paths = (path for pattern in PARTS for path in folder.glob(pattern))
+    paths = (path for pattern in BASE_FILES for path in folder.glob(pattern))
     return digest_json({path.name: files.sha256_file(path) for path in paths})

@@ -1,10 +1,10 @@
-"""An adapter merged into its base: one whole model, registered only if it says what the two said.
+"""Merging an adapter into its base: one whole model, registered only if its logits equal those of the two.
 
     base + adapter  →  logits ─────────────────┐
-         │                                     ├─ the same? → registered
+         │                                     ├─ equal? → registered
       merged, written, read again → logits ────┘
 
-What is compared is the folder that is registered, as anyone will load it.
+The comparison loads the folder that is registered, as everyone will load it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from modelwright.core.api.errors import ModelwrightError, RegistryError, UsageEr
 from modelwright.core.api.hf_folder import context_length
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import ModelVersion, NewModel
+from modelwright.core.api.wording import one_line
 from modelwright.core.chat.renderer import MODEL_RECORD, checked_renderer
 from modelwright.core.chat.templates import require
 from modelwright.core.models.adapters import AdapterBase, adapter_base
@@ -35,24 +36,24 @@ from modelwright.core.registry.record import environment
 if TYPE_CHECKING:
     import torch
 
-# Counts up when the same adapter and base give other weights than before.
+# Increased when the same adapter and base give other weights than before.
 VERSION = 1
-# Of the largest logit. Both ways are computed in float32, where a number is off by 6e-8 of itself at most; they sum in
-# another order, which adds up over the layers to some 1e-6. A merge that is wrong (a scale, a layer that was left out)
-# is off by a share of what the adapter does, and that is measured beside it.
+# Relative to the largest logit. Both sides are computed in float32, with a relative rounding error of at most 6e-8; the
+# order of summation differs, which adds up to about 1e-6 over the layers. A wrong merge (scale, missing layer) is
+# off by a share of the adapter's own effect, which is measured as well.
 TOLERANCE = 1e-4
-# One sequence of the last tokens, where those that were added are, and some that are drawn.
+# One sequence of the last tokens, which include added ones, and some random ones.
 _SEQUENCES, _LENGTH = 4, 32
 
 
 @frozen(kw_only=True)
 class Compared:
-    """How far logits are apart.
+    """Largest differences between logits.
 
     Attributes:
-        difference: of the merged model's from those of base and adapter, at most.
-        moved: of base and adapter's from the base's alone, at most: what the adapter does.
-        largest: the largest logit, or 1.
+        difference: between the merged model, and base and adapter.
+        moved: between base and adapter, and the base alone: the effect of the adapter.
+        largest: the largest logit, at least 1.
     """
 
     difference: float
@@ -61,17 +62,17 @@ class Compared:
 
     @property
     def allowed(self) -> float:
-        """The largest difference that is rounding."""
+        """The largest difference that counts as rounding."""
         return TOLERANCE * self.largest
 
 
 @frozen(kw_only=True)
 class Merged:
-    """What came of a merge.
+    """The result of a merge.
 
     Attributes:
         version: the whole model.
-        compared: None where it had been registered before.
+        compared: None if it was registered before.
     """
 
     version: ModelVersion
@@ -79,22 +80,21 @@ class Merged:
 
 
 def merge(registry: Registry, version: ModelVersion, name: str | None = None) -> Merged:
-    """Register an adapter and its base as one whole model; doing it again gives the version that is there.
+    """Register an adapter and its base as one whole model, or find the version if they were merged before.
 
     Args:
-        registry: where the adapter is, and where the model goes.
+        registry: has the adapter, and gets the merged model.
         version: the adapter.
-        name: the model's; default: the adapter's and `-merged`.
+        name: of the merged model; default: the adapter's name with `-merged`.
 
     Raises:
-        UsageError: the version is no adapter, or the name cannot be one.
-        ModelwrightError: the base is not there or another one, files are damaged, or the merged model says something
-            else than the two.
+        UsageError: the version is not an adapter, or the name is not valid.
+        ModelwrightError: the base is missing or another one, files are damaged, or the merged model's logits differ.
         MissingDependencyError: the `train` extra is not installed.
     """
     base = adapter_base(registry, version)
     if base is None:
-        raise UsageError(f"{version.address} is no adapter: it is a whole model, and there is nothing to merge")
+        raise UsageError(f"{version.address} is not an adapter but a whole model: there is nothing to merge")
     model = _new_model(version, name or f"{version.name}-merged")
     before = [each for each in registry.find(model.name) if each.model.fingerprint == model.fingerprint]
     if before:
@@ -121,16 +121,16 @@ def _new_model(version: ModelVersion, name: str) -> NewModel:
         )
     except ValueError as error:
         raise UsageError(
-            f"{name!r:.200} cannot be a model's name: expected a lower-case letter, then any of a-z 0-9 . _ -, at most "
-            "128 together; give another by --name"
+            f"{name!r:.200} is not a model name: expected a lower-case letter followed by a-z 0-9 . _ -, at most 128 "
+            "characters; give another name with --name"
         ) from error
 
 
 def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion) -> Compared:
-    """Write the merged model into `folder`, with the adapter's tokenizer, and compare it.
+    """Write the merged model into `folder`, with the adapter's tokenizer, and compare it with base and adapter.
 
     Raises:
-        ModelwrightError: it cannot be made, or is not the same.
+        ModelwrightError: it cannot be merged, or its logits differ.
     """
     renderer = checked_renderer(adapter)
     try:
@@ -138,13 +138,13 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
             require("peft")
             compared = _merge_weights(adapter, base.folder, folder)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelwrightError(f"{version.address} cannot be merged: {type(error).__name__}: {reason:.300}") from error
-    # Not by `>`: nothing is larger than what is no number.
+        reason = f"{type(error).__name__}: {one_line(error):.300}"
+        raise ModelwrightError(f"{version.address} cannot be merged: {reason}") from error
+    # Not by `>`, which is false for NaN.
     if not compared.difference <= compared.allowed:
         raise ModelwrightError(
-            f"{version.address} is not merged: the merged model's logits differ from those of base and adapter by "
-            f"{compared.difference:.2g}, and rounding is {compared.allowed:.2g} at most; nothing was registered"
+            f"{version.address} was not merged: the merged model's logits differ from those of base and adapter by "
+            f"{compared.difference:.2g}, which is more than rounding ({compared.allowed:.2g}); nothing was registered"
         )
     renderer.save(folder)
     files.write_json(folder / MODEL_RECORD, {"renderer": renderer.fingerprint})
@@ -153,7 +153,7 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep what the libraries tell of themselves from people and from standard output, which is the command's."""
+    """Silence the libraries' messages, and keep them off standard output, which belongs to the command."""
     bars = require("transformers.utils.logging")
     before, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
@@ -176,7 +176,7 @@ def _merge_weights(adapter: Path, base: Path, folder: Path) -> Compared:
     together = _logits(model, tokens)
     with model.disable_adapter():
         alone = _logits(model, tokens)
-    # safe_merge refuses weights that are no numbers.
+    # safe_merge refuses weights with NaN.
     model.merge_and_unload(safe_merge=True).save_pretrained(folder)
     del model
     difference = (_logits(_load(folder), tokens) - together).abs().max().item()
@@ -188,7 +188,7 @@ def _merge_weights(adapter: Path, base: Path, folder: Path) -> Compared:
 
 
 def _load(folder: Path) -> Any:
-    """A whole model, float32: registered weights are that, and a sum in fewer digits would hide what was merged."""
+    """Load a whole model in float32, as registered weights are: lower precision would hide what was merged."""
     transformers, torch = require("transformers"), require("torch")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True

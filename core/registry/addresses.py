@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -12,28 +11,29 @@ from attrs import fields_dict
 from modelwright.core.api.components import Registry, RegistrySpec
 from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, UsageError
 from modelwright.core.api.registry import Address, ModelVersion, parse_address
+from modelwright.core.api.wording import closest, listed
 from modelwright.core.plugins import Plugins
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 def open_registry(url: str, plugins: Plugins) -> Registry:
-    """The registry at `url`, by the backend that serves the URL's scheme. Nothing is created yet.
+    """Open the registry at `url` with the backend for its scheme. Nothing is created yet.
 
     Raises:
-        UsageError: it is no URL, nothing serves its scheme, or the backend refuses it.
+        UsageError: it is not a URL, no backend has its scheme, or the backend refuses it.
         MissingDependencyError: the backend needs a package that is not installed.
     """
     scheme = _SCHEME.match(url)
     if scheme is None:
         raise UsageError(
-            f"registry {url!r} is no URL: expected SCHEME://…, such as sqlite:///registry.db "
-            f"(schemes there are: {', '.join(_schemes(plugins)) or 'none'})"
+            f"registry {url!r} is not a URL: expected SCHEME://…, such as sqlite:///registry.db "
+            f"(available schemes: {', '.join(_schemes(plugins)) or 'none'})"
         )
     spec = plugins.registry_for(scheme[1].lower())
     if "url" not in fields_dict(spec.options):
         raise ModelwrightError(
-            f"registry {spec.name!r} cannot be opened: its options {spec.options.__name__} have no field url"
+            f"registry {spec.name!r} cannot be opened: the plugin's options {spec.options.__name__} have no field url"
         )
     try:
         options = spec.options(url=url)
@@ -52,8 +52,8 @@ def resolve(registry: Registry, address: str | Address) -> ModelVersion:
     """The model version at an address.
 
     Raises:
-        UsageError: the text is no address.
-        ModelNotFoundError: nothing is there; the message says what is.
+        UsageError: the text is not an address.
+        ModelNotFoundError: there is none; the message lists what the registry has.
     """
     address = parse_address(address) if isinstance(address, str) else address
     try:
@@ -63,19 +63,19 @@ def resolve(registry: Registry, address: str | Address) -> ModelVersion:
         assert address.name is not None
         return registry.get(address.name, address.version)
     except ModelNotFoundError as error:
-        raise ModelNotFoundError(_what_there_is(address, error, registry.find())) from error
+        raise ModelNotFoundError(_not_found(address, error, registry.find())) from error
 
 
 @contextlib.contextmanager
 def naming(url: str) -> Iterator[None]:
-    """Add to "not found" in which registry: the wrong one is the likeliest reason."""
+    """Add the registry's URL to "not found": the wrong registry is the likeliest reason."""
     try:
         yield
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{error} in {url}") from error
 
 
-def _what_there_is(address: Address, error: ModelNotFoundError, models: Sequence[ModelVersion]) -> str:
+def _not_found(address: Address, error: ModelNotFoundError, models: Sequence[ModelVersion]) -> str:
     names = sorted({model.name for model in models})
     aliases = {alias: f"@{alias}" for alias in sorted(alias for model in models for alias in model.aliases)}
     if not models:
@@ -94,14 +94,12 @@ def _what_there_is(address: Address, error: ModelNotFoundError, models: Sequence
 
 
 def _did_you_mean(name: str, addresses: dict[str, str]) -> str:
-    close = difflib.get_close_matches(name, addresses, n=1)
-    return f", did you mean {addresses[close[0]]!r}?" if close else ""
+    close = closest(name, addresses)
+    return f", did you mean {addresses[close]!r}?" if close else ""
 
 
-def _listed(names: Iterable[str], most: int = 20) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "none") + more
+def _listed(names: Iterable[str]) -> str:
+    return listed([*names], 20) or "none"
 
 
 def _ranges(versions: Sequence[int]) -> str:

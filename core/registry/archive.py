@@ -1,6 +1,6 @@
-"""Archives of exported models, from anybody: what leads out of the folder, links, and what swells is refused.
+"""Archives of exported models, which may come from anyone: paths out of the folder, links and bombs are refused.
 
-Nothing is unpacked by `tarfile` itself: members are read one by one into files that this module opens.
+`tarfile` reads headers only. Members are copied one by one into files that this module opens.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from modelwright.core.api.registry import ModelFile, ModelVersion
 from modelwright.core.registry.record import LONGEST, RECORD, is_inside, read_record
 
 CHUNK = 1 << 20
-# tarfile reads headers in one piece, whatever length they claim; contents are read by the chunk.
-LONGEST_READ = 4 << 20
-MOST_MEMBERS = 100_000
-# How many times its own size an archive may unfold to before its record has said how large the model is.
-MOST_SWELLING = 100
+# tarfile reads a header in one piece, of any length that it claims; contents are read in chunks.
+MAX_READ = 4 << 20
+MAX_MEMBERS = 100_000
+# Until the record has said how large the model is, an archive may expand to this multiple of its size.
+MAX_EXPANSION = 100
 
 
 class _Bounded:
-    """A file of which nobody reads much at once."""
+    """A file that refuses to read much at once."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= LONGEST_READ:
-            raise tarfile.ReadError(f"a header of {size} bytes")
+        if not 0 <= size <= MAX_READ:
+            raise tarfile.ReadError(f"its header claims {size} bytes")
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -58,40 +58,40 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RegistryError(
-            f"{path} is no whole .tar or .tar.gz archive: {reason:.200}; export or download it again"
+            f"{path} is not a complete .tar or .tar.gz archive: {reason:.200}; export or download it again"
         ) from error
 
 
 def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
-    """The files of an archive; folders are passed over.
+    """The files of an archive, without its folders.
 
     Raises:
-        RegistryError: a member is neither, leads out of the archive, or there are too many.
+        RegistryError: a member is neither a file nor a folder or has a path out of the archive, or there are too many.
     """
     for count, member in enumerate(archive):
-        if count >= MOST_MEMBERS:
-            raise RegistryError(f"{path} is refused: it has more than {MOST_MEMBERS} members")
+        if count >= MAX_MEMBERS:
+            raise RegistryError(f"{path} is refused: it has more than {MAX_MEMBERS} members")
         name = member.name.removeprefix("./").rstrip("/") or "."
         if name != "." and not is_inside(name):
-            raise RegistryError(f"{path} is refused: its member {member.name!r:.200} leads out of the archive")
+            raise RegistryError(f"{path} is refused: its member {member.name!r:.200} is outside the archive")
         if member.isdir():
             continue
         if not member.isreg() or member.issparse():
             raise RegistryError(
-                f"{path} is refused: its member {member.name!r:.200} is no plain file (links, devices and sparse files "
-                f"are not unpacked)"
+                f"{path} is refused: its member {member.name!r:.200} is not a regular file (links, devices and sparse "
+                "files are not unpacked)"
             )
         member.name = name
         yield member
 
 
 def find_record(path: Path) -> tuple[ModelVersion, str]:
-    """The record in an archive, and the folder in which it stands there ("" at the top).
+    """The record in an archive, and the folder that it is in ("" at the top).
 
     Raises:
         RegistryError: there is none, or the archive is damaged or refused.
     """
-    most = MOST_SWELLING * path.stat().st_size + LONGEST
+    most = MAX_EXPANSION * path.stat().st_size + LONGEST
     with _opened(path) as archive:
         for member in _members(archive, path):
             place = PurePosixPath(member.name)
@@ -99,15 +99,15 @@ def find_record(path: Path) -> tuple[ModelVersion, str]:
                 return _read(archive, member, path), "/".join(place.parts[:-1])
             most -= member.size
             if most < 0:
-                raise RegistryError(f"{path} is refused: it unfolds to more than {MOST_SWELLING} times its size")
+                raise RegistryError(f"{path} is refused: it expands to more than {MAX_EXPANSION} times its size")
     raise RegistryError(
-        f"{path} has no {RECORD}, so it is no exported model: unpack it, and import the folder with --name"
+        f"{path} is not an exported model, since it has no {RECORD}: unpack it, and import the folder with --name"
     )
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> ModelVersion:
     if member.size > LONGEST:
-        raise RegistryError(f"{path}: its {RECORD} has {member.size} bytes, which no record has")
+        raise RegistryError(f"{path}: its {RECORD} has {member.size} bytes, more than any record")
     reader = archive.extractfile(member)
     assert reader is not None
     with reader:
@@ -116,10 +116,10 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Mode
 
 
 def unpack(path: Path, top: str, version: ModelVersion, folder: Path) -> list[str]:
-    """Write a model's files, those of its record and no others, into `folder`.
+    """Write a model's files, only those of its record, into `folder`.
 
     Returns:
-        The members that are no files of the model.
+        The members that do not belong to the model.
 
     Raises:
         RegistryError: a file is missing, of another size or content, or the archive is damaged or refused.
@@ -127,7 +127,9 @@ def unpack(path: Path, top: str, version: ModelVersion, folder: Path) -> list[st
     wanted = {file.path: file for file in version.files}
     need, free = sum(file.size for file in version.files), shutil.disk_usage(folder).free
     if need > free:
-        raise RegistryError(f"{path} cannot be unpacked: its files take {need} bytes, and {folder} has {free} left")
+        raise RegistryError(
+            f"{path} cannot be unpacked: its files take {need} bytes, but only {free} are free at {folder}"
+        )
     others: list[str] = []
     with _opened(path) as archive:
         for member in _members(archive, path):
@@ -139,7 +141,7 @@ def unpack(path: Path, top: str, version: ModelVersion, folder: Path) -> list[st
             else:
                 _extract(archive, member, file, folder, path)
     if wanted:
-        raise RegistryError(f"{path} is not whole: its record names {min(wanted)!r}, which is not in it")
+        raise RegistryError(f"{path} is incomplete: its record lists {min(wanted)!r}, which is not in it")
     return others
 
 
@@ -151,13 +153,13 @@ def _below(name: str, top: str) -> str | None:
 
 def _refuse_repeated(name: str | None, version: ModelVersion, path: Path) -> None:
     if name in {file.path for file in version.files}:
-        raise RegistryError(f"{path} is refused: it has {name!r:.200} twice")
+        raise RegistryError(f"{path} is refused: it contains {name!r:.200} twice")
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, file: ModelFile, folder: Path, path: Path) -> None:
     if member.size != file.size:
         raise RegistryError(
-            f"{path} is refused: {file.path!r} has {member.size} bytes, and its record says {file.size}"
+            f"{path} is refused: {file.path!r} has {member.size} bytes, but its record says {file.size}"
         )
     place = folder / file.path
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -169,4 +171,4 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, file: ModelFile,
             digest.update(chunk)
             writer.write(chunk)
     if digest.hexdigest() != file.sha256:
-        raise RegistryError(f"{path} is damaged: {file.path!r} is not what its record says; export it again")
+        raise RegistryError(f"{path} is damaged: {file.path!r} does not match its record; export or download it again")

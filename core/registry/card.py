@@ -1,7 +1,7 @@
-"""A model's card: Markdown with the hub's header, from what the registry knows.
+"""A model card, made from the registry's record: Markdown with the metadata header of the Hugging Face Hub.
 
-The header's keys: https://huggingface.co/docs/hub/model-cards. Names, tags, paths and configuration are anybody's text:
-the header is written by a YAML dumper, every string in quotes; the body shows them as code, where nothing is markup.
+The header's keys: https://huggingface.co/docs/hub/model-cards. Names, tags, paths and configuration are
+untrusted text: a YAML dumper writes the header with every string in quotes, and the body shows them as code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def model_card(version: ModelVersion) -> str:
-    """The card as text, its last line ended."""
+    """The card as text that ends with a newline."""
     model = version.model
     lineage = {
         "adapter of": (model.parent or "the base with this digest") if version.is_adapter else None,
@@ -58,7 +58,7 @@ def _header(version: ModelVersion) -> str:
     model = version.model
     library = "peft" if version.is_adapter else "transformers"
     header: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
-    # What is continued is of the hub where it is named as org/name; this registry's addresses mean nothing to others.
+    # A parent of the form org/name is on the hub; addresses in this registry mean nothing to others.
     hub_id = (model.parent or "").partition("@")[0]
     if _HUB_ID.fullmatch(hub_id):
         header["base_model"] = hub_id
@@ -80,7 +80,7 @@ def _header(version: ModelVersion) -> str:
 
 
 def _quoted(value: Any) -> Any:
-    """Every string of a value in double quotes: `no` and `1e3` are texts for every reader then."""
+    """Put every string of a value in double quotes, so that every reader takes `no` and `1e3` for strings."""
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
     if isinstance(value, dict):
@@ -174,7 +174,7 @@ def _use(version: ModelVersion) -> str:
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
     )
-    where = "FOLDER is where this model was exported to (`modelwright models export`)"
+    where = "FOLDER is the folder that this model was exported to (`modelwright models export`)"
     if version.is_adapter:
         where += f", BASE the folder of its base, whose digest is {code(version.model.base)}"
         load = (
@@ -182,7 +182,7 @@ def _use(version: ModelVersion) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
             'base = AutoModelForCausalLM.from_pretrained("BASE")\n'
             'rows = AutoConfig.from_pretrained("FOLDER").get_text_config().vocab_size\n'
-            "base.resize_token_embeddings(rows)  # of no effect, unless tokens were added\n"
+            "base.resize_token_embeddings(rows)  # has an effect only if tokens were added\n"
             'model = PeftModel.from_pretrained(base, "FOLDER")'
         )
     return f"{where}.\n\n{block('bash', serve)}\n\n{block('python', load)}"

@@ -1,8 +1,8 @@
-"""In what registered models differ: configuration, data, lineage, packages, training, files and metrics.
+"""The differences between registered models: configuration, data, lineage, packages, training, files and metrics.
 
-The first model is what the others are compared with. The models of a registry keep their figures, not each example's
-score, so a difference of figures is that of independent samples. Where both answered the same examples it is more
-careful than need be; `modelwright evaluate --model A --model B` compares example by example.
+Each model is compared with the first. A registry keeps figures, not the score of each example, so differences are those
+of independent samples. If both models answered the same examples, the intervals are wider than necessary;
+`modelwright evaluate --model A --model B` compares example by example.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Row = Mapping[str, Sequence[Any]]
 
 @frozen(kw_only=True)
 class Difference:
-    """How much more a model has than the first one, with its 95 % interval.
+    """The difference of a model's figure from the first model's, with its 95 % interval.
 
     Attributes:
-        value: the model's figure less the first one's.
+        value: the model's figure minus the first model's.
         low: the lower end of the interval.
         high: the upper end.
-        verdict: "better" or "worse" if the interval does not hold 0, "higher" or "lower" where the metric's direction
-            is not known, else "not decided".
+        verdict: "better" or "worse" if the interval excludes 0 ("higher" or "lower" if the metric's direction is
+            unknown), else "not decided".
     """
 
     value: float
@@ -41,12 +41,12 @@ class Difference:
 
 @frozen(kw_only=True)
 class MetricComparison:
-    """One metric of one suite, for each model; None where a model was not measured.
+    """One metric of one suite, for each model; None for a model that was not measured.
 
     Attributes:
         suite: the test set.
         metric: the metric.
-        higher_is_better: its direction; None where its plugin is not installed.
+        higher_is_better: its direction; None if its plugin is not installed.
         figures: for each model.
         differences: for each model but the first.
     """
@@ -60,20 +60,20 @@ class MetricComparison:
 
 @frozen(kw_only=True)
 class Comparison:
-    """What differs between models; each table maps a key to a value for each model, None where there is none.
+    """What differs between models; each table maps a key to the value of each model, or None.
 
     Attributes:
         models: their addresses.
-        same_files: whether all are made of the same files.
-        metrics: all that any of them was measured by.
+        same_files: whether all have the same files.
+        metrics: all metrics that any of them was measured by.
         config: the keys that differ, dotted.
-        data: the paths of which the digests differ.
-        same_data: how many paths have one digest for all.
-        lineage: base, parent and name of the model, where they differ.
-        environment: Modelwright, Python, the platform and the packages that decide how a model behaves.
+        data: the paths whose digests differ.
+        same_data: the number of paths with one digest for all.
+        lineage: base, parent and name of the model, if they differ.
+        environment: Modelwright, Python, the platform and the packages that influence how a model behaves.
         training: figures that differ.
         files: the digests of the files that differ.
-        same_files_count: how many files are the same.
+        same_files_count: the number of files that are the same.
         tags: those that differ.
     """
 
@@ -96,7 +96,7 @@ def compare(versions: Sequence[ModelVersion], direction: Callable[[str], bool | 
 
     Args:
         versions: two or more.
-        direction: whether more is better by a metric's name; None where nobody knows.
+        direction: whether higher is better, by a metric's name; None if unknown.
     """
     models = [version.model for version in versions]
     data = [dict(model.data) for model in models]
@@ -118,19 +118,19 @@ def compare(versions: Sequence[ModelVersion], direction: Callable[[str], bool | 
 
 
 def differing(tables: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """The keys that have not the same value in every table, in the order in which they come up first."""
+    """The keys whose values differ between the tables, in order of first appearance."""
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = {key: tuple(table.get(key) for table in tables) for key in keys}
     return {key: row for key, row in rows.items() if any(_unlike(value, row[0]) for value in row[1:])}
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without empty tables: where one model has tags and the other none, the tags are what differs."""
+    """The configuration without empty tables: if only one model has tags, the tags differ, not the table."""
     return {key: value for key, value in flat(config).items() if value != {}}
 
 
 def _unlike(one: Any, other: Any) -> bool:
-    # For Python True is 1; in a configuration it is something else.
+    # In Python, True == 1; in a configuration they differ.
     return bool(one != other) or isinstance(one, bool) != isinstance(other, bool)
 
 
@@ -168,7 +168,7 @@ def _metrics(versions: Sequence[ModelVersion], direction: Callable[[str], bool |
 
 
 def difference(first: Figure, other: Figure, *, higher_is_better: bool | None) -> Difference:
-    """How much more `other` has than `first`, as independent samples, from their 95 % intervals.
+    """The difference of `other` from `first` as independent samples, from their 95 % intervals.
 
     With the figures p1 of `first` and p2 of `other`, and their intervals [l1, u1] and [l2, u2]:
 
@@ -178,12 +178,12 @@ def difference(first: Figure, other: Figure, *, higher_is_better: bool | None) -
     Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
     eleven methods", Statistics in Medicine 17 (1998), 873-890, method 10, for Wilson's intervals; G. Y. Zou and
     A. Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008), 1693-1702,
-    for figures that are no proportions.
+    for figures that are not proportions.
     """
     value = other.value - first.value
     low = value - math.hypot(other.value - other.low, first.high - first.value)
     high = value + math.hypot(other.high - other.value, first.value - first.low)
-    # An interval around no examples says nothing.
+    # Without examples an interval says nothing.
     sign = (low > 0) - (high < 0) if first.n and other.n else 0
     return Difference(value=value, low=low, high=high, verdict=_verdict(sign, higher_is_better))
 

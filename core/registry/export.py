@@ -1,6 +1,6 @@
-"""A registered model as a folder or an archive that anybody can use: real files in Hugging Face layout, and its record.
+"""Export of a registered model as a folder or an archive: real files in Hugging Face layout, its record and its card.
 
-What is written stands under a temporary name until it is whole; the files' digests are checked while they are copied.
+Everything is written under a temporary name until it is complete; the files' digests are checked while they are copied.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import RegistryError, UsageError
 from modelwright.core.api.files import absolute, sync_folder, temporary_name, why_no_folder, writing
 from modelwright.core.api.registry import ModelFile, ModelVersion
+from modelwright.core.api.wording import either
 from modelwright.core.registry.card import model_card
 from modelwright.core.registry.record import RECORD, to_record
 
@@ -39,11 +40,11 @@ def export_model(registry: Registry, version: ModelVersion, destination: Path, a
     Args:
         registry: where the model is.
         version: the model.
-        destination: what does not exist yet, or an empty folder.
-        advance: told the bytes of the model that were written.
+        destination: a path that does not exist yet, or an empty folder.
+        advance: called with the number of bytes written since the last call.
 
     Raises:
-        UsageError: something is there already.
+        UsageError: the destination already exists.
         RegistryError: the model is damaged, or cannot be written.
     """
     destination = absolute(destination)
@@ -51,7 +52,7 @@ def export_model(registry: Registry, version: ModelVersion, destination: Path, a
     _refuse_taken(destination, archive=archive)
     names = {file.path for file in version.files}
     if RECORD in names:
-        raise RegistryError(f"{version.address} cannot be exported: one of its own files is called {RECORD}")
+        raise RegistryError(f"{version.address} cannot be exported: one of its files is called {RECORD}")
     folder = registry.folder(version)
     extra = {RECORD: _json(version)}
     if README not in names:
@@ -60,21 +61,21 @@ def export_model(registry: Registry, version: ModelVersion, destination: Path, a
     try:
         write(version, folder, extra, destination, advance)
     except OSError as error:
-        # The name that the file system reports is often a temporary one, and gone by now.
+        # The file system often reports a temporary name, which no longer exists.
         raise RegistryError(
             f"{version.address} cannot be exported to {destination}: {error.strerror or error}"
         ) from error
 
 
 def _is_archive(destination: Path) -> bool:
-    """Whether the name is an archive's; a name that everybody takes for another kind of archive is refused."""
+    """Whether the name is an archive's; names of other kinds of archives are refused."""
     name = destination.name
     if name.endswith(ARCHIVES):
         return True
     if name.lower().endswith((*ARCHIVES, *OTHER_ARCHIVES)):
         raise UsageError(
-            f"{destination}: no archive of this kind is written: let the name end in {', '.join(ARCHIVES[:-1])} or "
-            f"{ARCHIVES[-1]}, or in none for a folder"
+            f"{destination}: archives of this kind cannot be written: use the ending {either(ARCHIVES)}, or none for a "
+            "folder"
         )
     return False
 
@@ -86,7 +87,7 @@ def _json(version: ModelVersion) -> bytes:
 def _refuse_taken(destination: Path, *, archive: bool) -> None:
     try:
         if not os.path.lexists(destination):
-            # A folder above that is a file, or that may not be written, is found here, not after gigabytes.
+            # Finds a parent that is a file or not writable now, not after gigabytes are written.
             if why := why_no_folder(destination):
                 raise UsageError(f"{destination} {why}: expected a new name, or an empty folder")
             destination.parent.mkdir(parents=True, exist_ok=True)
@@ -95,14 +96,13 @@ def _refuse_taken(destination: Path, *, archive: bool) -> None:
     except OSError as error:
         raise UsageError(f"{destination} cannot be written: {error.strerror}") from error
     if not empty:
-        what = "a file of that name" if archive else "something"
-        raise UsageError(f"{destination}: there is {what} already; expected a new name, or an empty folder")
+        raise UsageError(f"{destination} already exists: expected a new name, or an empty folder")
 
 
 def _write_folder(
     version: ModelVersion, folder: Path, extra: dict[str, bytes], destination: Path, advance: Advance
 ) -> None:
-    target = destination.resolve()  # an empty folder behind a link is the place that is meant
+    target = destination.resolve()  # follows a link to an empty folder
     temporary = temporary_name(target)
     temporary.mkdir()
     try:
@@ -118,12 +118,12 @@ def _write_folder(
                 with Path(parent, name).open("rb") as opened:
                     os.fsync(opened.fileno())
             sync_folder(Path(parent))
-        # Takes the place of an empty folder; of one that was filled meanwhile it does not.
+        # Replaces an empty folder, but fails if it was filled in the meantime.
         temporary.rename(target)
         sync_folder(target.parent)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise UsageError(f"{destination}: something was put there meanwhile") from error
+            raise UsageError(f"{destination}: it was created or filled by another program in the meantime") from error
         raise
     finally:
         if temporary.exists():
@@ -133,12 +133,12 @@ def _write_folder(
 def _write_archive(
     version: ModelVersion, folder: Path, extra: dict[str, bytes], destination: Path, advance: Advance
 ) -> None:
-    """Write an archive with one folder at its top; the record is the first in it, so that readers know the sizes."""
+    """Write an archive with one folder at its top; the record comes first, so that readers know the sizes."""
     top = f"{version.name}-{version.version}"
     with writing(destination) as file, contextlib.ExitStack() as stack:
         stream: IO[bytes] = file
         if destination.suffix != ".tar":
-            # Weights hardly shrink, whatever the level. Time and name are left out: one model, one archive.
+            # Weights hardly shrink at any level. Without time and name, the same model gives the same archive.
             stream = stack.enter_context(
                 gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0)  # type: ignore[arg-type]
             )
@@ -159,7 +159,7 @@ def _member(version: ModelVersion, name: str, size: int) -> tarfile.TarInfo:
 
 
 class _Hashing(io.RawIOBase):
-    """A reader that hashes what it gives."""
+    """A reader that hashes what is read."""
 
     def __init__(self, file: IO[bytes], advance: Advance) -> None:
         self._file = file
@@ -184,12 +184,12 @@ class _Hashing(io.RawIOBase):
 
 @contextlib.contextmanager
 def _checked(version: ModelVersion, folder: Path, file: ModelFile, advance: Advance) -> Iterator[IO[bytes]]:
-    """A file of the model, refused at the end if it was not what was registered."""
+    """A file of the model; an error at the end if its content is not what was registered."""
     with (folder / file.path).open("rb") as opened:
         reader = _Hashing(opened, advance)
         yield reader  # type: ignore[misc]
     if (reader.size, reader.hexdigest()) != (file.size, file.sha256):
         raise RegistryError(
-            f"{version.address} cannot be exported: its {file.path} is damaged in the registry; "
-            f"see modelwright models verify {version.address}"
+            f"{version.address} cannot be exported: its {file.path} is damaged in the registry: "
+            f"run modelwright models verify {version.address}"
         )

@@ -1,7 +1,7 @@
-"""A model from outside into the registry: an exported folder or archive, or any folder in Hugging Face layout.
+"""Import of a model into the registry: an exported folder or archive, or any folder in Hugging Face layout.
 
-The files are gathered in a folder of the home's cache first, by hard links where the file system allows it, so that
-what is registered is what was checked, and nothing else of the source.
+The files are first gathered in a folder of the home's cache, by hard links where the file system allows it, so that
+exactly the files that were checked are registered.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from modelwright.core.registry.export import README
 from modelwright.core.registry.record import LONGEST, RECORD, read_record
 
 _PREFIX = f"{TEMPORARY}import-"
-# What an import gathers is used at once, so what is older was left by a killed one.
+# Gathered files are used at once; older ones were left by an import that was killed.
 _ABANDONED_AFTER = 24 * 3600.0
 
 
 @frozen(kw_only=True)
 class Imported:
-    """What an import came to.
+    """The result of an import.
 
     Attributes:
         version: the model as the registry has it now.
-        added: whether it was new there.
-        left_out: what of the source is not part of the model, with the reason.
+        added: whether it is new in the registry.
+        left_out: the files of the source that were not imported, with the reason.
     """
 
     version: ModelVersion
@@ -51,18 +51,18 @@ class Imported:
 def import_model(
     registry: Registry, source: Path, *, name: str | None, check: Callable[[Path, Path], None]
 ) -> Imported:
-    """Register the model at `source`; the same one again gives the version that is there.
+    """Register the model at `source`, or find the version if it is already registered.
 
     Args:
-        registry: where to.
+        registry: where it is registered.
         source: an exported folder or archive, or a folder in Hugging Face layout.
         name: the model's name; None for the one in its record.
-        check: refuses a folder without a record that could not be served; it gets the folder with the gathered files
-            and the source, for messages.
+        check: called for a folder without a record, with the folder of gathered files and the source (for messages);
+            raises an error if the model could not be served.
 
     Raises:
-        UsageError: the source is nothing that can be imported, or needs a name.
-        RegistryError: it is damaged, refused, or there is another model with its fingerprint.
+        UsageError: the source cannot be imported, or the model needs a name.
+        RegistryError: the source is damaged or refused, or the registry has another model with its fingerprint.
     """
     source = absolute(source)
     _check_source(source)
@@ -82,8 +82,8 @@ def _check_source(source: Path) -> None:
     try:
         mode = source.stat().st_mode
     except FileNotFoundError:
-        link = " (it is a link to what is not there)" if source.is_symlink() else ""
-        raise UsageError(f"{source}: there is no such file or folder{link}") from None
+        link = " (it is a broken symlink)" if source.is_symlink() else ""
+        raise UsageError(f"{source} does not exist{link}") from None
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}") from error
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
@@ -119,24 +119,26 @@ def _gather(source: Path, folder: Path) -> tuple[ModelVersion | None, tuple[str,
         return None, tuple(left_out)
     _check_regular(files[RECORD])
     if files[RECORD].stat().st_size > LONGEST:
-        raise RegistryError(f"{source / RECORD} is larger than any record")
+        raise RegistryError(f"{source / RECORD} is too large for a record: export the model again")
     record = read_record(files[RECORD].read_bytes(), str(source / RECORD))
     wanted = {file.path: file for file in record.files}
     missing = sorted(wanted.keys() - files.keys())
     if missing:
-        raise RegistryError(f"{source} is not whole: its record names {missing[0]!r}, which is not there")
+        raise RegistryError(
+            f"{source} is incomplete: its record lists {missing[0]!r}, which is missing; export the model again"
+        )
     _link({path: files[path] for path in wanted}, folder)
     for found in scan_model(folder):
         if found != wanted[found.path]:
             raise RegistryError(
-                f"{source / found.path} is not what its record says ({found.size} bytes, sha256 {found.sha256[:12]}…; "
-                f"expected {wanted[found.path].size} bytes, {wanted[found.path].sha256[:12]}…): export it again"
+                f"{source / found.path} does not match its record ({found.size} bytes, sha256 {found.sha256[:12]}…; "
+                f"expected {wanted[found.path].size} bytes, {wanted[found.path].sha256[:12]}…): export the model again"
             )
     return record, (*left_out, *sorted(files.keys() - wanted.keys() - {RECORD, README}))
 
 
 def _files(source: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files of a folder by relative path, links of the hub's cache followed; and what is left out."""
+    """The files of a folder by relative path, links of the hub's cache followed; and the ones that are left out."""
     files: dict[str, Path] = {}
     left_out: list[str] = []
     for parent, folders, names in os.walk(source, onerror=_raise):
@@ -148,7 +150,7 @@ def _files(source: Path) -> tuple[dict[str, Path], list[str]]:
             elif name in folders and not path.is_symlink():
                 continue
             elif path.suffix.lower() in PICKLED_SUFFIXES:
-                left_out.append(f"{relative} (pickled: reading it could run any code)")
+                left_out.append(f"{relative} (pickled: loading it could run any code)")
             else:
                 files[relative] = _real(path, source)
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -160,14 +162,14 @@ def _raise(error: OSError) -> None:
 
 
 def _real(path: Path, source: Path) -> Path:
-    """The file itself; a link may lead within the folder, or to the contents of the hub's cache beside it."""
+    """The file itself; a link must stay within the folder, or lead to the contents of the hub's cache."""
     if not path.is_symlink():
         return path
     real = path.resolve()
     # A snapshot in the hub's cache is models--ORG--NAME/snapshots/COMMIT, its contents are models--ORG--NAME/blobs.
     allowed = (source.resolve(), source.resolve().parent.parent / "blobs")
     if not real.is_file() or not any(real.is_relative_to(place) for place in allowed):
-        raise RegistryError(f"{path} is refused: it is a link that leads out of the folder; put the file itself there")
+        raise RegistryError(f"{path} is refused: it is a symlink out of the folder; replace it with the file itself")
     return real
 
 
@@ -179,13 +181,13 @@ def _link(files: Mapping[str, Path], folder: Path) -> None:
         try:
             os.link(path, place)
         except OSError:
-            # Another file system, or somebody else's file.
+            # Another file system, or a file of another user.
             shutil.copyfile(path, place)
 
 
 def _check_regular(path: Path) -> None:
     if not path.is_file():
-        raise RegistryError(f"{path} is refused: it is no regular file")
+        raise RegistryError(f"{path} is refused: it is not a regular file")
 
 
 def _new_model(record: ModelVersion | None, folder: Path, source: Path, name: str | None) -> NewModel:
@@ -193,13 +195,13 @@ def _new_model(record: ModelVersion | None, folder: Path, source: Path, name: st
         if record is not None:
             return evolve(record.model, name=record.name if name is None else name)
         if name is None:
-            raise UsageError(f"{source} has no {RECORD}: give the model a name with --name")
+            raise UsageError(f"{source} has no {RECORD}: name the model with --name")
         fingerprint = digest_json({"imported": model_digest(scan_model(folder))})
         return NewModel(name=name, fingerprint=fingerprint, base="imported")
     except ValueError as error:
         raise UsageError(
-            f"{name!r:.200} cannot be a model's name: expected a lower-case letter, then any of a-z 0-9 . _ -, at most "
-            f"128 together"
+            f"{name!r:.200} is not a model name: expected a lower-case letter followed by a-z 0-9 . _ -, at most 128 "
+            "characters"
         ) from error
 
 
@@ -211,7 +213,7 @@ def _register(
     for version in before:
         if version.digest != digest:
             raise RegistryError(
-                f"{version.address} has the same fingerprint and other files: import it under another name (--name)"
+                f"{version.address} has this fingerprint but other files: import the model under another name (--name)"
             )
     version = registry.add(model, folder)
     if record is not None:
@@ -221,7 +223,7 @@ def _register(
 
 
 def _complete(registry: Registry, version: ModelVersion, record: ModelVersion) -> None:
-    """Bring along the tags and figures that the registry does not have; what it knows itself stays."""
+    """Add the tags and figures that the registry does not have yet; those that it has stay."""
     missing_tags = {key: value for key, value in record.model.tags.items() if key not in version.model.tags}
     if missing_tags:
         registry.set_tags(version.name, version.version, missing_tags)

@@ -22,14 +22,14 @@ from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import ModelFile, ModelVersion, NewModel, check_tags, is_text, model_digest
 
 PACKAGE = "package."
-# The packages that decide how a model behaves.
+# The packages that influence how a model behaves.
 TELLING = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "peft", "deepspeed", "math-verify")
 
 
 def environment() -> dict[str, str]:
     """The versions of Python, the platform, and every installed package.
 
-    Nothing here says who or on which host, and no accelerator is asked: that would need torch.
+    It names neither user nor host, and no accelerator: that would need torch.
 
     Returns:
         `{"python": "3.11.7 (CPython)", "platform": "Linux-…", "package.NAME": "VERSION", …}`, packages by their
@@ -49,7 +49,7 @@ def environment() -> dict[str, str]:
 
 
 RECORD = "modelwright-model.json"
-# Raised when the meaning of a field changes; new fields do not raise it, and older readers pass over them.
+# Increased when the meaning of a field changes. Older readers ignore new fields.
 FORMAT = 1
 # A record lists files and figures, never their contents.
 LONGEST = 64 << 20
@@ -86,25 +86,25 @@ def to_record(version: ModelVersion) -> dict[str, Any]:
 
 
 def read_record(content: bytes, where: str) -> ModelVersion:
-    """Read a record; the other way round than `to_record`.
+    """Read a record; the inverse of `to_record`.
 
     Args:
         content: the bytes of the file.
         where: the file's name, for messages.
 
     Raises:
-        RegistryError: it is no record, of a newer format, or not to be trusted; the message says why.
+        RegistryError: the content is not a valid record, or of a newer format; the message says why.
     """
     try:
         values = json.loads(content, parse_constant=_refuse_constant)
         return _version(values)
     except (ValueError, RecursionError, OverflowError, ModelwrightError) as error:
         reason = " ".join(str(error).split())
-        raise RegistryError(f"{where} is no record of a model: {reason:.300}") from error
+        raise RegistryError(f"{where} is not a valid model record: {reason:.300}") from error
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _expect(true: bool, what: str) -> None:
@@ -115,21 +115,23 @@ def _expect(true: bool, what: str) -> None:
 def _version(values: Any) -> ModelVersion:
     _expect(isinstance(values, dict), "a JSON object")
     number = values.get("record")
-    _expect(isinstance(number, int) and not isinstance(number, bool), 'a number as "record"')
+    _expect(isinstance(number, int) and not isinstance(number, bool), 'an integer as "record"')
     if number > FORMAT:
-        raise ValueError(f"it was written by a newer Modelwright (format {number}, this version knows {FORMAT})")
+        raise ValueError(f"it was written by a newer Modelwright (format {number}, this version reads up to {FORMAT})")
     for key in _TEXTS:
-        _expect(isinstance(values.get(key), str) and is_text(values[key]), f'text as "{key}"')
+        _expect(isinstance(values.get(key), str) and is_text(values[key]), f'a string as "{key}"')
     for key in (*_TABLES, *_TEXT_TABLES):
         _expect(isinstance(values.get(key), dict), f'a table as "{key}"')
     for key in _TEXT_TABLES:
-        _expect(all(isinstance(value, str) for value in values[key].values()), f'only texts in "{key}"')
+        _expect(all(isinstance(value, str) for value in values[key].values()), f'only strings in "{key}"')
     parent, version = values.get("parent"), values.get("version")
-    _expect(parent is None or (isinstance(parent, str) and is_text(parent)), 'text or null as "parent"')
-    _expect(isinstance(version, int) and not isinstance(version, bool) and version > 0, 'a version as "version"')
+    _expect(parent is None or (isinstance(parent, str) and is_text(parent)), 'a string or null as "parent"')
+    _expect(
+        isinstance(version, int) and not isinstance(version, bool) and version > 0, 'a positive integer as "version"'
+    )
     check_tags(values["tags"])
     created = datetime.fromisoformat(values["created"])
-    _expect(created.tzinfo is not None, 'a time with its zone as "created"')
+    _expect(created.tzinfo is not None, 'a time with a time zone as "created"')
     files = _files(values.get("files"))
     _expect(model_digest(files) == values["digest"], 'the digest of the files as "digest"')
     keys = ("name", "fingerprint", "base", "parent", "config", "data", "environment", "code_version", "training")
@@ -153,7 +155,7 @@ def _metrics(table: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
 
 
 def _figure(name: str, value: Any) -> Figure:
-    _expect(name.isprintable(), "names of metrics that can be printed")
+    _expect(name.isprintable(), "printable names of metrics")
     _expect(isinstance(value, dict) and value.keys() == {"value", "low", "high", "n"}, f"a figure as metrics.{name}")
     numbers = [value[key] for key in ("value", "low", "high")]
     _expect(all(_is_number(number) for number in numbers), f"finite numbers in metrics.{name}")
@@ -171,24 +173,24 @@ def _files(rows: Any) -> tuple[ModelFile, ...]:
     files: dict[str, ModelFile] = {}
     for row in rows:
         _expect(
-            isinstance(row, dict) and row.keys() == {"path", "sha256", "size"}, "path, sha256 and size of each file"
+            isinstance(row, dict) and row.keys() == {"path", "sha256", "size"}, "path, sha256 and size for each file"
         )
         path, digest, size = row["path"], row["sha256"], row["size"]
         _expect(isinstance(path, str) and is_inside(path), f"a path inside the model, not {path!r:.100}")
-        _expect(path not in files, f"each file once, not {path!r:.100} again")
+        _expect(path not in files, f"each file once, but {path!r:.100} is listed twice")
         _expect(isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef"), "a sha256")
         _expect(
-            isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 62, f"a size of {path!r:.100}"
+            isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 62, f"the size of {path!r:.100}"
         )
         files[path] = ModelFile(path=path, sha256=digest, size=size)
     for path in files:
         above = {parent.as_posix() for parent in PurePosixPath(path).parents} & files.keys()
-        _expect(not above, f"folders that are no files, not {path!r:.100}")
+        _expect(not above, f"files and folders with different names, but {path!r:.100} is below a file")
     return tuple(files[path] for path in sorted(files))
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path is relative, in its plain form, and leads nowhere else."""
+    """Whether a path is relative, normalized, and stays inside its folder."""
     plain = PurePosixPath(path)
     return (
         bool(plain.parts)

@@ -1,4 +1,4 @@
-"""What every registry backend must do, as tests that its author inherits.
+"""The contract of registry backends, as tests that a backend's author inherits.
 
     from modelwright.core.testing.registry import RegistryContract
 
@@ -30,7 +30,7 @@ __all__ = ["Connect", "RegistryContract", "new_model", "write_model"]
 
 
 class RegistryContract(UpkeepContract):
-    """Inherit it in a class `Test…` and give the fixture `connect`; a test that fails is a promise that is broken."""
+    """Inherit it in a class `Test…` and define the fixture `connect`; each failing test is a broken promise."""
 
     # Adding and reading
 
@@ -51,12 +51,12 @@ class RegistryContract(UpkeepContract):
         assert (read.aliases, dict(read.metrics)) == ((), {})
 
     def test_created_is_the_time_in_utc(self, added: ModelVersion) -> None:
-        """The time of registration knows its zone."""
+        """The time of registration has a time zone."""
         assert added.created.utcoffset() == timedelta(0)
         assert abs(datetime.now(UTC) - added.created) < timedelta(minutes=5)
 
     def test_versions_count_from_one_for_each_name(self, registry: Registry, model_folder: Path) -> None:
-        """Each name has numbers of its own, without gaps."""
+        """Each name has its own numbers, without gaps."""
         for fingerprint in ("a", "b", "c"):
             registry.add(new_model("math", fingerprint), model_folder)
         registry.add(new_model("general", "a"), model_folder)
@@ -75,20 +75,20 @@ class RegistryContract(UpkeepContract):
     def test_adding_again_gives_what_is_there(
         self, registry: Registry, connect: Connect, added: ModelVersion, tmp_path: Path
     ) -> None:
-        """The same name and fingerprint are one registration, whatever the folder holds by now."""
+        """The same name and fingerprint are one registration, even if the folder has changed."""
         assert connect().add(new_model(), write_model(tmp_path / "again", b"other")) == added
         assert [version.address for version in registry.find()] == ["math@1"]
         assert [event.kind for event in registry.events()] == ["added"]
 
-    def test_the_digest_is_of_paths_and_contents_alone(self, registry: Registry, tmp_path: Path) -> None:
-        """Equal files have one digest under any name; another byte is another digest."""
+    def test_the_digest_depends_on_paths_and_contents_only(self, registry: Registry, tmp_path: Path) -> None:
+        """Equal files have the same digest under any name; one changed byte gives another digest."""
         first = registry.add(new_model("a"), write_model(tmp_path / "a"))
         same = registry.add(new_model("b"), write_model(tmp_path / "b"))
         other = registry.add(new_model("c"), write_model(tmp_path / "c", b"Weights"))
         assert first.digest == same.digest != other.digest
 
     def test_adding_from_many_threads_leaves_no_gap(self, connect: Connect, model_folder: Path) -> None:
-        """Connections that add at once get the numbers 1 to n."""
+        """Concurrent connections get the numbers 1 to n."""
 
         def add(number: int) -> int:
             return connect().add(new_model(fingerprint=str(number)), model_folder).version
@@ -108,7 +108,7 @@ class RegistryContract(UpkeepContract):
         assert registry.find() == []
 
     def test_links_are_refused(self, registry: Registry, model_folder: Path, tmp_path: Path) -> None:
-        """A link to a file or a folder could point at anything tomorrow."""
+        """A link to a file or a folder could point anywhere later."""
         (tmp_path / "outside").mkdir()
         for target in (tmp_path / "outside", model_folder / "config.json"):
             (model_folder / "link").symlink_to(target)
@@ -125,8 +125,8 @@ class RegistryContract(UpkeepContract):
                 registry.add(new_model(), folder)
         assert registry.find() == []
 
-    def test_what_is_no_json_is_refused(self, registry: Registry, model_folder: Path) -> None:
-        """NaN and objects would not come back as they went in: the error names the field."""
+    def test_values_that_are_not_json_are_refused(self, registry: Registry, model_folder: Path) -> None:
+        """NaN and objects could not be read back unchanged; the error names the field."""
         for training in ({"loss": float("nan")}, {"folder": Path("x")}):
             with pytest.raises(RegistryError, match="training"):
                 registry.add(evolve(new_model(), training=training), model_folder)
@@ -135,7 +135,7 @@ class RegistryContract(UpkeepContract):
     # What is not there
 
     def test_an_empty_registry_reads_as_empty(self, registry: Registry) -> None:
-        """Nothing to find is no error; asking for something by name is."""
+        """Finding nothing is not an error, but asking for a name is."""
         assert list(registry.find()) == []
         assert list(registry.find("math")) == []
         assert list(registry.events()) == []
@@ -147,7 +147,7 @@ class RegistryContract(UpkeepContract):
     def test_an_unknown_version_is_not_found(
         self, registry: Registry, added: ModelVersion, name: str, version: int
     ) -> None:
-        """Every method that names a model says so, and changes nothing."""
+        """Every method with a model's name raises the error, and changes nothing."""
         for ask in (
             lambda: registry.get(name, version),
             lambda: registry.delete(name, version),
@@ -162,7 +162,7 @@ class RegistryContract(UpkeepContract):
     # Aliases
 
     def test_an_alias_counts_its_moves(self, registry: Registry, connect: Connect, model_folder: Path) -> None:
-        """Its generation is 1 at first and grows with each move; pointing to the same place again is no move."""
+        """Its generation begins at 1 and grows with each move; pointing to the same version again is not a move."""
         for fingerprint in ("a", "b"):
             registry.add(new_model(fingerprint=fingerprint), model_folder)
         for version, generation in ((1, 1), (2, 2), (2, 2), (1, 3)):
@@ -173,7 +173,7 @@ class RegistryContract(UpkeepContract):
         assert registry.get("math", 2).aliases == ()
 
     def test_a_model_shows_all_its_aliases(self, registry: Registry, added: ModelVersion) -> None:
-        """By name."""
+        """Ordered by name."""
         for alias in ("production", "assistant"):
             registry.set_alias(alias, "math", 1)
         assert registry.get("math").aliases == ("assistant", "production")
@@ -181,7 +181,7 @@ class RegistryContract(UpkeepContract):
     def test_an_alias_moves_only_from_where_it_is_expected(
         self, registry: Registry, connect: Connect, model_folder: Path
     ) -> None:
-        """Compare and set: who read an older generation is refused and told; 0 means that there is none yet."""
+        """Compare and set: an outdated generation is refused; 0 means that the alias does not exist yet."""
         for fingerprint in ("a", "b"):
             registry.add(new_model(fingerprint=fingerprint), model_folder)
         with pytest.raises(AliasConflictError):
@@ -194,7 +194,7 @@ class RegistryContract(UpkeepContract):
         assert (registry.resolve("production").version, registry.resolve("production").generation) == (2, 2)
 
     def test_one_of_many_wins_a_compare_and_set(self, connect: Connect, added: ModelVersion) -> None:
-        """Of connections that all expect no alias, one sets it."""
+        """Of several connections that expect no alias, exactly one sets it."""
 
         def claim(_: int) -> bool:
             try:
@@ -219,7 +219,7 @@ class RegistryContract(UpkeepContract):
     def test_metrics_are_kept_by_suite_and_metric(
         self, registry: Registry, connect: Connect, added: ModelVersion
     ) -> None:
-        """Figures come back to the last bit; a later one of the same suite and metric takes the place of the first."""
+        """Figures are read back exactly; a later one of the same suite and metric replaces the first."""
         first = Figure(value=0.1 + 0.2, low=1 / 3, high=2 / 3, n=1319)
         registry.add_metrics("math", 1, "gsm8k", {"accuracy": first, "exact_match": wilson(0.5, 200)})
         registry.add_metrics("math", 1, "arithmetic", {"exact_match": wilson(1.0, 500)})
@@ -230,22 +230,22 @@ class RegistryContract(UpkeepContract):
         }
 
     def test_metrics_belong_to_one_version(self, registry: Registry, added: ModelVersion, model_folder: Path) -> None:
-        """The next version begins without any."""
+        """A new version has none."""
         registry.add_metrics("math", 1, "gsm8k", {"accuracy": wilson(0.5, 10)})
         assert dict(registry.add(new_model(fingerprint="next"), model_folder).metrics) == {}
 
     def test_a_figure_must_be_finite(self, registry: Registry, added: ModelVersion) -> None:
-        """NaN compares with nothing, and JSON has no word for it."""
+        """NaN cannot be compared, and JSON has no NaN."""
         with pytest.raises(RegistryError, match=r"gsm8k\.accuracy"):
             registry.add_metrics("math", 1, "gsm8k", {"accuracy": Figure(value=float("nan"), low=0.0, high=1.0, n=1)})
         assert dict(registry.get("math").metrics) == {}
 
     # History and files
 
-    def test_history_is_told_in_order(
+    def test_history_is_in_order(
         self, registry: Registry, connect: Connect, added: ModelVersion, model_folder: Path
     ) -> None:
-        """One event for each change, oldest first, with what it was about."""
+        """One event for each change, oldest first, with its subject."""
         registry.add_metrics("math", 1, "gsm8k", {"accuracy": wilson(0.5, 10)})
         registry.set_alias("production", "math", 1)
         registry.set_tags("math", 1, {"team": "vision"})
@@ -259,7 +259,7 @@ class RegistryContract(UpkeepContract):
     def test_the_folder_holds_the_files_as_they_were(
         self, registry: Registry, connect: Connect, added: ModelVersion, model_folder: Path
     ) -> None:
-        """The same paths and bytes as what was added, and the same folder each time."""
+        """The same paths and bytes as were added, in the same folder each time."""
         expected = {
             path.relative_to(model_folder).as_posix(): path.read_bytes()
             for path in model_folder.rglob("*")

@@ -42,11 +42,11 @@ def write_model(folder: Path, weights: bytes = b"weights") -> Path:
 
 
 class RegistryFixtures:
-    """A registry that is empty at a test's beginning, and one model in it."""
+    """An empty registry for each test, and one model in it."""
 
     @pytest.fixture
     def connect(self) -> Connect:
-        """A function that opens the same storage anew each time, empty at the test's beginning."""
+        """A function that opens the same storage each time; it is empty when a test begins."""
         pytest.fail(f"{type(self).__name__} must define the fixture `connect`")
 
     @pytest.fixture
@@ -71,21 +71,21 @@ class UpkeepContract(RegistryFixtures):
     # Tags
 
     def test_tags_are_set_one_by_one(self, registry: Registry, connect: Connect, added: ModelVersion) -> None:
-        """New, changed and taken away in one go; the others stay, and the version comes back as it is then."""
+        """Added, changed and removed in one call; the others stay, and the updated version is returned."""
         changed = registry.set_tags("math", 1, {"team": "vision", "note": None, "größe": "", "never-there": None})
         assert dict(changed.model.tags) == {"team": "vision", "größe": ""}
         assert connect().get("math") == changed
         assert evolve(changed, model=new_model()) == added
 
     def test_tags_belong_to_one_version(self, registry: Registry, added: ModelVersion, model_folder: Path) -> None:
-        """The next version has those that it was given."""
+        """Another version keeps its own."""
         next_one = registry.add(new_model(fingerprint="next"), model_folder)
         registry.set_tags("math", 1, {"team": None, "note": None})
         assert dict(registry.get("math", 1).model.tags) == {}
         assert registry.get("math", 2) == next_one
 
-    def test_a_changed_tag_is_told_in_the_history(self, registry: Registry, added: ModelVersion) -> None:
-        """With what changed, None for what was taken away; a change that changes nothing is none."""
+    def test_a_changed_tag_is_in_the_history(self, registry: Registry, added: ModelVersion) -> None:
+        """With the changes, None for removed tags; without a change there is no event."""
         registry.set_tags("math", 1, {"team": "vision", "note": None})
         registry.set_tags("math", 1, {"team": "vision", "note": None})
         registry.set_tags("math", 1, {})
@@ -95,7 +95,7 @@ class UpkeepContract(RegistryFixtures):
     def test_a_model_is_found_again_although_its_tags_were_changed(
         self, registry: Registry, added: ModelVersion, model_folder: Path
     ) -> None:
-        """What it was registered with makes a version, not what was noted on it later; and the note stays."""
+        """A version is identified by what it was registered with, not by later tags, which stay."""
         changed = registry.set_tags("math", 1, {"team": "vision"})
         assert registry.add(new_model(), model_folder) == changed
         assert [version.address for version in registry.find()] == ["math@1"]
@@ -107,7 +107,7 @@ class UpkeepContract(RegistryFixtures):
     def test_a_tag_that_could_not_be_shown_is_refused(
         self, registry: Registry, added: ModelVersion, model_folder: Path, key: str, value: str
     ) -> None:
-        """Whether it is set or comes with a model; nothing is changed."""
+        """Whether it is set later or registered with a model; nothing changes."""
         with pytest.raises(UsageError, match="tag"):
             registry.set_tags("math", 1, {"team": "vision", key: value})
         with pytest.raises(UsageError, match="tag"):
@@ -116,8 +116,8 @@ class UpkeepContract(RegistryFixtures):
 
     # Deleting
 
-    def test_a_deleted_number_is_not_given_again(self, registry: Registry, model_folder: Path) -> None:
-        """Who wrote `math@2` down never gets another model under it; not even the same model added again."""
+    def test_a_deleted_number_is_not_used_again(self, registry: Registry, model_folder: Path) -> None:
+        """`math@2` never becomes another model, not even the same model added again."""
         for fingerprint in ("a", "b"):
             registry.add(new_model(fingerprint=fingerprint), model_folder)
         registry.delete("math", 2)
@@ -137,7 +137,7 @@ class UpkeepContract(RegistryFixtures):
         assert registry.get("math").version == 1
 
     def test_deleting_leaves_models_with_equal_files_whole(self, registry: Registry, model_folder: Path) -> None:
-        """Contents may be shared; a model's folder may not lose its files to another's deletion."""
+        """Contents may be shared, but a deletion must not remove files of another model."""
         for fingerprint in ("a", "b"):
             registry.add(new_model(fingerprint=fingerprint), model_folder)
         registry.delete("math", 1)
@@ -146,7 +146,7 @@ class UpkeepContract(RegistryFixtures):
     def test_collecting_leaves_what_versions_need(
         self, registry: Registry, connect: Connect, added: ModelVersion, tmp_path: Path
     ) -> None:
-        """After deletions every version that is left is whole, whether its contents were shared or not."""
+        """After deletions, every remaining version is complete, whether its contents were shared or not."""
         other = registry.add(new_model(fingerprint="b"), write_model(tmp_path / "b", b"other weights"))
         registry.add(new_model(fingerprint="c"), write_model(tmp_path / "c", b"more weights"))
         registry.delete("math", 1)
@@ -157,7 +157,7 @@ class UpkeepContract(RegistryFixtures):
         assert registry.find() == [other]
 
     def test_what_would_be_freed_is_counted_and_left(self, registry: Registry, added: ModelVersion) -> None:
-        """A dry run frees nothing; what it counts is what is freed then, and after that there is nothing."""
+        """A dry run frees nothing and counts what the next collection frees; after that nothing is left to free."""
         assert registry.collect(dry_run=True) == Collected(contents=0, size=0)
         registry.delete("math", 1)
         counted = registry.collect(dry_run=True)
@@ -167,7 +167,7 @@ class UpkeepContract(RegistryFixtures):
     def test_a_model_may_come_back_after_a_collection(
         self, registry: Registry, added: ModelVersion, model_folder: Path
     ) -> None:
-        """Registered again it is whole, under a number of its own."""
+        """Registered again, it is complete and has a new number."""
         registry.delete("math", 1)
         registry.collect()
         again = registry.add(new_model(), model_folder)
@@ -176,7 +176,7 @@ class UpkeepContract(RegistryFixtures):
         assert (registry.folder(again) / "model.safetensors").read_bytes() == b"weights"
 
     def test_models_that_come_while_others_collect_are_whole(self, connect: Connect, tmp_path: Path) -> None:
-        """Contents of a deleted version that a new one needs are not freed under it."""
+        """Contents of a deleted version that a new version needs are not freed."""
         folder = write_model(tmp_path / "shared")
 
         def add_and_delete(number: int) -> ModelVersion:
@@ -195,6 +195,6 @@ class UpkeepContract(RegistryFixtures):
             assert (connect().folder(version) / "model.safetensors").read_bytes() == b"weights"
 
     def test_a_model_as_it_was_has_no_problems(self, registry: Registry, connect: Connect, added: ModelVersion) -> None:
-        """Reading all of its files again finds what was registered."""
+        """Reading all files again finds no difference."""
         assert list(registry.verify(added)) == []
         assert list(connect().verify(added)) == []

@@ -16,14 +16,7 @@ from torch import Tensor
 
 from modelwright.core.api.adapters import apply_adapter, embedding_rows
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.api.hf_folder import (
-    ADAPTER_CONFIG,
-    CONFIG,
-    PICKLED_SUFFIXES,
-    WEIGHTS,
-    context_length,
-    has_weights,
-)
+from modelwright.core.api.hf_folder import ADAPTER_CONFIG, context_length, has_weights, other_weights
 from modelwright.plugins.engines import TorchOptions
 
 # Below this many parameters a step is too short to be worth sharing between cores.
@@ -97,7 +90,7 @@ def load_model(folder: Path, options: TorchOptions, base: Path | None = None) ->
         ModelwrightError: the folder lacks something or cannot be read.
         UsageError: the device is not there.
     """
-    _check_files(folder, (CONFIG, "tokenizer.json"))
+    _check_files(folder, ("config.json", "tokenizer.json"))
     _check_weights(base or folder)
     device = _device(options.device)
     dtype = _dtype(options.dtype, device)
@@ -133,18 +126,17 @@ def _check_files(folder: Path, names: Sequence[str]) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    _check_files(folder, (CONFIG,))
+    _check_files(folder, ("config.json",))
     if has_weights(folder):
         return
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLED_SUFFIXES)
-    if pickled:
+    if others := other_weights(folder):
         raise ModelwrightError(
-            f"{folder}: its weights are pickled only ({pickled[0]}), and reading a pickle can run any code; "
-            f"{WEIGHTS} is expected: load it where you trust it and save it again with save_pretrained()"
+            f"{folder}: its weights are in {', '.join(others)}, and only safetensors are read (a pickle can run any "
+            "code): load it where you trust it and save it again with save_pretrained()"
         )
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelwrightError(f"{folder}: this is an adapter, which runs with its base only; or merge it into that")
-    raise ModelwrightError(f"{folder}: there are no weights; {WEIGHTS} is expected")
+    raise ModelwrightError(f"{folder}: there are no weights; model.safetensors is expected")
 
 
 def _weights(folder: Path, dtype: torch.dtype) -> Any:

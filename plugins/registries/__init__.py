@@ -15,8 +15,8 @@ class SqlOptions:
     """The options of the `sql` registry.
 
     Attributes:
-        url: `sqlite:////absolute/path/registry.db`, or `sqlite:///relative.db` against the working directory. What
-            follows the third slash is a path as it stands: nothing in it is decoded.
+        url: `sqlite:////absolute/path/registry.db`, or `sqlite:///relative.db` relative to the working directory. The
+            text after the third slash is used as a path without decoding.
     """
 
     url: str = field(validator=validators.instance_of(str))
@@ -27,7 +27,7 @@ def modelwright_registries() -> Iterable[RegistrySpec]:
     """The registry in an SQLite file."""
     yield RegistrySpec(
         name="sql",
-        summary="an SQLite file, and the models' files beside it by content address",
+        summary="an SQLite file, with the models' files beside it, stored by content",
         schemes=("sqlite",),
         options=SqlOptions,
         factory="modelwright.plugins.registries.sql:SqlRegistry",

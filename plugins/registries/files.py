@@ -1,12 +1,12 @@
-"""A content-addressed store of files: each content once, under its sha256, never written again.
+"""A content-addressed store of files: each content is stored once, under its sha256, and never changed.
 
     files/
     ├── ab/abcdef…            a content, read-only
     └── trees/DIGEST/         a model: relative links into the contents, under the model's own file names
 
-Links, because a model of many gigabytes is not kept twice; relative ones, so that a registry can be moved as a whole;
-symbolic ones, because the kernel refuses hard links to other people's files (fs.protected_hardlinks) and a registry
-is often shared. A tree is built when the model is added, so that reading needs no right to write.
+Trees have links, so that no model is stored twice. The links are relative, so that a registry can be moved as a whole,
+and symbolic, because the kernel refuses hard links to other users' files (fs.protected_hardlinks) and registries are
+often shared. A tree is built when the model is added, so reading needs no permission to write.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from modelwright.core.api.registry import Collected, ModelFile
 TREES = "trees"
 FREED = f"{TEMPORARY}freed-"
 CHUNK = 1 << 20
-# A copy in progress touches its file far more often than this, so what is older was left by a killed process.
+# A copy in progress touches its file far more often, so older ones were left by killed processes.
 ABANDONED_AFTER = 24 * 3600.0
 
 
 class ContentMissingError(RegistryError):
-    """A content that a model needs is not in the store."""
+    """A content that a model needs is missing from the store."""
 
 
 @frozen
@@ -57,7 +57,7 @@ class FileStore:
             return False
 
     def add(self, folder: Path, files: Iterable[ModelFile]) -> None:
-        """Copy the files of `folder` that are not here, or not whole; when this returns they are durable.
+        """Copy the files of `folder` that are missing here or damaged; they are durable when this returns.
 
         Raises:
             RegistryError: a file changed after it was hashed.
@@ -66,10 +66,10 @@ class FileStore:
         self.root.mkdir(parents=True, exist_ok=True)
         self._sweep()
         for file in files:
-            # By its bytes: a disk that went bad keeps a file's size.
+            # Reads the bytes: a failing disk keeps a file's size.
             if self._problem(file) is not None:
                 self._copy(folder / file.path, file)
-        # Another process may have put a content here a moment ago, and not have made its name durable yet.
+        # Another process may have just put a content here without making its name durable yet.
         for folder_of_contents in {self.content(file.sha256).parent for file in files}:
             sync_folder(folder_of_contents)
         sync_folder(self.root)
@@ -82,8 +82,10 @@ class FileStore:
                 digest.update(chunk)
                 writer.write(chunk)
             if digest.hexdigest() != file.sha256:
-                raise RegistryError(f"{source} changed while it was being registered: stop what writes it, try again")
-            # 0444, less what the umask withholds.
+                raise RegistryError(
+                    f"{source} changed while it was being registered: stop the program that writes it, and try again"
+                )
+            # 0444 minus the umask.
             os.fchmod(writer.fileno(), os.fstat(writer.fileno()).st_mode & 0o444)
 
     def _sweep(self) -> None:
@@ -95,7 +97,7 @@ class FileStore:
                     _remove(left)
 
     def tree(self, digest: str, files: Iterable[ModelFile]) -> Path:
-        """The folder of a model, built if it is not there as it should be.
+        """The folder of a model, which is built if it is missing or wrong.
 
         Raises:
             ContentMissingError: a content is missing or has another size.
@@ -104,8 +106,8 @@ class FileStore:
         for file in files:
             if not self.holds(file):
                 raise ContentMissingError(
-                    f"{self.content(file.sha256)} is missing or cut short, and {file.path!r} of a model needs it: "
-                    f"restore it, or register the same model again"
+                    f"{self.content(file.sha256)} is missing or cut short, but a model needs it as {file.path!r}: "
+                    f"restore it from a backup, or register the same model again"
                 )
         tree = self.root / TREES / digest
         links = {file.path: self._link(tree / file.path, file) for file in files}
@@ -114,14 +116,14 @@ class FileStore:
         return tree
 
     def complete(self, digest: str, files: Iterable[ModelFile]) -> bool:
-        """Whether every content of a model is there, and its tree."""
+        """Whether every content of a model and its tree are in the store."""
         files = tuple(files)
         tree = self.root / TREES / digest
         links = {file.path: self._link(tree / file.path, file) for file in files}
         return all(self.holds(file) for file in files) and _links(tree) == links
 
     def problems(self, files: Iterable[ModelFile]) -> Iterator[str]:
-        """Hash every content again: a line for each file whose content is not what it was."""
+        """Hash every content again: a line for each file whose content is missing or changed."""
         known: dict[str, str | None] = {}
         for file in files:
             if file.sha256 not in known:
@@ -147,17 +149,17 @@ class FileStore:
         return _count((*self._unneeded_contents(contents), *self.root.glob(f"*/{FREED}*")))
 
     def set_aside(self, contents: AbstractSet[str], trees: AbstractSet[str]) -> None:
-        """Rename what is in neither set to a name that nobody looks for, which is quick whatever its size.
+        """Rename the contents and trees in neither set to unused names, which is quick for any size.
 
-        Only the holder of the database's write lock may call this: then no row that needs it is being written. Nothing
-        is created, since a disk that is full is a reason to collect.
+        Only the holder of the database's write lock may call this, so that no row that needs them is being written.
+        Nothing is created, since a full disk is a reason to collect.
         """
         unneeded_trees = (path for path in (self.root / TREES).glob("[0-9a-f]*") if path.name not in trees)
         for path in (*unneeded_trees, *self._unneeded_contents(contents)):
             path.rename(path.with_name(f"{FREED}{path.name}-{uuid.uuid4().hex[:8]}"))
 
     def empty(self) -> Collected:
-        """Remove what was set aside, by this or by an earlier collection that was killed."""
+        """Remove everything that was set aside, by this or by an earlier, killed collection."""
         heap = list(self.root.glob(f"*/{FREED}*"))
         freed = _count(heap)
         for path in heap:
@@ -190,7 +192,7 @@ class FileStore:
 
 
 def _put_in_place(temporary: Path, tree: Path, links: Mapping[str, str]) -> None:
-    """Rename `temporary` to `tree`, unless someone else has just put the same there."""
+    """Rename `temporary` to `tree`, unless another process has just built the same tree."""
     try:
         temporary.rename(tree)
     except OSError:
@@ -198,7 +200,7 @@ def _put_in_place(temporary: Path, tree: Path, links: Mapping[str, str]) -> None
             raise
         if _links(tree) == links:
             return
-        # Somebody altered it: out of the way with it, whole.
+        # It was altered: move it aside as a whole.
         aside = _temporary(tree)
         tree.rename(aside)
         temporary.rename(tree)
@@ -206,7 +208,7 @@ def _put_in_place(temporary: Path, tree: Path, links: Mapping[str, str]) -> None
 
 
 def _links(tree: Path) -> dict[str, str | None] | None:
-    """What is in a tree: each link's path and target, None for what is no link; None where there is no tree."""
+    """The content of a tree: each link's path and target, None for other files; None if there is no tree."""
     if tree.is_symlink() or not tree.is_dir():
         return None
     found: dict[str, str | None] = {}
@@ -221,7 +223,7 @@ def _links(tree: Path) -> dict[str, str | None] | None:
 
 
 def _count(places: Iterable[Path]) -> Collected:
-    """The contents at or below these paths; links are none."""
+    """Count the regular files at or below these paths, without links."""
     count, size = 0, 0
     for place in places:
         for path in (place, *place.rglob("*")):

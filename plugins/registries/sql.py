@@ -4,9 +4,9 @@ A model's files are in place before its row is written, and the row with all tha
 kill at any moment leaves either no version or a whole one. Contents that no row needs are harmless; `collect` frees
 them.
 
-How an `add` and a `collect` stay out of each other's way: contents go only while the database's write lock is held, and
-a row is written only after a look, under that same lock, that its contents are all there. Whoever comes second sees
-what the first did: a collection sees the row, or the `add` sees that contents are gone and copies them again.
+How concurrent `add` and `collect` stay safe: contents are removed only while the database's write lock is held, and a
+row is written only after checking, under the same lock, that all of its contents exist. The second one to take the lock
+sees what the first did: a collection sees the row, or the `add` sees that contents are gone and copies them again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from modelwright.plugins.registries.files import ContentMissingError, FileStore
 from modelwright.plugins.registries.sqlite import Database, database_path
 from modelwright.plugins.registries.tables import load_alias, load_events, load_versions, models
 
-# How often contents are copied before something other than a collection must be taking them away.
+# After copying contents this often, something other than a collection must be removing them.
 ATTEMPTS = 20
 
 
@@ -56,7 +56,7 @@ class SqlRegistry:
         """Store the files of `folder`, then the row, in one transaction; idempotent for (name, fingerprint).
 
         Raises:
-            RegistryError: the folder holds what may not be registered, the model is no JSON, or nothing can be written.
+            RegistryError: the folder has a file that may not be registered, the model is not JSON, or writing fails.
         """
         check_tags(model.tags)
         values = tables.model_values(model)
@@ -69,10 +69,11 @@ class SqlRegistry:
             digest = model_digest(files)
             if known and known.digest != digest:
                 raise RegistryError(
-                    f"{known.address} has lost or damaged files, and {folder} does not hold the same model"
+                    f"{known.address} has missing or damaged files, and {folder} does not hold the same model: "
+                    "register it from the original folder, or restore its files from a backup"
                 )
         for _ in range(ATTEMPTS):
-            # Where a known model has lost or damaged files, this brings them back.
+            # Restores missing or damaged files of a model that is already registered.
             with self._database.explained(), contextlib.suppress(ContentMissingError):
                 self._store.add(folder, files)
                 self._store.tree(digest, files)
@@ -80,8 +81,8 @@ class SqlRegistry:
                 if self._store.complete(digest, files):
                     return _by_fingerprint(connection, model) or _insert(connection, model, values, digest, files)
         raise RegistryError(
-            f"{folder} cannot be registered: its files were taken out of the store {ATTEMPTS} times while they were "
-            f"being added; see what removes files below {self._store.root}"
+            f"{folder} cannot be registered: its files were removed from the store {ATTEMPTS} times while they were "
+            f"being added; find out which program deletes files in {self._store.root}"
         )
 
     def get(self, name: str, version: int | None = None) -> ModelVersion:
@@ -115,7 +116,7 @@ class SqlRegistry:
     def set_alias(self, alias: str, name: str, version: int, *, expected: int | None = None) -> Alias:
         """Point an alias; with `expected`, only if its generation is that (0: it does not exist yet).
 
-        Where it points there already nothing changes, and the generation stays.
+        If it already points there, nothing changes, and the generation stays.
 
         Raises:
             AliasConflictError: the alias has another generation.
@@ -131,7 +132,8 @@ class SqlRegistry:
             if expected is not None and expected != generation:
                 now = f"it points to {before.name}@{before.version}" if before else "it does not exist"
                 raise AliasConflictError(
-                    f"alias '@{alias}' has moved meanwhile: expected generation {expected}, found {generation} ({now})"
+                    f"alias '@{alias}' has moved in the meantime: expected generation {expected}, found {generation} "
+                    f"({now})"
                 )
             if before and (before.name, before.version) == (name, version):
                 return before
@@ -154,7 +156,7 @@ class SqlRegistry:
             return after
 
     def add_metrics(self, name: str, version: int, suite: str, metrics: Mapping[str, Figure]) -> None:
-        """Record a suite's figures; a later recording of the same suite and metric takes its place.
+        """Record a suite's figures; a later recording of the same suite and metric replaces them.
 
         Raises:
             ModelNotFoundError: there is no such version.
@@ -179,11 +181,11 @@ class SqlRegistry:
             _record(connection, "metrics", name=name, version=version, suite=suite, metrics=values)
 
     def set_tags(self, name: str, version: int, tags: Mapping[str, str | None]) -> ModelVersion:
-        """Set these tags and leave the others; None takes one away. Gives the version as it is then.
+        """Set these tags and leave the others; None removes one. Returns the updated version.
 
         Raises:
             ModelNotFoundError: there is no such version.
-            UsageError: a key or a value cannot be a tag's.
+            UsageError: a key or a value is not allowed.
         """
         check_tags(tags)
         self._require(name, version)
@@ -203,7 +205,7 @@ class SqlRegistry:
             return load_versions(connection, models.c.id == row.id)[0]
 
     def delete(self, name: str, version: int) -> None:
-        """Take a version out; its number is not given again. Its files stay in the store until `collect`.
+        """Delete a version; its number is not used again. Its files stay in the store until `collect`.
 
         Raises:
             ModelNotFoundError: there is no such version.
@@ -217,7 +219,8 @@ class SqlRegistry:
             if pointing:
                 verb, what = ("points", "the alias") if len(pointing) == 1 else ("point", "the aliases")
                 raise RegistryError(
-                    f"{name}@{version} cannot be deleted: {' and '.join(pointing)} {verb} to it; move {what} first"
+                    f"{name}@{version} cannot be deleted: {' and '.join(pointing)} {verb} to it: point {what} to "
+                    "another model first"
                 )
             connection.execute(update(models).where(models.c.id == row.id).values(deleted=tables.now()))
             _record(connection, "deleted", name=name, version=version, digest=row.digest)
@@ -226,7 +229,7 @@ class SqlRegistry:
         """Free the contents that no version needs; with `dry_run`, only count them.
 
         Raises:
-            RegistryError: the files serve another database too, or cannot be removed.
+            RegistryError: another database may use the same files, or they cannot be removed.
         """
         with self._database.reading() as connection:
             there = bool(connection.scalar(select(func.count()).select_from(models)))
@@ -242,19 +245,19 @@ class SqlRegistry:
             return self._store.empty()
 
     def _refuse_if_shared(self) -> None:
-        """Another database in the same folder keeps its files in the same place, and its rows are not seen here."""
+        """Another database in the same folder stores its files in the same place, and its rows are not known here."""
         others = sorted(path.name for path in self._database.siblings())
         if others:
             raise RegistryError(
-                f"{self._store.root} cannot be cleared: it may also hold the models of {', '.join(others)} beside "
-                f"{self._database.path.name}; give each registry a folder of its own"
+                f"{self._store.root} cannot be cleaned up: it may also have the models of {', '.join(others)}, not "
+                f"only those of {self._database.path.name}; move each registry to a folder of its own"
             )
 
     def verify(self, model: ModelVersion) -> Sequence[str]:
         """Read every file of a version again: a line for each that is missing, cut short or changed."""
         wrong = list(self._store.problems(model.files))
         if model_digest(model.files) != model.digest:
-            wrong.append(f"its digest is {model.digest}, and its list of files has another: the database was altered")
+            wrong.append(f"its digest is {model.digest}, but its list of files has another: the database was altered")
         return wrong
 
     def events(self) -> Sequence[RegistryEvent]:
@@ -263,7 +266,7 @@ class SqlRegistry:
             return load_events(connection)
 
     def folder(self, model: ModelVersion) -> Path:
-        """A local folder with the model's files, for reading only: links into the store.
+        """A local folder of links to the model's files in the store; for reading only.
 
         Raises:
             RegistryError: a file is missing from the store.
@@ -272,7 +275,7 @@ class SqlRegistry:
             return self._store.tree(model.digest, model.files)
 
     def _require(self, name: str, version: int) -> None:
-        """Refuse what does not exist before a transaction that writes would create the database."""
+        """Refuse a version that does not exist before a writing transaction would create the database."""
         with self._database.reading() as connection:
             _find(connection, name, version)
 

@@ -19,6 +19,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, 
 from sqlalchemy.exc import DBAPIError
 
 from modelwright.core.api.errors import RegistryError, UsageError
+from modelwright.core.api.wording import listed
 from modelwright.plugins.registries.tables import SCHEMA, metadata, schema_version
 
 # Seconds to wait for another process's transaction.
@@ -31,17 +32,17 @@ _EXPECTED = "expected sqlite:////absolute/path/registry.db or sqlite:///relative
 
 
 def database_path(url: str) -> Path:
-    """The absolute path of the database that a URL names.
+    """The absolute path of the database in a URL.
 
     Raises:
-        UsageError: it names none.
+        UsageError: the URL has none.
     """
     prefix = "sqlite:///"
     name = url.removeprefix(prefix)
     if not url.startswith(prefix) or "\0" in name:
         raise UsageError(f"registry {url!r}: {_EXPECTED}")
     if name in ("", "/") or name.endswith("/") or name.startswith(":memory:"):
-        raise UsageError(f"registry {url!r} names no file: {_EXPECTED}")
+        raise UsageError(f"registry {url!r} has no file name: {_EXPECTED}")
     return Path(name).absolute()
 
 
@@ -56,7 +57,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that reads. Nothing is created: a registry that does not exist reads as an empty one.
+        """A transaction that only reads. Nothing is created: a registry that does not exist reads as empty.
 
         Raises:
             RegistryError: the database cannot be read.
@@ -73,7 +74,7 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that writes; it begins by taking the lock, so what it reads holds until its end.
+        """A transaction that writes. It takes the lock first, so what it reads stays true until its end.
 
         The file and its tables are created if they do not exist.
 
@@ -94,7 +95,7 @@ class Database:
         except FileNotFoundError:
             return False
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise RegistryError(f"registry {self.path} is no regular file: name another one")
+            raise RegistryError(f"registry {self.path} is not a regular file: use another one")
         return True
 
     def siblings(self) -> Iterator[Path]:
@@ -106,8 +107,8 @@ class Database:
                         yield path
 
     def _connect(self, mode: Literal["rw", "rwc"]) -> sqlite3.Connection:
-        # "rw" creates nothing, and opens a file for reading where it may not be written. ("ro" could not roll back what
-        # a killed writer left.) Without an isolation level sqlite3 begins no transactions of its own.
+        # "rw" creates nothing, and falls back to reading if the file is not writable. ("ro" could not roll back the
+        # changes of a killed writer.) Without an isolation level sqlite3 begins no transactions of its own.
         connection = sqlite3.connect(
             f"file:{quote(str(self.path))}?mode={mode}", uri=True, timeout=BUSY_TIMEOUT, isolation_level=None
         )
@@ -125,29 +126,29 @@ class Database:
             return False
         if schema_version.name not in tables:
             raise RegistryError(
-                f"{self.path} is an SQLite database, but no registry (its tables: {', '.join(tables[:5])}): "
-                f"name another file"
+                f"{self.path} is an SQLite database, but not a registry (its tables: {listed(tables, 5)}): "
+                f"use another file"
             )
         version = connection.execute(select(func.max(schema_version.c.version))).scalar()
         missing = sorted(metadata.tables.keys() - set(tables))
         if not isinstance(version, int) or (version == SCHEMA and missing):
-            what = f"it has no table {missing[0]!r}" if missing else "it does not say which schema it has"
+            what = f"it has no table {missing[0]!r}" if missing else "its schema version is missing"
             raise RegistryError(f"registry {self.path} is damaged: {what}; restore it from a backup")
         if version < SCHEMA:
             raise RegistryError(
-                f"registry {self.path} was written by an older Modelwright (its schema is {version}, this version "
-                f"knows {SCHEMA}): register its models anew in another one"
+                f"registry {self.path} was written by an older Modelwright (schema {version}, expected {SCHEMA}): "
+                f"register its models again in a new registry"
             )
         if version > SCHEMA:
             raise RegistryError(
-                f"registry {self.path} was written by a newer Modelwright (its schema is {version}, this version knows "
-                f"{SCHEMA}): upgrade with pip install --upgrade modelwright"
+                f"registry {self.path} was written by a newer Modelwright (schema {version}, expected {SCHEMA}): "
+                f"upgrade with pip install --upgrade modelwright"
             )
         return True
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn what SQLite and the file system raise into one clear line.
+        """Turn errors of SQLite and the file system into one clear line.
 
         Raises:
             RegistryError: the line.
@@ -163,7 +164,7 @@ class Database:
 
     def _reason(self, error: Any) -> str:
         if self.path.is_dir():
-            return "is a folder: expected an SQLite file, or a name that is free"
+            return "is a folder: expected an SQLite file, or the name of a new one"
         name = getattr(error, "sqlite_errorname", "")
         for prefix, reason in _REASONS.items():
             if name.startswith(prefix):
@@ -173,10 +174,10 @@ class Database:
 
 # By the beginning of SQLite's error names, see https://www.sqlite.org/rescode.html
 _REASONS = {
-    "SQLITE_NOTADB": "is no SQLite database: name another file",
+    "SQLITE_NOTADB": "is not an SQLite database: use another file",
     "SQLITE_CORRUPT": "is damaged: restore it from a backup",
     "SQLITE_READONLY": "is read-only: check the permissions of the file and of its folder",
-    "SQLITE_CANTOPEN": "cannot be opened: check that it and its folder may be read and written",
+    "SQLITE_CANTOPEN": "cannot be opened: check that the file and its folder are readable and writable",
     "SQLITE_PERM": "cannot be opened: check its permissions",
     "SQLITE_BUSY": f"is locked: another process has been writing to it for {BUSY_TIMEOUT:.0f} s; try again",
     "SQLITE_FULL": "cannot be written: the disk is full",

@@ -1,4 +1,4 @@
-"""The tables of the SQL registry, and the way from their rows to the records of the contract."""
+"""The tables of the SQL registry, and reading their rows as the records of the contract."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from modelwright.core.api.errors import RegistryError
 from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import Alias, ModelFile, ModelVersion, NewModel, RegistryEvent, is_text
 
-# Raise it with every change of a table, and migrate what is older.
+# Increase it with every change of a table, and migrate older databases.
 SCHEMA = 1
 
 metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
 
-# A deleted version keeps its row: its number is not given again.
+# A deleted version keeps its row, so that its number is not used again.
 models = Table(
     "models",
     metadata,
@@ -120,11 +120,11 @@ def to_json(what: str, value: Any) -> str:
     """Write `value` as JSON.
 
     Raises:
-        RegistryError: it is no JSON; the message calls it `what`.
+        RegistryError: it is not JSON; the message calls it `what`.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode("utf-8")  # a lone surrogate is refused here, not by the database
+        text.encode("utf-8")  # refuses lone surrogates before the database does
     except (TypeError, ValueError) as error:
         raise RegistryError(f"{what} cannot be stored: expected JSON values, got {value!r:.200} ({error})") from error
     return text
@@ -134,7 +134,7 @@ def model_values(model: NewModel) -> dict[str, Any]:
     """The columns of `models` that come from the model itself.
 
     Raises:
-        RegistryError: one of its mappings is no JSON, or one of its texts is none.
+        RegistryError: a mapping is not JSON, or a string is not text.
     """
     values = {key: getattr(model, key) for key in ("name", "fingerprint", "base", "parent", "code_version")}
     for key, value in values.items():
@@ -171,7 +171,7 @@ def _readable(row: Row[Any], parts: Mapping[str, Sequence[Row[Any]]]) -> ModelVe
         return _version(row, parts)
     except (TypeError, ValueError) as error:
         raise RegistryError(
-            f"the registry is damaged: its row of {row.name!r}@{row.version} cannot be read ({error}); restore it from "
+            f"the registry is damaged: the row of {row.name!r}@{row.version} cannot be read ({error}); restore it from "
             f"a backup"
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -13,14 +14,14 @@ from pathlib import Path
 import pytest
 from tiny_run import tiny_run
 
-from modelwright.core.api import Example, Message, ModelwrightError
+from modelwright.core.api import Example, Message, ModelwrightError, TrainSettings
 from modelwright.core.chat.templates import read_template
 from modelwright.core.cli import main
 from modelwright.core.config import read_run
 from modelwright.core.models.hf_folder import check_base_folder, folder_problems, token_count
 from modelwright.core.runner import check, open_run
 from modelwright.core.stages.prepare.tokenizers import scratch_renderer
-from modelwright.core.testing.trainer import write_model
+from modelwright.core.testing.trainer import Recorder, make_job, write_model
 
 
 @pytest.fixture(scope="module")
@@ -274,18 +275,30 @@ MET_WHEN_LOADED["a wrong width"] = {"intermediate_size": 33}
 
 
 @pytest.mark.parametrize("name", MET_WHEN_LOADED)
-def test_what_only_loading_finds_is_one_line_too(name, base, run_file, modelwright, wording):
-    """Which base, what of it, and what to do; after it was fixed the same command goes on."""
-    before = json.loads((base / "config.json").read_text())
+def test_what_only_loading_finds_is_one_line_too(name, base, tmp_path, wording):
+    """Which base, what is wrong with it, and what to do."""
+    from modelwright.plugins.trainers.model.load import load_model
+
     edit(base / "config.json", **MET_WHEN_LOADED[name])
+    job = make_job(tmp_path, Recorder(), TrainSettings(max_steps=1), model=base)
+    with pytest.raises(ModelwrightError, match=re.escape(str(base))) as caught:
+        load_model(job)
+    wording(caught.value)
+
+
+@pytest.mark.long
+def test_a_run_goes_on_when_its_base_was_fixed(base, run_file, modelwright):
+    """The same command, after the error of the training's worker."""
+    before = json.loads((base / "config.json").read_text())
+    edit(base / "config.json", hidden_act="nosuch")
     done = modelwright("run", run_file())
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if not line.startswith(("tiny ", "    "))]
-    assert str(base) in line
-    wording(line)
+    assert line.startswith(f"error: {base}: ")
     edit(base / "config.json", **before)
     done = modelwright("run", run_file())
     assert done.returncode == 0, done.stderr
+    assert json.loads(modelwright("models", "show", "tiny", "--json").stdout)["parent"] is None
 
 
 def test_a_tokenizer_that_lacks_a_word_costs_the_rows_that_have_it(base, run_file, command, wording):
@@ -321,13 +334,11 @@ finally:
     assert done.stdout == "[]\n"
 
 
-def test_a_special_token_that_nothing_names_may_lie_beyond_the_embedding(base, run_file, modelwright):
-    """As in Gemma's text models, which keep a token for images; and the good folder trains."""
+def test_a_special_token_that_nothing_names_may_lie_beyond_the_embedding(base):
+    """As in Gemma's text models, which keep a token for images."""
     add_token(base, "<image_soft_token>", number=128, special=True)
-    done = modelwright("run", run_file())
-    assert done.returncode == 0, done.stderr
-    shown = json.loads(modelwright("models", "show", "tiny", "--json").stdout)
-    assert shown["parent"] is None
+    assert list(folder_problems(base)) == []
+    assert token_count(base) <= 128
 
 
 def test_a_token_that_was_added_may_lie_beyond_the_embedding_of_a_base(base, wording):

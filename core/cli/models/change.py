@@ -24,7 +24,10 @@ from modelwright.core.registry import naming, resolve
 @registry_option
 @json_option
 def alias(alias: str | None, address: str | None, registry: str | None, as_json: bool) -> None:
-    """Point ALIAS to the model at ADDRESS. Without ADDRESS show where it points; without both list all aliases."""
+    """Point ALIAS to the model at ADDRESS.
+
+    Without ADDRESS, show where ALIAS points; without both, list all aliases.
+    """
     models, url = opened(registry)
     if alias is None:
         _list_aliases(models, url, as_json=as_json)
@@ -45,12 +48,12 @@ def alias(alias: str | None, address: str | None, registry: str | None, as_json:
 
 
 def move_alias(registry: Registry, alias: str, target: ModelVersion, *, as_json: bool, quiet: bool = False) -> None:
-    """Point an alias, and say from where to where; with `quiet`, do not."""
+    """Point an alias to a model, and print the old and the new place unless `quiet`."""
     try:
         before: Alias | None = registry.resolve(alias)
     except ModelNotFoundError:
         before = None
-    # With the generation, so that what is printed as the old place is where the alias moved from.
+    # With the generation, so that the alias really moved from the place that is printed.
     after = registry.set_alias(alias, target.name, target.version, expected=before.generation if before else 0)
     previous = f"{before.name}@{before.version}" if before else None
     if quiet:
@@ -58,7 +61,7 @@ def move_alias(registry: Registry, alias: str, target: ModelVersion, *, as_json:
     if as_json:
         print_json({**asdict(after), "previous": previous})
     elif previous == target.address:
-        click.echo(f"{alias_text(alias)} points to {target.address} already")
+        click.echo(f"{alias_text(alias)} already points to {target.address}")
     else:
         click.echo(f"{alias_text(alias)}: {previous or '(new)'} → {click.style(target.address, bold=True)}")
 
@@ -72,17 +75,20 @@ def _list_aliases(registry: Registry, url: str, *, as_json: bool) -> None:
         rows = [(f"@{alias.alias}", f"{alias.name}@{alias.version}", str(alias.generation)) for alias in found]
         print_table(("alias", "model", "generation"), rows)
     else:
-        click.echo(f"No aliases yet in {url}; set one: modelwright models alias ALIAS NAME")
+        click.echo(f"There are no aliases in {url} yet; set one: modelwright models alias ALIAS ADDRESS")
 
 
 @click.command()
 @click.argument("address")
 @click.argument("tags", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--remove", "removed", multiple=True, metavar="KEY", help="Take a tag away; may repeat.")
+@click.option("--remove", "removed", multiple=True, metavar="KEY", help="Remove this tag; can be repeated.")
 @registry_option
 @json_option
 def tag(address: str, tags: tuple[str, ...], removed: tuple[str, ...], registry: str | None, as_json: bool) -> None:
-    """Set tags of the model at ADDRESS, or take some away; without any, show them."""
+    """Show, set or remove the tags of a model.
+
+    Without KEY=VALUE and --remove, show the tags of the model at ADDRESS.
+    """
     changes = _changes(tags, removed)
     models, url = opened(registry)
     with naming(url):
@@ -90,7 +96,7 @@ def tag(address: str, tags: tuple[str, ...], removed: tuple[str, ...], registry:
     missing = sorted(set(removed) - version.model.tags.keys())
     if missing:
         there = ", ".join(version.model.tags) or "none"
-        raise UsageError(f"{version.address} has no tag {missing[0]!r} to remove (tags: {there})")
+        raise UsageError(f"{version.address} has no tag {missing[0]!r} to remove (its tags: {there})")
     if changes:
         version = models.set_tags(version.name, version.version, changes)
     if as_json:
@@ -105,7 +111,9 @@ def _changes(tags: Iterable[str], removed: Iterable[str]) -> dict[str, str | Non
     for each in tags:
         key, equals, value = each.partition("=")
         if not equals:
-            raise UsageError(f"{each!r} is no tag: expected KEY=VALUE, such as team=nlp (--remove KEY takes one away)")
+            raise UsageError(
+                f"{each!r} is not a tag: expected KEY=VALUE, such as team=nlp (to remove a tag: --remove KEY)"
+            )
         if key in changes:
             raise UsageError(f"tag {key!r} is given twice")
         changes[key] = value
@@ -119,14 +127,14 @@ def _changes(tags: Iterable[str], removed: Iterable[str]) -> dict[str, str | Non
 
 @click.command()
 @click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking for confirmation.")
 @registry_option
 @json_option
 def delete(addresses: tuple[str, ...], yes: bool, registry: str | None, as_json: bool) -> None:
-    """Take versions out of the registry; `models gc` then frees their files.
+    """Delete versions from the registry.
 
-    ADDRESS is NAME@3, or NAME where it has one version. A version that an alias points to, or that an adapter needs, is
-    not deleted, and the number of a deleted one is not given again.
+    Their files stay on disk until `models gc`. ADDRESS is NAME@3, or NAME if it has one version. A version that an
+    alias points to or an adapter needs cannot be deleted. The number of a deleted version is never used again.
     """
     models, url = opened(registry)
     versions = found(models, url, addresses)
@@ -144,10 +152,10 @@ def delete(addresses: tuple[str, ...], yes: bool, registry: str | None, as_json:
     if as_json:
         print_json([{"name": each.name, "version": each.version, "digest": each.digest} for each in versions])
     else:
-        click.echo("its files are kept until: modelwright models gc" if len(versions) == 1 else _KEPT)
+        click.echo("its files stay on disk until you run modelwright models gc" if len(versions) == 1 else _KEPT)
 
 
-_KEPT = "their files are kept until: modelwright models gc"
+_KEPT = "their files stay on disk until you run modelwright models gc"
 
 
 def _refuse_unclear(models: Registry, address: str) -> None:
@@ -157,12 +165,12 @@ def _refuse_unclear(models: Registry, address: str) -> None:
     numbers = [version.version for version in models.find(parsed.name)]
     if len(numbers) > 1:
         raise UsageError(
-            f"{parsed.name} has {len(numbers)} versions: say which to delete, such as {parsed.name}@{numbers[-1]}"
+            f"{parsed.name} has {len(numbers)} versions: give the one to delete, such as {parsed.name}@{numbers[-1]}"
         )
 
 
 def _refuse_under_alias(models: Registry, version: ModelVersion) -> None:
-    """The registry refuses as well; here it is known before anything is deleted, and with the commands that help."""
+    """The registry refuses too; this check runs before anything is deleted, and its message has commands that help."""
     if not version.aliases:
         return
     others = [each for each in models.find(version.name) if each.version != version.version]
@@ -176,31 +184,34 @@ def _refuse_under_alias(models: Registry, version: ModelVersion) -> None:
 
 
 def _refuse_needed(models: Registry, version: ModelVersion, deleted: Sequence[ModelVersion]) -> None:
-    """A base goes with or after its adapters, which are nothing without it."""
+    """A base is deleted with or after its adapters, which cannot be used without it."""
     gone = {each.address for each in deleted}
     left = [each.address for each in needed_by(models, version) if each.address not in gone]
     if left:
         are = "is an adapter" if len(left) == 1 else "are adapters"
         raise RegistryError(
-            f"{version.address} cannot be deleted: {', '.join(left)} {are} of it, and nothing without it; merge first "
-            f"(modelwright models merge {left[0]}), and delete them together"
+            f"{version.address} cannot be deleted: {', '.join(left)} {are} of it and cannot be used without it; delete "
+            f"them together, or merge first (modelwright models merge {left[0]})"
         )
 
 
 def _ask(versions: Sequence[ModelVersion], url: str) -> None:
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked here whether to delete: add --yes")
+        raise UsageError("cannot ask for confirmation without a terminal: add --yes to delete")
     names = ", ".join(version.address for version in versions)
     if not click.confirm(f"Delete {names} from {url}?", err=True):
         raise ModelwrightError("nothing was deleted")
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only say how much could be freed.")
+@click.option("--dry-run", is_flag=True, help="Only show how much would be freed.")
 @registry_option
 @json_option
 def gc(dry_run: bool, registry: str | None, as_json: bool) -> None:
-    """Free the files that no model needs any more: those of deleted ones, and of registrations that were killed."""
+    """Free the disk space of deleted models.
+
+    Files that interrupted registrations left behind are deleted as well.
+    """
     models, url = opened(registry)
     freed = models.collect(dry_run=dry_run)
     if as_json:
@@ -216,9 +227,10 @@ def gc(dry_run: bool, registry: str | None, as_json: bool) -> None:
 @registry_option
 @json_option
 def verify(addresses: tuple[str, ...], registry: str | None, as_json: bool) -> None:
-    """Read every file of the models again and compare it with its digest; without ADDRESS, of all models.
+    """Check the files of models against their digests.
 
-    Ends with exit code 1 if a file is missing, cut short or changed.
+    All files of the models at ADDRESS are read; without ADDRESS, those of all models. The exit code is 1 if a file is
+    missing, cut short or changed.
     """
     models, url = opened(registry)
     versions = found(models, url, addresses) if addresses else models.find()
@@ -236,32 +248,32 @@ def verify(addresses: tuple[str, ...], registry: str | None, as_json: bool) -> N
             ]
         )
     elif not versions:
-        click.echo(f"There are no models in {url}")
+        click.echo(f"There are no models in {url}.")
     if wrong:
         click.echo(
             f"error: {len(wrong)} of {len(problems)} models in {url} {'is' if len(wrong) == 1 else 'are'} damaged: "
-            "restore the files from a backup, or register or import the same models again",
+            "restore the files from a backup, or register or import these models again",
             err=True,
         )
         sys.exit(1)
 
 
 def _print(address: str, lines: list[str], files: int) -> None:
-    click.echo(f"{click.style(address, bold=True)}   {'damaged' if lines else f'{files} files as they were'}")
+    click.echo(f"{click.style(address, bold=True)}   {'damaged' if lines else f'{files} files intact'}")
     for line in lines:
         click.echo(f"  {line}")
 
 
 @click.command()
 @click.argument("address")
-@click.option("--name", metavar="NAME", help="The whole model's name; default: the adapter's and -merged.")
+@click.option("--name", metavar="NAME", help="Name of the merged model; default: the adapter's name with -merged.")
 @registry_option
 @json_option
 def merge(address: str, name: str | None, registry: str | None, as_json: bool) -> None:
-    """Merge the adapter at ADDRESS into its base, and register the whole model.
+    """Merge an adapter into its base.
 
-    Nothing is registered unless its logits are those of base and adapter, but for rounding. The same adapter again
-    gives the version that is there.
+    The result is registered as a whole model, but only if its logits equal those of base and adapter, up to rounding.
+    If this adapter was merged before, nothing is registered.
     """
     models, url = opened(registry)
     with naming(url):
@@ -272,10 +284,12 @@ def merge(address: str, name: str | None, registry: str | None, as_json: bool) -
         table = compared and {**asdict(compared), "allowed": compared.allowed}
         print_json({**summary(done.version), "added": compared is not None, "compared": table})
         return
-    word = "there already:" if compared is None else f"merged {version.address} into its base {base_name(version)}:"
+    word = (
+        "already registered:" if compared is None else f"merged {version.address} into its base {base_name(version)}:"
+    )
     click.echo(f"{word} {click.style(done.version.address, bold=True)} (digest {done.version.digest})")
     if compared is not None:
         click.echo(
-            f"its logits differ by {compared.difference:.1g} at most ({compared.allowed:.1g} would be rounding); the "
-            f"adapter moves them by up to {compared.moved:.2g}"
+            f"largest difference of logits: {compared.difference:.1g} (up to {compared.allowed:.1g} is rounding; the "
+            f"adapter changes them by up to {compared.moved:.2g})"
         )

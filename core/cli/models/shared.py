@@ -1,4 +1,4 @@
-"""What the commands about models share: opening the registry, and how values look to people."""
+"""Shared by the commands about models: opening the registry, and formatting values for people."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from modelwright.core.registry import naming, open_registry, resolve
 
 
 def opened(url: str | None, plugins: Plugins | None = None) -> tuple[Registry, str]:
-    """The registry that is meant, and its URL."""
+    """The registry of a URL, or the default one, and its URL."""
     url = home.registry_url(url)
     return open_registry(url, plugins or discover()), url
 
 
 def found(registry: Registry, url: str, addresses: tuple[str, ...]) -> list[ModelVersion]:
-    """The models at these addresses, in their order; one that is named twice is there once.
+    """The models at these addresses, in order and without duplicates.
 
     Raises:
-        UsageError: a text is no address.
-        ModelNotFoundError: nothing is at one of them.
+        UsageError: a text is not an address.
+        ModelNotFoundError: there is no model at one of them.
     """
     with naming(url):
         versions = [resolve(registry, address) for address in addresses]
@@ -37,7 +37,7 @@ def found(registry: Registry, url: str, addresses: tuple[str, ...]) -> list[Mode
 
 
 def summary(version: ModelVersion) -> dict[str, Any]:
-    """What `models list --json` gives for a model."""
+    """A model as `models list --json` prints it."""
     return {
         "name": version.name,
         "version": version.version,
@@ -52,7 +52,7 @@ def summary(version: ModelVersion) -> dict[str, Any]:
 
 
 def print_pairs(pairs: Mapping[str, str]) -> None:
-    """Keys and values under one another."""
+    """Print keys and values in two columns."""
     shown = {text(key): value for key, value in pairs.items()}
     width = max(map(len, shown), default=0)
     for key, value in shown.items():
@@ -60,7 +60,7 @@ def print_pairs(pairs: Mapping[str, str]) -> None:
 
 
 def metric_pairs(version: ModelVersion) -> dict[str, str]:
-    """`suite.metric` and its figure, for people."""
+    """The figure of each `suite.metric`, for people."""
     return {
         f"{suite}.{metric}": f"{figure(value)}   n = {value.n}"
         for suite, figures in version.metrics.items()
@@ -79,15 +79,15 @@ def text(value: Any) -> str:
 
 
 def figure(value: Figure | None) -> str:
-    """A figure with its interval; a dash where there is none."""
+    """A figure with its interval, or a dash for None."""
     return "–" if value is None else figure_text(value.value, value.low, value.high)
 
 
 def short(digest: str) -> str:
-    """The beginning of a sha256, enough to tell two apart."""
+    """The beginning of a sha256, which is enough to compare two."""
     return f"sha256 {text(digest[:12])}…"
 
 
 def alias_text(alias: str) -> str:
-    """`@ALIAS`, coloured on a terminal."""
+    """`@ALIAS`, colored on a terminal."""
     return click.style(f"@{alias}", fg="cyan")

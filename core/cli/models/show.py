@@ -46,7 +46,7 @@ from modelwright.core.registry.record import PACKAGE, TELLING
 @registry_option
 @json_option
 def list_(registry: str | None, as_json: bool) -> None:
-    """List every version with its aliases and metrics."""
+    """List all model versions with their aliases and metrics."""
     models, url = opened(registry)
     versions = models.find()
     if as_json:
@@ -54,14 +54,14 @@ def list_(registry: str | None, as_json: bool) -> None:
     elif versions:
         _print_list(versions)
     elif models.events():
-        click.echo(f"No models any more in {url}; its history is kept")
+        click.echo(f"All models in {url} have been deleted; their history is kept")
     else:
-        # Whatever happened in a registry is in its history.
-        click.echo(f"There is no registry yet at {url}; the first model that is registered there makes it")
+        # Every change is in a registry's history, so without one there is no registry.
+        click.echo(f"There is no registry at {url} yet; registering the first model creates it")
 
 
 def _print_list(versions: Sequence[ModelVersion]) -> None:
-    """A table with a column for each metric; where that is wider than the terminal, a block for each model."""
+    """A table with a column for each metric, or a block for each model if the terminal is too narrow."""
     from rich.console import Console
 
     measured = sorted(
@@ -103,7 +103,7 @@ def _print_block(version: ModelVersion, note: str) -> None:
 @registry_option
 @json_option
 def show(address: str, registry: str | None, as_json: bool) -> None:
-    """Show all that is known of one model.
+    """Show everything that the registry knows about a model.
 
     ADDRESS is NAME (its newest version), NAME@3 or @ALIAS.
     """
@@ -169,11 +169,11 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     pairs |= {name: packages[name] for name in TELLING if name in packages}
     others = len(packages.keys() - set(TELLING))
     pairs = {key: text(value) for key, value in pairs.items()}
-    return pairs | ({f"{others} more packages": "--json shows them"} if others else {})
+    return pairs | ({f"{others} more packages": "shown by --json"} if others else {})
 
 
 def _shown(values: Mapping[str, Any]) -> dict[str, str]:
-    """Nested tables as dotted keys; what is null is left out."""
+    """Nested tables as dotted keys, without nulls."""
     return {key: text(value) for key, value in flat(values).items() if value is not None}
 
 
@@ -182,13 +182,13 @@ def _shown(values: Mapping[str, Any]) -> dict[str, str]:
 @registry_option
 @json_option
 def compare(addresses: tuple[str, ...], registry: str | None, as_json: bool) -> None:
-    """Show in what models differ, and which is better.
+    """Show how models differ, and which one is better.
 
-    The others are compared with the first one. A difference of a metric is decided where its 95 % interval does not
-    hold 0; the models count as measured on independent samples.
+    Each model is compared with the first. A metric is better or worse if the 95% interval of its difference excludes 0;
+    the models are treated as measured on independent samples.
     """
     if len(addresses) < 2:
-        raise UsageError(f"nothing to compare {addresses[0]!r} with: name two models or more")
+        raise UsageError(f"{addresses[0]!r} cannot be compared alone: give two or more addresses")
     plugins = discover()
     models, url = opened(registry, plugins)
     versions = found(models, url, addresses)
@@ -206,7 +206,7 @@ def _directions(plugins: Plugins) -> Callable[[str], bool | None]:
         try:
             return plugins.get(MetricSpec, metric).higher_is_better
         except ModelwrightError:
-            # Not installed here, or two plugins claim the name: the figures are shown, a verdict is not given.
+            # Not installed here, or two plugins claim the name: figures are shown without a verdict.
             return None
 
     return direction
@@ -216,7 +216,7 @@ def _print(comparison: Comparison, versions: Sequence[ModelVersion]) -> None:
     for version in versions:
         click.echo(f"{click.style(version.address, bold=True)}   {version.created:%Y-%m-%d %H:%M} UTC")
     if comparison.same_files:
-        click.echo(f"\nThey are the same files ({short(versions[0].digest)}).")
+        click.echo(f"\nThe files are identical ({short(versions[0].digest)}).")
     if comparison.metrics:
         _print_metrics(comparison)
     digests = {"data": comparison.data, "files": {} if comparison.same_files else comparison.files}
@@ -231,23 +231,23 @@ def _print(comparison: Comparison, versions: Sequence[ModelVersion]) -> None:
     for title, rows in tables.items():
         _print_rows(title, comparison.models, rows, text)
     for title, rows in digests.items():
-        note = f"{title} ({same[title]} more are the same)" if same[title] else title
+        note = f"{title} ({same[title]} more are identical)" if same[title] else title
         _print_rows(note, comparison.models, rows, short)
     if not comparison.same_files and not any((*tables.values(), comparison.data)):
-        click.echo("\nTheir records differ in nothing.")
+        click.echo("\nTheir records do not differ.")
 
 
 def _print_metrics(comparison: Comparison) -> None:
     others = comparison.models[1:]
     columns = ["metric", *comparison.models]
-    columns += [f"{other}\nless {comparison.models[0]}" if len(others) > 1 else "difference" for other in others]
+    columns += [f"{other}\nminus {comparison.models[0]}" if len(others) > 1 else "difference" for other in others]
     print_table(columns, [_metric_row(metric) for metric in comparison.metrics], title="metrics")
 
 
 def _metric_row(metric: MetricComparison) -> list[str]:
-    arrow = {True: "", False: " (less is better)", None: " (direction unknown)"}[metric.higher_is_better]
+    arrow = {True: "", False: " (lower is better)", None: " (direction unknown)"}[metric.higher_is_better]
     sizes = {each.n for each in metric.figures if each is not None}
-    # Of another number of examples: another test set, or another part of it.
+    # Another number of examples means another test set, or another part of it.
     figures = [
         f"{figure(each)}{f', n = {each.n}' if each is not None and len(sizes) > 1 else ''}" for each in metric.figures
     ]
@@ -277,12 +277,15 @@ def _print_rows(
 
 @click.command()
 @click.argument("address")
-@click.option("--output", type=DiskPath(), metavar="FILE", help="Default: standard output.")
+@click.option("--output", type=DiskPath(), metavar="FILE", help="File to write; default: standard output.")
 @registry_option
 def card(address: str, output: Path | None, registry: str | None) -> None:
-    """Write the card of the model at ADDRESS: Markdown, with the header of the Hugging Face hub."""
+    """Write a model card in Markdown.
+
+    It begins with the metadata header of the Hugging Face Hub.
+    """
     if output is not None and (why := why_no_file(output)):
-        raise UsageError(f"{output} {why}: give a file to write, or no --output for standard output")
+        raise UsageError(f"{output} {why}: give the name of a file, or leave out --output for standard output")
     models, url = opened(registry)
     with naming(url):
         version = resolve(models, address)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
-from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
+from modelwright.core.api.errors import ModelwrightError, UsageError, raise_errors
 from modelwright.core.api.files import absolute
 from modelwright.core.api.hf_folder import CONTEXT_KEYS
 from modelwright.core.api.registry import check_alias
+from modelwright.core.api.wording import either
 from modelwright.core.cli.common import DiskPath, json_option, print_json, registry_option
 from modelwright.core.cli.models.change import move_alias
 from modelwright.core.cli.models.shared import opened, summary
@@ -28,9 +29,10 @@ from modelwright.core.registry.importing import import_model
 @registry_option
 @json_option
 def export(address: str, destination: Path, registry: str | None, as_json: bool) -> None:
-    """Write the model at ADDRESS to a new folder, or to a .tar or .tar.gz file, for others to use.
+    """Export a model to a folder or an archive.
 
-    The folder is one that transformers loads, with the registry's record of the model and its card beside.
+    DESTINATION is a new folder, or a .tar or .tar.gz file. transformers can load the folder; it also has the model
+    card, and the record that `models import` reads.
     """
     models, url = opened(registry)
     with naming(url):
@@ -45,14 +47,15 @@ def export(address: str, destination: Path, registry: str | None, as_json: bool)
 
 @click.command("import")
 @click.argument("source", type=DiskPath())
-@click.option("--name", metavar="NAME", help="The model's name; default: the one in its record.")
-@click.option("--alias", metavar="ALIAS", help="Point this alias to it.")
+@click.option("--name", metavar="NAME", help="Name of the model; default: the name in its record.")
+@click.option("--alias", metavar="ALIAS", help="Also point this alias to the model.")
 @registry_option
 @json_option
 def import_(source: Path, name: str | None, alias: str | None, registry: str | None, as_json: bool) -> None:
-    """Register a model from SOURCE: an exported folder or archive, or any folder in Hugging Face layout with --name.
+    """Register a model from a folder or an archive.
 
-    The same model again gives the version that is there. Weights must be safetensors.
+    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout. A model that is already
+    registered is not registered again. The weights must be safetensors.
     """
     if alias is not None:
         alias = check_alias(alias.removeprefix("@"))
@@ -62,7 +65,7 @@ def import_(source: Path, name: str | None, alias: str | None, registry: str | N
     for each in done.left_out:
         click.echo(f"not imported: {each!r}" if not each.isprintable() else f"not imported: {each}", err=True)
     if not as_json:
-        word = "imported" if done.added else "there already:"
+        word = "imported" if done.added else "already registered:"
         click.echo(f"{word} {click.style(version.address, bold=True)} (digest {version.digest}) in {url}")
     if alias is not None:
         move_alias(models, alias, version, as_json=False, quiet=as_json)
@@ -72,19 +75,17 @@ def import_(source: Path, name: str | None, alias: str | None, registry: str | N
 
 
 def _check(folder: Path, source: Path) -> None:
-    """Refuse a folder from anywhere that could not be loaded, evaluated or served.
+    """Refuse a folder that could not be loaded, evaluated or served.
 
     Raises:
-        UsageError: what is wrong with it, a line for each thing.
+        UsageError: something is wrong; one line for each problem.
     """
     problems = list(folder_problems(folder))
     if not problems and folder_context(folder) is None:
-        problems.append(f"its config.json does not say how long its context is (expected {' or '.join(CONTEXT_KEYS)})")
+        problems.append(f"config.json does not give the context length: expected {either(CONTEXT_KEYS)}")
     if not problems:
         problems += _renderer_problems(folder, source)
-    errors: list[ModelwrightError] = [UsageError(f"{source} cannot be imported: {problem}") for problem in problems]
-    if errors:
-        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
+    raise_errors([UsageError(f"{source} cannot be imported: {problem}") for problem in problems])
 
 
 def _renderer_problems(folder: Path, source: Path) -> list[str]:
@@ -102,7 +103,7 @@ def _renderer_problems(folder: Path, source: Path) -> list[str]:
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; nothing elsewhere."""
+    """A progress bar on a terminal, else nothing."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return

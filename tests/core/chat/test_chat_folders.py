@@ -159,15 +159,15 @@ def test_broken_folders_are_named(make_folder, tmp_path):
     broken(r"tokenizer\.json is not a tokenizer", tokenizer=b"{")
     broken(r"tokenizer\.json is not a tokenizer", tokenizer=b'{"model": 1}')
     broken(r"tokenizer_config\.json is not JSON", config=b"{")
-    broken(r"tokenizer_config\.json must hold a JSON object", config=b"[]")
+    broken(r"tokenizer_config\.json must contain a JSON object", config=b"[]")
     broken(r"tokenizer_config\.json cannot be read", config=b"\xff")
     broken("no 'default'", config=b'{"chat_template": [{"name": "rag", "template": ""}]}')
-    broken("must be a text or a list", config=b'{"chat_template": [1]}')
+    broken("must be a string, or a list", config=b'{"chat_template": [1]}')
     template = "the chat template cannot be read, line 2: Expected an expression, got 'end of statement block'"
-    broken(f"FOLDER/chat_template.jinja: {template}; mend it there", template=b"x\n{% if %}")
+    broken(f"FOLDER/chat_template.jinja: {template}; fix it there", template=b"x\n{% if %}")
     tokens = (
-        "FOLDER/tokenizer_config.json: its tokens cannot be read: expected added_tokens_decoder to be a table of ids "
-        'and tokens, {"0": {"content": "<s>"}}, and a …_token to be a text or a token; copy the file again'
+        "FOLDER/tokenizer_config.json: cannot read its tokens: expected added_tokens_decoder to map ids to tokens, "
+        'such as {"0": {"content": "<s>"}}, and each …_token to be a string or a token; copy the file again'
     )
     for added in (b"[1]", b'{"x": {"content": "y"}}', b'{"1": 3}', b'{"1": {"content": "y", "lstrip": "z"}}', b'"x"'):
         broken(tokens, config=b'{"added_tokens_decoder": ' + added + b"}")

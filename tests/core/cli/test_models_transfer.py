@@ -120,7 +120,7 @@ def test_importing_again_gives_the_version_that_is_there(registered, models, els
     assert (code, found["added"], found["version"], found["tags"]) == (0, False, 1, {"team": "mine"})
     assert found["metrics"]["gsm8k"]["exact_match"]["n"] == 10
     assert len(registry.find()) == 1
-    assert models("import", tmp_path / "out")[1].startswith("there already: math@1 ")
+    assert models("import", tmp_path / "out")[1].startswith("already registered: math@1 ")
 
 
 def test_a_model_can_be_imported_under_another_name(registered, models, tmp_path):
@@ -245,7 +245,7 @@ def test_any_hugging_face_folder_can_be_imported_and_served(home, models, source
     folder = registry.folder(version)
     assert checked_renderer(folder).fingerprint
     assert load_model(folder, TorchOptions(device="cpu")).context == 128
-    assert models("import", source, "--name", "guest")[1].startswith("there already: guest@1")
+    assert models("import", source, "--name", "guest")[1].startswith("already registered: guest@1")
     assert leftovers(home) == []
 
 
@@ -536,6 +536,7 @@ def kill_at(points, place, *arguments):
             return
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["out", "out.tar.gz"])
 def test_a_killed_export_leaves_nothing_or_the_whole(registered, models, tmp_path, name):
     """Under its name, that is; the same command works then."""
@@ -552,6 +553,7 @@ def test_a_killed_export_leaves_nothing_or_the_whole(registered, models, tmp_pat
     assert results[-1] == 0
 
 
+@pytest.mark.long
 def test_a_killed_import_leaves_nothing_or_the_whole_and_goes_on(registered, models, home, tmp_path, monkeypatch):
     """The same command brings what is missing; a version is there once."""
     models("export", "math", tmp_path / "out")

@@ -38,7 +38,7 @@ def test_a_comparison_turned_round_is_its_mirror_image(first, other):
 
 @pytest.mark.parametrize(("direction", "verdict"), [(True, "better"), (False, "worse"), (None, "higher")])
 def test_the_metrics_direction_says_what_is_better(direction, verdict):
-    """Of a loss less is better; of an unknown metric nobody can say."""
+    """A lower loss is better; for an unknown metric there is no verdict."""
     assert difference(wilson(0.2, 500), wilson(0.8, 500), higher_is_better=direction).verdict == verdict
 
 

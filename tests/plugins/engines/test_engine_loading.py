@@ -80,7 +80,7 @@ def test_pickled_weights_are_never_read(start, folder, tmp_path):
 
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ModelwrightError, match=r"pickled only \(pytorch_model\.bin\)"):
+    with pytest.raises(ModelwrightError, match=r"weights are in pytorch_model\.bin"):
         start(folder)
     assert not (tmp_path / "exploded").exists()
 

@@ -165,6 +165,7 @@ print(registry.collect())
 """
 
 
+@pytest.mark.long
 def test_a_kill_at_each_point_leaves_living_versions_whole_and_the_rest_to_the_next(registry, database, folder):
     """Before every rename, removal and commit; what was set aside is freed, and counted, by the next collection."""
     living = registry.add(new_model("living"), folder)

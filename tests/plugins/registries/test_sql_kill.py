@@ -122,6 +122,7 @@ def kill(how, tmp_path):
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 def test_a_kill_at_each_point_leaves_nothing_or_the_whole_version(tmp_path):
     """Before every file that is opened, renamed or linked and every statement, up to a run that none interrupts."""
     seen = kill("each", tmp_path)
@@ -130,6 +131,7 @@ def test_a_kill_at_each_point_leaves_nothing_or_the_whole_version(tmp_path):
     assert seen["whole"] >= 1
 
 
+@pytest.mark.long
 def test_a_kill_at_any_time_leaves_nothing_or_the_whole_version(tmp_path):
     """At random times, so that the inside of SQLite's commit is met as well."""
     assert kill("random", tmp_path)["kills"] >= 10
