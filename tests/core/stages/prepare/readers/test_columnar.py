@@ -130,7 +130,7 @@ def test_a_file_without_rows_or_with_a_column_twice_is_refused(wording, tmp_path
     wording(caught.value)
 
 
-def test_a_changed_schema_is_told_once_and_its_rows_are_read(tmp_path, parquet):
+def test_a_changed_schema_is_told_once_and_its_rows_are_read(wording, tmp_path, parquet):
     """The format decides row by row; a person hears of it once, not once a row."""
     parquet("a.parquet", question=["q"], answer=["1"])
     parquet("b.parquet", question=["q"], answer=["1"])
@@ -141,10 +141,9 @@ def test_a_changed_schema_is_told_once_and_its_rows_are_read(tmp_path, parquet):
     told = []
     rows = list(raw_rows(SourceConfig(path=str(tmp_path)), seed=1, notice=told.append))
     assert [row.file for row in rows] == ["a.parquet", "b.parquet", "c.parquet", "d.parquet", "e.csv", "f.jsonl"]
-    assert told == [
-        "c.parquet: its columns are not those of b.parquet: without answer; with solution",
-        "d.parquet: its columns are not those of c.parquet: solution is int64 and was string",
-    ]
+    assert [notice.partition(":")[0] for notice in told] == ["c.parquet", "d.parquet"]
+    for notice in told:
+        wording(notice)
 
 
 def test_only_parquet_and_zstandard_need_pyarrow(tmp_path):
