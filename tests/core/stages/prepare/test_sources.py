@@ -67,27 +67,31 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_trouble(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "path", "error", "message"),
+    ("make", "path", "error"),
     [
-        (Path.exists, "no.jsonl", UsageError, "no file is there"),
-        (Path.exists, "no*.jsonl", UsageError, "no file matches this pattern"),
-        (lambda f: (f / "d").mkdir(), "d", UsageError, "no file in this folder can be read"),
-        (lambda f: (f / "a.xls").touch(), "a.xls", UsageError, "cannot read this kind of file"),
-        (lambda f: (f / "a.jsonl").touch(), "a.jsonl", ModelwrightError, "the file has no rows"),
-        (lambda f: (f / "a.json").write_text("{}"), "a.json", ModelwrightError, "expected a JSON array of objects"),
-        (lambda f: (f / "a.json").write_text("[{"), "a.json", ModelwrightError, "not a JSON file"),
-        (lambda f: (f / "a.jsonl.gz").write_bytes(CUT), "a.jsonl.gz", ModelwrightError, "cannot be read"),
-        (lambda f: (f / "a.jsonl.gz").write_bytes(DAMAGED), "a.jsonl.gz", ModelwrightError, "cannot be read"),
-        (lambda f: (f / "a.jsonl.gz").write_bytes(b"plain"), "a.jsonl.gz", ModelwrightError, "Not a gzipped file"),
+        (Path.exists, "no.jsonl", UsageError),
+        (Path.exists, "no*.jsonl", UsageError),
+        (lambda f: (f / "d").mkdir(), "d", UsageError),
+        (lambda f: (f / "a.xls").touch(), "a.xls", UsageError),
+        (lambda f: (f / "a.jsonl").touch(), "a.jsonl", ModelwrightError),
+        (lambda f: (f / "a.json").write_text("{}"), "a.json", ModelwrightError),
+        (lambda f: (f / "a.json").write_text("[{"), "a.json", ModelwrightError),
+        (lambda f: (f / "a.jsonl.gz").write_bytes(CUT), "a.jsonl.gz", ModelwrightError),
+        (lambda f: (f / "a.jsonl.gz").write_bytes(DAMAGED), "a.jsonl.gz", ModelwrightError),
+        (lambda f: (f / "a.jsonl.gz").write_bytes(b"plain"), "a.jsonl.gz", ModelwrightError),
     ],
-)  # fmt: skip
-def test_a_file_that_is_not_what_it_says_is_named(tmp_path, make, path, error, message):
+    ids=[
+        *("no file", "no match", "an empty folder", "another type", "nothing", "an object", "half of JSON"),
+        *("half of gzip", "damaged gzip", "text named gzip"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says_is_named(wording, tmp_path, make, path, error):
     """One line: which file, and what is wrong with it."""
     make(tmp_path)
     with pytest.raises(error) as caught:
         _values(tmp_path / path)
-    assert message in str(caught.value)
     assert path.removesuffix("*.jsonl") in str(caught.value)
+    wording(caught.value)
 
 
 def test_limit_cuts_and_fraction_draws_the_same_rows_each_time(jsonl):

@@ -99,26 +99,23 @@ def test_text_that_is_not_utf8_is_the_rows_trouble_not_the_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    "damage",
     [
-        (
-            lambda content: content[: len(content) // 2],
-            "not a Parquet file, or cut short: Parquet magic bytes not found",
-        ),
-        (lambda content: content[:100], "not a Parquet file, or cut short: Parquet magic bytes not found"),
-        (lambda _: b"", "not a Parquet file, or cut short: Parquet file size is 0 bytes"),
-        (lambda _: b'{"question": "q"}\n', "not a Parquet file, or cut short: Parquet magic bytes not found"),
-        (lambda content: content[:4] + b"\xff" * 3000 + content[3004:], "cannot be read beyond row 0: "),
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:100],
+        lambda _: b"",
+        lambda _: b'{"question": "q"}\n',
+        lambda content: content[:4] + b"\xff" * 3000 + content[3004:],
     ],
+    ids=["half", "100 bytes", "nothing", "JSONL", "damaged rows"],
 )
-def test_a_file_that_is_no_parquet_is_named(parquet, damage, message):
+def test_a_file_that_is_no_parquet_is_named(wording, parquet, damage):
     """In one line."""
     path = parquet(question=[f"question {n} " * 9 for n in range(1000)])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ModelwrightError) as caught:
         _rows(path)
-    assert str(caught.value).startswith(f"{path}: {message}")
-    assert "\n" not in str(caught.value)
+    wording(caught.value)
 
 
 def test_a_file_without_rows_or_with_a_column_twice_is_refused(wording, tmp_path, parquet):
@@ -133,7 +130,7 @@ def test_a_file_without_rows_or_with_a_column_twice_is_refused(wording, tmp_path
     wording(caught.value)
 
 
-def test_a_changed_schema_is_told_once_and_its_rows_are_read(tmp_path, parquet):
+def test_a_changed_schema_is_told_once_and_its_rows_are_read(wording, tmp_path, parquet):
     """The format decides row by row; a person hears of it once, not once a row."""
     parquet("a.parquet", question=["q"], answer=["1"])
     parquet("b.parquet", question=["q"], answer=["1"])
@@ -144,10 +141,9 @@ def test_a_changed_schema_is_told_once_and_its_rows_are_read(tmp_path, parquet):
     told = []
     rows = list(raw_rows(SourceConfig(path=str(tmp_path)), seed=1, notice=told.append))
     assert [row.file for row in rows] == ["a.parquet", "b.parquet", "c.parquet", "d.parquet", "e.csv", "f.jsonl"]
-    assert told == [
-        "c.parquet: its columns are not those of b.parquet: without answer; with solution",
-        "d.parquet: its columns are not those of c.parquet: solution is int64 and was string",
-    ]
+    assert [notice.partition(":")[0] for notice in told] == ["c.parquet", "d.parquet"]
+    for notice in told:
+        wording(notice)
 
 
 def test_only_parquet_and_zstandard_need_pyarrow(tmp_path):
