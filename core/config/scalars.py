@@ -10,7 +10,7 @@ from typing import Any
 
 from modelwright.core.api.addresses import parse_address
 from modelwright.core.api.errors import UsageError
-from modelwright.core.config import paths, schema
+from modelwright.core.config import metrics, paths, schema
 from modelwright.core.config.errors import Invalid, fail
 from modelwright.core.config.words import not_one_of, shown
 
@@ -125,4 +125,5 @@ BY_NAME: dict[Any, Hook] = {
     schema.ModelSource: _resolved(paths.model_source),
     schema.ChatTemplate: _resolved(paths.chat_template),
     schema.RegistryUrl: _resolved(paths.registry_url),
+    metrics.MetricLabel: metrics.metric_label,
 }

@@ -18,6 +18,7 @@ from modelwright.core.api.registry import ALIAS_NAME, MODEL_NAME
 from modelwright.core.api.training import AdapterSettings, TrainSettings
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.condition import parse_condition
+from modelwright.core.config.metrics import MetricLabel
 from modelwright.core.config.words import closest, either, shown
 
 ModelAddress = NewType("ModelAddress", str)
@@ -253,7 +254,9 @@ class SuiteConfig:
         path: as a source's.
         format: default: `[data] format`, with its options.
         options: of the format, where it is another one than `[data]`'s; an instance of its options class.
-        metrics: names of metric plugins.
+        metrics: The metrics that grade the answers: names, or tables of a name and options, such as `["math_accuracy",
+            { name = "exact_match", ignore_case = true }]`. Options are part of the figure's name,
+            `exact_match(ignore_case=true)`, so figures with different options are not compared.
         limit: the most examples.
         samples: answers drawn for each example.
         generation: how.
@@ -263,7 +266,7 @@ class SuiteConfig:
     path: FilePath
     format: str | None = None
     options: Any = None
-    metrics: tuple[str, ...] = field(validator=validators.min_len(1))
+    metrics: tuple[MetricLabel, ...] = field(validator=validators.min_len(1))
     limit: int | None = field(default=None, validator=validators.optional(_positive))
     samples: int = field(default=1, validator=_positive)
     generation: GenerationConfig = field(factory=GenerationConfig)

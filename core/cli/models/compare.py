@@ -13,6 +13,7 @@ from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.cli.common import figure_text, json_option, print_json, print_table, registry_option
 from modelwright.core.cli.models.shared import figure, found, opened, short, text
+from modelwright.core.config.metrics import metric_name
 from modelwright.core.plugins import Plugins, discover
 from modelwright.core.registry.compare import Comparison, Difference, MetricComparison
 from modelwright.core.registry.compare import compare as compare_versions
@@ -45,7 +46,7 @@ def compare(addresses: tuple[str, ...], registry: str | None, as_json: bool) -> 
 def _directions(plugins: Plugins) -> Callable[[str], bool | None]:
     def direction(metric: str) -> bool | None:
         try:
-            return plugins.get(MetricSpec, metric).higher_is_better
+            return plugins.get(MetricSpec, metric_name(metric)).higher_is_better
         except ModelwrightError:
             # Not installed here, or two plugins claim the name: the figures are shown, a verdict is not given.
             return None

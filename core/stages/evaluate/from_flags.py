@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 
 from modelwright.core.config import ConfigError, eval_from_plain
 from modelwright.core.config.errors import Problem
+from modelwright.core.config.paths import Written
 from modelwright.core.config.schema import EvalConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.evaluate.detect_format import default_metric, recognise
@@ -26,7 +27,7 @@ _FLAGS = (
     (r"evaluate\.0\.options\.(.+)", "--option"),
     (r"evaluate\.0\.options", "--option"),
     (r"evaluate\.0\.format", "--format"),
-    (r"evaluate\.0\.metrics\.\d+", "--metric"),
+    (r"evaluate\.0\.metrics\.\d+(?:\.(.+))?", "--metric"),
     (r"evaluate\.0\.path", "--data"),
     (r"evaluate\.0\.generation\.max_tokens", "--max-tokens"),
     (r"evaluate\.0\.(?:generation\.)?(\w+)", "--"),
@@ -42,7 +43,7 @@ class Direct:
         data: where the test set is.
         format_name: the format that reads it.
         options: of the format, each `KEY=VALUE` in TOML.
-        metrics: their names.
+        metrics: each NAME or NAME(KEY=VALUE, …).
         name: the suite's.
         limit: the most examples.
         samples: answers for each example.
@@ -78,7 +79,7 @@ def direct_config(direct: Direct, plugins: Plugins) -> tuple[EvalConfig, list[st
             raise ConfigError([Problem(source="--option", message="needs --format, whose option it is")])
         format_name = recognise(path, plugins, seed=_DEFAULT_SEED if direct.seed is None else direct.seed)
         said.append(f"format: {format_name} (the only one that reads the first rows; --format says otherwise)")
-    metrics = list(direct.metrics)
+    metrics = Written.mark(list(direct.metrics), Path.cwd())
     if not metrics:
         metrics = [default_metric(format_name)]
         said.append(f"metric: {metrics[0]} (--metric says otherwise)")
@@ -116,7 +117,7 @@ def _of_flag(problem: Problem) -> Problem:
     for pattern, flag in _FLAGS:
         match = re.fullmatch(pattern, problem.key)
         if match:
-            inner = match[1] if match.groups() else ""
+            inner = (match[1] or "") if match.groups() else ""
             if flag == "--":
                 return evolve(problem, source=f"--{inner}", key="")
             return evolve(problem, source=flag, key=inner)

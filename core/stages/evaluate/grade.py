@@ -16,6 +16,7 @@ from modelwright.core.api.components import Engine, Metric, MetricSpec
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import Example, Figure, Output, Score
 from modelwright.core.chat.renderer import Renderer
+from modelwright.core.config.components import metric_with_options
 from modelwright.core.config.schema import EvalConfig, SuiteConfig
 from modelwright.core.runs.worker import Worker
 from modelwright.core.stages.evaluate.answer_cache import Remembering
@@ -82,7 +83,6 @@ def grade(
                 row = {"example": example.to_row(), "outputs": [asdict(output) for output in answers], "scores": graded}
                 file.write(files.json_line(row))
         files.write_json(folder / RESULTS, results | {"samples_size": samples.stat().st_size})
-    pair.answers.unlink(missing_ok=True)
     emit("graded", {"suite": suite.name, "metrics": metrics})
 
 
@@ -98,7 +98,7 @@ def _ask(
             last = time.monotonic()
             emit("answered", {"suite": suite.name, "answered": finished, "examples": len(examples)})
 
-    remembering = Remembering(loaded.engine, pair.answers, pair.fingerprint)
+    remembering = Remembering(loaded.engine, pair.answers, pair.answers_fingerprint)
     with contextlib.closing(remembering):
         return asyncio.run(
             generate(
@@ -119,23 +119,23 @@ def _score(
 ) -> tuple[dict[str, list[Score]], dict[str, dict[str, float]]]:
     scores: dict[str, list[Score]] = {}
     figures: dict[str, dict[str, float]] = {}
-    for name in suite.metrics:
-        with _created(worker.plugins.get(MetricSpec, name)) as metric:
+    for label in suite.metrics:
+        with _created(*metric_with_options(worker.plugins, label)) as metric:
             graded: list[Score] = []
             for example, answers in zip(examples, outputs, strict=True):
                 worker.folder.check_stop()
-                with _blamed_on(f"metric {name!r} failed on {example.source}"):
+                with _blamed_on(f"metric {label!r} failed on {example.source}"):
                     graded.append(_expect(Score, metric.score(example, answers)))
-            scores[name] = graded
-            with _blamed_on(f"metric {name!r} failed to aggregate {len(graded)} scores"):
-                figures[name] = asdict(_expect(Figure, metric.aggregate(graded)))
+            scores[label] = graded
+            with _blamed_on(f"metric {label!r} failed to aggregate {len(graded)} scores"):
+                figures[label] = asdict(_expect(Figure, metric.aggregate(graded)))
     return scores, figures
 
 
 @contextlib.contextmanager
-def _created(spec: MetricSpec) -> Iterator[Metric]:
+def _created(spec: MetricSpec, options: Any) -> Iterator[Metric]:
     """A metric of its own for each suite; one that holds something beyond memory may have a `close()`."""
-    metric: Metric = spec.create()
+    metric: Metric = spec.create(options)
     try:
         yield metric
     finally:

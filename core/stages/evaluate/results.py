@@ -7,8 +7,9 @@ results.json, `schema` 1:
     begun, ended    in UTC, ISO 8601, of the command that wrote this
     seed            of everything random
     models          [{address, name, version, digest, asked}]; asked: the addresses on the command line or in the file
-    suites          [{name, path, format, options, metrics: {metric: {higher_is_better}}, limit, samples, generation,
-                    data: [{file, digest}], examples}]; examples: how many were asked
+    suites          [{name, path, format, options, metrics: {metric: {name, options, higher_is_better}}, limit,
+                    samples, generation, data: [{file, digest}], examples}]; metric: the figure's name, such as
+                    `exact_match(ignore_case=true)`; options: all, defaults included; examples: how many were asked
     results         [{model, suite, examples, metrics: {metric: {value, low, high, n}}, verdicts: {metric: {verdict:
                     count}}, finishes: {finish: count}, generating_seconds}]
     comparisons     [{suite, metric, model, other, value, low, high, n}]: the figure of model less that of other, with
@@ -29,9 +30,10 @@ from attrs import asdict, define, field
 
 from modelwright import __version__
 from modelwright.core.api import files
-from modelwright.core.api.components import MetricSpec
 from modelwright.core.api.records import Figure
 from modelwright.core.config import to_plain
+from modelwright.core.config.components import metric_with_options
+from modelwright.core.config.convert import plain
 from modelwright.core.config.schema import EvalConfig, SuiteConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.registry.environment import environment
@@ -143,7 +145,7 @@ def _suite(
     suite: SuiteConfig, values: Mapping[str, Any], seed: int, collected: Sequence[Collected], plugins: Plugins
 ) -> dict[str, Any]:
     examples = next((one.results["examples"] for one in collected if one.suite == suite.name), None)
-    metrics = {name: {"higher_is_better": plugins.get(MetricSpec, name).higher_is_better} for name in suite.metrics}
+    metrics = {label: _metric(label, plugins) for label in suite.metrics}
     return {
         "name": suite.name,
         "path": suite.path,
@@ -156,6 +158,11 @@ def _suite(
         "data": [{"file": name, "digest": digest} for name, digest in suite_digests(suite, seed)],
         "examples": examples,
     }
+
+
+def _metric(label: str, plugins: Plugins) -> dict[str, Any]:
+    spec, options = metric_with_options(plugins, label)
+    return {"name": spec.name, "options": plain(options), "higher_is_better": spec.higher_is_better}
 
 
 def _result(one: Collected) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from modelwright.core.stages.evaluate.work_list import (
     Failure,
     Order,
     OrderedModel,
-    Pair,
     add_failure,
     engine_origin,
     folder_name,
@@ -134,7 +133,7 @@ def carry_out(run: Following, order: Order, emit: Emit) -> list[Failure]:
     forget_failures(root)
     for damage in filter(None, (pair.damage() for pair in order.pairs(root))):
         emit("notice", {"text": damage})
-    left = [pair for pair in order.pairs(root) if not _finished(pair)]
+    left = [pair for pair in order.pairs(root) if pair.results() is None]
     if not left:
         return []
     command = worker_command("modelwright.core.stages.evaluate.worker", run.folder)
@@ -152,11 +151,3 @@ def carry_out(run: Following, order: Order, emit: Emit) -> list[Failure]:
             add_failure(root, failure)
         else:
             return read_failures(root)
-
-
-def _finished(pair: Pair) -> bool:
-    """Whether a pair has its results; then no answers are waiting to be graded."""
-    if pair.results() is None:
-        return False
-    pair.answers.unlink(missing_ok=True)
-    return True

@@ -10,9 +10,10 @@ from typing import Any
 
 import attrs
 
-from modelwright.core.api.components import EngineSpec, FormatSpec, MetricSpec
+from modelwright.core.api.components import ComponentSpec, EngineSpec, FormatSpec, MetricSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import Example, Message
+from modelwright.core.config.metrics import metric_name
 from modelwright.core.config.schema import SourceConfig, SuiteConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.prepare.examples import read_examples
@@ -30,7 +31,7 @@ def looks(suites: Sequence[SuiteConfig], plugins: Plugins, *, seed: int) -> Iter
         return
     yield plugins.get(EngineSpec, ENGINE).check
     for suite in suites:
-        yield from (plugins.get(MetricSpec, name).check for name in suite.metrics)
+        yield from (plugins.get(MetricSpec, metric_name(label)).check for label in suite.metrics)
         yield partial(read_suite, suite, plugins, seed=seed)
 
 
@@ -41,7 +42,8 @@ def _source(suite: SuiteConfig) -> SourceConfig:
 def suite_inputs(suite: SuiteConfig, values: Mapping[str, Any], plugins: Plugins, *, seed: int) -> dict[str, Any]:
     """What a suite's result depends on, beside the model; `values` is the suite's table as plain values."""
     assert suite.format is not None
-    specs = [plugins.get(FormatSpec, suite.format), *(plugins.get(MetricSpec, name) for name in suite.metrics)]
+    specs: list[ComponentSpec] = [plugins.get(FormatSpec, suite.format)]
+    specs += [plugins.get(MetricSpec, metric_name(label)) for label in suite.metrics]
     return {
         "suite": {**values, "path": None},
         "data": suite_digests(suite, seed),

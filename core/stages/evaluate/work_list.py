@@ -5,7 +5,7 @@ FOLDER/                                 the evaluate stage's, of a run or of an 
 ├── current.json                        the pair that the worker is at
 ├── failed.jsonl                        pairs that could not be graded, each with its reason
 ├── [MODEL@V/]SUITE/                    a graded pair: results.json and samples.jsonl
-└── [MODEL@V/]SUITE.answers.jsonl       the answers so far of a pair that is being asked
+└── [MODEL@V/]SUITE.answers.jsonl       all answers of the pair so far; kept, so that grading again generates nothing
 
 A run has one model and leaves the folders MODEL@V out.
 """
@@ -91,11 +91,13 @@ class Order:
         config: the configuration as plain values.
         models: all of them.
         suites: of each suite, a digest of all that its results depend on beside the model.
+        engine: where the engine comes from.
     """
 
     config: Mapping[str, Any]
     models: tuple[OrderedModel, ...]
     suites: Mapping[str, str]
+    engine: str
 
     def pairs(self, root: Path) -> Iterator[Pair]:
         """Every model with every suite, a model's together."""
@@ -110,6 +112,7 @@ class Order:
             suite=suite,
             folder=root / model.place / folder_name(suite),
             fingerprint=digest_json([model.digest, self.suites[suite]]),
+            answers_fingerprint=digest_json([model.digest, self.engine]),
         )
 
 
@@ -122,16 +125,19 @@ class Pair:
         suite: the suite's name.
         folder: where its results are, once it is graded.
         fingerprint: of all that they depend on.
+        answers_fingerprint: of what a model's answers depend on beside prompt and sampling, which each answer is kept
+            with. Metrics are not part of it: other metrics or options grade the same answers.
     """
 
     model: OrderedModel
     suite: str
     folder: Path
     fingerprint: str
+    answers_fingerprint: str
 
     @property
     def answers(self) -> Path:
-        """The answers so far, until it is graded."""
+        """All its answers so far."""
         return self.folder.with_name(f"{self.folder.name}.answers.jsonl")
 
     @property
@@ -195,9 +201,10 @@ def engine_origin(plugins: Plugins) -> str:
 
 def make_order(config: EvalConfig, models: Sequence[OrderedModel], plugins: Plugins) -> Order:
     """An order for a worker."""
-    common = [VERSION, engine_origin(plugins)]
+    engine = engine_origin(plugins)
+    common = [VERSION, engine]
     digests = {name: digest_json([*common, inputs]) for name, inputs in suites_inputs(config, plugins).items()}
-    return Order(config=to_plain(config), models=tuple(models), suites=digests)
+    return Order(config=to_plain(config), models=tuple(models), suites=digests, engine=engine)
 
 
 def of_run(config: RunConfig, address: str) -> EvalConfig:
@@ -219,7 +226,7 @@ def write_order(root: Path, order: Order) -> None:
 def read_order(root: Path) -> Order | None:
     """The order that was left; None where there is none."""
     values = files.read_json(root / "order.json")
-    if values is None or "suites" not in values:
+    if values is None or "engine" not in values:
         return None
     return evolve(Order(**values), models=tuple(OrderedModel(**model) for model in values["models"]))
 

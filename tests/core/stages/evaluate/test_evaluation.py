@@ -72,7 +72,10 @@ def test_all_models_are_graded_at_their_newest_versions(store, questions, evalua
     ]
     (suite,) = results["suites"]
     assert (suite["name"], suite["examples"], suite["samples"]) == ("sums_of_2", 12, 2)
-    assert suite["metrics"] == {name: {"higher_is_better": True} for name in ("lengths", "exact_match")}
+    assert suite["metrics"] == {
+        "lengths": {"name": "lengths", "options": {}, "higher_is_better": True},
+        "exact_match": {"name": "exact_match", "options": {"ignore_case": False}, "higher_is_better": True},
+    }
     assert results["failed"] == []
     for each in results["results"]:
         recorded = store.metrics(*each["model"].split("@")[:1], int(each["model"][-1]))["sums_of_2"]
