@@ -52,7 +52,7 @@ _OUTPUT = {"output": "--output"}
     "metrics",
     multiple=True,
     metavar="M",
-    help="May repeat; default: math_accuracy for the format math, else exact_match.",
+    help="A metric, with options as 'exact_match(ignore_case=true)'; repeatable. Default: math_accuracy for the format math, else exact_match.",
 )
 @click.option("--name", metavar="SUITE", help="The suite's name in the registry; default: made of the data file's.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The most examples.")

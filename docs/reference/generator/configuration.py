@@ -9,7 +9,7 @@ from typing import Any, Literal, NewType, Union, get_args, get_origin
 from attrs import NOTHING, Attribute, Factory, frozen, has
 
 from generator.text import block, code, page, plain, read_doc, sentence, table
-from modelwright.core.api.components import SPECS, ComponentSpec
+from modelwright.core.api.components import SPECS, ComponentSpec, EngineSpec
 from modelwright.core.config.classes import attributes_of
 from modelwright.core.config.extends import LONGEST
 from modelwright.core.config.schema import EvalConfig, RunConfig
@@ -37,8 +37,9 @@ arrays and values take the place of what was there. A variant cannot have `name`
 
 _OPTIONS = """
 Each component brings options of its own, which are checked like the rest of the file: those of a format go into
-`[data.options]` (or `options` of a test set), those of a trainer into `[train.options]`. Options of installed plugins
-are checked in the same way.
+`[data.options]` (or `options` of a test set), those of a trainer into `[train.options]`, and those of a metric beside
+its name: `metrics = [{ name = "exact_match", ignore_case = true }]`, or `exact_match(ignore_case=true)` as `--metric`
+and conditions have it. Options of installed plugins are checked in the same way.
 """
 
 _NAMES = {str: "string", int: "whole number", float: "number", bool: "true or false", type(None): ""}
@@ -48,6 +49,7 @@ _SPECIAL = {
     "ModelAddress": "address",
     "ChatTemplate": "name or path",
     "RegistryUrl": "URL",
+    "MetricLabel": "metric",
 }
 _NOT_YET = "is not supported by this version"
 
@@ -219,8 +221,15 @@ def _components() -> Iterator[str]:
 
 
 def _component(spec: ComponentSpec) -> str:
-    rows = list(_option_rows(spec.options))
-    options = table(("option", "type", "default", "meaning"), rows) if rows else "No options."
+    # A run file has no place for an engine's options yet.
+    rows = [] if spec.kind == EngineSpec.kind else list(_option_rows(spec.options))
+    options = (
+        table(("option", "type", "default", "meaning"), rows)
+        if rows
+        else ""
+        if spec.kind == EngineSpec.kind
+        else "No options."
+    )
     about = ""
     if spec.kind == "format":
         about = _reads(spec)
