@@ -12,11 +12,10 @@ from attrs import define
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.generation import Delta, GenerationRequest
 from modelwright.plugins.engines import TorchOptions
+from modelwright.plugins.engines.batch import DeltaStream, Row
+from modelwright.plugins.engines.decoding import TextStream, byte_tokens, generator
 from modelwright.plugins.engines.loading import LoadedModel, load_model
-from modelwright.plugins.engines.row import DeltaStream, Row
-from modelwright.plugins.engines.sampling import generator
 from modelwright.plugins.engines.scheduler import Scheduler
-from modelwright.plugins.engines.text import TextStream, byte_tokens
 
 
 @define

@@ -25,8 +25,8 @@ ENGINE = "torch"
 MOST_ANSWERS = 1_000_000
 
 
-def looks(suites: Sequence[SuiteConfig], plugins: Plugins, *, seed: int) -> Iterator[Callable[[], object]]:
-    """What is looked at before an evaluation starts; each raises a ModelwrightError if it finds something wrong."""
+def suite_checks(suites: Sequence[SuiteConfig], plugins: Plugins, *, seed: int) -> Iterator[Callable[[], object]]:
+    """The checks to make before an evaluation starts; each raises a ModelwrightError if it finds something wrong."""
     if not suites:
         return
     yield plugins.get(EngineSpec, ENGINE).check
@@ -89,7 +89,7 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
         )
     for example in chosen:
         if not prompt_messages(example):
-            raise ModelwrightError(f"suite {suite.name}: {example.source}: nothing stands before the answer")
+            raise ModelwrightError(f"suite {suite.name}: {example.source}: no message comes before the answer")
     return chosen
 
 

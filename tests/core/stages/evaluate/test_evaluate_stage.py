@@ -74,7 +74,7 @@ def test_only_the_suite_that_changed_is_graded_anew(modelwright, tmp_path, home,
         "a.answers.jsonl",
         "b",
         "b.answers.jsonl",
-        "order.json",
+        "work_list.json",
     ]
     with_options = '[{name="exact_match", ignore_case=true}, "exact_match"]'
     answers = (folder / "a.answers.jsonl").read_bytes()

@@ -144,7 +144,7 @@ def test_a_file_names_models_and_suites_in_toml_and_yaml(store, questions, evalu
         f"models: all\noutput: out\nevaluate:\n  - {{name: a, {entry}}}\n  - {{name: c, {entry}}}\n"
     )
     assert [
-        (pair["model"], pair["suite"]) for pair in evaluate(tmp_path / "eval.yaml", "--dry-run") if pair["done"]
+        (task["model"], task["suite"]) for task in evaluate(tmp_path / "eval.yaml", "--dry-run") if task["done"]
     ] == [("two@1", "a")]
     results = evaluate(tmp_path / "eval.yaml", "--set", "evaluate.1.limit=2", "--output", tmp_path / "elsewhere")
     assert [(each["model"], each["suite"], each["examples"]) for each in results["results"]] == [

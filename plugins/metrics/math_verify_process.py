@@ -16,7 +16,7 @@ from attrs import frozen
 
 from modelwright.core.api import ModelwrightError
 
-WORKER = "modelwright.plugins.metrics.verifier"
+WORKER = "modelwright.plugins.metrics.math_verify_worker"
 _START_LIMIT = 120.0  # seconds; importing sympy takes one, on a busy cluster's file system many
 
 

@@ -1,4 +1,4 @@
-r"""Math-Verify in a process of its own: `python -m modelwright.plugins.metrics.verifier`.
+r"""Math-Verify in a process of its own: `python -m modelwright.plugins.metrics.math_verify_worker`.
 
 It reads one JSON object a line from standard input, `{"reference": …, "answer": …, "time_limit": seconds}`, and writes
 one a line to standard output, `{"equal": bool, "reason": str}`; before the first it writes `{"ready": true}`. It ends
