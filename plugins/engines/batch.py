@@ -111,7 +111,7 @@ class DeltaStream(AsyncIterator[Delta]):
         self._close()
 
 
-# Rows up to this long share a cache whatever their lengths: there is little to waste.
+# Rows up to this long share a cache also if their lengths differ: little is wasted.
 _SHORT = 256
 
 

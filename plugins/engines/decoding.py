@@ -31,7 +31,7 @@ class Chosen:
 
 
 def generator(seed: int | None) -> torch.Generator:
-    """A generator on the CPU, whatever device the model is on; None seeds it from the system's entropy."""
+    """A generator on the CPU, also when the model is on another device; None seeds it from the system's entropy."""
     made = torch.Generator()
     if seed is None:
         made.seed()
@@ -199,7 +199,7 @@ class Detokenizer:
 class StopStrings:
     """Cuts a text at the first stop string, holding back what may be the beginning of one.
 
-    The first is the one that ends first, whatever the pieces in which the text arrives; of two that end together, the
+    The first is the one that ends first, however the text is cut into pieces; of two that end together, the
     longer.
 
     Args:

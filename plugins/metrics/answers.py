@@ -72,7 +72,7 @@ def same_answer(reference: str, answer: str) -> bool | None:
 
     Numbers equal numbers of the same value. Numbers in a base (`664_7`) need the same digits and base; a base that only
     one of them names does not count. Where the reference is words (`\text{even}`, `Evelyn`), the answer must be the
-    same words, in whatever case: computer algebra would read them as products of letters.
+    same words, ignoring case: computer algebra would read them as products of letters.
     """
     if reference == answer:
         return True
@@ -123,7 +123,7 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-# Words after a number that change its value, so that they are no unit: "5 million" is not 5.
+# Words after a number that change its value, so they are not units: "5 million" is not 5.
 _NO_UNITS = frozenset(
     """
     dozen dozens hundred hundreds thousand thousands million millions billion billions trillion trillions percent

@@ -17,10 +17,10 @@ NO_REFERENCE = Score(value=0.0, verdict="error", reason="the example has no refe
 
 @frozen
 class Grade:
-    """What one output is worth.
+    """The grade of one output.
 
     Attributes:
-        verdict: in a word.
+        verdict: the grade in a word.
         reason: why, for a person who reads the samples.
     """
 
@@ -43,7 +43,7 @@ def combine(grades: Sequence[Grade]) -> Score:
     commonest of the rest (the earliest of equals).
     """
     if not grades:
-        return Score(value=0.0, verdict="error", reason="the model gave no output")
+        return Score(value=0.0, verdict="error", reason="the model produced no output")
     if len(grades) == 1:
         return Score(value=float(grades[0].verdict == "correct"), verdict=grades[0].verdict, reason=grades[0].reason)
     rest = [grade for grade in grades if grade.verdict != "correct"]
@@ -66,7 +66,7 @@ class ExactMatchOptions:
     """The options of the metric `exact_match`.
 
     Attributes:
-        ignore_case: whether "Paris" and "paris" are the same.
+        ignore_case: Treat upper and lower case as equal: "paris" matches "Paris".
     """
 
     ignore_case: bool = False
@@ -75,7 +75,7 @@ class ExactMatchOptions:
 class ExactMatch:
     """Whether the whole output is the reference answer; white space around either does not count.
 
-    The reference is `Example.answer`, else what the assistant says last. Of several outputs the value is the mean.
+    The reference is `Example.answer`, else what the assistant says last. With several outputs the value is their mean.
     """
 
     def __init__(self, options: ExactMatchOptions) -> None:
@@ -98,7 +98,7 @@ class ExactMatch:
             return Grade("no_answer", "the output is empty")
         same = expected.casefold() == written.casefold() if self.options.ignore_case else expected == written
         if same:
-            return Grade("correct", "the output is the reference")
+            return Grade("correct", "the output equals the reference")
         return Grade("wrong", f"expected {shown(expected)}, got {shown(written)}")
 
 
@@ -107,7 +107,8 @@ class MathAccuracyOptions:
     """The options of the metric `math_accuracy`.
 
     Attributes:
-        time_limit: seconds that Math-Verify may take for one comparison; an answer that takes longer is wrong.
+        time_limit: Maximum time in seconds for one comparison by Math-Verify. An answer that takes longer counts as
+            wrong. Raise it on a slow machine.
     """
 
     time_limit: float = field(default=5.0, validator=validators.and_(validators.gt(0.0), validators.le(3600.0)))
@@ -118,8 +119,8 @@ class MathAccuracy:
 
     The answer is the last complete `\boxed{…}`, else what follows the last `####`, else the whole output if it is one
     short line. The reference is `Example.answer`, else what the assistant says last; where it has a box or `####`
-    itself, that counts. Numbers are compared exactly; what is no number on both sides is left to Math-Verify, in a
-    process of its own under a time limit. Of several outputs the value is the mean.
+    itself, that counts. Numbers are compared exactly; everything else is left to Math-Verify, in a
+    process of its own under a time limit. With several outputs the value is their mean.
     """
 
     def __init__(self, options: MathAccuracyOptions) -> None:
@@ -150,16 +151,16 @@ class MathAccuracy:
     def _grade(self, reference: str, output: Output) -> Grade:
         answer = extract_answer(output.text)
         if answer is None:
-            cut = ", it was cut off at max_tokens" if output.finish == "length" else ""
-            return Grade("no_answer", rf"no \boxed{{}}, no #### and more than one short line{cut}")
+            cut = "; cut off at max_tokens" if output.finish == "length" else ""
+            return Grade("no_answer", rf"no answer found: no \boxed{{}}, no ####, and not a single short line{cut}")
         equal, why = self._compare(reference, answer)
         if equal:
-            return Grade("correct", f"{shown(answer)} is {shown(reference)}{why}")
-        return Grade("wrong", f"{shown(answer)} is not {shown(reference)}{why}")
+            return Grade("correct", f"{shown(answer)} equals {shown(reference)}{why}")
+        return Grade("wrong", f"{shown(answer)} does not equal {shown(reference)}{why}")
 
     def _compare(self, reference: str, answer: str) -> tuple[bool, str]:
         if len(answer) > LONGEST_ANSWER or len(reference) > LONGEST_ANSWER:
-            return answer == reference, f": longer than {LONGEST_ANSWER} characters, compared as text"
+            return answer == reference, f": longer than {LONGEST_ANSWER} characters, so compared as text"
         same = same_answer(normalise(reference), normalise(answer))
         if same is not None:
             return same, ""

@@ -59,7 +59,7 @@ def main() -> None:
     # macOS refuses this limit; there the time limit alone holds.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    # Whatever a library prints must not get between the replies.
+    # What libraries print must not get between the replies.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     compare = load()

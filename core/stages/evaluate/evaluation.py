@@ -78,7 +78,7 @@ class Models:
     pins: Path
 
     def choose(self, *, fresh: bool = False) -> list[Chosen]:
-        """The versions that are meant, each once, whatever it is called; of all models the newest versions.
+        """The versions to evaluate, each once even if several addresses name it; for "all", the newest of every model.
 
         An interrupted evaluation keeps the versions that it began with, though an alias may have moved since; not one
         that begins `fresh`.

@@ -175,7 +175,7 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_flag(problem: Problem) -> Problem:
-    """The problem, told of the flag that the key comes from."""
+    """The problem, reported at the flag that set the key."""
     for pattern, flag in _FLAGS:
         match = re.fullmatch(pattern, problem.key)
         if match:

@@ -31,7 +31,7 @@ $[l_1, u_1], [l_2, u_2]$ (those of the metric, for an accuracy Wilson's) and the
 Sources: R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
 data", Statistics in Medicine 17 (1998), 2635-2650 (the score interval, there method 8); G. Y. Zou and A. Donner,
 "Construction of confidence limits about effect measures: a general approach", Statistics in Medicine 27 (2008),
-1693-1702, for figures that are no proportions.
+1693-1702, for figures that are not proportions.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Evaluate:
 
 
 def listed_model(registry: Registry, model: ModelVersion, *, place: str) -> ListedModel:
-    """A model as the worker is told of it.
+    """A model as the work list has it.
 
     Raises:
         ModelwrightError: its files, or those of its base, cannot be had.

@@ -107,6 +107,6 @@ def with_answer(example: Example) -> Example:
 
 
 def seeds(example: Example, samples: int, seed: int) -> Iterator[int]:
-    """A seed for each sample of an example, the same in whatever order examples are asked."""
+    """A seed for each sample of an example, independent of the order of the examples."""
     texts = (f"{seed}:sample:{example.id}:{sample}" for sample in range(samples))
     return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") for text in texts)

@@ -47,7 +47,7 @@ _RESULTS_KEYS: Mapping[str, type | tuple[type, ...]] = {
     "generating_seconds": (int, float),
 }
 
-# File systems hold names of 255 bytes; what is longer is cut, and told apart by its hash.
+# File systems hold names of 255 bytes; longer ones are cut, and a hash keeps them distinct.
 _LONGEST_NAME = 200
 
 

@@ -57,7 +57,7 @@ class LoadedModel:
     Attributes:
         engine: it is loaded there.
         renderer: its own.
-        context: its context in tokens; None is no limit.
+        context: its context in tokens; None means no limit.
     """
 
     engine: Engine
@@ -262,7 +262,7 @@ def _isolated(root: Path, model: ListedModel, suite: str | None, emit: Emit) -> 
         yield
     except StopRequested:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it was, the other models must not lose their results by it
+    except Exception as error:  # noqa: BLE001 - one model's error must not cost the others their results
         if not isinstance(error, ModelwrightError):
             traceback.print_exc()
         text = str(error) if isinstance(error, ModelwrightError) else f"{type(error).__name__}: {error}"
