@@ -22,7 +22,7 @@ from modelwright.core.runs.folder import RunFolder
 from modelwright.core.runs.stage import Listener, Run, Stage, Step, forget_base, perform, pin_base, plan, state
 from modelwright.core.runs.supervisor import stop_on_signals
 from modelwright.core.stages.evaluate.stage import Evaluate
-from modelwright.core.stages.evaluate.suites import looks
+from modelwright.core.stages.evaluate.suites import suite_checks
 from modelwright.core.stages.prepare.builtin import parse_builtin
 from modelwright.core.stages.prepare.quality import check_quality
 from modelwright.core.stages.prepare.sources import source_files
@@ -114,7 +114,7 @@ def _looks(run: Run, stages: Sequence[str], *, registry: bool) -> Iterator[Calla
     if "train" in stages:
         yield run.plugins.get(TrainerSpec, config.train.trainer).check
     if "evaluate" in stages:
-        yield from looks(config.evaluate, run.plugins, seed=config.seed)
+        yield from suite_checks(config.evaluate, run.plugins, seed=config.seed)
     yield lambda: run.base
     if "prepare" in stages:
         yield partial(_check_template, run)

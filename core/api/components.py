@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from attrs import field, frozen, has, validators
+from attrs import field, fields, frozen, has, validators
 
 from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
 from modelwright.core.api.generation import Delta, GenerationRequest
@@ -272,6 +272,12 @@ class MetricSpec(ComponentSpec):
     kind: ClassVar[str] = "metric"
     higher_is_better: bool = True
     inputs: Literal["text", "logprobs"] = field(default="text", validator=validators.in_(("text", "logprobs")))
+
+    def __attrs_post_init__(self) -> None:
+        """Run files write options beside the metric's name, so none of them can be called that."""
+        if any(one.metadata.get("key", one.alias) == "name" for one in fields(self.options)):
+            msg = f"the options of metric {self.name!r} have a field 'name', which run files use for the metric's name"
+            raise TypeError(msg)
 
 
 @frozen(kw_only=True)

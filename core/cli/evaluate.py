@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modelwright.core.plugins import Plugins
     from modelwright.core.stages.evaluate.evaluation import Evaluation
 
-# The parameters of each way, as a person gives them; those that belong to all ways are in none.
+# The flags that only one form of the command takes.
 _OF_A_RUN = {"variants": "--variant"}
 _OF_FILES = {"overrides": "--set"}
 _OF_FLAGS = {
@@ -39,39 +39,57 @@ _OUTPUT = {"output": "--output"}
 
 @click.command()
 @functools.partial(stage_options, required=False)
-@click.option("--all", "all_models", is_flag=True, help="Every name in the registry, at its newest version.")
-@click.option("--model", "models", multiple=True, metavar="ADDRESS", help="NAME, NAME@VERSION or @ALIAS; may repeat.")
+@click.option("--all", "all_models", is_flag=True, help="Evaluate the newest version of every model in the registry.")
 @click.option(
-    "--data", multiple=True, callback=once, metavar="PATH", help="The test set: a file, glob or folder of rows."
+    "--model",
+    "models",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Model to evaluate: NAME, NAME@VERSION or @ALIAS. Repeatable.",
 )
-@click.option("--format", "format_name", metavar="F", help="What reads its rows; default: the only format that can.")
-@click.option("--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the format, in TOML.")
+@click.option("--data", multiple=True, callback=once, metavar="PATH", help="Test set: a file, a glob or a folder.")
+@click.option(
+    "--format", "format_name", metavar="F", help="Format of the test set. Default: the only format that can read it."
+)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the format, the value in TOML. Repeatable.",
+)
 @click.option(
     "--metric",
     "metrics",
     multiple=True,
     metavar="M",
-    help="May repeat; default: math_accuracy for the format math, else exact_match.",
+    help="Metric that grades the answers: NAME, or NAME(KEY=VALUE, …) with options in TOML, such as "
+    "'exact_match(ignore_case=true)'. Repeatable. Default: math_accuracy for the format math, otherwise exact_match.",
 )
-@click.option("--name", metavar="SUITE", help="The suite's name in the registry; default: made of the data file's.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="The most examples.")
-@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Answers for each example; default: 1.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of an answer; default: 256.")
-@click.option("--temperature", type=click.FloatRange(min=0), metavar="T", help="Of sampling; default: 0, greedy.")
-@click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Of everything random; default: 17.")
-@click.option("--output", metavar="DIR", type=DiskPath(), help="For results.json, report.md and samples.jsonl.")
+@click.option("--name", metavar="SUITE", help="Name of the test set in the registry. Default: derived from --data.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use only the first N examples.")
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Answers to generate per example. Default: 1.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Maximum length of an answer in tokens. Default: 256."
+)
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), metavar="T", help="Sampling temperature. Default: 0 (greedy)."
+)
+@click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Seed for sampling. Default: 17.")
+@click.option("--output", metavar="DIR", type=DiskPath(), help="Folder for results.json, report.md and samples.jsonl.")
 @click.pass_context
 def evaluate(context: click.Context, /, path: Path | None, *, registry: str | None, **given: Any) -> None:
-    """Grade registered models on test sets.
+    """Evaluate registered models on test sets.
 
-    With RUN.toml: that run's model on its own test sets. With EVAL.toml (a file with `models` and [[evaluate]], as
-    examples/eval.toml): the models and test sets that it names. Without a file: those of --all or --model, and --data:
+    Given a RUN.toml, evaluate that run's model on the run's own test sets. Given an EVAL.toml (a file with `models` and
+    [[evaluate]], such as examples/eval.toml), evaluate the models in it on the test sets in it. Without a file, name
+    the models with --all or --model and the test set with --data:
 
       modelwright evaluate --all --data test.jsonl --format math --output results
 
-    The figures go to the registry and, but for a run's, to the folder --output as results.json, report.md and
-    samples.jsonl. Addresses are resolved once, when the evaluation begins. The same command again keeps what is done
-    and resumes what is not.
+    Figures are recorded in the registry. Except for a run, --output also gets results.json, report.md and
+    samples.jsonl. Addresses are resolved once, at the start. Run the same command again to resume: finished work is
+    kept.
     """
     from modelwright.core.api.errors import UsageError
     from modelwright.core.config import is_eval_file
@@ -83,18 +101,20 @@ def evaluate(context: click.Context, /, path: Path | None, *, registry: str | No
 
     if path is None:
         if extra := typed(_OF_A_RUN, _OF_FILES):
-            raise UsageError(f"{extra} goes with a file: give RUN.toml or EVAL.toml")
+            raise UsageError(f"{extra} needs a file: give RUN.toml or EVAL.toml")
         _evaluate_flags(registry=registry, **given)
     elif is_eval_file(path):
         if extra := typed(_OF_FLAGS):
-            raise UsageError(f"{path} says what to evaluate: leave out {extra} (--set changes its keys), or the file")
+            raise UsageError(
+                f"{path} already says what to evaluate: remove the file, or {extra} (--set changes its keys)"
+            )
         if extra := typed(_OF_A_RUN):
-            raise UsageError(f"{path} is an evaluation file, which has no variants: leave out {extra}")
+            raise UsageError(f"{path} is an evaluation file, and those have no variants: remove {extra}")
         _evaluate_file(path, registry=registry, **given)
     else:
         if extra := typed(_OF_FLAGS, _OUTPUT):
             raise UsageError(
-                f"{path} is a run file, whose own model is graded on its own test sets: leave out {extra}, or the file"
+                f"{path} is a run file, which has its own model and test sets: remove the file, or {extra}"
             )
         keys = ("variants", "overrides", "dry_run", "fresh", "as_json")
         perform_stages("evaluate", path=path, registry=registry, **{key: given[key] for key in keys})
@@ -129,18 +149,18 @@ def _evaluate_flags(
 ) -> None:
     from modelwright.core.api.errors import UsageError
     from modelwright.core.plugins import discover
-    from modelwright.core.stages.evaluate.from_flags import Direct, direct_config
+    from modelwright.core.stages.evaluate.from_flags import Flags, config_from_flags
 
     if all_models and models:
-        raise UsageError("--all is every model: leave out --model")
+        raise UsageError("--all already means every model: remove --model")
     if not (all_models or models) or data is None or output is None:
         raise UsageError(
             "give a RUN.toml or an EVAL.toml; or --all or --model ADDRESS, with --data PATH and --output DIR"
         )
     plugins = discover()
     names = ("format_name", "options", "metrics", "name", "limit", "samples", "max_tokens", "temperature", "seed")
-    direct = Direct(models="all" if all_models else models, data=data, **{name: given[name] for name in names})
-    config, taken = direct_config(direct, plugins)
+    flags = Flags(models="all" if all_models else models, data=data, **{name: given[name] for name in names})
+    config, taken = config_from_flags(flags, plugins)
     keys = ("dry_run", "fresh", "as_json")
     _perform(config, plugins, output=output, registry=registry, taken=taken, **{key: given[key] for key in keys})
 
@@ -197,10 +217,10 @@ def _print_plan(evaluation: Evaluation, *, fresh: bool, as_json: bool) -> None:
 
     planned = plan(evaluation, fresh=fresh)
     if as_json:
-        print_json([asdict(pair) for pair in planned])
+        print_json([asdict(task) for task in planned])
         return
     print_table(
-        ("model", "suite", "plan"), [(pair.model, pair.suite, "done" if pair.done else "would run") for pair in planned]
+        ("model", "suite", "plan"), [(task.model, task.suite, "done" if task.done else "would run") for task in planned]
     )
 
 

@@ -6,14 +6,16 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from attrs import evolve, field, fields, frozen
+from attrs import NOTHING, evolve, field, fields, frozen
 
 from modelwright.core.api.components import ComponentSpec, FormatSpec, MetricSpec, TrainerSpec
 from modelwright.core.api.errors import UsageError
+from modelwright.core.api.records import canonical_json
 from modelwright.core.api.training import TrainSettings
 from modelwright.core.config.errors import Finding, Invalid, KeyPath
+from modelwright.core.config.metrics import NAME, Choice, MetricLabel, parse_metric
 from modelwright.core.config.schema import EvalConfig, RunConfig, SuiteConfig
-from modelwright.core.config.structure import structure
+from modelwright.core.config.structure import attributes_of, plain, structure
 
 if TYPE_CHECKING:
     from modelwright.core.plugins import Plugins
@@ -30,10 +32,12 @@ class Components(Generic[Root]):
 
     Attributes:
         findings: everything that is wrong with them.
+        values: the tree, with every valid metric in its canonical form.
         fill: completes a configuration without findings: options become instances, and each suite gets its format.
     """
 
     findings: tuple[Finding, ...]
+    values: Mapping[str, Any]
     fill: Callable[[Root], Root]
 
 
@@ -62,7 +66,7 @@ def run_components(values: Mapping[str, Any], plugins: Plugins) -> Components[Ru
             evaluate=_filled(config.evaluate, suites),
         )
 
-    return Components(findings=tuple(reader.findings), fill=fill)
+    return Components(findings=tuple(reader.findings), values=reader.canonical(values), fill=fill)
 
 
 def eval_components(values: Mapping[str, Any], plugins: Plugins) -> Components[EvalConfig]:
@@ -72,8 +76,33 @@ def eval_components(values: Mapping[str, Any], plugins: Plugins) -> Components[E
     reader.registry(values)
     return Components(
         findings=tuple(reader.findings),
+        values=reader.canonical(values),
         fill=lambda config: evolve(config, evaluate=_filled(config.evaluate, suites)),
     )
+
+
+def metric_with_options(plugins: Plugins, label: str) -> tuple[MetricSpec, Any]:
+    """The metric that a label of a checked configuration names, and an instance of its options class.
+
+    Raises:
+        UsageError: there is no such metric.
+    """
+    choice = parse_metric(label)
+    spec = plugins.get(MetricSpec, choice.name)
+    return spec, structure(choice.options, spec.options)
+
+
+def _changed(options: Any) -> dict[str, Any]:
+    """The options that differ from their defaults, as plain values; an option without a default always does."""
+    attributes = attributes_of(type(options))
+    required = {key for key, one in attributes.items() if one.default is NOTHING}
+    given = {str(attributes[key].alias): getattr(options, attributes[key].name) for key in required}
+    usual = plain(type(options)(**given))
+    return {
+        key: value
+        for key, value in plain(options).items()
+        if key in required or canonical_json(usual.get(key)) != canonical_json(value)  # as JSON, 1 is not true
+    }
 
 
 def _filled(suites: Sequence[Suite], components: Suites) -> tuple[Suite, ...]:
@@ -90,6 +119,7 @@ def _table(value: Any) -> Mapping[str, Any] | None:
 class _Reader:
     plugins: Plugins
     findings: list[Finding] = field(factory=list)
+    labels: dict[KeyPath, MetricLabel] = field(factory=dict)
 
     def check(self, look_up: Any, path: KeyPath) -> Any:
         """The result of `look_up`; its error becomes a finding about the key."""
@@ -135,11 +165,40 @@ class _Reader:
             if not self.plugins.get(TrainerSpec, name).adapters:
                 self.findings.append((("adapter",), f"trainer {name} does not train adapters: remove [adapter]"))
 
-    def metric(self, name: str, path: KeyPath) -> None:
-        """Check that there is such a metric, and that its inputs are available."""
-        spec = self.check(lambda: self.plugins.get(MetricSpec, name), path)
-        if spec is not None and spec.inputs != "text":
-            self.findings.append((path, f"{name} grades {spec.inputs}, which this version does not provide"))
+    def metric(self, value: Any, path: KeyPath) -> None:
+        """Check that a metric exists, that its options are right, and that this version can give what it grades."""
+        try:
+            choice = parse_metric(value)
+        except Invalid:
+            return  # structuring the tree reports it
+        at = (*path, NAME) if isinstance(value, Mapping) else path
+        spec = self.check(lambda: self.plugins.get(MetricSpec, choice.name), at)
+        if spec is None:
+            return
+        if spec.inputs != "text":
+            self.findings.append((at, f"{choice.name} grades {spec.inputs}, which this version cannot give"))
+        try:
+            options = structure(choice.options, spec.options)
+        except Invalid as error:
+            self.findings.extend(((*path, *inner), message) for inner, message in error.findings)
+            return
+        self.labels[path] = Choice(choice.name, _changed(options)).label
+
+    def canonical(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The tree with every valid metric as its label, without options that have their default."""
+        tables = values.get("evaluate")
+        if not self.labels or not isinstance(tables, list | tuple):
+            return values
+        made = []
+        for index, table in enumerate(tables):
+            metrics = (_table(table) or {}).get("metrics")
+            if isinstance(metrics, list | tuple):
+                path = ("evaluate", index, "metrics")
+                labels = [self.labels.get((*path, number), metric) for number, metric in enumerate(metrics)]
+                made.append({**table, "metrics": labels})
+            else:
+                made.append(table)
+        return {**values, "evaluate": made}
 
     def suites(self, values: Mapping[str, Any], data_format: Any, data_options: Any) -> Suites:
         """The format and its options of each of `[[evaluate]]`."""
@@ -160,9 +219,8 @@ class _Reader:
     ) -> tuple[str | None, Any]:
         """A suite's format and options: `[data]`'s unless it names others."""
         metrics = table.get("metrics", ())
-        for index, metric in enumerate(metrics if isinstance(metrics, list) else ()):
-            if isinstance(metric, str):
-                self.metric(metric, (*path, "metrics", index))
+        for index, metric in enumerate(metrics if isinstance(metrics, list | tuple) else ()):
+            self.metric(metric, (*path, "metrics", index))
         name = table.get("format", data_format)
         if not isinstance(name, str):
             return None, None

@@ -285,3 +285,20 @@ def _name(document: Document, written: str, path: Path) -> str:
     if written.startswith(("/", "~")):
         return str(path)
     return os.path.normpath(Path(document.name).parent / written)
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value on its own.
+
+    Raises:
+        ValueError: it is not a TOML value; the message says why.
+    """
+    try:
+        values = tomli.loads(f"value = {text}")
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    if set(values) != {"value"}:
+        raise ValueError(f"{shown(text)} is more than one value")
+    if deeper_than(values, DEEPEST):
+        raise ValueError(TOO_DEEP)
+    return values["value"]

@@ -17,7 +17,6 @@ from attrs import field, frozen
 from modelwright.core.api.wording import closest
 from modelwright.core.config.errors import (
     DEEPEST,
-    TOO_DEEP,
     ConfigError,
     Invalid,
     KeyPath,
@@ -28,29 +27,12 @@ from modelwright.core.config.errors import (
     quoted,
     shown,
 )
-from modelwright.core.config.files import SET, Document, Layer, Origin, deeper_than, located
+from modelwright.core.config.files import SET, Document, Layer, Origin, located, parse_value
 from modelwright.core.config.paths import Written
 from modelwright.core.config.schema import VARIANT_NAME
 
 # A part of a TOML key: bare, "basic" or 'literal'.
 _PART = re.compile(r"""\s*(?:([A-Za-z0-9_-]+)|("(?:[^"\\]|\\.)*")|('[^']*'))\s*""")
-
-
-def _parse_value(text: str) -> Any:
-    """A TOML value on its own.
-
-    Raises:
-        ValueError: it is not a TOML value; the message says why.
-    """
-    try:
-        values = tomli.loads(f"value = {text}")
-    except RecursionError as error:
-        raise ValueError(str(error)) from None
-    if set(values) != {"value"}:
-        raise ValueError(f"{shown(text)} is more than one value")
-    if deeper_than(values, DEEPEST):
-        raise ValueError(TOO_DEEP)
-    return values["value"]
 
 
 @frozen(kw_only=True)
@@ -85,7 +67,7 @@ def parse_override(text: str) -> Override:
     key = dotted(tuple(part for part, _ in parts))
     try:
         text.encode()
-        value = _parse_value(rest.strip())
+        value = parse_value(rest.strip())
     except UnicodeEncodeError:
         raise _refused(key, "the value is not UTF-8") from None
     except ValueError as error:
@@ -110,7 +92,7 @@ def _key(text: str) -> tuple[tuple[tuple[str, bool], ...], str]:
     while match := _PART.match(text, position):
         bare, basic, literal = match.groups()
         try:
-            parts.append((bare, False) if bare else (_parse_value(basic or literal), True))
+            parts.append((bare, False) if bare else (parse_value(basic or literal), True))
         except ValueError:
             break
         position = match.end()

@@ -62,7 +62,7 @@ class Kind(Generic[Root]):
         components = None if plugins is None else self.components(values, plugins)
         findings: list[Finding] = []
         try:
-            config = structure(values, self.root)
+            config = structure(values if components is None else components.values, self.root)
         except Invalid as error:
             findings += error.findings
         findings += [one for one in (components.findings if components else ()) if one not in findings]

@@ -15,10 +15,12 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.registry import ALIAS_NAME, MetricTable
+from modelwright.core.config.errors import Invalid
+from modelwright.core.config.metrics import LABEL, metric_label
 from modelwright.core.config.paths import RegistryUrl, named
 
 _NAME = r"[a-z][a-z0-9_-]*"
-_MEASURE = re.compile(rf"({_NAME})\.({_NAME})")
+_MEASURE = re.compile(rf"({_NAME})\.({LABEL.pattern})")
 _OPERATOR = re.compile(r"[<>=!]+")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?(?![\w.])")
 _AND = re.compile(r"and(?![\w.-])")
@@ -91,12 +93,16 @@ def parse_condition(text: str) -> Condition:
     clauses: list[Clause] = []
     while True:
         measure = scanner.take(_MEASURE, "SUITE.METRIC, such as gsm8k.math_accuracy")
+        try:
+            metric = metric_label(measure[2])
+        except Invalid as error:
+            raise UsageError(f"condition {text!r}: {error}") from None
         comparison = scanner.take(_OPERATOR, _OPERATORS, among=_COMPARISONS)
         number = scanner.take(_NUMBER, "a number")[0]
         threshold = float(number)
         if math.isinf(threshold):
             raise UsageError(f"condition {text!r}: {number} is too large for a number")
-        clauses.append(Clause(suite=measure[1], metric=measure[2], operator=comparison[0], threshold=threshold))
+        clauses.append(Clause(suite=measure[1], metric=metric, operator=comparison[0], threshold=threshold))
         if scanner.at_end():
             return Condition(clauses=tuple(clauses))
         scanner.take(_AND, "'and' or the end")

@@ -20,6 +20,7 @@ from modelwright.core.api.training import AdapterSettings, TrainSettings
 from modelwright.core.api.wording import closest, either
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.errors import shown
+from modelwright.core.config.metrics import MetricLabel
 from modelwright.core.config.paths import (
     LONGEST_NAME,
     ChatTemplate,
@@ -244,7 +245,9 @@ class SuiteConfig:
         path: Where the test data is; the same forms as `path` of a source.
         format: Format of the test data. Default: that of `[data]`, with its options.
         options: Options of the format, if they are not those of `[data]`.
-        metrics: Names of the metrics that grade the answers, such as `["math_accuracy"]`.
+        metrics: The metrics that grade the answers: names, or tables of a name and options, such as `["math_accuracy",
+            { name = "exact_match", ignore_case = true }]`. Options are part of the figure's name,
+            `exact_match(ignore_case=true)`, so figures with different options are not compared.
         limit: Use only this many examples, the first ones. Default: all.
         samples: Number of answers per example. More than one is useful with a `temperature` above 0.
         generation: How answers are generated.
@@ -254,7 +257,7 @@ class SuiteConfig:
     path: FilePath
     format: str | None = None
     options: Any = None
-    metrics: tuple[str, ...] = field(validator=validators.min_len(1))
+    metrics: tuple[MetricLabel, ...] = field(validator=validators.min_len(1))
     limit: int | None = field(default=None, validator=validators.optional(_positive))
     samples: int = field(default=1, validator=_positive)
     generation: GenerationConfig = field(factory=GenerationConfig)

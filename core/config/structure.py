@@ -23,7 +23,7 @@ from attrs import NOTHING, Attribute, fields, has, resolve_types
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.registry import parse_address
 from modelwright.core.api.wording import closest, either
-from modelwright.core.config import paths
+from modelwright.core.config import metrics, paths
 from modelwright.core.config.errors import Finding, Invalid, KeyPath, below, fail, not_one_of, shown
 from modelwright.core.config.mistakes import (
     KINDS,
@@ -403,4 +403,5 @@ _BY_NAME: dict[Any, Hook] = {
     paths.ModelSource: _resolved(paths.model_source),
     paths.ChatTemplate: _resolved(paths.chat_template),
     paths.RegistryUrl: _resolved(paths.registry_url),
+    metrics.MetricLabel: metrics.metric_label,
 }

@@ -15,6 +15,7 @@ from modelwright.core.api.components import ComponentSpec, EngineSpec, FormatSpe
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
 from modelwright.core.chat.templates import read_template
 from modelwright.core.chat.tokenizer import check_template
+from modelwright.core.config.metrics import metric_name
 from modelwright.core.config.paths import HUB
 from modelwright.core.config.schema import ScratchConfig, SourceConfig
 from modelwright.core.doctor.machine import imported
@@ -97,7 +98,7 @@ def _components(run: Run, facts: Facts) -> Iterator[str]:
 def _specs(run: Run) -> Iterator[ComponentSpec]:
     config, plugins = run.config, run.plugins
     formats = dict.fromkeys([config.data.format, *(suite.format or config.data.format for suite in config.evaluate)])
-    metrics = dict.fromkeys(name for suite in config.evaluate for name in suite.metrics)
+    metrics = dict.fromkeys(metric_name(label) for suite in config.evaluate for label in suite.metrics)
     yield from (plugins.get(FormatSpec, name) for name in formats)
     yield plugins.get(TrainerSpec, config.train.trainer)
     yield from (plugins.get(MetricSpec, name) for name in metrics)

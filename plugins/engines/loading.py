@@ -33,7 +33,7 @@ class LoadedModel:
         model: a transformers causal language model in evaluation mode.
         tokenizer: of its folder.
         device: where it is.
-        context: the most tokens, prompt and answer together; None is no limit.
+        context: maximum number of tokens, prompt and answer together; None means no limit.
         vocabulary: how many token ids it knows.
         attends: whether all of its state is keys and values by position, so that caches can be joined and trimmed.
         arguments: the names of the forward pass's arguments.
@@ -119,10 +119,10 @@ def load_model(folder: Path, options: TorchOptions, base: Path | None = None) ->
 
 def _check_files(folder: Path, names: Sequence[str]) -> None:
     if not folder.is_dir():
-        raise ModelwrightError(f"{folder}: there is no such folder; a model folder in Hugging Face layout is expected")
+        raise ModelwrightError(f"{folder}: this folder does not exist; expected a model folder in Hugging Face layout")
     for name in names:
         if not (folder / name).is_file():
-            raise ModelwrightError(f"{folder}: {name} is missing; a model folder in Hugging Face layout is expected")
+            raise ModelwrightError(f"{folder}: {name} is missing; expected a model folder in Hugging Face layout")
 
 
 def _check_weights(folder: Path) -> None:
@@ -131,12 +131,14 @@ def _check_weights(folder: Path) -> None:
         return
     if others := other_weights(folder):
         raise ModelwrightError(
-            f"{folder}: its weights are in {', '.join(others)}, and only safetensors are read (a pickle can run any "
-            "code): load it where you trust it and save it again with save_pretrained()"
+            f"{folder}: its weights are in {', '.join(others)}, and only safetensors are read (loading a pickle "
+            "can run any code): load it where you trust it and save it again with save_pretrained()"
         )
     if (folder / ADAPTER_CONFIG).is_file():
-        raise ModelwrightError(f"{folder}: this is an adapter, which runs with its base only; or merge it into that")
-    raise ModelwrightError(f"{folder}: there are no weights; model.safetensors is expected")
+        raise ModelwrightError(
+            f"{folder}: this is an adapter: load it together with its base, or merge it into the base first"
+        )
+    raise ModelwrightError(f"{folder}: it has no weights; expected model.safetensors")
 
 
 def _weights(folder: Path, dtype: torch.dtype) -> Any:
@@ -170,13 +172,13 @@ def _weights(folder: Path, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def _clear_errors(folder: Path) -> Iterator[None]:
-    """What the libraries raise about a damaged folder, of whatever class, as one line that names the folder."""
+    """What the libraries raise about a damaged folder, of any class, as one line that names the folder."""
     try:
         yield
     except Exception as error:
         text = " ".join(str(error).split())
         raise ModelwrightError(
-            f"{folder}: the model cannot be loaded: {type(error).__name__}: {text:.300}; mend its files, or copy the "
+            f"{folder}: the model cannot be loaded: {type(error).__name__}: {text:.300}; fix its files, or copy the "
             "model again"
         ) from error
 

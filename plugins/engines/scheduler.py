@@ -18,10 +18,9 @@ from torch import Tensor
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.generation import Delta
-from modelwright.plugins.engines.cohort import Cohort
+from modelwright.plugins.engines.batch import Cohort, Row
+from modelwright.plugins.engines.decoding import choose
 from modelwright.plugins.engines.loading import LoadedModel
-from modelwright.plugins.engines.row import Row
-from modelwright.plugins.engines.sampling import choose
 
 # The most tokens, padding included, of the prompts that one iteration takes in: who is running waits for them.
 _PREFILL = 8192

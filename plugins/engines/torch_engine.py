@@ -12,11 +12,10 @@ from attrs import define
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.generation import Delta, GenerationRequest
 from modelwright.plugins.engines import TorchOptions
+from modelwright.plugins.engines.batch import DeltaStream, Row
+from modelwright.plugins.engines.decoding import TextStream, byte_tokens, generator
 from modelwright.plugins.engines.loading import LoadedModel, load_model
-from modelwright.plugins.engines.row import DeltaStream, Row
-from modelwright.plugins.engines.sampling import generator
 from modelwright.plugins.engines.scheduler import Scheduler
-from modelwright.plugins.engines.text import TextStream, byte_tokens
 
 
 @define
@@ -45,7 +44,7 @@ class TorchEngine:
 
     @property
     def context(self) -> int | None:
-        """The most tokens of a prompt and its answer together; None is no limit."""
+        """Maximum number of tokens, prompt and answer together; None means no limit."""
         return self._loaded().model.context
 
     def load(self, folder: Path, *, base: Path | None = None) -> None:
@@ -114,7 +113,7 @@ class TorchEngine:
 def _limit(request: GenerationRequest, model: LoadedModel) -> int:
     """The most tokens to generate for a request; raises `UsageError` for one that cannot run."""
     if "" in request.sampling.stop:
-        raise UsageError(f"request {request.id!r}: a stop string is empty; it must have a character or more")
+        raise UsageError(f"request {request.id!r}: a stop string is empty; it needs at least one character")
     unknown = next((token for token in request.prompt if not 0 <= token < model.vocabulary), None)
     if unknown is not None:
         raise UsageError(

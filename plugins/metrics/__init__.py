@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from modelwright.core.api import MetricSpec, hookimpl
-from modelwright.plugins.metrics.exact_match import ExactMatchOptions
-from modelwright.plugins.metrics.math_accuracy import MathAccuracyOptions
+from modelwright.plugins.metrics.grading import ExactMatchOptions, MathAccuracyOptions
 
 
 @hookimpl
@@ -16,12 +15,12 @@ def modelwright_metrics() -> Iterable[MetricSpec]:
         name="exact_match",
         summary="the whole output is the reference answer",
         options=ExactMatchOptions,
-        factory="modelwright.plugins.metrics.exact_match:ExactMatch",
+        factory="modelwright.plugins.metrics.grading:ExactMatch",
     )
     yield MetricSpec(
         name="math_accuracy",
         summary=r"the answer in \boxed{} or after #### equals the reference, as numbers or as mathematics",
         options=MathAccuracyOptions,
-        factory="modelwright.plugins.metrics.math_accuracy:MathAccuracy",
+        factory="modelwright.plugins.metrics.grading:MathAccuracy",
         needs="modelwright[train]",
     )

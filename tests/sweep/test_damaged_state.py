@@ -290,24 +290,24 @@ def test_a_runs_folder_that_is_a_file_is_a_line(run_folder, said):
 
 
 @pytest.fixture
-def pair(project):
-    """The folder of its one pair."""
+def task(project):
+    """The folder of its one task."""
     return project / "out/.work/evaluate/tiny@1/own"
 
 
 @pytest.mark.parametrize("content", [*CONTENTS, "an empty object"])
-def test_damaged_results_of_an_evaluation_count_as_none(pair, said, content):
+def test_damaged_results_of_an_evaluation_count_as_none(task, said, content):
     """The plan is to grade again."""
-    (pair / "results.json").write_bytes(MARKS[content][0])
+    (task / "results.json").write_bytes(MARKS[content][0])
     code, output, errors = said(*EVALUATE, "--dry-run", "--json")
     assert (code, errors) == (0, [])
     assert json.loads(output) == [{"model": "tiny@1", "suite": "own", "done": False}]
 
 
 @pytest.mark.parametrize(("name", "why"), [("results.json", BRACE), ("samples.jsonl", "it has 1 bytes, and had {}")])
-def test_damaged_results_of_an_evaluation_are_graded_again_and_said(pair, said, name, why):
+def test_damaged_results_of_an_evaluation_are_graded_again_and_said(task, said, name, why):
     """Of its samples, too."""
-    file = pair / name
+    file = task / name
     why = why.format(file.stat().st_size)
     file.write_bytes(b"{")
     code, _, errors = said(*EVALUATE)
@@ -316,15 +316,15 @@ def test_damaged_results_of_an_evaluation_are_graded_again_and_said(pair, said, 
     assert said(*EVALUATE, "--dry-run", "--json")[2] == []
 
 
-def test_samples_that_are_as_long_as_they_were_are_a_line_whose_advice_works(pair, said):
+def test_samples_that_are_as_long_as_they_were_are_a_line_whose_advice_works(task, said):
     """Found when they are read for the report."""
-    samples = pair / "samples.jsonl"
+    samples = task / "samples.jsonl"
     samples.write_bytes(b"{" + b" " * (samples.stat().st_size - 2) + b"\n")
     code, output, errors = said(*EVALUATE)
     assert (code, output) == (1, "")
     assert errors[-1].startswith(f"error: {samples} is damaged (line 1 is not JSON: ")
-    assert errors[-1].endswith(f"): remove {pair}, and the same command grades it again")
-    shutil.rmtree(pair)
+    assert errors[-1].endswith(f"): remove {task}, and the same command grades it again")
+    shutil.rmtree(task)
     assert said(*EVALUATE)[0] == 0
 
 
@@ -371,14 +371,14 @@ def test_a_file_in_the_place_of_a_folder_of_the_evaluation_is_a_line(project, sa
 
 def test_answers_that_are_damaged_are_asked_for_again(tmp_path):
     """Those around them are kept."""
-    from modelwright.core.stages.evaluate.answer_cache import Remembering
+    from modelwright.core.stages.evaluate.generate import CachedEngine
 
     path = tmp_path / "s.answers.jsonl"
     answer = {"key": "a", "text": "b", "token_ids": [1], "finish": "stop"}
     path.write_bytes(
         b'{"fingerprint": "f"}\n{"key"\n\0\0\n' + json.dumps(answer).encode() + b'\n{"key": "c"}\n[]\n{"key": "d", '
     )
-    assert Remembering(None, path, "f").known == {"a": answer}
+    assert CachedEngine(None, path, "f").known == {"a": answer}
     path.write_bytes(b"{\n" + json.dumps(answer).encode() + b"\n")
-    assert Remembering(None, path, "f").known == {}
+    assert CachedEngine(None, path, "f").known == {}
     assert os.path.lexists(path)

@@ -33,6 +33,7 @@ from modelwright.core.cli.models.shared import (
     summary,
     text,
 )
+from modelwright.core.config.metrics import metric_name
 from modelwright.core.models.adapters import base_name
 from modelwright.core.plugins import Plugins, discover
 from modelwright.core.registry import naming, resolve
@@ -204,7 +205,7 @@ def compare(addresses: tuple[str, ...], registry: str | None, as_json: bool) -> 
 def _directions(plugins: Plugins) -> Callable[[str], bool | None]:
     def direction(metric: str) -> bool | None:
         try:
-            return plugins.get(MetricSpec, metric).higher_is_better
+            return plugins.get(MetricSpec, metric_name(metric)).higher_is_better
         except ModelwrightError:
             # Not installed here, or two plugins claim the name: figures are shown without a verdict.
             return None

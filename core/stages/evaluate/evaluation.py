@@ -4,7 +4,7 @@ OUTPUT/
 ├── results.json        everything measured, for programs (`core.stages.evaluate.results` says what is in it)
 ├── report.md           the same for people, with a few wrong answers of each model
 ├── samples.jsonl       one line for each model, suite and example: the example, the outputs, the scores
-└── .work/              a run's folder (`core.runs.folder`): locks, events, the worker's log, and each pair's results
+└── .work/              a run's folder (`core.runs.folder`): locks, events, the worker's log, and each task's results
     ├── models.json     which versions the addresses stood for when the evaluation began
     └── evaluate/       see `core.stages.evaluate.work_list`
 """
@@ -15,38 +15,148 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import define, frozen
 
 from modelwright.core import home
 from modelwright.core.api import files
-from modelwright.core.api.errors import ModelwrightError, RegistryError, SeveralErrors, UsageError
-from modelwright.core.api.files import absolute, why_no_file, why_no_folder
+from modelwright.core.api.components import Registry
+from modelwright.core.api.errors import (
+    ModelNotFoundError,
+    ModelwrightError,
+    RegistryError,
+    SeveralErrors,
+    UsageError,
+    raise_errors,
+)
+from modelwright.core.api.files import DamagedError, absolute, why_no_file, why_no_folder
 from modelwright.core.api.records import Figure
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.config.schema import EvalConfig
 from modelwright.core.plugins import Plugins
-from modelwright.core.registry import open_registry
+from modelwright.core.registry import naming, open_registry, resolve
 from modelwright.core.runs.events import EventWriter
 from modelwright.core.runs.folder import RunFolder
 from modelwright.core.runs.stage import Listener
 from modelwright.core.runs.supervisor import stop_on_signals
-from modelwright.core.stages.evaluate.models import Chosen, Models, raise_all
 from modelwright.core.stages.evaluate.report import REPORT, write_report
 from modelwright.core.stages.evaluate.results import RESULTS, SAMPLES, collect, describe
-from modelwright.core.stages.evaluate.stage import carry_out, ordered
-from modelwright.core.stages.evaluate.suites import looks
-from modelwright.core.stages.evaluate.work_list import STAGE, Failure, Order, Pair, folder_name, make_order
+from modelwright.core.stages.evaluate.stage import carry_out, listed_model
+from modelwright.core.stages.evaluate.suites import suite_checks
+from modelwright.core.stages.evaluate.work_list import STAGE, Failure, Task, WorkList, folder_name, make_work_list
 
 if TYPE_CHECKING:
     from modelwright.core.api.components import Registry
+
+_AGAIN = "remove it, and the models are looked up again"
+
+
+@frozen(kw_only=True)
+class Chosen:
+    """A model version, and the addresses that asked for it."""
+
+    model: ModelVersion
+    asked: tuple[str, ...]
+
+
+@frozen(kw_only=True)
+class Models:
+    """The models of an evaluation.
+
+    Attributes:
+        registry: where they are.
+        url: the registry's, for messages.
+        asked: the addresses, or "all".
+        pins: the file that remembers what they stood for when the evaluation began.
+    """
+
+    registry: Registry
+    url: str
+    asked: Sequence[str] | Literal["all"]
+    pins: Path
+
+    def choose(self, *, fresh: bool = False) -> list[Chosen]:
+        """The versions to evaluate, each once even if several addresses name it; for "all", the newest of every model.
+
+        An interrupted evaluation keeps the versions that it began with, though an alias may have moved since; not one
+        that begins `fresh`.
+
+        Raises:
+            UsageError: an address is none; or several errors.
+            ModelNotFoundError: there is no such model, or none at all.
+            DamagedError: what an interrupted evaluation began with cannot be read.
+        """
+        pinned = None if fresh else self._pinned()
+        return pinned or (self._newest() if self.asked == "all" else self._resolved())
+
+    def pin(self, chosen: Sequence[Chosen], *, finished: bool) -> None:
+        """Remember them; once `finished`, the addresses are resolved again."""
+        models = [
+            {"name": one.model.name, "version": one.model.version, "digest": one.model.digest, "asked": list(one.asked)}
+            for one in chosen
+        ]
+        files.write_json(self.pins, {"asked": self._asked, "finished": finished, "models": models})
+
+    def forget(self) -> None:
+        """Resolve the addresses again next time."""
+        self.pins.unlink(missing_ok=True)
+
+    @property
+    def _asked(self) -> Any:
+        return self.asked if self.asked == "all" else list(self.asked)
+
+    def _newest(self) -> list[Chosen]:
+        newest: dict[str, ModelVersion] = {}
+        for model in sorted(self.registry.find(), key=lambda model: (model.name, model.version)):
+            newest[model.name] = model
+        if not newest:
+            raise ModelNotFoundError(f"there are no models to evaluate: the registry {self.url} is empty")
+        return [Chosen(model=model, asked=(model.name,)) for model in newest.values()]
+
+    def _resolved(self) -> list[Chosen]:
+        errors: list[ModelwrightError] = []
+        names: dict[str, tuple[ModelVersion, list[str]]] = {}
+        for address in self.asked:
+            try:
+                with naming(self.url):
+                    model = resolve(self.registry, address)
+            except (UsageError, ModelNotFoundError) as error:
+                errors.append(error)
+                continue
+            names.setdefault(model.address, (model, []))[1].append(address)
+        raise_errors(errors)
+        return [Chosen(model=model, asked=tuple(asked)) for model, asked in names.values()]
+
+    def _pinned(self) -> list[Chosen] | None:
+        pins = self._read_pins()
+        if pins is None or pins["finished"] or pins["asked"] != self._asked:
+            return None
+        chosen = []
+        for pin in pins["models"]:
+            try:
+                model = self.registry.get(pin["name"], pin["version"])
+            except ModelNotFoundError:
+                return None
+            if model.digest != pin["digest"]:
+                return None
+            chosen.append(Chosen(model=model, asked=tuple(pin["asked"])))
+        return chosen
+
+    def _read_pins(self) -> Any:
+        keys: Mapping[str, type | tuple[type, ...]] = {"asked": (str, list), "finished": bool, "models": list}
+        pins = files.read_state(self.pins, keys, remedy=_AGAIN)
+        for pin in pins["models"] if pins else ():
+            if not isinstance(pin, dict) or not pin.keys() >= {"name", "version", "digest", "asked"}:
+                raise DamagedError(self.pins, "its models are not as they were written", remedy=_AGAIN)
+        return pins
+
 
 WORK = ".work"
 
 
 @frozen(kw_only=True)
-class PlannedPair:
+class PlannedTask:
     """A model with a suite, and whether its results are there already."""
 
     model: str
@@ -92,7 +202,7 @@ class Evaluation:
 
     @property
     def root(self) -> Path:
-        """Where the pairs' results are."""
+        """Where the tasks' results are."""
         return self.folder.stage(STAGE)
 
     @property
@@ -144,7 +254,7 @@ def check(evaluation: Evaluation, *, fresh: bool = False) -> None:
             there is more than one.
     """
     errors: dict[str, ModelwrightError] = {}
-    suites = looks(evaluation.config.evaluate, evaluation.plugins, seed=evaluation.config.seed)
+    suites = suite_checks(evaluation.config.evaluate, evaluation.plugins, seed=evaluation.config.seed)
     # Where the folder is none of ours, nothing in it says which models an evaluation began with.
     models = lambda: evaluation.models.choose(fresh=fresh or bool(errors))  # noqa: E731 - one of several looks
     for look in (lambda: _check_output(evaluation), models, *suites):
@@ -153,7 +263,7 @@ def check(evaluation: Evaluation, *, fresh: bool = False) -> None:
         except ModelwrightError as error:
             for one in error.errors if isinstance(error, SeveralErrors) else (error,):
                 errors.setdefault(str(one), one)
-    raise_all(list(errors.values()))
+    raise_errors(list(errors.values()))
 
 
 def _check_output(evaluation: Evaluation) -> None:
@@ -178,29 +288,29 @@ def _check_output(evaluation: Evaluation) -> None:
     evaluation.folder.check(STAGE)
 
 
-def plan(evaluation: Evaluation, *, fresh: bool = False) -> list[PlannedPair]:
+def plan(evaluation: Evaluation, *, fresh: bool = False) -> list[PlannedTask]:
     """What `execute` would do now; nothing is written."""
-    order, failures = _order(evaluation, evaluation.models.choose(fresh=fresh))
+    work_list, failures = _work_list(evaluation, evaluation.models.choose(fresh=fresh))
     done = [
-        PlannedPair(model=pair.model.address, suite=pair.suite, done=not fresh and pair.results() is not None)
-        for pair in order.pairs(evaluation.root)
+        PlannedTask(model=task.model.address, suite=task.suite, done=not fresh and task.results() is not None)
+        for task in work_list.tasks(evaluation.root)
     ]
     absent = [
-        PlannedPair(model=failure.model, suite=suite, done=False) for failure in failures for suite in order.suites
+        PlannedTask(model=failure.model, suite=suite, done=False) for failure in failures for suite in work_list.suites
     ]
     return done + absent
 
 
-def _order(evaluation: Evaluation, chosen: Sequence[Chosen]) -> tuple[Order, list[Failure]]:
-    """The worker's order, and the models whose files the registry cannot give."""
+def _work_list(evaluation: Evaluation, chosen: Sequence[Chosen]) -> tuple[WorkList, list[Failure]]:
+    """The worker's list, and the models whose files the registry cannot give."""
     models, failures = [], []
     for one in chosen:
         model = one.model
         try:
-            models.append(ordered(evaluation.registry, model, place=folder_name(model.address)))
+            models.append(listed_model(evaluation.registry, model, place=folder_name(model.address)))
         except ModelwrightError as error:
             failures.append(Failure(model=model.address, suite=None, error=str(error)))
-    return make_order(evaluation.config, models, evaluation.plugins), failures
+    return make_work_list(evaluation.config, models, evaluation.plugins), failures
 
 
 def execute(evaluation: Evaluation, *, fresh: bool = False) -> dict[str, Any]:
@@ -252,38 +362,38 @@ def _carry_out(evaluation: Evaluation, chosen: Sequence[Chosen], begun: datetime
         for one in chosen:
             if len(one.asked) > 1:
                 emit("notice", {"text": f"{' and '.join(one.asked)} are the same model, {one.model.address}"})
-        order, failures = _order(evaluation, chosen)
-        failures += carry_out(evaluation, order, emit) if order.models else []
-        pairs = [pair for pair in order.pairs(evaluation.root) if pair.results() is not None]
+        work_list, failures = _work_list(evaluation, chosen)
+        failures += carry_out(evaluation, work_list, emit) if work_list.models else []
+        tasks = [task for task in work_list.tasks(evaluation.root) if task.results() is not None]
         for one in chosen:
-            failures += _record(evaluation, one.model, [p for p in pairs if p.model.address == one.model.address], emit)
+            failures += _record(evaluation, one.model, [p for p in tasks if p.model.address == one.model.address], emit)
         emit("ended", {"state": "done"})
     finally:
         events.close()
     with files.failing_as(f"output {evaluation.output} cannot be written"):
-        collected = collect(pairs, evaluation.output)
+        collected = collect(tasks, evaluation.output)
         results = describe(evaluation.config, chosen, collected, failures, evaluation.plugins, begun=begun)
         write_report(evaluation.output, results, collected)
         files.write_json(evaluation.output / RESULTS, results)
     return results
 
 
-def _record(evaluation: Evaluation, model: ModelVersion, pairs: Sequence[Pair], emit: Any) -> Iterator[Failure]:
+def _record(evaluation: Evaluation, model: ModelVersion, tasks: Sequence[Task], emit: Any) -> Iterator[Failure]:
     """Put a model's figures into the registry, where they are not there yet."""
-    for pair in pairs:
-        results = pair.results()
+    for task in tasks:
+        results = task.results()
         assert results is not None
         metrics = {name: Figure(**figure) for name, figure in results["metrics"].items()}
         try:
-            recorded = evaluation.registry.get(model.name, model.version).metrics.get(pair.suite, {})
+            recorded = evaluation.registry.get(model.name, model.version).metrics.get(task.suite, {})
             if any(recorded.get(name) != figure for name, figure in metrics.items()):
-                evaluation.registry.add_metrics(model.name, model.version, pair.suite, metrics)
+                evaluation.registry.add_metrics(model.name, model.version, task.suite, metrics)
         except RegistryError as error:
             why = f"its figures cannot be recorded: {error}"
-            emit("failed", {"model": model.address, "suite": pair.suite, "error": why})
-            yield Failure(model=model.address, suite=pair.suite, error=why)
+            emit("failed", {"model": model.address, "suite": task.suite, "error": why})
+            yield Failure(model=model.address, suite=task.suite, error=why)
             continue
         replaced = [name for name, figure in metrics.items() if recorded.get(name, figure) != figure]
         if replaced:
-            text = f"{model.address}: new figures replace the registry's of {pair.suite} ({', '.join(replaced)})"
+            text = f"{model.address}: new figures replace the registry's of {task.suite} ({', '.join(replaced)})"
             emit("notice", {"text": text})

@@ -1,7 +1,8 @@
-"""An evaluation asked for on the command line: flags to an `EvalConfig`, and what is taken where nothing is said."""
+"""An evaluation from command-line flags: which format reads the data, defaults, and the `EvalConfig`."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +10,75 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from modelwright.core.api.components import FormatSpec
+from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.config import ConfigError, eval_from_plain
 from modelwright.core.config.errors import Problem
-from modelwright.core.config.schema import EvalConfig
+from modelwright.core.config.paths import Written
+from modelwright.core.config.paths import FilePath
+from modelwright.core.config.schema import EvalConfig, SourceConfig
 from modelwright.core.plugins import Plugins
-from modelwright.core.stages.evaluate.detect_format import default_metric, recognise
+from modelwright.core.stages.evaluate.suites import prompt_messages
 from modelwright.core.stages.prepare.convert import given_source, parse_options
+from modelwright.core.stages.prepare.examples import read_examples
+from modelwright.core.stages.prepare.sources import Row, read_source
+
+# How many rows are read to tell formats apart.
+ROWS = 20
+
+_MATH = "math"
+
+
+def detect_format(path: str, plugins: Plugins, *, seed: int) -> str:
+    """The one installed format that reads the first rows of `path` as questions with answers.
+
+    Raises:
+        UsageError: none does, or several do; the message names them.
+        ModelwrightError: the rows cannot be read at all.
+    """
+    rows = list(itertools.islice(read_source(SourceConfig(path=FilePath(path)), seed), ROWS))
+    reasons = {name: _why_not(name, rows, plugins) for name in plugins.names(FormatSpec.kind)}
+    able = [name for name, reason in reasons.items() if reason is None]
+    if len(able) == 1:
+        return able[0]
+    if able:
+        both = "both" if len(able) == 2 else "all"
+        raise UsageError(f"{path}: the formats {_and(able)} {both} read its first rows; choose one with --format")
+    raise UsageError(
+        f"{path}: no installed format reads its first rows as questions with answers ({_listed(reasons)}): "
+        "choose one with --format, and give its options with --option"
+    )
+
+
+def default_metric(format_name: str) -> str:
+    """What grades a test set when nobody says: math_accuracy for mathematics, exact_match for all else."""
+    return "math_accuracy" if format_name == _MATH else "exact_match"
+
+
+def _why_not(name: str, rows: Sequence[Row], plugins: Plugins) -> str | None:
+    """Why a format does not read some rows; None where it does."""
+    refused: list[str] = []
+    try:
+        reader = plugins.get(FormatSpec, name).create()
+        examples = list(
+            read_examples(rows, reader, format_name=name, reject=lambda _row, reason: refused.append(reason))
+        )
+    except (ModelwrightError, TypeError) as error:  # TypeError: an option that must be given
+        return str(error)
+    if refused:
+        return refused[0]
+    if not examples or not all(prompt_messages(example) for example in examples):
+        return "it finds no question"
+    return None
+
+
+def _and(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _listed(reasons: Mapping[str, str | None]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "none is installed"
+
 
 _DEFAULT_SEED = 17
 _LONGEST_NAME = 64
@@ -26,7 +90,7 @@ _FLAGS = (
     (r"evaluate\.0\.options\.(.+)", "--option"),
     (r"evaluate\.0\.options", "--option"),
     (r"evaluate\.0\.format", "--format"),
-    (r"evaluate\.0\.metrics\.\d+", "--metric"),
+    (r"evaluate\.0\.metrics\.\d+(?:\.(.+))?", "--metric"),
     (r"evaluate\.0\.path", "--data"),
     (r"evaluate\.0\.generation\.max_tokens", "--max-tokens"),
     (r"evaluate\.0\.(?:generation\.)?(\w+)", "--"),
@@ -34,7 +98,7 @@ _FLAGS = (
 
 
 @frozen(kw_only=True)
-class Direct:
+class Flags:
     """What was given; None, or nothing, where it was not.
 
     Attributes:
@@ -42,7 +106,7 @@ class Direct:
         data: where the test set is.
         format_name: the format that reads it.
         options: of the format, each `KEY=VALUE` in TOML.
-        metrics: their names.
+        metrics: each NAME or NAME(KEY=VALUE, …).
         name: the suite's.
         limit: the most examples.
         samples: answers for each example.
@@ -64,41 +128,41 @@ class Direct:
     seed: int | None = None
 
 
-def direct_config(direct: Direct, plugins: Plugins) -> tuple[EvalConfig, list[str]]:
+def config_from_flags(flags: Flags, plugins: Plugins) -> tuple[EvalConfig, list[str]]:
     """The configuration that the flags mean, and a line for each thing that was taken because nothing was said.
 
     Raises:
         ConfigError: a flag is wrong.
         UsageError: the format must be named; or there is no such data file.
     """
-    path, said = given_source("--data", direct.data).path, []
-    format_name = direct.format_name
+    path, said = given_source("--data", flags.data).path, []
+    format_name = flags.format_name
     if format_name is None:
-        if direct.options:
-            raise ConfigError([Problem(source="--option", message="needs --format, whose option it is")])
-        format_name = recognise(path, plugins, seed=_DEFAULT_SEED if direct.seed is None else direct.seed)
-        said.append(f"format: {format_name} (the only one that reads the first rows; --format says otherwise)")
-    metrics = list(direct.metrics)
+        if flags.options:
+            raise ConfigError([Problem(source="--option", message="needs --format: options belong to a format")])
+        format_name = detect_format(path, plugins, seed=_DEFAULT_SEED if flags.seed is None else flags.seed)
+        said.append(f"format: {format_name} (the only format that reads the first rows; override with --format)")
+    metrics = Written.mark(list(flags.metrics), Path.cwd())
     if not metrics:
         metrics = [default_metric(format_name)]
-        said.append(f"metric: {metrics[0]} (--metric says otherwise)")
-    name = direct.name
+        said.append(f"metric: {metrics[0]} (override with --metric)")
+    name = flags.name
     if name is None:
         name = suite_name(path)
-        said.append(f"suite:  {name} (made of the data's name; --name says otherwise)")
+        said.append(f"suite:  {name} (derived from the data's name; override with --name)")
     suite = {
         "name": name,
         "path": path,
         "format": format_name,
-        "options": parse_options(direct.options),
+        "options": parse_options(flags.options),
         "metrics": metrics,
-        "limit": direct.limit,
-        "samples": direct.samples,
-        "generation": _given({"max_tokens": direct.max_tokens, "temperature": direct.temperature}),
+        "limit": flags.limit,
+        "samples": flags.samples,
+        "generation": _given({"max_tokens": flags.max_tokens, "temperature": flags.temperature}),
     }
     values = {
-        "models": "all" if direct.models == "all" else list(direct.models),
-        "seed": direct.seed,
+        "models": "all" if flags.models == "all" else list(flags.models),
+        "seed": flags.seed,
         "evaluate": [_given(suite)],
     }
     try:
@@ -112,11 +176,11 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_flag(problem: Problem) -> Problem:
-    """The problem, told of the flag that the key comes from."""
+    """The problem, reported at the flag that set the key."""
     for pattern, flag in _FLAGS:
         match = re.fullmatch(pattern, problem.key)
         if match:
-            inner = match[1] if match.groups() else ""
+            inner = (match[1] or "") if match.groups() else ""
             if flag == "--":
                 return evolve(problem, source=f"--{inner}", key="")
             return evolve(problem, source=flag, key=inner)

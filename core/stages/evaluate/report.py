@@ -1,14 +1,14 @@
-"""report.md: what results.json says, for people, with a few wrong answers of each model."""
+"""report.md: what results.json says, for people, with the first few wrong answers of each model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from modelwright.core.api import files
 from modelwright.core.api.records import Example
-from modelwright.core.stages.evaluate.markdown import block, cut, plain, table
 from modelwright.core.stages.evaluate.results import RESULTS, SAMPLES, Collected
 from modelwright.core.stages.evaluate.suites import prompt_messages
 
@@ -19,13 +19,13 @@ _CHARACTERS = 600
 _LINES = 12
 
 _INTERVALS = (
-    "Each figure stands with its 95 % interval. **Bold** is a model that is better than each other one: the 95 % "
-    "intervals of all its differences, on the same examples, leave out 0."
+    "Each figure has its 95 % interval. A model in **bold** is better than every other one: the 95 % intervals of all "
+    "its differences, on the same examples, exclude 0."
 )
 _DIFFERENCES = (
-    "How far each model is from the one with the best figure, on the same examples, with the 95 % interval of the "
-    "difference. An interval with 0 in it means that the examples do not tell the two apart. Of many comparisons one "
-    "in twenty leaves out 0 by chance."
+    "The difference of each model from the one with the best figure, on the same examples, with its 95 % interval. If "
+    "the interval contains 0, these examples cannot tell the two models apart. About one in twenty comparisons "
+    "excludes 0 by chance."
 )
 
 
@@ -58,15 +58,15 @@ def _parts(results: Mapping[str, Any], collected: Sequence[Collected]) -> Iterat
         yield "## Failed"
         yield "\n".join(_failed(each) for each in results["failed"])
     yield "## Figures"
-    yield _INTERVALS if models > 1 else "Each figure stands with its 95 % interval."
+    yield _INTERVALS if models > 1 else "Each figure has its 95 % interval."
     yield _figures(results)
     if results["comparisons"]:
         yield "## Differences"
         yield _DIFFERENCES
         yield from _differences(results)
-    yield "## What was asked"
+    yield "## Test sets"
     yield "\n".join(_asked(suite) for suite in results["suites"])
-    yield "## What came back"
+    yield "## Verdicts"
     yield _verdicts(results)
     wrong = [one for one in collected if one.wrong]
     if wrong:
@@ -90,7 +90,7 @@ def _columns(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _figures(results: Mapping[str, Any]) -> str:
-    """Models × suites, in the order that they were asked for."""
+    """Models × suites, in the order of the configuration."""
     columns = _columns(results)
     best = {(each["suite"], each["metric"]): each["model"] for each in results["best"]}
     measured = {(each["model"], each["suite"]): each["metrics"] for each in results["results"]}
@@ -192,3 +192,42 @@ def _wrong(one: Collected) -> Iterator[str]:
 
 def _shown(text: str) -> str:
     return block(cut(text, characters=_CHARACTERS, lines=_LINES))
+
+
+# An underscore between letters or digits means nothing in Markdown.
+_SPECIAL = re.compile(r"([\\`*\[\]<>|~#!&]|(?<![^\W_])_|_(?![^\W_]))")
+_FENCE = re.compile(r"`{3,}")
+
+
+def plain(text: str) -> str:
+    """`text` on one line, every character of it shown as it is."""
+    return _SPECIAL.sub(r"\\\1", printable(text.replace("\n", " ")))
+
+
+def printable(text: str) -> str:
+    """Control characters, and those that turn the writing's direction, as escapes; line feeds and tabs stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def cut(text: str, *, characters: int, lines: int) -> str:
+    """The beginning of `text`, with a note of what is left out."""
+    kept = "\n".join(text.split("\n")[:lines])[:characters]
+    left = len(text) - len(kept)
+    return f"{kept} … ({left:,} characters more)" if left else text
+
+
+def block(text: str) -> str:
+    """`text` as a code block, fenced by more backticks than it has in a row."""
+    longest = max((len(run) for run in _FENCE.findall(text)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}text\n{printable(text)}\n{fence}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the first column is text, the others are figures. The cells are Markdown already."""
+    lines = [columns, [":--"] + ["--:"] * (len(columns) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

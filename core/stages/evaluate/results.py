@@ -1,4 +1,4 @@
-"""What an evaluation without a run leaves for programs: results.json and samples.jsonl.
+r"""What an evaluation without a run leaves for programs: results.json and samples.jsonl.
 
 results.json, `schema` 1:
 
@@ -7,8 +7,9 @@ results.json, `schema` 1:
     begun, ended    in UTC, ISO 8601, of the command that wrote this
     seed            of everything random
     models          [{address, name, version, digest, asked}]; asked: the addresses on the command line or in the file
-    suites          [{name, path, format, options, metrics: {metric: {higher_is_better}}, limit, samples, generation,
-                    data: [{file, digest}], examples}]; examples: how many were asked
+    suites          [{name, path, format, options, metrics: {metric: {name, options, higher_is_better}}, limit,
+                    samples, generation, data: [{file, digest}], examples}]; metric: the figure's name, such as
+                    `exact_match(ignore_case=true)`; options: all, defaults included; examples: how many were asked
     results         [{model, suite, examples, metrics: {metric: {value, low, high, n}}, verdicts: {metric: {verdict:
                     count}}, finishes: {finish: count}, generating_seconds}]
     comparisons     [{suite, metric, model, other, value, low, high, n}]: the figure of model less that of other, with
@@ -16,29 +17,151 @@ results.json, `schema` 1:
     best            [{suite, metric, model}]: only where a model is better than each other one beyond doubt
     failed          [{model, suite, error}]; suite is null where the model could not be used at all
     environment     versions of Python, the platform and the packages
+
+Comparisons say whether one model is better than another: the difference of two figures on the same examples, with its
+95 % interval.
+Both models answered the same examples, so their scores go up and down together, and an interval of the difference that
+knows this is narrower than what two separate intervals suggest. With the figures $p_1, p_2$, their 95 % intervals
+$[l_1, u_1], [l_2, u_2]$ (those of the metric, for an accuracy Wilson's) and the correlation $r$ of the examples' scores
+(Pearson's; 0 where one of the models scores the same everywhere):
+
+    low  = p1 - p2 - sqrt((p1 - l1)^2 - 2 r (p1 - l1)(u2 - p2) + (u2 - p2)^2)
+    high = p1 - p2 + sqrt((u1 - p1)^2 - 2 r (u1 - p1)(p2 - l2) + (p2 - l2)^2)
+
+Sources: R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
+data", Statistics in Medicine 17 (1998), 2635-2650 (the score interval, there method 8); G. Y. Zou and A. Donner,
+"Construction of confidence limits about effect measures: a general approach", Statistics in Medicine 27 (2008),
+1693-1702, for figures that are not proportions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, define, field
+from attrs import asdict, define, field, frozen
 
 from modelwright import __version__
 from modelwright.core.api import files
-from modelwright.core.api.components import MetricSpec
 from modelwright.core.api.records import Figure
 from modelwright.core.config import to_plain
+from modelwright.core.config.components import metric_with_options
 from modelwright.core.config.schema import EvalConfig, SuiteConfig
+from modelwright.core.config.structure import plain
 from modelwright.core.plugins import Plugins
 from modelwright.core.registry.record import environment
-from modelwright.core.stages.evaluate.compare import Measured, clearly_best, differences
-from modelwright.core.stages.evaluate.models import Chosen
+from modelwright.core.stages.evaluate.evaluation import Chosen
 from modelwright.core.stages.evaluate.suites import suite_digests
-from modelwright.core.stages.evaluate.work_list import Failure, Pair
+from modelwright.core.stages.evaluate.work_list import Failure, Task
+
+
+@frozen(kw_only=True)
+class Measured:
+    """What a model scored on a suite by one metric.
+
+    Attributes:
+        model: its address.
+        figure: over the whole suite.
+        values: each example's score, in the suite's order.
+    """
+
+    model: str
+    figure: Figure
+    values: Sequence[float]
+
+
+@frozen(kw_only=True)
+class Difference:
+    """How much more `model` has than `other`: the difference of their figures, with its 95 % interval.
+
+    Attributes:
+        model: the one.
+        other: the other.
+        value: figure of the one less figure of the other.
+        low: end of the interval.
+        high: the other end.
+        n: examples that both answered.
+    """
+
+    model: str
+    other: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval leaves no doubt which is greater, else 0."""
+        return (self.low > 0) - (self.high < 0)
+
+
+def difference(one: Measured, other: Measured) -> Difference:
+    """Compare two models on the same examples.
+
+    Raises:
+        ValueError: they did not answer the same number of examples.
+    """
+    if len(one.values) != len(other.values):
+        raise ValueError(f"{len(one.values)} and {len(other.values)} scores cannot be paired")
+    first, second = one.figure, other.figure
+    r = correlation(one.values, other.values)
+    value = first.value - second.value
+    down = _joined(first.value - first.low, second.high - second.value, r)
+    up = _joined(first.high - first.value, second.value - second.low, r)
+    return Difference(
+        model=one.model, other=other.model, value=value, low=value - down, high=value + up, n=len(one.values)
+    )
+
+
+def correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Pearson's correlation; 0 where one of the two does not vary."""
+    n = len(first)
+    if not n:
+        return 0.0
+    mean, other_mean = math.fsum(first) / n, math.fsum(second) / n
+    both = math.fsum((a - mean) * (b - other_mean) for a, b in zip(first, second, strict=True))
+    varied = math.fsum((a - mean) ** 2 for a in first) * math.fsum((b - other_mean) ** 2 for b in second)
+    if not varied > 0 or not math.isfinite(varied):
+        return 0.0
+    return max(-1.0, min(1.0, both / math.sqrt(varied)))
+
+
+def differences(measured: Sequence[Measured]) -> list[Difference]:
+    """Every two models of the same suite and metric, as far as their figures are numbers."""
+    return [difference(one, other) for one, other in itertools.combinations(measured, 2) if _finite(one, other)]
+
+
+def clearly_best(figures: Mapping[str, float], compared: Sequence[Difference], *, higher_is_better: bool) -> str | None:
+    """The model that is better than each other one beyond doubt; None where there is none, or only one model."""
+    wanted = 1 if higher_is_better else -1
+    for model in figures:
+        against = list(_of(model, compared))
+        if len(figures) > 1 and len(against) == len(figures) - 1 and all(sign == wanted for sign in against):
+            return model
+    return None
+
+
+def _of(model: str, compared: Sequence[Difference]) -> Iterator[int]:
+    """The signs of a model's differences, as seen from it."""
+    for each in compared:
+        if model == each.model:
+            yield each.sign
+        elif model == each.other:
+            yield -each.sign
+
+
+def _joined(one: float, other: float, r: float) -> float:
+    return math.sqrt(max(0.0, one * one - 2 * r * one * other + other * other))
+
+
+def _finite(*measured: Measured) -> bool:
+    return all(math.isfinite(x) for each in measured for x in (each.figure.value, each.figure.low, each.figure.high))
+
 
 SCHEMA = 1
 RESULTS = "results.json"
@@ -50,12 +173,12 @@ WRONG_ANSWERS = 3
 
 @define(kw_only=True)
 class Collected:
-    """A graded pair, as far as reports need it.
+    """A graded task, as far as reports need it.
 
     Attributes:
         model: the model's address.
         suite: the suite's name.
-        results: the pair's results.json.
+        results: the task's results.json.
         values: by metric, each example's score.
         wrong: the first samples that are not correct by the suite's first metric.
     """
@@ -71,20 +194,20 @@ class Collected:
         return Measured(model=self.model, figure=Figure(**self.results["metrics"][metric]), values=self.values[metric])
 
 
-def collect(pairs: Sequence[Pair], output: Path) -> list[Collected]:
-    """Read the samples of all pairs once: they become samples.jsonl, and what reports need is kept.
+def collect(tasks: Sequence[Task], output: Path) -> list[Collected]:
+    """Read the samples of all tasks once: they become samples.jsonl, and what reports need is kept.
 
     Raises:
-        DamagedError: a pair's samples are not what grading left there.
+        DamagedError: a task's samples are not what grading left there.
     """
     collected = []
     with files.writing(output / SAMPLES) as file:
-        for pair in pairs:
-            results = pair.results()
+        for task in tasks:
+            results = task.results()
             assert results is not None
-            one = Collected(model=pair.model.address, suite=pair.suite, results=results)
-            remedy = f"remove {pair.folder}, and the same command grades it again"
-            for row in files.read_rows(pair.samples, ("example", "outputs", "scores"), remedy=remedy):
+            one = Collected(model=task.model.address, suite=task.suite, results=results)
+            remedy = f"remove {task.folder}, and the same command grades it again"
+            for row in files.read_rows(task.samples, ("example", "outputs", "scores"), remedy=remedy):
                 file.write(files.json_line({"model": one.model, "suite": one.suite, **row}).encode("utf-8"))
                 _keep(one, row)
             collected.append(one)
@@ -143,7 +266,7 @@ def _suite(
     suite: SuiteConfig, values: Mapping[str, Any], seed: int, collected: Sequence[Collected], plugins: Plugins
 ) -> dict[str, Any]:
     examples = next((one.results["examples"] for one in collected if one.suite == suite.name), None)
-    metrics = {name: {"higher_is_better": plugins.get(MetricSpec, name).higher_is_better} for name in suite.metrics}
+    metrics = {label: _metric(label, plugins) for label in suite.metrics}
     return {
         "name": suite.name,
         "path": suite.path,
@@ -156,6 +279,11 @@ def _suite(
         "data": [{"file": name, "digest": digest} for name, digest in suite_digests(suite, seed)],
         "examples": examples,
     }
+
+
+def _metric(label: str, plugins: Plugins) -> dict[str, Any]:
+    spec, options = metric_with_options(plugins, label)
+    return {"name": spec.name, "options": plain(options), "higher_is_better": spec.higher_is_better}
 
 
 def _result(one: Collected) -> dict[str, Any]:

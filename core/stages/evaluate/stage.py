@@ -19,20 +19,19 @@ from modelwright.core.stages.evaluate.work_list import (
     STAGE,
     VERSION,
     Failure,
-    Order,
-    OrderedModel,
-    Pair,
+    ListedModel,
+    WorkList,
     add_failure,
     engine_origin,
     folder_name,
     forget_failures,
-    make_order,
+    make_work_list,
     of_run,
     read_current,
     read_failures,
     read_results,
     suites_inputs,
-    write_order,
+    write_work_list,
 )
 
 Emit = Callable[[str, Mapping[str, Any]], None]
@@ -71,43 +70,45 @@ class Evaluate:
     def unfinished(self, run: Run, fingerprint: str) -> str | None:  # noqa: ARG002 - the protocol's signature
         """The suites that an interrupted evaluation has finished."""
         root = run.folder.stage(self.name)
-        finished = [pair.suite for pair in self._order(run).pairs(root) if pair.results()] if root.is_dir() else []
+        finished = [task.suite for task in self._work_list(run).tasks(root) if task.results()] if root.is_dir() else []
         return f"interrupted; {', '.join(finished)} finished" if finished else None
 
     def work(self, run: Run, fingerprint: str, emit: Emit) -> dict[str, Any]:  # noqa: ARG002 - the protocol's signature
         """Start the worker; record what it measured. Suites that have their results already keep them."""
         if not run.config.evaluate:
             return {"metrics": {}}
-        order, root = self._order(run), run.folder.stage(self.name)
-        failures = carry_out(run, order, emit)
+        work_list, root = self._work_list(run), run.folder.stage(self.name)
+        failures = carry_out(run, work_list, emit)
         if failures:
             more = f" (and {len(failures) - 1} more suites failed)" if failures[1:] else ""
             raise ModelwrightError(f"{failures[0].error}{more}")
         registered = run.outputs("register")
         outputs: dict[str, Any] = {"metrics": {}}
-        for pair in order.pairs(root):
-            results = pair.results()
-            assert results is not None, f"the worker left {pair.suite} neither graded nor failed"
+        for task in work_list.tasks(root):
+            results = task.results()
+            assert results is not None, f"the worker left {task.suite} neither graded nor failed"
             metrics = {name: Figure(**figure) for name, figure in results["metrics"].items()}
-            run.registry.add_metrics(registered["name"], registered["version"], pair.suite, metrics)
-            outputs["metrics"][pair.suite] = results["metrics"]
+            run.registry.add_metrics(registered["name"], registered["version"], task.suite, metrics)
+            outputs["metrics"][task.suite] = results["metrics"]
         return outputs
 
     @staticmethod
-    def _order(run: Run) -> Order:
+    def _work_list(run: Run) -> WorkList:
         registered = run.outputs("register")
         model = run.registry.get(registered["name"], registered["version"])
-        return make_order(of_run(run.config, model.address), [ordered(run.registry, model, place="")], run.plugins)
+        return make_work_list(
+            of_run(run.config, model.address), [listed_model(run.registry, model, place="")], run.plugins
+        )
 
 
-def ordered(registry: Registry, model: ModelVersion, *, place: str) -> OrderedModel:
-    """A model as the worker is told of it.
+def listed_model(registry: Registry, model: ModelVersion, *, place: str) -> ListedModel:
+    """A model as the work list has it.
 
     Raises:
         ModelwrightError: its files, or those of its base, cannot be had.
     """
     base = adapter_base(registry, model)
-    return OrderedModel(
+    return ListedModel(
         address=model.address,
         digest=model.digest,
         folder=str(registry.folder(model)),
@@ -116,25 +117,25 @@ def ordered(registry: Registry, model: ModelVersion, *, place: str) -> OrderedMo
     )
 
 
-def carry_out(run: Following, order: Order, emit: Emit) -> list[Failure]:
-    """Have a worker grade an order, and say what could not be graded; the results are in the pairs' folders.
+def carry_out(run: Following, work_list: WorkList, emit: Emit) -> list[Failure]:
+    """Have a worker grade a work list, and say what could not be graded; the results are in the tasks' folders.
 
     A worker that dies loses what it was at; another one goes on with the rest.
 
     Raises:
-        StopRequested: someone asked to stop; carrying out the same order again resumes it.
+        StopRequested: someone asked to stop; carrying out the same work again resumes it.
         ModelwrightError: nothing could be begun.
     """
     root = run.folder.stage(STAGE)
     root.mkdir(parents=True, exist_ok=True)
-    for place in (root, *(root / model.place for model in order.models if model.place)):
+    for place in (root, *(root / model.place for model in work_list.models if model.place)):
         if place.is_dir():
             files.remove_temporaries(place)
-    write_order(root, order)
+    write_work_list(root, work_list)
     forget_failures(root)
-    for damage in filter(None, (pair.damage() for pair in order.pairs(root))):
+    for damage in filter(None, (task.damage() for task in work_list.tasks(root))):
         emit("notice", {"text": damage})
-    left = [pair for pair in order.pairs(root) if not _finished(pair)]
+    left = [task for task in work_list.tasks(root) if task.results() is None]
     if not left:
         return []
     command = worker_command("modelwright.core.stages.evaluate.worker", run.folder)
@@ -152,11 +153,3 @@ def carry_out(run: Following, order: Order, emit: Emit) -> list[Failure]:
             add_failure(root, failure)
         else:
             return read_failures(root)
-
-
-def _finished(pair: Pair) -> bool:
-    """Whether a pair has its results; then no answers are waiting to be graded."""
-    if pair.results() is None:
-        return False
-    pair.answers.unlink(missing_ok=True)
-    return True

@@ -10,9 +10,10 @@ from typing import Any
 
 import attrs
 
-from modelwright.core.api.components import EngineSpec, FormatSpec, MetricSpec
+from modelwright.core.api.components import ComponentSpec, EngineSpec, FormatSpec, MetricSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import Example, Message
+from modelwright.core.config.metrics import metric_name
 from modelwright.core.config.schema import SourceConfig, SuiteConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.prepare.examples import read_examples
@@ -24,13 +25,13 @@ ENGINE = "torch"
 MOST_ANSWERS = 1_000_000
 
 
-def looks(suites: Sequence[SuiteConfig], plugins: Plugins, *, seed: int) -> Iterator[Callable[[], object]]:
-    """What is looked at before an evaluation starts; each raises a ModelwrightError if it finds something wrong."""
+def suite_checks(suites: Sequence[SuiteConfig], plugins: Plugins, *, seed: int) -> Iterator[Callable[[], object]]:
+    """The checks to make before an evaluation starts; each raises a ModelwrightError if it finds something wrong."""
     if not suites:
         return
     yield plugins.get(EngineSpec, ENGINE).check
     for suite in suites:
-        yield from (plugins.get(MetricSpec, name).check for name in suite.metrics)
+        yield from (plugins.get(MetricSpec, metric_name(label)).check for label in suite.metrics)
         yield partial(read_suite, suite, plugins, seed=seed)
 
 
@@ -41,7 +42,8 @@ def _source(suite: SuiteConfig) -> SourceConfig:
 def suite_inputs(suite: SuiteConfig, values: Mapping[str, Any], plugins: Plugins, *, seed: int) -> dict[str, Any]:
     """What a suite's result depends on, beside the model; `values` is the suite's table as plain values."""
     assert suite.format is not None
-    specs = [plugins.get(FormatSpec, suite.format), *(plugins.get(MetricSpec, name) for name in suite.metrics)]
+    specs: list[ComponentSpec] = [plugins.get(FormatSpec, suite.format)]
+    specs += [plugins.get(MetricSpec, metric_name(label)) for label in suite.metrics]
     return {
         "suite": {**values, "path": None},
         "data": suite_digests(suite, seed),
@@ -87,7 +89,7 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
         )
     for example in chosen:
         if not prompt_messages(example):
-            raise ModelwrightError(f"suite {suite.name}: {example.source}: nothing stands before the answer")
+            raise ModelwrightError(f"suite {suite.name}: {example.source}: no message comes before the answer")
     return chosen
 
 
@@ -105,6 +107,6 @@ def with_answer(example: Example) -> Example:
 
 
 def seeds(example: Example, samples: int, seed: int) -> Iterator[int]:
-    """A seed for each sample of an example, the same in whatever order examples are asked."""
+    """A seed for each sample of an example, independent of the order of the examples."""
     texts = (f"{seed}:sample:{example.id}:{sample}" for sample in range(samples))
     return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") for text in texts)

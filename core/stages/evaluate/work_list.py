@@ -1,11 +1,11 @@
-"""What a worker is to evaluate, some models on some suites, and where the results of each pair are.
+"""What a worker is to evaluate, some models on some suites, and where the results of each task are.
 
 FOLDER/                                 the evaluate stage's, of a run or of an evaluation without one
-├── order.json                          the configuration, the models, and what each suite's results depend on
-├── current.json                        the pair that the worker is at
-├── failed.jsonl                        pairs that could not be graded, each with its reason
-├── [MODEL@V/]SUITE/                    a graded pair: results.json and samples.jsonl
-└── [MODEL@V/]SUITE.answers.jsonl       the answers so far of a pair that is being asked
+├── work_list.json                          the configuration, the models, and what each suite's results depend on
+├── current.json                        the task that the worker is at
+├── failed.jsonl                        tasks that could not be graded, each with its reason
+├── [MODEL@V/]SUITE/                    a graded task: results.json and samples.jsonl
+└── [MODEL@V/]SUITE.answers.jsonl       all answers of the task so far; kept, so that grading again generates nothing
 
 A run has one model and leaves the folders MODEL@V out.
 """
@@ -48,12 +48,12 @@ _RESULTS_KEYS: Mapping[str, type | tuple[type, ...]] = {
     "generating_seconds": (int, float),
 }
 
-# File systems hold names of 255 bytes; what is longer is cut, and told apart by its hash.
+# File systems hold names of 255 bytes; longer ones are cut, and a hash keeps them distinct.
 _LONGEST_NAME = 200
 
 
 @frozen(kw_only=True)
-class OrderedModel:
+class ListedModel:
     """A registered model to be graded.
 
     Attributes:
@@ -73,49 +73,52 @@ class OrderedModel:
 
 @frozen(kw_only=True)
 class Failure:
-    """A pair that could not be graded, or with `suite` None a whole model, and why."""
+    """A task that could not be graded, or with `suite` None a whole model, and why."""
 
     model: str
     suite: str | None
     error: str
 
-    def is_of(self, model: OrderedModel, suite: str) -> bool:
-        """Whether it speaks of this pair."""
+    def is_of(self, model: ListedModel, suite: str) -> bool:
+        """Whether it speaks of this task."""
         return self.model == model.address and self.suite in (None, suite)
 
 
 @frozen(kw_only=True)
-class Order:
+class WorkList:
     """What is to be graded.
 
     Attributes:
         config: the configuration as plain values.
         models: all of them.
         suites: of each suite, a digest of all that its results depend on beside the model.
+        engine: where the engine comes from.
     """
 
     config: Mapping[str, Any]
-    models: tuple[OrderedModel, ...]
+    models: tuple[ListedModel, ...]
     suites: Mapping[str, str]
+    engine: str
 
-    def pairs(self, root: Path) -> Iterator[Pair]:
+    def tasks(self, root: Path) -> Iterator[Task]:
         """Every model with every suite, a model's together."""
         for model in self.models:
             for suite in self.suites:
-                yield self.pair(root, model, suite)
+                yield self.task(root, model, suite)
 
-    def pair(self, root: Path, model: OrderedModel, suite: str) -> Pair:
+    def task(self, root: Path, model: ListedModel, suite: str) -> Task:
         """One model with one suite; `root` is the stage's folder."""
-        return Pair(
+        return Task(
             model=model,
             suite=suite,
             folder=root / model.place / folder_name(suite),
             fingerprint=digest_json([model.digest, self.suites[suite]]),
+            answers_fingerprint=digest_json([model.digest, self.engine]),
         )
 
 
 @frozen(kw_only=True)
-class Pair:
+class Task:
     """One model with one suite.
 
     Attributes:
@@ -123,16 +126,19 @@ class Pair:
         suite: the suite's name.
         folder: where its results are, once it is graded.
         fingerprint: of all that they depend on.
+        answers_fingerprint: of what a model's answers depend on beside prompt and sampling, which each answer is kept
+            with. Metrics are not part of it: other metrics or options grade the same answers.
     """
 
-    model: OrderedModel
+    model: ListedModel
     suite: str
     folder: Path
     fingerprint: str
+    answers_fingerprint: str
 
     @property
     def answers(self) -> Path:
-        """The answers so far, until it is graded."""
+        """All its answers so far."""
         return self.folder.with_name(f"{self.folder.name}.answers.jsonl")
 
     @property
@@ -149,7 +155,7 @@ class Pair:
         return results if results is not None and results["fingerprint"] == self.fingerprint else None
 
     def damage(self) -> str | None:
-        """What is wrong with results that are there; they are made anew."""
+        """What is wrong with results that are there; they are made again."""
         try:
             read_results(self.folder)
         except DamagedError as error:
@@ -158,7 +164,7 @@ class Pair:
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """The results in a pair's folder; None where there are none.
+    """The results in a task's folder; None where there are none.
 
     Raises:
         DamagedError: they are not what grading left there.
@@ -194,11 +200,12 @@ def engine_origin(plugins: Plugins) -> str:
     return plugins.origin(plugins.get(EngineSpec, ENGINE))
 
 
-def make_order(config: EvalConfig, models: Sequence[OrderedModel], plugins: Plugins) -> Order:
-    """An order for a worker."""
-    common = [VERSION, engine_origin(plugins)]
+def make_work_list(config: EvalConfig, models: Sequence[ListedModel], plugins: Plugins) -> WorkList:
+    """A work list for a worker."""
+    engine = engine_origin(plugins)
+    common = [VERSION, engine]
     digests = {name: digest_json([*common, inputs]) for name, inputs in suites_inputs(config, plugins).items()}
-    return Order(config=to_plain(config), models=tuple(models), suites=digests)
+    return WorkList(config=to_plain(config), models=tuple(models), suites=digests, engine=engine)
 
 
 def of_run(config: RunConfig, address: str) -> EvalConfig:
@@ -212,35 +219,35 @@ def of_run(config: RunConfig, address: str) -> EvalConfig:
     )
 
 
-def write_order(root: Path, order: Order) -> None:
-    """Leave an order for a worker."""
-    files.write_json(root / "order.json", asdict(order))
+def write_work_list(root: Path, work_list: WorkList) -> None:
+    """Leave a work list for a worker."""
+    files.write_json(root / "work_list.json", asdict(work_list))
 
 
-def read_order(root: Path) -> Order | None:
-    """The order that was left; None where there is none."""
-    values = files.read_json(root / "order.json")
-    if values is None or "suites" not in values:
+def read_work_list(root: Path) -> WorkList | None:
+    """The work list that was left; None where there is none."""
+    values = files.read_json(root / "work_list.json")
+    if values is None or "engine" not in values:
         return None
-    return evolve(Order(**values), models=tuple(OrderedModel(**model) for model in values["models"]))
+    return evolve(WorkList(**values), models=tuple(ListedModel(**model) for model in values["models"]))
 
 
-def read_order_config(folder: RunFolder) -> tuple[EvalConfig, Plugins]:
-    """The order's configuration, and the plugins that it admits."""
-    order = read_order(folder.stage(STAGE))
-    assert order is not None
-    plugins = admitted(order.config)
-    return eval_from_plain(order.config, plugins), plugins
+def read_work_config(folder: RunFolder) -> tuple[EvalConfig, Plugins]:
+    """The work list's configuration, and the plugins that it admits."""
+    work_list = read_work_list(folder.stage(STAGE))
+    assert work_list is not None
+    plugins = admitted(work_list.config)
+    return eval_from_plain(work_list.config, plugins), plugins
 
 
 def add_failure(root: Path, failure: Failure) -> None:
-    """Note that a pair, or a model, could not be graded."""
+    """Note that a task, or a model, could not be graded."""
     with (root / "failed.jsonl").open("a", encoding="utf-8") as file:
         file.write(files.json_line(asdict(failure)))
 
 
 def read_failures(root: Path) -> list[Failure]:
-    """What could not be graded since the order was left; a line that a kill cut short is passed over."""
+    """What could not be graded since the work list was left; a line that a kill cut short is passed over."""
     try:
         content = (root / "failed.jsonl").read_bytes()
     except FileNotFoundError:
@@ -254,7 +261,7 @@ def forget_failures(root: Path) -> None:
     (root / "current.json").unlink(missing_ok=True)
 
 
-def write_current(root: Path, model: OrderedModel, suite: str | None) -> None:
+def write_current(root: Path, model: ListedModel, suite: str | None) -> None:
     """Note what the worker is at; `suite` is None while it loads the model."""
     files.write_json(root / "current.json", {"model": model.address, "suite": suite})
 

@@ -10,6 +10,8 @@ from modelwright.core.api.components import FormatSpec, MetricSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import Example
 from modelwright.core.config import to_plain
+from modelwright.core.config.components import metric_with_options
+from modelwright.core.config.metrics import metric_name
 from modelwright.core.config.schema import QualityConfig, RunConfig, SourceConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.prepare.checks import AnswerCheck, Check, Length, Sanity
@@ -37,10 +39,11 @@ def example_checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Che
         if _test_sets(config):
             checks.append(_contamination(config, plugins))
         if quality.verify_answers:
-            spec = verifying_metric(config, plugins)
-            metric = spec.create()
+            label = _verifying_label(config, plugins)
+            spec, options = metric_with_options(plugins, label)
+            metric = spec.create(options)
             stack.callback(getattr(metric, "close", lambda: None))
-            checks.append(AnswerCheck(metric, spec.name))
+            checks.append(AnswerCheck(metric, label))
         yield checks
 
 
@@ -73,8 +76,7 @@ def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
             for name, source, format_name, options in sets
         ]
     if quality.verify_answers:
-        metric = verifying_metric(config, plugins)
-        inputs["metric"] = [plugins.origin(metric), metric.name]
+        inputs["metric"] = [plugins.origin(verifying_metric(config, plugins)), _verifying_label(config, plugins)]
     return inputs
 
 
@@ -103,8 +105,12 @@ def verifying_metric(config: RunConfig, plugins: Plugins) -> MetricSpec:
     Raises:
         UsageError: there is none.
     """
-    specs = (plugins.get(MetricSpec, name) for suite in config.evaluate for name in suite.metrics)
-    found = next((spec for spec in specs if spec.inputs == "text"), None)
+    return plugins.get(MetricSpec, metric_name(_verifying_label(config, plugins)))
+
+
+def _verifying_label(config: RunConfig, plugins: Plugins) -> str:
+    labels = (label for suite in config.evaluate for label in suite.metrics)
+    found = next((one for one in labels if plugins.get(MetricSpec, metric_name(one)).inputs == "text"), None)
     if found is None:
         raise UsageError(
             "[data.quality] verify_answers needs a metric that grades text: set metrics in an [[evaluate]] table"

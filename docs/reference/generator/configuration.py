@@ -10,7 +10,7 @@ from typing import Any, Literal, NewType, Union, get_args, get_origin
 from attrs import NOTHING, Attribute, Factory, frozen, has
 
 from generator.text import block, code, page, plain, read_doc, sentence, table
-from modelwright.core.api.components import SPECS, ComponentSpec
+from modelwright.core.api.components import SPECS, ComponentSpec, EngineSpec
 from modelwright.core.config.files import LONGEST
 from modelwright.core.config.schema import EvalConfig, RunConfig
 from modelwright.core.config.structure import attributes_of
@@ -40,8 +40,9 @@ KEY=VALUE`. Tables are merged key by key; arrays and single values are replaced.
 
 _OPTIONS = """
 Each format, trainer and metric has its own options. Options of a format belong in `[data.options]` (or in `options` of
-a test set), options of a trainer in `[train.options]`. They are checked like the rest of the file, as are the options
-of plugins that you install.
+a test set), options of a trainer in `[train.options]`, and options of a metric beside its name: `metrics = [{ name =
+"exact_match", ignore_case = true }]`, or `exact_match(ignore_case=true)` in `--metric` and in conditions. They are
+checked like the rest of the file, as are the options of plugins that you install.
 """
 
 _NAMES = {str: "string", int: "integer", float: "number", bool: "true or false", type(None): ""}
@@ -51,6 +52,7 @@ _SPECIAL = {
     "ModelAddress": "address",
     "ChatTemplate": "name or path",
     "RegistryUrl": "URL",
+    "MetricLabel": "metric",
 }
 _NOT_YET = "is not supported by this version"
 
@@ -228,8 +230,15 @@ def _components() -> Iterator[str]:
 
 
 def _component(spec: ComponentSpec) -> str:
-    rows = list(_option_rows(spec.options))
-    options = table(("option", "type", "default", "meaning"), rows) if rows else "No options."
+    # A run file has no place for an engine's options yet.
+    rows = [] if spec.kind == EngineSpec.kind else list(_option_rows(spec.options))
+    options = (
+        table(("option", "type", "default", "meaning"), rows)
+        if rows
+        else ""
+        if spec.kind == EngineSpec.kind
+        else "No options."
+    )
     about = ""
     if spec.kind == "format":
         about = _reads(spec)

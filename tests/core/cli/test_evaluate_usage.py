@@ -14,7 +14,6 @@ path = "rows.jsonl"
 format = "math"
 metrics = ["exact_match"]
 """
-NOTHING = "give a RUN.toml or an EVAL.toml; or --all or --model ADDRESS, with --data PATH and --output DIR"
 
 
 @pytest.fixture
@@ -36,38 +35,33 @@ def refused(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
+    "arguments",
     [
-        ("", NOTHING),
-        ("--all", NOTHING),
-        ("--all --data rows.jsonl", NOTHING),
-        ("--data rows.jsonl --output out", NOTHING),
-        ("--all --model a --data rows.jsonl --output out", "--all is every model: leave out --model"),
-        ("--all --data r --output out --set seed=1", "--set goes with a file: give RUN.toml or EVAL.toml"),
-        ("--all --data r --output out --variant v", "--variant goes with a file: give RUN.toml or EVAL.toml"),
-        ("--limit 0", "Invalid value for '--limit'"),
-        ("--temperature -1", "Invalid value for '--temperature'"),
-        (
-            "eval.toml --model a --limit 3",
-            "eval.toml says what to evaluate: leave out --model, --limit (--set changes its keys), or the file",
-        ),
-        ("eval.toml --variant v", "eval.toml is an evaluation file, which has no variants: leave out --variant"),
-        ("eval.toml --set lim=1", "lim: unknown key"),
-        (
-            "run.toml --all --output out",
-            "run.toml is a run file, whose own model is graded on its own test sets: leave out --all, --output",
-        ),
-        ("run.toml", "run.toml:1 model: this table is required"),
-        ("none.toml", "none.toml"),
-        ("eval.toml run.toml", "unexpected extra argument (run.toml)"),
+        "",
+        "--all",
+        "--all --data rows.jsonl",
+        "--data rows.jsonl --output out",
+        "--all --model a --data rows.jsonl --output out",
+        "--all --data r --output out --set seed=1",
+        "--all --data r --output out --variant v",
+        "--limit 0",
+        "--temperature -1",
+        "eval.toml --model a --limit 3",
+        "eval.toml --variant v",
+        "eval.toml --set lim=1",
+        "run.toml --all --output out",
+        "run.toml",
+        "none.toml",
+        "eval.toml run.toml",
     ],
 )
-def test_what_does_not_go_together_is_refused(refused, arguments, line):
+def test_what_does_not_go_together_is_refused(refused, wording, arguments):
     """The line says which argument, and what to do."""
-    assert line in refused(*arguments.split())
+    for line in refused(*arguments.split()).splitlines():
+        wording(line)
 
 
-def test_a_run_file_works_as_before(modelwright, tmp_path):
+def test_a_run_file_works_as_before(modelwright, wording, tmp_path):
     """Its stage comes after those before it."""
     (tmp_path / "run.toml").write_text(
         'name = "tiny"\n[model.scratch]\n[data]\nformat = "math"\n[[data.sources]]\npath = "builtin:arithmetic/train"\n'
@@ -75,12 +69,12 @@ def test_a_run_file_works_as_before(modelwright, tmp_path):
     )
     done = modelwright("evaluate", "run.toml")
     assert done.returncode == 2
-    assert done.stderr == "error: tiny: prepare comes before evaluate (not done yet): run it first\n"
+    wording(done.stderr.rstrip("\n"))
 
 
 def test_help_says_what_all_and_the_defaults_mean(modelwright):
     """Without importing what evaluates."""
     text = " ".join(modelwright("evaluate", "--help").stdout.split())
     assert "evaluate [OPTIONS] [RUN.toml | EVAL.toml]" in text
-    assert "Every name in the registry, at its newest version." in text
-    assert "default: math_accuracy for the format math, else exact_match" in text
+    assert "exact_match(ignore_case=true)" in text
+    assert "Default: math_accuracy for the format math, otherwise exact_match." in text

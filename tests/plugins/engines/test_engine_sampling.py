@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelwright.core.api.generation import Sampling
-from modelwright.plugins.engines.sampling import choose, generator
+from modelwright.plugins.engines.decoding import choose, generator
 
 PROBABILITIES = [0.5, 0.25, 0.15, 0.1]
 

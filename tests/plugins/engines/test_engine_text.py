@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from modelwright.plugins.engines.text import Detokenizer, StopStrings, TextStream, byte_tokens
+from modelwright.plugins.engines.decoding import Detokenizer, StopStrings, TextStream, byte_tokens
 
 
 def byte_level():

@@ -4,7 +4,7 @@ import pytest
 
 from modelwright import Example, Message, MetricSpec, Output
 from modelwright.core.plugins import discover
-from modelwright.plugins.metrics.exact_match import ExactMatch, ExactMatchOptions
+from modelwright.plugins.metrics.grading import ExactMatch, ExactMatchOptions
 
 PARIS = Example(messages=[Message(role="user", content="Capital?")], answer="Paris")
 

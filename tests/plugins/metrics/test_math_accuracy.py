@@ -14,7 +14,7 @@ from attrs import evolve
 
 from modelwright import Example, MissingDependencyError, Output
 from modelwright.plugins.formats.math import MathFormat, MathOptions
-from modelwright.plugins.metrics.math_accuracy import MathAccuracy, MathAccuracyOptions
+from modelwright.plugins.metrics.grading import MathAccuracy, MathAccuracyOptions
 
 MEGABYTES = 10_000_000
 
@@ -202,7 +202,7 @@ def test_the_process_ends_when_its_parent_is_killed(busy):
     """A killed evaluation leaves no worker behind, not even one amid a comparison without end."""
     program = f"""
         import os, signal, threading
-        from modelwright.plugins.metrics.comparison import Comparer
+        from modelwright.plugins.metrics.math_verify_process import Comparer
         comparer = Comparer(time_limit=3)
         comparer.compare("x", "y")
         print(comparer._worker.pid, flush=True)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelwright.plugins.metrics.answers import balanced, extract_answer, normalise, same_answer
-from modelwright.plugins.metrics.numbers import read_number
+from modelwright.plugins.metrics.answers import balanced, extract_answer, normalise, read_number, same_answer
 
 
 @pytest.mark.parametrize(

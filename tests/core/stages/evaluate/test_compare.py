@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelwright.core.api.records import wilson
-from modelwright.core.stages.evaluate.compare import Measured, clearly_best, correlation, difference, differences
+from modelwright.core.stages.evaluate.results import Measured, clearly_best, correlation, difference, differences
 
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=60)
 PAIRS = st.lists(st.tuples(*[st.sampled_from([0.0, 1.0])] * 2), min_size=1, max_size=60)
@@ -30,9 +30,9 @@ def test_the_same_scores_differ_by_nothing(values):
 
 
 @given(PAIRS)
-def test_the_other_way_round_it_is_the_negative(pairs):
+def test_the_other_way_round_it_is_the_negative(tasks):
     """Which model is named first does not matter; the difference is inside its interval."""
-    one, other = (_measured(name, [pair[index] for pair in pairs]) for index, name in enumerate("ab"))
+    one, other = (_measured(name, [task[index] for task in tasks]) for index, name in enumerate("ab"))
     there, back = difference(one, other), difference(other, one)
     assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low), abs=1e-12)
     assert there.low <= there.value <= there.high
@@ -70,8 +70,8 @@ def test_the_interval_holds_the_truth_about_95_times_in_100(both, one_alone, oth
     kinds, weights = [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)], [both, one_alone, other_alone]
     held = 0
     for _ in range(1000):
-        pairs = draw.choices(kinds, [*weights, 1 - sum(weights)], k=n)
-        found = difference(*(_measured(name, [pair[index] for pair in pairs]) for index, name in enumerate("ab")))
+        tasks = draw.choices(kinds, [*weights, 1 - sum(weights)], k=n)
+        found = difference(*(_measured(name, [task[index] for task in tasks]) for index, name in enumerate("ab")))
         held += found.low <= one_alone - other_alone <= found.high
     assert 0.92 <= held / 1000 <= 0.98
 

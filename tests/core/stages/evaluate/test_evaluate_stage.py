@@ -69,4 +69,17 @@ def test_only_the_suite_that_changed_is_graded_anew(modelwright, tmp_path, home,
     assert "error: metric 'odd' failed on builtin:arithmetic/test:1: KeyError: 'odd'" in done.stderr
     assert graded("--set", "evaluate.1.limit=7")[0] == [], "the failed suite kept its older results until new ones come"
     folder = home / "runs/tiny/evaluate"
-    assert sorted(file.name for file in folder.iterdir()) == ["a", "b", "order.json"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "a",
+        "a.answers.jsonl",
+        "b",
+        "b.answers.jsonl",
+        "work_list.json",
+    ]
+    with_options = '[{name="exact_match", ignore_case=true}, "exact_match"]'
+    answers = (folder / "a.answers.jsonl").read_bytes()
+    suites, done = graded("--set", f"evaluate.0.metrics={with_options}", "--set", "evaluate.1.limit=7")
+    assert suites == ["a"], "other options are other figures"
+    assert (folder / "a.answers.jsonl").read_bytes() == answers, "the answers that are there are graded, none is new"
+    [result] = json.loads(done.stdout)
+    assert set(result["evaluate"]["metrics"]["a"]) == {"exact_match", "exact_match(ignore_case=true)"}

@@ -72,7 +72,10 @@ def test_all_models_are_graded_at_their_newest_versions(store, questions, evalua
     ]
     (suite,) = results["suites"]
     assert (suite["name"], suite["examples"], suite["samples"]) == ("sums_of_2", 12, 2)
-    assert suite["metrics"] == {name: {"higher_is_better": True} for name in ("lengths", "exact_match")}
+    assert suite["metrics"] == {
+        "lengths": {"name": "lengths", "options": {}, "higher_is_better": True},
+        "exact_match": {"name": "exact_match", "options": {"ignore_case": False}, "higher_is_better": True},
+    }
     assert results["failed"] == []
     for each in results["results"]:
         recorded = store.metrics(*each["model"].split("@")[:1], int(each["model"][-1]))["sums_of_2"]
@@ -141,7 +144,7 @@ def test_a_file_names_models_and_suites_in_toml_and_yaml(store, questions, evalu
         f"models: all\noutput: out\nevaluate:\n  - {{name: a, {entry}}}\n  - {{name: c, {entry}}}\n"
     )
     assert [
-        (pair["model"], pair["suite"]) for pair in evaluate(tmp_path / "eval.yaml", "--dry-run") if pair["done"]
+        (task["model"], task["suite"]) for task in evaluate(tmp_path / "eval.yaml", "--dry-run") if task["done"]
     ] == [("two@1", "a")]
     results = evaluate(tmp_path / "eval.yaml", "--set", "evaluate.1.limit=2", "--output", tmp_path / "elsewhere")
     assert [(each["model"], each["suite"], each["examples"]) for each in results["results"]] == [
@@ -234,7 +237,7 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
     given = [output["token_ids"] for row in _samples(tmp_path / "out") for output in row["outputs"]]
     assert len(given) == 288
     assert all(tokens in given for tokens in kept)
-    assert not answers.exists()
+    assert len(answers.read_bytes().splitlines()) == 1 + len(given), "no answer was generated twice"
     assert evaluate(*arguments[:6], "--limit", 1, *LONG)["models"][0]["address"] == "two@1", "a finished one looks anew"
 
 

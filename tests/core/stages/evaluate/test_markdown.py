@@ -7,7 +7,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelwright.core.stages.evaluate.markdown import block, cut, plain, table
+from modelwright.core.stages.evaluate.report import block, cut, plain, table
 
 TEXTS = st.text(alphabet=st.one_of(st.characters(), st.sampled_from("`|\n\\#*_<>[]~\r\x1b\u202e")), max_size=80)
 

@@ -150,7 +150,7 @@ def test_a_metric_that_fails_is_named(wording):
 
 def test_math_accuracy_keeps_the_solutions_that_people_called_correct(shared_rows):
     """GSM8K's graded solutions: what a model wrote ends with "A: ANSWER"; people say whether that is right."""
-    from modelwright.plugins.metrics.math_accuracy import MathAccuracy, MathAccuracyOptions
+    from modelwright.plugins.metrics.grading import MathAccuracy, MathAccuracyOptions
 
     check = AnswerCheck(MathAccuracy(MathAccuracyOptions()), "math_accuracy")
     agreed = []

@@ -16,7 +16,7 @@ from attrs import frozen
 
 from modelwright.core.api import ModelwrightError
 
-WORKER = "modelwright.plugins.metrics.verifier"
+WORKER = "modelwright.plugins.metrics.math_verify_worker"
 _START_LIMIT = 120.0  # seconds; importing sympy takes one, on a busy cluster's file system many
 
 
@@ -45,7 +45,7 @@ class Comparer:
     """Compares answers by Math-Verify in a worker process; safe to use from several threads, one at a time.
 
     Computer algebra on what a model wrote may run for ever or take the process down; here both cost one worker. The
-    worker ends by `close`, with this object, and when this process dies in whatever way.
+    worker ends by `close`, with this object, and when this process dies for any reason.
 
     Args:
         time_limit: seconds for one comparison; a worker's start does not count.

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from modelwright import Delta, GenerationRequest, Sampling
-from modelwright.core.stages.evaluate.answer_cache import Remembering
+from modelwright.core.stages.evaluate.generate import CachedEngine
 from modelwright.core.testing.engine import collect
 
 
@@ -33,7 +33,7 @@ class Counting:
         pass
 
     def close(self):
-        raise AssertionError("the engine is not the remembering one's to close")
+        raise AssertionError("the engine is not the cached one's to close")
 
 
 @pytest.fixture
@@ -41,19 +41,19 @@ def ask(tmp_path):
     """Asks through a new process's eyes: `ask(engine, "id", …)` gives the outputs."""
 
     def ask(engine, *ids, fingerprint="f", seed=1):
-        remembering = Remembering(engine, tmp_path / "pair" / "s.answers.jsonl", fingerprint)
+        cached = CachedEngine(engine, tmp_path / "task" / "s.answers.jsonl", fingerprint)
         requests = [
             GenerationRequest(id=name, prompt=[len(name), 7], sampling=Sampling(seed=seed, max_tokens=3))
             for name in ids
         ]
 
         async def all_of_them():
-            return [await collect(remembering.submit(request)) for request in requests]
+            return [await collect(cached.submit(request)) for request in requests]
 
         try:
             return asyncio.run(all_of_them())
         finally:
-            remembering.close()
+            cached.close()
 
     return ask
 
@@ -69,23 +69,23 @@ def test_an_answer_is_the_same_again_without_the_engine(ask):
 
 
 def test_another_model_suite_or_seed_is_asked_anew(ask):
-    """The fingerprint is the pair's; the seed is in the request."""
+    """The fingerprint is the task's; the seed is in the request."""
     ask(Counting(), "a")
-    seed, pair = Counting(), Counting()
+    seed, task = Counting(), Counting()
     ask(seed, "a", seed=2)
-    ask(pair, "a", fingerprint="g")
-    assert (seed.asked, pair.asked) == (["a"], ["a"])
+    ask(task, "a", fingerprint="g")
+    assert (seed.asked, task.asked) == (["a"], ["a"])
 
 
 def test_a_cancelled_answer_is_not_kept(ask, tmp_path):
     """It is no answer; nor is there a file for nothing."""
     ask(Counting(), "stop")
-    assert not (tmp_path / "pair").exists()
+    assert not (tmp_path / "task").exists()
 
 
 def test_a_line_that_a_kill_cut_short_is_dropped(ask, tmp_path):
     """At any byte; what comes next is whole."""
-    path = tmp_path / "pair" / "s.answers.jsonl"
+    path = tmp_path / "task" / "s.answers.jsonl"
     ask(Counting(), "a", "bb")
     whole = path.read_bytes()
     for end in range(len(whole)):

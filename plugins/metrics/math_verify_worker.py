@@ -1,4 +1,4 @@
-r"""Math-Verify in a process of its own: `python -m modelwright.plugins.metrics.verifier`.
+r"""Math-Verify in a process of its own: `python -m modelwright.plugins.metrics.math_verify_worker`.
 
 It reads one JSON object a line from standard input, `{"reference": …, "answer": …, "time_limit": seconds}`, and writes
 one a line to standard output, `{"equal": bool, "reason": str}`; before the first it writes `{"ready": true}`. It ends
@@ -59,7 +59,7 @@ def main() -> None:
     # macOS refuses this limit; there the time limit alone holds.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    # Whatever a library prints must not get between the replies.
+    # What libraries print must not get between the replies.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     compare = load()
