@@ -71,9 +71,11 @@ from modelwright.core.api.training import (
     AdapterSettings,
     Job,
     Trained,
+    TrainingMemory,
     TrainSettings,
     check_checkpoint_room,
     checkpoint_bytes,
+    training_memory,
 )
 from modelwright.core.api.wording import closest, either, first_line, listed, one_line
 
@@ -129,6 +131,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "TrainerSpec",
+    "TrainingMemory",
     "UsageError",
     "Verdict",
     "after_hashes",
@@ -151,6 +154,7 @@ __all__ = [
     "one_line",
     "scan_model",
     "split_thinking",
+    "training_memory",
     "wilson",
     "wilson_mean",
 ]

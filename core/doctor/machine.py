@@ -26,6 +26,7 @@ from typing import Any
 from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.files import why_no_folder
+from modelwright.core.stages.requirements import usable_memory
 
 # The packages that decide what can be done here; the first is this one.
 PACKAGES = (
@@ -86,7 +87,7 @@ def _system() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "usable_cpus": usable,
         "bfloat16": _cpu_bfloat16(),
-        "memory": _memory(),
+        "memory": usable_memory(),
     }
 
 
@@ -107,17 +108,6 @@ def _cpu() -> str:
 def _cpu_bfloat16() -> bool | None:
     flags = _cpu_lines("flags", "Features")
     return bool(_BFLOAT16 & set(flags[0].split())) if flags else None
-
-
-def _memory() -> int:
-    """Bytes, as far as this process may use them: a job's share is less than the machine's."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # there is none, or "max"
-            continue
-    return min(limits)
 
 
 def _driver() -> dict[str, Any] | None:

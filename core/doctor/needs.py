@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+from packaging.requirements import InvalidRequirement, Requirement
 
 from modelwright.core import runner
 from modelwright.core.api.components import ComponentSpec, EngineSpec, FormatSpec, MetricSpec, TrainerSpec
-from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
-from modelwright.core.chat.templates import read_template
-from modelwright.core.chat.tokenizer import check_template
-from modelwright.core.config.paths import HUB
-from modelwright.core.config.schema import ScratchConfig, SourceConfig
+from modelwright.core.api.errors import ModelwrightError, SeveralErrors
 from modelwright.core.doctor.machine import imported
-from modelwright.core.models.base import PARTS
-from modelwright.core.models.base_config import WrongError
-from modelwright.core.models.hf_folder import check_base_folder, parameter_count
-from modelwright.core.models.hub import fetch
-from modelwright.core.registry import resolve
 from modelwright.core.runs.stage import Run
 from modelwright.core.stages.evaluate.suites import ENGINE
-from modelwright.core.stages.prepare.builtin import parse_builtin
-from modelwright.core.stages.prepare.checks import verifying_metric
-from modelwright.core.stages.prepare.near import check_datasketch
-from modelwright.core.stages.prepare.sources import source_files
+from modelwright.core.stages.requirements import requirements, unmet
 
-# Bytes of a trained weight in a checkpoint: itself and AdamW's two moments, in float32.
-_IN_CHECKPOINT = 12
 # DeepSpeed builds it at the start of every training on CPUs.
 _SHARED_MEMORY = "deepspeed_shm_comm"
-_GB = 1e9
 
 Facts = Mapping[str, Any]
 
@@ -67,13 +51,14 @@ def _of_run(run: Run, facts: Facts) -> Iterator[str]:
             yield str(error)
 
 
-def _packages(run: Run, facts: Facts) -> Iterator[str]:
+def _shared(run: Run, _facts: Facts) -> Iterator[str]:
+    """What a run itself checks before it starts, but for components, which are imported here."""
     stages = [stage for stage in runner.NAMES if stage != "evaluate" or run.config.evaluate]
-    for stage in stages:
-        try:
-            runner.check_packages(stage)
-        except ModelwrightError as error:
-            yield str(error)
+    needed = requirements(run, stages, download=False)
+    yield from map(str, unmet(one for one in needed if one.about != "component"))
+
+
+def _torch(_run: Run, facts: Facts) -> Iterator[str]:
     broken = (facts["torch"] or {}).get("error")
     if broken:
         yield f"torch cannot be imported: {broken}: pip install --force-reinstall torch"
@@ -108,87 +93,22 @@ def _specs(run: Run) -> Iterator[ComponentSpec]:
 
 def _outdated(needs: str) -> Iterator[str]:
     """Packages of one of this project's extras that are older than it asks for; absent ones fail at their import."""
-    extra = re.fullmatch(r"modelwright\[([a-z]+)\]", needs)
     try:
-        asked = metadata.requires("modelwright") or [] if extra else []
-    except metadata.PackageNotFoundError:  # this is a copy of the sources
+        ours = Requirement(needs)
+        required = metadata.requires("modelwright") or [] if ours.name == "modelwright" else []
+    except (InvalidRequirement, metadata.PackageNotFoundError):  # another project's words, or a copy of the sources
         return
-    for requirement in asked:
-        parts = re.match(r"([\w.-]+)(?:\[.*\])?\s*>=\s*([\d.]+).*extra == .([a-z]+)", requirement)
-        if extra and parts and parts[3] == extra[1]:
+    for requirement in map(Requirement, required):
+        if requirement.marker and any(requirement.marker.evaluate({"extra": extra}) for extra in ours.extras):
             try:
-                version = metadata.version(parts[1])
+                version = metadata.version(requirement.name)
             except metadata.PackageNotFoundError:
                 continue
-            if _release(version) < _release(parts[2]):
-                yield f"{parts[1]} is {version}, and {parts[2]} or later is needed: pip install --upgrade '{needs}'"
-
-
-def _release(version: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
-
-
-def base_folder(run: Run, facts: Facts) -> Path | None:
-    """The folder of a run's base, looked at; None for a model from scratch, and for one that is still to be downloaded.
-
-    Raises:
-        ModelwrightError: it is not there, or is no model.
-    """
-    source = run.config.model.base
-    if source is None:
-        return None
-    if Path(source).is_absolute():
-        folder, name = Path(source), str(source)
-    elif "/" in source:
-        try:
-            model = fetch(source, PARTS, only_cached=True)
-        except UsageError:
-            raise
-        except ModelwrightError:
-            if facts["hub"]["offline"]:
-                raise
-            return None
-        folder, name = model.folder, model.address
-    else:
-        registered = resolve(run.registry, source)
-        folder, name = run.registry.folder(registered), registered.address
-    check_base_folder(folder, name)
-    return folder
-
-
-def _base(run: Run, facts: Facts) -> Iterator[str]:
-    folder = base_folder(run, facts)
-    if run.config.model.chat_template:
-        read_template(run.config.model.chat_template)
-    elif folder is not None:
-        check_template(folder)
-    yield from ()
-
-
-def _data(run: Run, facts: Facts) -> Iterator[str]:
-    config = run.config
-    paths = [source.path for source in config.data.sources]
-    paths += [suite.path for suite in config.evaluate] + list(config.data.quality.decontaminate_against)
-    for path in dict.fromkeys(paths):
-        if parse_builtin(path) is None and (facts["hub"]["offline"] or not path.startswith(HUB)):
-            try:
-                source_files(SourceConfig(path=path))
-            except ModelwrightError as error:
-                yield str(error)
-
-
-def _quality(run: Run, _facts: Facts) -> Iterator[str]:
-    if run.config.data.quality.verify_answers:
-        verifying_metric(run.config, run.plugins).check()
-    if run.config.data.quality.deduplicate == "near":
-        check_datasketch()
-    yield from ()
-
-
-def _registry(run: Run, _facts: Facts) -> Iterator[str]:
-    run.registry.find(run.config.name)
-    yield from ()
+            if not requirement.specifier.contains(version, prereleases=True):
+                yield (
+                    f"{requirement.name} is {version}, and {requirement.specifier} is needed: "
+                    f"pip install --upgrade '{needs}'"
+                )
 
 
 def _gpus(run: Run, facts: Facts) -> Iterator[str]:
@@ -239,32 +159,6 @@ def _storage(_run: Run, facts: Facts) -> Iterator[str]:
         yield f"{home['path']}: this file system gives no locks ({home['locks']}): {elsewhere}"
 
 
-def _disk(run: Run, facts: Facts) -> Iterator[str]:
-    """An adapter is small beside its base: its checkpoints are not counted."""
-    home, keep = facts["home"], run.config.train.keep_checkpoints
-    if run.config.adapter is not None:
-        return
-    scratch = run.config.model.scratch
-    try:
-        folder = None if scratch else base_folder(run, facts)
-        count = _scratch_parameters(scratch) if scratch else parameter_count(folder) if folder else 0
-    except (ModelwrightError, WrongError):
-        return  # told where the base is looked at
-    needed = _IN_CHECKPOINT * count * (1 + keep)
-    if needed > home["free"]:
-        yield (
-            f"{keep} checkpoints and the one being written take {needed / _GB:.1f} GB, and {home['free'] / _GB:.1f} GB "
-            f"are free at {home['path']}: free some, lower keep_checkpoints in [train], or set MODELWRIGHT_HOME to a "
-            "folder on another disk"
-        )
-
-
-def _scratch_parameters(scratch: ScratchConfig) -> int:
-    width, inner = scratch.hidden_size, scratch.intermediate_size or 4 * scratch.hidden_size
-    layer = 4 * width * width + 3 * width * inner + 2 * width
-    return scratch.vocab_size * width + scratch.layers * layer + width
-
-
 def _cluster(run: Run, facts: Facts) -> Iterator[str]:
     cluster, slurm = run.config.cluster, facts["slurm"]
     if cluster is None:
@@ -292,6 +186,6 @@ def _cluster(run: Run, facts: Facts) -> Iterator[str]:
 
 
 _LOOKS: tuple[Callable[[Run, Facts], Iterator[str]], ...] = (
-    *(_packages, _components, _base, _data, _quality, _registry),
-    *(_gpus, _deepspeed, _storage, _disk, _cluster),
+    *(_shared, _torch, _components),
+    *(_gpus, _deepspeed, _storage, _cluster),
 )

@@ -13,8 +13,8 @@ from typing import Literal, NoReturn
 from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.chat.templates import require
 from modelwright.core.config.paths import HUB
+from modelwright.core.extras import require
 
 _NAME = r"(?P<name>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)"
 _MODEL = re.compile(rf"{_NAME}(?:@(?P<revision>[^@\s]+))?", re.ASCII)

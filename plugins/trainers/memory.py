@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from attrs import frozen
 
-from modelwright.core.api import ModelwrightError
+from modelwright.core.api import ModelwrightError, TrainingMemory, training_memory
 
-# Bytes of a float32 number; AdamW keeps two of them for each trained weight.
+# Bytes of a float32 number.
 _FULL = 4
-_ADAM = 2 * _FULL
 
 
 @frozen(kw_only=True)
@@ -44,47 +43,12 @@ def numbers_in(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-@frozen(kw_only=True)
-class Needs:
-    """Memory of one process for weights, gradients and the optimiser, in bytes.
-
-    Attributes:
-        device: on the device that computes.
-        host: in the computer's own memory, where the optimiser or the weights are offloaded to it.
-    """
-
-    device: int
-    host: int = 0
+def needs(size: Size, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none") -> TrainingMemory:
+    """What weights, gradients and AdamW take in one process; see `training_memory`."""
+    return training_memory(size.parameters, size.trainable, low=low, stage=stage, ranks=ranks, offload=offload)
 
 
-def needs(size: Size, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none") -> Needs:
-    """What weights, gradients and AdamW take in one process.
-
-    S. Rajbhandari et al., "ZeRO", 2020, section 3: of a trained weight 4 or 2 bytes are the weight, as many its
-    gradient, 12 the optimiser's two moments and its float32 copy. Stage 1 shares out the last among the processes,
-    stage 2 the gradients too, stage 3 all.
-
-    Args:
-        size: of the model.
-        low: whether the weights are bfloat16, with a float32 copy of the trained ones.
-        stage: of ZeRO.
-        ranks: how many processes share.
-        offload: "none", "optimizer", or "all".
-    """
-    number = 2 if low else _FULL
-    weights = number * size.parameters / (ranks if stage == 3 else 1)
-    gradients = number * size.trainable / (ranks if stage >= 2 else 1)
-    # ZeRO steps a copy of its share of the weights, even where these are float32 themselves.
-    copy = _FULL if low or stage else 0
-    optimizer = (_ADAM + copy) * size.trainable / (ranks if stage >= 1 else 1)
-    if offload == "all":
-        return Needs(device=round(gradients), host=round(weights + optimizer))
-    if offload == "optimizer":
-        return Needs(device=round(weights + gradients), host=round(optimizer))
-    return Needs(device=round(weights + gradients + optimizer))
-
-
-def check_memory(needed: Needs, device: torch.device, *, on_machine: int, whole: Size | None = None) -> None:
+def check_memory(needed: TrainingMemory, device: torch.device, *, on_machine: int, whole: Size | None = None) -> None:
     """Check that this process's share of the memory suffices.
 
     Args:

@@ -6,11 +6,10 @@ estimates. Source: A. Z. Broder, "On the resemblance and containment of document
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
-from modelwright.core.api.errors import MissingDependencyError
 from modelwright.core.api.records import Example
+from modelwright.core.extras import check_installed
 from modelwright.core.stages.prepare.quality import Removal
 from modelwright.core.stages.prepare.words import whole, words
 
@@ -26,8 +25,7 @@ def check_datasketch() -> None:
     Raises:
         MissingDependencyError: it is not.
     """
-    if importlib.util.find_spec("datasketch") is None:
-        raise MissingDependencyError("near-duplicate removal needs datasketch: pip install 'modelwright[quality]'")
+    check_installed("datasketch", what="near-duplicate removal", extra="quality")
 
 
 class NearDuplicates:

@@ -13,9 +13,10 @@ import orjson
 from attrs import define, field, frozen
 
 from modelwright.core.api import files
-from modelwright.core.api.errors import MissingDependencyError, RowError
+from modelwright.core.api.errors import RowError
 from modelwright.core.api.records import Example, digest_json
 from modelwright.core.chat.renderer import Rendered, Renderer
+from modelwright.core.extras import require
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.prepare.cache import Store
 from modelwright.core.stages.prepare.examples import Rejected
@@ -54,13 +55,7 @@ class TokenWriter:
         """Write an Arrow file as `modelwright.TokenFolder` reads it; none where there are no rows."""
         if not self._ids:
             return
-        try:
-            import numpy as np
-            import pyarrow as pa
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"preparing data needs pyarrow: pip install 'modelwright[train]' ({error})"
-            ) from error
+        np, pa = require("numpy", what="preparing data"), require("pyarrow", what="preparing data")
         trained = np.zeros(len(self._tokens), np.bool_)
         for start, end in self._trained:
             trained[start:end] = True

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.extras import require
 from modelwright.core.stages.prepare.readers.lines import Bytes
 from modelwright.core.stages.prepare.readers.row import shown_path
 
@@ -45,12 +45,7 @@ def pyarrow_module(file: Path, name: str) -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{shown_path(file)}: reading {file.suffix} files needs pyarrow: pip install 'modelwright[train]' ({error})"
-        ) from error
+    return require(name, what=f"{shown_path(file)}: reading {file.suffix} files")
 
 
 def _plain(file: Path) -> Any:
