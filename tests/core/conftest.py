@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from tiny_run import tiny_run
+from tiny_run import WHOLE, tiny_run
 
 from modelwright.core.cli import main
-
-# Every stage has something to do; training takes a second.
-WHOLE = """
-seed = 3
-[data.sources]
-[train]
-max_steps = 10
-learning_rate = 1e-3
-checkpoint_every = 5
-[[evaluate]]
-name = "sums"
-path = "builtin:arithmetic/test"
-metrics = ["math_accuracy", "exact_match"]
-limit = 20
-[evaluate.generation]
-max_tokens = 8
-[registry]
-promote = { alias = "production", if = "sums.math_accuracy >= 0.0" }
-""".replace("[data.sources]\n", "")
 
 
 @pytest.fixture
@@ -38,12 +18,10 @@ def command(capfd: pytest.CaptureFixture[str]):
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         capfd.readouterr()
-        try:
+        with pytest.raises(SystemExit) as end:
             main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = int(end.code or 0)
         out, err = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, out, err)
+        return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out, err)
 
     return run
 
@@ -53,17 +31,11 @@ def finished_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of the run `WHOLE`, finished; for reading only."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "run.toml").write_text(tiny_run(WHOLE))
-    before = os.environ.get("MODELWRIGHT_HOME")
-    os.environ["MODELWRIGHT_HOME"] = str(folder / "home")
-    try:
-        main(["run", str(folder / "run.toml")])
-    except SystemExit as end:
-        assert not end.code
-    finally:
-        if before is None:
-            del os.environ["MODELWRIGHT_HOME"]
-        else:
-            os.environ["MODELWRIGHT_HOME"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODELWRIGHT_HOME", str(folder / "home"))
+        with pytest.raises(SystemExit) as end:
+            main(["run", str(folder / "run.toml")])
+    assert not end.value.code
     return folder / "home"
 
 

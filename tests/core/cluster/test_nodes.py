@@ -14,7 +14,7 @@ import pytest
 
 from modelwright.core.runs.events import read_events
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 
 pytest.importorskip("deepspeed", reason="the trainer of many processes needs DeepSpeed")
 

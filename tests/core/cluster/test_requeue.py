@@ -11,7 +11,7 @@ import pytest
 from modelwright.core.cluster.slurm import ENDED
 from modelwright.core.runs.events import EventTail
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 
 TIMES = 5
 
