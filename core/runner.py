@@ -1,4 +1,4 @@
-"""A run.toml, stage after stage: what is done is skipped, what was interrupted is resumed."""
+"""Runs the stages of a run.toml in order: finished ones are skipped, interrupted ones are resumed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ NAMES = tuple(stage.name for stage in STAGES)
 
 @frozen(kw_only=True)
 class Result:
-    """What a run has come to.
+    """The result of a run.
 
     Attributes:
         run: the run.
         outputs: of each stage that is done, by its name.
-        performed: the stages that were done just now.
+        performed: the stages that this call ran.
     """
 
     run: Run
@@ -88,7 +88,7 @@ def plan_run(run: Run, *, only: str | None = None, fresh: bool = False) -> list[
     if only:
         _predecessors_are_done(run, chosen[0])
     if fresh:
-        return [Step(stage=stage.name, done=False, why="begins anew") for stage in chosen]
+        return [Step(stage=stage.name, done=False, why="starts over (--fresh)") for stage in chosen]
     return [step for step in plan(run, list(STAGES)) if only in (None, step.stage)]
 
 
@@ -128,7 +128,7 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
                 if step.gone:
                     run.folder.forget(stage.name)
                 if not step.done:
-                    # What follows may stand on what is made anew here, even if its inputs look the same.
+                    # Later stages depend on what is made again here, even if their inputs look the same.
                     for later in STAGES[STAGES.index(stage) :]:
                         run.folder.unmark(later.name)
                     perform(run, stage, step.inputs)
@@ -172,4 +172,6 @@ def _predecessors_are_done(run: Run, stage: Stage) -> None:
     for earlier in _up_to(stage)[:-1]:
         step = state(run, earlier)
         if not step.done:
-            raise UsageError(f"{run.config.name}: {earlier.name} comes before {stage.name} ({step.why}): run it first")
+            raise UsageError(
+                f"{run.config.name}: {stage.name} needs the stage {earlier.name} ({step.why}): run that first"
+            )

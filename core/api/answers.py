@@ -19,10 +19,10 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{…}`, stripped; None where there is none.
+    r"""The content of the last complete `\boxed{…}`, stripped; None if there is none.
 
-    Braces nest, and escaped ones (`\{`) do not count. A box that is not closed (an output cut short) is passed over. A
-    box without braces holds one character: `\boxed 5`. Time grows with the text's length only, whatever it holds.
+    Braces nest, and escaped ones (`\{`) do not count. A box that is not closed (an output cut short) is skipped. A
+    box without braces holds one character: `\boxed 5`. The time is linear in the length of the text.
     """
     end = len(text)
     while (start := text.rfind(BOX, 0, end)) >= 0:
@@ -49,7 +49,7 @@ def _closing_brace(text: str, start: int, end: int) -> int | None:
 
 
 def after_hashes(text: str) -> str | None:
-    """What stands after the last `####` on its line, stripped; None where there is no `####` or nothing after it."""
+    """The rest of the line after the last `####`, stripped; None if there is no `####` or nothing after it."""
     _, hashes, rest = text.rpartition(HASHES)
     return (rest.partition("\n")[0].strip() or None) if hashes else None
 
@@ -64,16 +64,14 @@ class _Place(Enum):
 
 
 class ThinkingSplitter:
-    """Parts a text that comes in pieces; splitting it piece by piece gives what splitting it at once gives.
+    """Splits a text that comes in pieces into thinking and answer, as `split_thinking` splits a whole text.
 
-    Thinking stands first, after nothing but white space, and ends with the first `</think>`; tags anywhere else are
-    ordinary text. Of the thinking the white space at both ends is left out, of the answer that follows it the white
-    space before it. A text without thinking is the answer, unchanged. Thinking that is never closed is all thinking:
-    the answer did not come.
+    Thinking comes first, after white space at most, and ends with the first `</think>`; tags anywhere else are
+    ordinary text. White space around the thinking is removed, and so is the white space between it and the answer. A
+    text without thinking is the answer, unchanged. If the thinking is never closed, there is no answer.
 
     Args:
-        inside: whether the prompt has opened the thinking already (`Renderer.opens_thinking`); a model that opens it
-            once more is forgiven.
+        inside: whether the prompt already ends with `<think>`; a model that writes the tag again does no harm.
     """
 
     def __init__(self, *, inside: bool = False) -> None:
@@ -84,7 +82,7 @@ class ThinkingSplitter:
         self._thought = False
 
     def feed(self, text: str) -> tuple[str, str]:
-        """What is new and certain of the thinking and of the answer."""
+        """Take the next piece; gives the new text of the thinking and of the answer as far as it is certain."""
         self._held += text
         thinking = answer = ""
         if self._place is _Place.START:
@@ -99,7 +97,7 @@ class ThinkingSplitter:
         return thinking, answer
 
     def finish(self) -> tuple[str, str]:
-        """The rest of the thinking and of the answer; the text has ended."""
+        """End the text; gives the rest of the thinking and of the answer."""
         held, self._held = self._held, ""
         if self._place is _Place.THINKING:
             return held.rstrip(), ""
@@ -108,7 +106,7 @@ class ThinkingSplitter:
         return "", held
 
     def _start(self) -> None:
-        """Leave the start as soon as it is clear what stands there."""
+        """Leave the start as soon as it is clear whether thinking begins there."""
         words = self._held.lstrip()
         if not words or (len(words) < len(THINK_OPEN) and THINK_OPEN.startswith(words)):
             return
@@ -132,7 +130,7 @@ class ThinkingSplitter:
 
 
 def split_thinking(text: str, *, inside: bool = False) -> tuple[str | None, str]:
-    """The thinking of a whole text, None where there is none or it is empty, and the answer; see `ThinkingSplitter`."""
+    """Thinking (None if there is none or it is empty) and answer of a whole text; see `ThinkingSplitter`."""
     splitter = ThinkingSplitter(inside=inside)
     thinking, answer = (piece + rest for piece, rest in zip(splitter.feed(text), splitter.finish(), strict=True))
     return thinking or None, answer

@@ -1,4 +1,4 @@
-"""What a trainer is given and what it gives back: the `[train]` and `[adapter]` tables, the job, and its outcome."""
+"""What a trainer gets and returns: settings, job and outcome; and how much memory and disk space a training needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto
         _positive(_instance, attribute, value)
 
 
-# More passes than any training takes, and few enough that their steps can be counted.
+# More passes than any training takes, and few enough to count their steps.
 _passes = validators.and_(validators.gt(0.0), validators.le(1e6))
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
 _less_than_all = validators.and_(validators.ge(0.0), validators.lt(1.0))
@@ -43,31 +43,33 @@ class TrainSettings:
     """The `[train]` table of a run.toml, the same for every trainer; the trainer's own settings are `options`.
 
     Attributes:
-        trainer: a trainer plugin's name.
-        processes: how many on one machine; "auto" is one for each GPU.
-        epochs: passes over the data; exactly one of `epochs` and `max_steps` is given.
-        max_steps: optimiser steps.
-        batch_size: sequences in one optimiser step, over all processes; a pack is one sequence. The default is all of
-            them where there are fewer.
-        micro_batch_size: sequences in one process and forward pass, a pack again being one; None lets the trainer
-            choose.
-        learning_rate: the peak of the schedule.
-        schedule: what the rate does after the warm-up: half a cosine to 0, a line to 0, or nothing.
-        warmup: the share of the steps in which the rate rises in a line from 0.
-        weight_decay: AdamW's, on matrices only.
-        clip_norm: the gradient's largest 2-norm; 0 turns clipping off.
-        precision: of the forward and backward pass. The optimiser steps float32 weights, whatever it is.
-        compile: whether `torch.compile` is used.
-        checkpoint_every: optimiser steps between checkpoints.
-        keep_checkpoints: how many of the newest are kept, beside the one with the lowest held-out loss.
-        preflight: whether the longest batches, a step, a measurement and a checkpoint are tried before the first step.
-        on_bad_step: what happens where loss or gradient of a step are no numbers, or the loss is a spike: the training
-            stops, or the step's gradient is dropped and the training goes on.
-        loss_spike: a loss is a spike where it is more than so many times the median of the last 32 steps' losses; 0: no
-            loss is.
-        early_stopping: after how many measurements on the held-out data without a lower loss the training ends; the
-            result is the model with the lowest. None: it goes on to the end, and the last step's is the result.
-        options: the trainer's own options, an instance of its spec's `options` class.
+        trainer: name of the trainer plugin.
+        processes: number of processes on one machine; "auto" starts one for each GPU.
+        epochs: number of passes over the data; may be a fraction. Set either `epochs` or `max_steps`.
+        max_steps: number of optimizer steps. Set either `epochs` or `max_steps`.
+        batch_size: sequences in one optimizer step, over all processes; a pack counts as one sequence. If the data has
+            fewer sequences than the default, all of them are one batch.
+        micro_batch_size: sequences in one forward pass of one process; a pack counts as one sequence. Lower it if a
+            GPU runs out of memory. None lets the trainer choose.
+        learning_rate: peak learning rate of the schedule.
+        schedule: how the learning rate changes after the warmup: "cosine" and "linear" fall to 0, "constant" stays.
+        warmup: share of the steps, 0 to 1, in which the learning rate rises linearly from 0.
+        weight_decay: weight decay of AdamW; applied to matrices only.
+        clip_norm: clip the gradient to this 2-norm. 0 turns clipping off.
+        precision: number format of the forward and backward pass; "auto" chooses bfloat16 if the hardware has it. The
+            optimizer updates float32 weights in any case.
+        compile: compile the model with `torch.compile`: slower to start, faster steps.
+        checkpoint_every: write a checkpoint after this many optimizer steps. Lower it if jobs are stopped often.
+        keep_checkpoints: number of newest checkpoints to keep, besides the one with the lowest held-out loss.
+        preflight: before the first step, rehearse the longest batches, a step, a measurement and a checkpoint, so that
+            a lack of memory or disk space shows at once.
+        on_bad_step: what to do if a step's loss or gradient is not finite, or its loss is a spike: "stop" the training,
+            or "skip" the step's gradient and go on.
+        loss_spike: treat a step as bad if its loss exceeds this multiple of the median of the last 32 steps. 0 turns
+            the check off.
+        early_stopping: stop after this many held-out evaluations without improvement; the best checkpoint is the
+            result. None trains to the end, and the last step is the result.
+        options: the trainer's own options, an instance of the `options` class of its spec.
     """
 
     trainer: str = "local"
@@ -94,13 +96,13 @@ class TrainSettings:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         if (self.epochs is None) == (self.max_steps is None):
-            yield "max_steps", "exactly one of epochs and max_steps must be given"
+            yield "max_steps", "set exactly one of epochs and max_steps"
 
     def sequences_in_a_step(self, there_are: int) -> int:
-        """The batch size, of so many sequences.
+        """The batch size for data of this many sequences.
 
         Raises:
-            UsageError: a larger one is asked for.
+            UsageError: a larger batch is set.
         """
         if self.batch_size > there_are and self.batch_size != _USUAL_BATCH:
             counted = "is 1 sequence" if there_are == 1 else f"are {there_are} sequences"
@@ -119,13 +121,13 @@ class AdapterSettings:
     Adaptation of Large Language Models", 2021).
 
     Attributes:
-        kind: "lora", or "rslora", whose scale is alpha over the square root of the rank: it does not fade as the rank
-            grows (D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
-        rank: of the low-rank matrices.
-        alpha: the scale is alpha over rank.
-        dropout: of what the adapter's layers see, in training.
-        targets: the last parts of the layers' names, such as "q_proj", or "all-linear": every linear layer but the
-            output layer.
+        kind: "lora", or "rslora", which scales by alpha over the square root of the rank, so that large ranks still
+            learn (D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
+        rank: rank of the low-rank matrices; a higher rank can learn more and takes more memory.
+        alpha: the adapter's output is scaled by alpha over rank.
+        dropout: dropout probability of the adapter's inputs in training.
+        targets: layers to adapt, by the last part of their names, such as "q_proj"; "all-linear" adapts every linear
+            layer except the output layer.
     """
 
     kind: Literal["lora", "rslora"] = "lora"
@@ -144,7 +146,7 @@ class Job:
         model: a folder in Hugging Face layout. Without weights, its config is initialised from `seed`.
         output: the folder that the trained model is written to, by `files.writing_folder`.
         tokens: the training tokens (a `TokenFolder`). Where it has packs, a sequence is a pack, and a trainer keeps
-            the documents in it apart: none attends to another, and positions begin anew in each.
+            the documents in it apart: none attends to another, and positions restart at 0 in each.
         holdout: tokens held out for the loss curve, where there are any (a `TokenFolder`, packed or not).
         settings: the `[train]` table.
         adapter: the `[adapter]` table; None where the whole model is trained. With one, `output` gets the adapter
@@ -157,10 +159,9 @@ class Job:
         attention: the attention implementation asked for, "auto" for the trainer's choice.
         trust_remote_code: whether the model may bring code of its own.
         fingerprint: of all that went in; a checkpoint with another one is not resumed.
-        emit: writes an event: `emit(kind, data)`. Progress is shown from `started` {steps, parameters, trainable,
-            device}, `step` {step, steps, loss, tokens, seconds, …}, `resumed` {step} and `checkpoint` {step}; other
-            kinds are kept.
-        stopping: whether someone asked the run to stop; asked at each step's end, and before each micro-batch.
+        emit: writes an event: `emit(kind, data)`. The display shows `started`, `step`, `resumed` and others; events.md
+            lists their fields. Other kinds are kept in the file.
+        stopping: whether someone asked the run to stop; call it at each step's end and before each micro-batch.
     """
 
     folder: Path
@@ -185,11 +186,11 @@ class Trained:
     """How a training job ended.
 
     Attributes:
-        finished: False where it stopped on request, after a checkpoint.
-        step: optimiser steps done.
-        steps: optimiser steps planned.
+        finished: False if it stopped on request, after a checkpoint.
+        step: number of optimizer steps done.
+        steps: number of optimizer steps planned.
         loss: the last step's mean loss over supervised tokens, in nats.
-        holdout_loss: the same on the held-out data, where there is any.
+        holdout_loss: the same on the held-out data; None if there is none.
     """
 
     finished: bool

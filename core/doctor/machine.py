@@ -111,7 +111,7 @@ def _cpu_bfloat16() -> bool | None:
 
 
 def _driver() -> dict[str, Any] | None:
-    """NVIDIA's driver and the GPUs that it sees, whatever torch does."""
+    """NVIDIA's driver and the GPUs that it sees, independent of torch."""
     if shutil.which("nvidia-smi") is None:
         return None
     output, why = program(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader,nounits"])
@@ -198,7 +198,7 @@ def imported(*what: str, within: float = IMPORT_WITHIN) -> dict[str, Any]:
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=within, check=False, env=os.environ
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"importing it takes more than {within:.0f} s"}
+        return {"error": f"importing it takes longer than {within:.0f} s"}
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -223,7 +223,7 @@ def program(command: Sequence[str]) -> tuple[str, str | None]:
     except subprocess.TimeoutExpired:
         return "", f"{command[0]} does not answer within {PROGRAM_WITHIN:.0f} s"
     except OSError as error:
-        return "", f"{command[0]} cannot be started: {error.strerror}"
+        return "", f"cannot start {command[0]}: {error.strerror}"
     output = done.stdout.decode("utf-8", "replace")
     if done.returncode == 0:
         return output, None
@@ -232,12 +232,12 @@ def program(command: Sequence[str]) -> tuple[str, str | None]:
 
 
 def version_line(name: str, *arguments: str) -> str | None:
-    """The first line that a program on the path says of its version; None where there is no such program."""
+    """The first line of a program's version; None if it is not on the path."""
     if shutil.which(name) is None:
         return None
     output, why = program([name, *arguments])
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[0] if lines else f"it does not work: {why}"
+    return lines[0] if lines else f"does not work: {why}"
 
 
 # Mount options by which a shared file system keeps each machine's locks to itself.

@@ -1,4 +1,4 @@
-"""What a run would miss on this machine: everything at once, each in a line that says what to do."""
+"""What a run lacks on this machine: a line for each thing, which says what to do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from modelwright.core import runner
 from modelwright.core.api.components import ComponentSpec, EngineSpec, FormatSpec, MetricSpec, TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors
+from modelwright.core.api.wording import either
 from modelwright.core.doctor.machine import imported
 from modelwright.core.runs.stage import Run
 from modelwright.core.stages.evaluate.suites import ENGINE
@@ -25,7 +26,7 @@ Facts = Mapping[str, Any]
 
 @frozen
 class Missing:
-    """Something that a run needs and does not find: a line with what to do."""
+    """Something that a run needs and this machine lacks: a line that says what to do."""
 
     run: str
     text: str
@@ -76,7 +77,7 @@ def _components(run: Run, facts: Facts) -> Iterator[str]:
     for spec, module in zip(specs, modules, strict=True):
         answer = imported(module)
         if "error" in answer:
-            remedy = f"pip install '{spec.needs}'" if spec.needs else "ask its author, or choose another one"
+            remedy = f"pip install '{spec.needs}'" if spec.needs else "choose another one, or ask its author"
             yield f"{spec.kind} {spec.name!r} cannot be imported: {answer['error']}: {remedy}"
 
 
@@ -117,15 +118,15 @@ def _gpus(run: Run, facts: Facts) -> Iterator[str]:
     gpus = torch.get("gpus", [])
     if "gpus" in torch and not gpus and driver.get("gpus"):
         yield (
-            f"torch sees none of the {len(driver['gpus'])} GPUs here: {torch['why_no_gpu']}: install a build for this "
-            f"driver ({driver['version']}): https://pytorch.org/get-started/locally"
+            f"torch finds none of the {len(driver['gpus'])} GPUs of this machine: {torch['why_no_gpu']}: install a "
+            f"build for this driver ({driver['version']}): https://pytorch.org/get-started/locally"
         )
     if run.config.cluster is not None or not gpus:
         return
     launcher = run.plugins.get(TrainerSpec, train.trainer).launcher
     if launcher == "deepspeed" and train.processes != "auto" and train.processes > len(gpus):
         there = "is 1 GPU" if len(gpus) == 1 else f"are {len(gpus)} GPUs"
-        yield f'[train] processes is {train.processes}, and there {there} here: set it to {len(gpus)} or "auto"'
+        yield f'[train] processes is {train.processes}, but there {there} here: set it to {len(gpus)} or "auto"'
     old = next((gpu["name"] for gpu in gpus if not gpu["bfloat16"]), None)
     if train.precision == "bfloat16" and old:
         yield f'[train] precision is "bfloat16", which {old} can only emulate, slowly: set it to "float32"'
@@ -147,16 +148,16 @@ def _deepspeed(run: Run, facts: Facts) -> Iterator[str]:
     }
     for name, remedy in remedies.items():
         if build[name] is None:
-            yield f"DeepSpeed builds {_SHARED_MEMORY} when it begins on CPUs, which needs {remedy} on the path"
+            yield f"DeepSpeed builds {_SHARED_MEMORY} when it starts on CPUs, and needs {remedy} on the path for that"
 
 
 def _storage(_run: Run, facts: Facts) -> Iterator[str]:
     home = facts["home"]
-    elsewhere = "set MODELWRIGHT_HOME to a folder on another one"
+    elsewhere = "set MODELWRIGHT_HOME to a folder on another file system"
     if home["problem"]:
-        yield f"{home['path']} {home['problem']}: set MODELWRIGHT_HOME to a folder that can be written to"
+        yield f"{home['path']} {home['problem']}: set MODELWRIGHT_HOME to a writable folder"
     elif home["locks"] not in ("yes", "this machine only"):
-        yield f"{home['path']}: this file system gives no locks ({home['locks']}): {elsewhere}"
+        yield f"{home['path']}: this file system does not support locks ({home['locks']}): {elsewhere}"
 
 
 def _cluster(run: Run, facts: Facts) -> Iterator[str]:
@@ -165,7 +166,7 @@ def _cluster(run: Run, facts: Facts) -> Iterator[str]:
         return
     if slurm is None:
         yield (
-            "[cluster] needs Slurm, and there is no sbatch on the path: submit on a login node of the cluster, or load "
+            "[cluster] needs Slurm, but sbatch is not on the path: submit from a login node of the cluster, or load "
             "Slurm's module there"
         )
         return
@@ -176,13 +177,16 @@ def _cluster(run: Run, facts: Facts) -> Iterator[str]:
     wanted = cluster.partition or next((row["name"] for row in slurm["partitions"] if row["default"]), None)
     rows = [row for row in slurm["partitions"] if row["name"] == wanted]
     if cluster.partition and not rows:
-        yield f"[cluster] partition {wanted!r} is not there: name one of {', '.join(names)}"
+        yield f"[cluster] partition {wanted!r} does not exist: set it to {either(names)}"
     if not rows:
         return
     fit = sum(row["nodes"] for row in rows if row["gpus"] >= (cluster.gpus_per_node or 0))
     if cluster.nodes > fit:
         having = f" with {cluster.gpus_per_node} GPUs each" if cluster.gpus_per_node else ""
-        yield f"[cluster] nodes is {cluster.nodes}, and partition {wanted} has {fit}{having}: lower it, or name another"
+        yield (
+            f"[cluster] nodes is {cluster.nodes}, but partition {wanted} has {fit}{having}: lower it, or set another "
+            "partition"
+        )
 
 
 _LOOKS: tuple[Callable[[Run, Facts], Iterator[str]], ...] = (

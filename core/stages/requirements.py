@@ -195,7 +195,7 @@ def _check_disk(run: Run, base: Callable[[], Path | None]) -> None:
 
 
 def _check_memory(run: Run, base: Callable[[], Path | None]) -> None:
-    """On CPUs only; the least that any trainer takes on this machine, whatever it shares out among its processes."""
+    """On CPUs only: the least that any trainer takes on this machine, however it shards the model."""
     if sys.platform == "darwin" or any(map(os.path.exists, _GPU_DEVICES)):
         return
     count = _parameters(run, base)

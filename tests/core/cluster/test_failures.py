@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ('partition = "gpu"', "there is no partition 'gpu' (there are: debug, high, low, paid): [cluster] partition"),
-        ("nodes = 9", "the default partition has 2 nodes, and 9 are asked for: [cluster] nodes"),
+        ('partition = "gpu"', "there is no partition 'gpu': set [cluster] partition to debug, high, low or paid"),
+        ("nodes = 9", "the default partition has 2 nodes, and [cluster] nodes is 9"),
         ('partition = "paid"\naccount = "ours"', "Invalid account or account/partition combination"),
         ('memory = "9T"', "no node of the default partition has what [cluster] asks for (cpus, memory, gpus_per_node"),
         ('sbatch = { constraint = "h200" }', "Invalid feature specification: [cluster] sbatch.constraint"),
@@ -42,7 +42,7 @@ def test_without_slurm_there_are_the_scripts(modelwright, run_file, monkeypatch,
     monkeypatch.setenv("PATH", str(tmp_path))
     refused = modelwright("submit", path)
     assert refused.returncode == 2
-    assert "there is no sbatch on the path" in refused.stderr
+    assert "sbatch is not on the path" in refused.stderr
     assert not home.exists()
     printed = modelwright("submit", path, "--print", "--json")
     assert printed.returncode == 0, printed.stderr

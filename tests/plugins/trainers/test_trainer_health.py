@@ -59,7 +59,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(t
     """How much they take, how much there is, what to do. The disk is made up: a small one needs a mount."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 9, 1))
     recorder = Recorder()
-    with pytest.raises(ModelwrightError, match=r"2 checkpoints and the one being written .* lower keep_checkpoints"):
+    with pytest.raises(ModelwrightError, match=r"2 kept and one being written .* lower keep_checkpoints"):
         run(tmp_path, recorder)
     assert not recorder.steps()
 
