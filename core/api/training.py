@@ -143,7 +143,7 @@ class Job:
 
     Attributes:
         folder: the trainer's own folder, for checkpoints; it outlives a killed process.
-        model: a folder in Hugging Face layout. Without weights, its config is initialised from `seed`.
+        model: a folder in Hugging Face layout. Without weights, its config is initialized from `seed`.
         output: the folder that the trained model is written to, by `files.writing_folder`.
         tokens: the training tokens (a `TokenFolder`). Where it has packs, a sequence is a pack, and a trainer keeps
             the documents in it apart: none attends to another, and positions restart at 0 in each.
@@ -155,7 +155,7 @@ class Job:
         vocabulary: how many tokens the tokenizer can give. A model with fewer rows of embeddings gets that many, the
             new ones beginning as the mean of the old. None leaves them as they are.
         hub: what `model` is called by everyone, `org/name@COMMIT`, where it is of the hub.
-        seed: of initialisation, order and dropout.
+        seed: of initialization, order and dropout.
         attention: the attention implementation asked for, "auto" for the trainer's choice.
         trust_remote_code: whether the model may bring code of its own.
         fingerprint: of all that went in; a checkpoint with another one is not resumed.

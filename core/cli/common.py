@@ -74,7 +74,9 @@ def run_options(command: Command, *, required: bool = True) -> Command:
     command = click.option(
         "--variant", "variants", multiple=True, metavar="NAME", help="Use only this variant of RUN.toml. Repeatable."
     )(command)
-    return click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path), required=required)(command)
+    return click.argument(
+        "path", metavar="RUN.toml" if required else "[RUN.toml]", type=click.Path(path_type=Path), required=required
+    )(command)
 
 
 def size_text(size: int) -> str:
