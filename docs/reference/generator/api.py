@@ -32,9 +32,10 @@ _HOOKS = {
 }
 
 _PLUGINS = """
-A plugin is a package with an entry point in the group `modelwright`. Its module implements any of five hooks; each hook
-gives descriptors; each descriptor names a factory, which is imported on first use and called with the component's
-options. Everything here is imported from `modelwright`. [How to write one](../howto/own-plugin.md).
+A plugin is a package with an entry point in the group `modelwright`. Its module implements any of five hooks, functions
+marked with `hookimpl`. Each hook yields descriptors. Each descriptor names a factory, which is imported on first use and
+called with the component's options. Everything here is imported from `modelwright`.
+[How to write one](../howto/own-plugin.md).
 """
 
 _RECORDS = """
@@ -105,6 +106,7 @@ def plugins() -> str:
         "# Plugins",
         _PLUGINS,
         "## Descriptors",
+        f"Every descriptor is a {code('ComponentSpec')}.",
         read_doc(components.ComponentSpec).text,
         _attributes(components.ComponentSpec),
         *(_hook(name, spec, protocol) for name, (spec, protocol) in _HOOKS.items()),
@@ -112,7 +114,7 @@ def plugins() -> str:
         "Tests that a component's author inherits, in `modelwright.core.testing`; pytest does the rest.",
         *(_contract(name, module, suite) for name, (module, suite) in contracts.items()),
         "## Helpers",
-        "Everything here is in `modelwright`.",
+        "Everything here is in `modelwright`; functions for files are in its module `files`.",
         *(page(f"### {title}", *(_described(one, level=4) for one in helpers)) for title, helpers in _HELPERS.items()),
         "### Constants",
         table(("name", "value", "meaning"), list(_constants())),
