@@ -33,8 +33,8 @@ _HOOKS = {
 
 _PLUGINS = """
 A plugin is a package with an entry point in the group `modelwright`. Its module implements any of five hooks, functions
-marked with `hookimpl`. Each hook yields descriptors. Each descriptor names a factory, which is imported on first use and
-called with the component's options. Everything here is imported from `modelwright`.
+marked with `hookimpl`. Each hook yields descriptors. Each descriptor names a factory, which is imported on first use
+and called with the component's options. Everything here is imported from `modelwright`.
 [How to write one](../howto/own-plugin.md).
 """
 
