@@ -1,4 +1,4 @@
-"""Where things live when nobody says otherwise: `$MODELWRIGHT_HOME`."""
+"""The default places of runs, cache and registry: `$MODELWRIGHT_HOME`."""
 
 from __future__ import annotations
 

@@ -1,20 +1,15 @@
-"""A run.toml, stage after stage: what is done is skipped, what was interrupted is resumed."""
+"""Runs the stages of a run.toml in order: finished ones are skipped, interrupted ones are resumed."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
 
 from modelwright.core import home
 from modelwright.core.api import files
-from modelwright.core.api.components import FormatSpec, TrainerSpec
-from modelwright.core.api.errors import MissingDependencyError, ModelwrightError, SeveralErrors, UsageError
-from modelwright.core.chat.templates import read_template
-from modelwright.core.chat.tokenizer import check_template
+from modelwright.core.api.errors import UsageError, raise_errors
 from modelwright.core.config import to_plain
 from modelwright.core.config.schema import RunConfig
 from modelwright.core.plugins import Plugins
@@ -22,35 +17,25 @@ from modelwright.core.runs.folder import RunFolder
 from modelwright.core.runs.stage import Listener, Run, Stage, Step, forget_base, perform, pin_base, plan, state
 from modelwright.core.runs.supervisor import stop_on_signals
 from modelwright.core.stages.evaluate.stage import Evaluate
-from modelwright.core.stages.evaluate.suites import suite_checks
-from modelwright.core.stages.prepare.builtin import parse_builtin
-from modelwright.core.stages.prepare.quality import check_quality
-from modelwright.core.stages.prepare.sources import source_files
 from modelwright.core.stages.prepare.stage import Prepare
 from modelwright.core.stages.promote import Promote
 from modelwright.core.stages.register import Register
+from modelwright.core.stages.requirements import requirements, unmet
 from modelwright.core.stages.train.stage import Train
 from modelwright.core.stages.train.verify_resume import Verification, verify_resume
 
 STAGES: tuple[Stage, ...] = (Prepare(), Train(), Register(), Evaluate(), Promote())
 NAMES = tuple(stage.name for stage in STAGES)
 
-# The packages of the extra `train` that a stage cannot do without; the import name of each is its own name.
-_NEEDS = {
-    "prepare": ("tokenizers", "jinja2", "pyarrow"),
-    "train": ("torch", "transformers", "safetensors", "tokenizers", "jinja2", "pyarrow"),
-    "evaluate": ("torch", "transformers", "tokenizers", "jinja2"),
-}
-
 
 @frozen(kw_only=True)
 class Result:
-    """What a run has come to.
+    """The result of a run.
 
     Attributes:
         run: the run.
         outputs: of each stage that is done, by its name.
-        performed: the stages that were done just now.
+        performed: the stages that this call ran.
     """
 
     run: Run
@@ -79,68 +64,18 @@ def open_run(
 
 
 def check(runs: Sequence[Run], stages: Sequence[str] = NAMES, *, registry: bool = True) -> None:
-    """Find what is wrong before anything starts; nothing is written.
+    """Check before anything starts that the runs find all that they need; nothing is written.
 
     Args:
         runs: from `open_run`.
-        stages: what is to be done of them.
-        registry: look whether the registry answers, even if only stages after these need it.
+        stages: the stages that are to be done.
+        registry: whether the registry must answer, even if only later stages use it.
 
     Raises:
-        ModelwrightError: a package, component, base, chat template, registry or data file that the stages cannot work
-            with; as `SeveralErrors` where there is more than one.
+        ModelwrightError: a package, component, base, chat template, registry, data file, or disk space or memory is
+            missing; as `SeveralErrors` if more than one is.
     """
-    errors: dict[str, ModelwrightError] = {}
-    for run in runs:
-        for look in _looks(run, stages, registry=registry):
-            try:
-                look()
-            except ModelwrightError as error:
-                errors.setdefault(str(error), error)
-    found = list(errors.values())
-    if found:
-        raise found[0] if len(found) == 1 else SeveralErrors(found)
-
-
-def _looks(run: Run, stages: Sequence[str], *, registry: bool) -> Iterator[Callable[[], Any]]:
-    config = run.config
-    yield from (partial(check_packages, stage) for stage in stages)
-    if "prepare" in stages:
-        yield run.plugins.get(FormatSpec, config.data.format).check
-        yield partial(check_quality, config, run.plugins)
-        for source in config.data.sources:
-            if parse_builtin(source.path) is None:
-                yield partial(source_files, source)
-    if "train" in stages:
-        yield run.plugins.get(TrainerSpec, config.train.trainer).check
-    if "evaluate" in stages:
-        yield from suite_checks(config.evaluate, run.plugins, seed=config.seed)
-    yield lambda: run.base
-    if "prepare" in stages:
-        yield partial(_check_template, run)
-    if registry:
-        yield lambda: run.registry.find(config.name)
-
-
-def _check_template(run: Run) -> None:
-    if run.config.model.chat_template:
-        read_template(run.config.model.chat_template)
-    elif run.base:
-        check_template(run.base.folder)
-
-
-def check_packages(stage: str) -> None:
-    """Find out whether the packages are installed that a stage cannot do without.
-
-    Raises:
-        MissingDependencyError: one is not.
-    """
-    absent = [name for name in _NEEDS.get(stage, ()) if importlib.util.find_spec(name) is None]
-    if absent:
-        raise MissingDependencyError(
-            f"{stage} needs {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not installed: "
-            "pip install 'modelwright[train]'"
-        )
+    raise_errors(unmet(one for run in runs for one in requirements(run, stages, registry=registry)))
 
 
 def plan_run(run: Run, *, only: str | None = None, fresh: bool = False) -> list[Step]:
@@ -153,7 +88,7 @@ def plan_run(run: Run, *, only: str | None = None, fresh: bool = False) -> list[
     if only:
         _predecessors_are_done(run, chosen[0])
     if fresh:
-        return [Step(stage=stage.name, done=False, why="begins anew") for stage in chosen]
+        return [Step(stage=stage.name, done=False, why="starts over (--fresh)") for stage in chosen]
     return [step for step in plan(run, list(STAGES)) if only in (None, step.stage)]
 
 
@@ -193,7 +128,7 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
                 if step.gone:
                     run.folder.forget(stage.name)
                 if not step.done:
-                    # What follows may stand on what is made anew here, even if its inputs look the same.
+                    # Later stages depend on what is made again here, even if their inputs look the same.
                     for later in STAGES[STAGES.index(stage) :]:
                         run.folder.unmark(later.name)
                     perform(run, stage, step.inputs)
@@ -237,4 +172,6 @@ def _predecessors_are_done(run: Run, stage: Stage) -> None:
     for earlier in _up_to(stage)[:-1]:
         step = state(run, earlier)
         if not step.done:
-            raise UsageError(f"{run.config.name}: {earlier.name} comes before {stage.name} ({step.why}): run it first")
+            raise UsageError(
+                f"{run.config.name}: {stage.name} needs the stage {earlier.name} ({step.why}): run that first"
+            )

@@ -83,9 +83,11 @@ from modelwright.core.api.training import (
     AdapterSettings,
     Job,
     Trained,
+    TrainingMemory,
     TrainSettings,
     check_checkpoint_room,
     checkpoint_bytes,
+    training_memory,
 )
 from modelwright.core.api.wording import closest, either, first_line, listed, one_line
 
@@ -145,6 +147,7 @@ __all__ = [
     "Trained",
     "Trainer",
     "TrainerSpec",
+    "TrainingMemory",
     "UsageError",
     "Verdict",
     "after_hashes",
@@ -171,6 +174,7 @@ __all__ = [
     "other_weights",
     "scan_model",
     "split_thinking",
+    "training_memory",
     "vocabulary_size",
     "wilson",
     "wilson_mean",

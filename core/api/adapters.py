@@ -1,4 +1,4 @@
-"""A saved adapter, and how it is put on its base: the one way for every engine, and for merging.
+"""A saved adapter, and how it is applied to its base, in one way for every engine and for merging.
 
     FOLDER/adapter_config.json           kind, rank, scale and targets, as peft writes and reads them
     FOLDER/adapter_model.safetensors     the adapter's tensors, float32, and the rows of tokens that were added
@@ -16,20 +16,21 @@ from typing import Any
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, vocabulary_size
+from modelwright.core.api.wording import one_line
 
-# What makes an adapter of the kinds that are trained here. Whatever else peft could be told is at its default: another
-# value makes another kind of adapter.
+# The settings of the adapters that are trained here. All others of peft are at their defaults: another value makes
+# another kind of adapter.
 _SETTINGS = frozenset(
     {"r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "trainable_token_indices", "fan_in_fan_out"}
 )
-# What changes nothing that is computed.
+# Settings that change nothing in the computation.
 _ABOUT = frozenset(
     {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "init_lora_weights"}
 )
 
 
 def embedding_rows(model: Any) -> int:
-    """How many tokens a model of transformers has embeddings for, also where DeepSpeed has shared its weights out."""
+    """Number of tokens that a transformers model has embeddings for, also if DeepSpeed has sharded its weights."""
     weight = model.get_input_embeddings().weight
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
@@ -37,8 +38,8 @@ def embedding_rows(model: Any) -> int:
 def grow_embeddings(model: Any, rows: int) -> None:
     """Give a model embeddings, and outputs, for `rows` tokens; one that has as many or more stays as it is.
 
-    A new row is the mean of the old ones: a token that means nothing yet gets an average chance, where a random row can
-    begin with one far above that (J. Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021).
+    A new row is the mean of the old ones: so an untrained token gets an average probability, while a random row can
+    begin with a far higher one (J. Hewitt, "Initializing New Word Embeddings for Pretrained Language Models", 2021).
     """
     import torch
 
@@ -54,17 +55,17 @@ def grow_embeddings(model: Any, rows: int) -> None:
 
 
 def apply_adapter(model: Any, folder: Path) -> Any:
-    """Put the adapter of a folder on its base; the base's layers are changed in place.
+    """Apply a saved adapter to its base; the layers of the base are changed in place.
 
     Args:
-        model: the base, of transformers, in any precision. Its embeddings grow where the adapter added tokens.
-        folder: the adapter's.
+        model: the base, a transformers model in any precision. Its embeddings grow if the adapter added tokens.
+        folder: the folder of the adapter.
 
     Returns:
         The `PeftModel`. `get_base_model()` is `model` itself, which computes with the adapter from here on.
 
     Raises:
-        ModelwrightError: it is damaged, of another kind, or an adapter for another base.
+        ModelwrightError: the adapter is damaged, not supported, or made for another base.
     """
     import peft
     import torch
@@ -73,12 +74,11 @@ def apply_adapter(model: Any, folder: Path) -> Any:
     tensors = _tensors(folder)
     grow_embeddings(model, _vocabulary(folder))
     try:
-        # The matrices that are drawn here are replaced; whoever draws next shall not notice.
+        # The matrices drawn here are replaced; the global random state stays as it is.
         with torch.random.fork_rng(devices=[]):
             adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     except (ValueError, TypeError, IndexError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelwrightError(f"{folder}: this is an adapter for another base: {reason:.200}") from error
+        raise ModelwrightError(f"{folder}: this is an adapter for another base: {one_line(error):.200}") from error
     _check_same(folder, peft.get_peft_model_state_dict(adapted, save_embedding_layers=False), tensors)
     peft.set_peft_model_state_dict(adapted, tensors)
     for parameter in adapted.parameters():
@@ -95,15 +95,13 @@ def _settings(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelwrightError(f"{folder}: {ADAPTER_CONFIG} is not JSON: {error}; copy the adapter again") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not config.keys() >= {"r", "lora_alpha"}:
-        raise ModelwrightError(
-            f"{folder}: {ADAPTER_CONFIG} is not that of a LoRA adapter, the only kind that is loaded"
-        )
+        raise ModelwrightError(f"{folder}: {ADAPTER_CONFIG} does not describe a LoRA adapter, the only supported kind")
     usual = peft.LoraConfig().to_dict()
     for key, value in config.items():
         if key in usual.keys() - _SETTINGS - _ABOUT and value != usual[key]:
             raise ModelwrightError(
-                f"{folder}: {ADAPTER_CONFIG} says {key} = {value!r:.60}, a kind of adapter that is not loaded here: "
-                "merge it into its base with peft, and import that"
+                f"{folder}: {ADAPTER_CONFIG} says {key} = {value!r:.60}, which is not supported: merge the "
+                "adapter into its base with peft, and import the result"
             )
     return {key: value for key, value in config.items() if key in _SETTINGS}
 
@@ -115,9 +113,8 @@ def _tensors(folder: Path) -> dict[str, Any]:
     try:
         return dict(load_file(folder / ADAPTER_WEIGHTS))
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
         raise ModelwrightError(
-            f"{folder}: {ADAPTER_WEIGHTS} cannot be read: {reason:.200}; copy the adapter again"
+            f"{folder}: cannot read {ADAPTER_WEIGHTS}: {one_line(error):.200}; copy the adapter again"
         ) from error
 
 

@@ -46,15 +46,15 @@ def _name_set(values: Iterable[str]) -> frozenset[str]:
 
 @frozen(kw_only=True)
 class ComponentSpec:
-    """What every descriptor says.
+    """The fields of every descriptor.
 
     Attributes:
-        name: what a run.toml calls it, `[a-z][a-z0-9_-]*`.
+        name: its name in run files, `[a-z][a-z0-9_-]*`.
         summary: one line for `modelwright plugins list`.
-        options: an attrs class; the reader of run.toml checks the user's options against it.
+        options: an attrs class; options in run files are checked against it.
         factory: `"package.module:callable"`, imported on first use and called with the options.
-        needs: what to pip-install when the factory's import fails.
-        api: the version of this contract that the plugin was written for.
+        needs: what to install with pip if the factory's import fails.
+        api: version of this contract that the plugin was written for.
     """
 
     kind: ClassVar[str]
@@ -67,10 +67,10 @@ class ComponentSpec:
     api: int = API_VERSION
 
     def check(self) -> None:
-        """Find out whether the factory's module is there, without importing it.
+        """Check that the factory's module exists, without importing it.
 
         Raises:
-            MissingDependencyError: it is not, or a package above it cannot be imported.
+            MissingDependencyError: it does not, or a package above it cannot be imported.
         """
         module_name = self.factory.partition(":")[0]
         try:
@@ -109,7 +109,7 @@ class ComponentSpec:
 class Format(Protocol):
     """Turns raw rows into examples.
 
-    A format may also have `recognise(row) -> str`: one short line that says what `read` takes a row of these columns
+    A format may also have `recognise(row) -> str`: one short line that says what `read` takes a row with these columns
     for, such as `GSM8K: question, answer` or `columns as mapped: question ← Q, answer ← A`. It goes by the columns
     and what kind of value they hold, and raises `RowError` where `read` would find nothing to read, with the columns
     that the row has and those that were expected. Preparing asks once for each set of columns and reports how many rows
@@ -145,7 +145,7 @@ class Trainer(Protocol):
 
 @runtime_checkable
 class Registry(Protocol):
-    """Keeps models. Methods that name a model raise `ModelNotFoundError`."""
+    """Keeps models. Methods that take a model's name raise `ModelNotFoundError` if there is no such model."""
 
     def add(self, model: NewModel, folder: Path) -> ModelVersion:
         """Store the files of `folder`, then the row, in one transaction; idempotent for (name, fingerprint).
@@ -175,27 +175,27 @@ class Registry(Protocol):
         ...
 
     def add_metrics(self, name: str, version: int, suite: str, metrics: Mapping[str, Figure]) -> None:
-        """Record a suite's figures; a later recording of the same suite and metric takes its place."""
+        """Record a suite's figures; a later recording of the same suite and metric replaces it."""
         ...
 
     def set_tags(self, name: str, version: int, tags: Mapping[str, str | None]) -> ModelVersion:
-        """Set these tags and leave the others; None takes one away. Gives the version as it is then.
+        """Set these tags and leave the others; None removes one. Returns the version with its new tags.
 
         Raises:
-            UsageError: a key or a value cannot be a tag's (see `core.api.registry.check_tags`).
+            UsageError: a key or a value cannot be a tag's (see `check_tags`).
         """
         ...
 
     def delete(self, name: str, version: int) -> None:
-        """Take a version out; refused while an alias points to it. Its number is not given again."""
+        """Delete a version; refused while an alias points to it. Its number is never used again."""
         ...
 
     def collect(self, *, dry_run: bool = False) -> Collected:
-        """Free what no version needs any more; safe beside a concurrent `add`. With `dry_run`, only count it."""
+        """Free the contents that no version uses; safe during a concurrent `add`. With `dry_run`, only count them."""
         ...
 
     def verify(self, model: ModelVersion) -> Sequence[str]:
-        """Read every file of a version again: a line for each that is missing, cut short or changed."""
+        """Read every file of a version again; returns a line for each that is missing, truncated or changed."""
         ...
 
     def events(self) -> Sequence[RegistryEvent]:
@@ -224,7 +224,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free everything; running requests end as cancelled."""
+        """Free all resources; running requests end as cancelled."""
         ...
 
 
@@ -249,8 +249,8 @@ class TrainerSpec(ComponentSpec):
     """A trainer; its factory makes a `Trainer`.
 
     Attributes:
-        launcher: the program that starts its processes, "python" or "deepspeed".
-        adapters: whether it trains adapters (`Job.adapter`); where not, a run with `[adapter]` is refused.
+        launcher: program that starts its processes, "python" or "deepspeed".
+        adapters: whether it trains adapters (`Job.adapter`); if not, a run with `[adapter]` is refused.
     """
 
     kind: ClassVar[str] = "trainer"
@@ -265,7 +265,7 @@ class MetricSpec(ComponentSpec):
     """A metric; its factory makes a `Metric`.
 
     Attributes:
-        higher_is_better: its direction.
+        higher_is_better: whether a higher value is better.
         inputs: what it grades: "text" or "logprobs".
     """
 
@@ -297,9 +297,9 @@ class EngineSpec(ComponentSpec):
     """An engine; its factory makes an `Engine`.
 
     Attributes:
-        abilities: what it can do beyond greedy decoding: any of "temperature", "top_p", "top_k", "stop", "seed",
+        abilities: what it supports beyond greedy decoding: any of "temperature", "top_p", "top_k", "stop", "seed",
             "logprobs". A request for anything else is refused, never ignored.
-        adapters: whether its factory makes an `AdapterEngine`; where not, an adapter is refused.
+        adapters: whether its factory makes an `AdapterEngine`; if not, an adapter is refused.
     """
 
     kind: ClassVar[str] = "engine"

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 
 class ModelwrightError(Exception):
-    """The work failed; the message says what, where, what was expected and what to do, in one line."""
+    """The work failed; its one-line message says what failed, where, what was expected and what to do."""
 
     exit_code: ClassVar[int] = 1
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What the command line prints: one line, but for errors that collect several."""
+        """What the command line prints: one line, or several for errors that collect others."""
         return (f"error: {self}",)
 
 
@@ -24,7 +24,7 @@ class UsageError(ModelwrightError):
 
 
 class SeveralErrors(UsageError):  # noqa: N818 - the plural says what it is
-    """More than one thing is wrong; every one has its line."""
+    """Several errors at once, one line each."""
 
     def __init__(self, errors: Sequence[ModelwrightError]) -> None:
         self.errors = tuple(errors)
@@ -32,7 +32,7 @@ class SeveralErrors(UsageError):  # noqa: N818 - the plural says what it is
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """One line, or more, for each."""
+        """The lines of all the errors."""
         return tuple(line for error in self.errors for line in error.lines)
 
 
@@ -43,17 +43,17 @@ def raise_errors(errors: Sequence[ModelwrightError]) -> None:
 
 
 class MissingDependencyError(UsageError):
-    """A package is missing that this command needs; the message names what to install."""
+    """A required package is not installed; the message says what to install."""
 
 
-class StopRequested(ModelwrightError):  # noqa: N818 - not an error: the run stopped because someone asked
+class StopRequested(ModelwrightError):  # noqa: N818 - not an error: the run stopped on request
     """The work stopped on request and can be resumed."""
 
     exit_code: ClassVar[int] = 75
 
 
 class RowError(Exception):
-    """A format cannot read this row; the reason goes to `rejected.jsonl` beside the row's file and line."""
+    """A format cannot read this row; the reason goes to `rejected.jsonl` with the row's file and line."""
 
 
 class RegistryError(ModelwrightError):
@@ -65,4 +65,4 @@ class ModelNotFoundError(RegistryError):
 
 
 class AliasConflictError(RegistryError):
-    """An alias has moved since the caller read it."""
+    """The alias was moved after the caller read it."""

@@ -1,7 +1,7 @@
 """Writing that survives a kill, and digests: every artefact is written under a temporary name, synced, then renamed.
 
-A kill at any moment leaves the old state or the new one. Temporary names begin with `.tmp-`, so that whoever meets one
-knows that nothing in it was finished.
+A kill at any moment leaves the old state or the new one. Temporary names begin with `.tmp-`, so that
+nothing in such a file or folder is taken for finished.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import orjson
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import digest_json
+from modelwright.core.api.wording import one_line
 
 # What plugins use, listed in the reference; the rest is for core.
 __all__ = [
@@ -44,15 +45,15 @@ __all__ = [
 TEMPORARY = ".tmp-"
 # `json.dumps` makes one at each call.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-# Of a name, so many bytes are kept in the temporary one: file systems take 255 altogether.
+# Bytes of a name that are kept in its temporary name: file systems allow 255 altogether.
 _KEPT_OF_A_NAME = 200
 # What the file systems in use take, in bytes.
 _LONGEST_NAME = 255
-_TOO_LONG = "has too long a name"
+_TOO_LONG = "has a name that is too long"
 
 
 class DamagedError(ModelwrightError):
-    """A file that this program wrote is not what it wrote there.
+    """A file that this program wrote has been damaged since.
 
     Attributes:
         path: the file.
@@ -66,7 +67,7 @@ class DamagedError(ModelwrightError):
 
 
 def temporary_name(path: Path, mark: str = "") -> Path:
-    """A name beside `path` for what is to take its place, or was there before."""
+    """A temporary name beside `path`, for a file or folder that will replace it, or that it replaced."""
     name = os.fsencode(path.name)[:_KEPT_OF_A_NAME].decode("utf-8", "ignore")
     return path.parent / f"{TEMPORARY}{mark}{name}-{uuid.uuid4().hex[:8]}"
 
@@ -101,7 +102,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the place of `path` when the block ends well, and is gone when it does not."""
+    """Open a file that replaces `path` if the block succeeds, and is removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -117,7 +118,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """Give a new folder that takes the place of `path` when the block ends well; every file in it is synced first.
+    """Give a new folder that replaces `path` if the block succeeds; every file in it is synced first.
 
     An older `path` is moved aside and removed; between the two renames a kill can leave neither name in place, so a
     caller whose reader cannot bear that uses a new name each time.
@@ -147,7 +148,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed writer left in `folder`; only the holder of the folder's lock may call this."""
+    """Remove unfinished files of a killed writer from `folder`; only the holder of the folder's lock may call this."""
     for left in folder.glob(f"{TEMPORARY}*"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
@@ -156,18 +157,18 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file, or leave the old one."""
+    """Write a UTF-8 file; if writing fails, the old file stays."""
     with writing(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON for people, or leave the old file."""
+    """Write `value` as indented JSON; if writing fails, the old file stays."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None where there is none."""
+    """Read a JSON file; None if it does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -191,12 +192,12 @@ def read_state(path: Path, keys: Mapping[str, type | tuple[type, ...]], *, remed
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ModelwrightError(f"{path} cannot be read: {error.strerror}") from error
+        raise ModelwrightError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise DamagedError(path, str(error), remedy=remedy) from error
     wrong = next((key for key, kind in keys.items() if key not in value or not isinstance(value[key], kind)), None)
     if wrong is not None:
-        raise DamagedError(path, f"no {wrong} as it should be" if wrong in value else f"no {wrong}", remedy=remedy)
+        raise DamagedError(path, f"wrong type of {wrong!r}" if wrong in value else f"no {wrong!r}", remedy=remedy)
     return value
 
 
@@ -215,7 +216,7 @@ def _table(content: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except ValueError as error:
-        raise ValueError(f"not JSON: {' '.join(str(error).split())}") from None
+        raise ValueError(f"not JSON: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - the file is wrong, not this program
     return value
@@ -255,7 +256,7 @@ def json_line(value: Any) -> str:
 def appended_tables(content: bytes) -> Iterator[dict[str, Any]]:
     """The tables of a JSONL file to which a process appends.
 
-    A kill or a machine without power leaves a line cut short, or blank: it is passed over, as if it had not come to be.
+    A kill or a machine without power leaves a line cut short, or blank: it is skipped.
     """
     for line in content.splitlines(keepends=True):
         if line.endswith(b"\n"):
@@ -275,7 +276,7 @@ def folder_manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """What a manifest has of one file: `{"sha256": …, "size": bytes}`."""
+    """The entry of a manifest for one file: `{"sha256": …, "size": bytes}`."""
     return {"sha256": sha256_file(path), "size": path.stat().st_size}
 
 
@@ -291,9 +292,9 @@ def missing_file(folder: Path, expected: Mapping[str, int]) -> str | None:
     for path, size in expected.items():
         file = folder / path
         if not file.is_file():
-            return f"{file} is gone"
+            return f"{file} is missing"
         if file.stat().st_size != size:
-            return f"{file} is another file: it has {file.stat().st_size} bytes, and had {size}"
+            return f"{file} has changed: it has {file.stat().st_size} bytes, and had {size}"
     return None
 
 
@@ -311,7 +312,7 @@ def absolute(path: Path) -> Path:
     try:
         return path.absolute()
     except FileNotFoundError:
-        raise UsageError("the working directory has been removed: change to a folder that is there") from None
+        raise UsageError("the working directory no longer exists: change to another folder") from None
 
 
 def working_directory() -> Path:
@@ -324,17 +325,17 @@ def working_directory() -> Path:
 
 
 def why_no_folder(path: Path) -> str | None:
-    """Why `path` is no folder to write in, and cannot be made one: what follows its name; None where it is or can."""
+    """Why `path` is not a writable folder and cannot become one, as words to follow its name; None if it is or can."""
     path = absolute(path)
     obstacle = _obstacle(path)
     if obstacle is None:
         return None
     place, what = obstacle
-    return what if place == path else f"cannot be made: {place} {what}"
+    return what if place == path else f"cannot be created: {place} {what}"
 
 
 def why_no_file(path: Path) -> str | None:
-    """Why no file can be written at `path`, in the place of one that is there or not: what follows its name.
+    """Why no file can be written at `path`, as words to follow its name; None if one can.
 
     Only names, kinds and permissions are looked at. A special file (/dev/null) would be replaced, not written to.
     """
@@ -350,7 +351,7 @@ def why_no_file(path: Path) -> str | None:
     if mode is not None and stat.S_ISDIR(mode):
         return "is a folder"
     if mode is not None and not stat.S_ISREG(mode):
-        return "is no regular file"
+        return "is not a regular file"
     obstacle = _obstacle(path.parent)
     return None if obstacle is None else f"cannot be written: {obstacle[0]} {obstacle[1]}"
 
@@ -369,16 +370,16 @@ def _obstacle(path: Path) -> tuple[Path, str] | None:
         if mode is not None:
             return _unfit(place, mode)
         if place.is_symlink():
-            return place, "is a link to what is not there"
+            return place, "is a broken symlink"
     return None
 
 
 def _unfit(place: Path, mode: int) -> tuple[Path, str] | None:
-    """Why what is there is no folder to write in."""
+    """Why what is there is not a writable folder."""
     if not stat.S_ISDIR(mode):
-        return place, "is a file" if stat.S_ISREG(mode) else "is no folder"
+        return place, "is a file" if stat.S_ISREG(mode) else "is not a folder"
     if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        return place, "is read-only for this user"
+        return place, "is not writable for this user"
     return None
 
 

@@ -23,12 +23,12 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 
 def canonical_json(value: Any) -> str:
-    """Write `value` as the one JSON text that equal values share: sorted keys, no spaces, plain UTF-8."""
+    """Canonical JSON of `value`, the same for equal values: sorted keys, no spaces, plain UTF-8."""
     return _CANONICAL.encode(value)
 
 
 def digest_json(value: Any) -> str:
-    """The sha256 of a JSON text that equal values share, in hexadecimal."""
+    """The sha256 of the canonical JSON of `value`, in hexadecimal."""
     try:
         text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:  # integers beyond 64 bits, lone surrogates
@@ -42,13 +42,13 @@ class Message:
 
     Attributes:
         role: "system", "user", "assistant" or "tool".
-        content: what is said.
-        thinking: the reasoning before the content, where there is any.
+        content: the text of the message.
+        thinking: the reasoning before the content; None if there is none.
         tool_calls: the calls as a JSON array, as text (Arrow would invent null fields in nested objects).
-        tool_call_id: which call a tool's message answers.
+        tool_call_id: id of the call that a tool's message answers.
         name: the tool's name, in a tool's message.
-        train: whether this turn is learnt; None leaves it to the run's `turns`.
-        train_thinking: whether the thinking of a learnt turn is learnt, too.
+        train: whether the model is trained on this turn; None leaves it to `[data.tokens] turns`.
+        train_thinking: whether the thinking of a trained turn is trained as well.
     """
 
     role: Role = field(validator=validators.in_(ROLES))
@@ -83,16 +83,16 @@ def _choices(choices: Iterable[str] | None) -> tuple[str, ...] | None:
 
 @frozen(kw_only=True)
 class Example:
-    """One thing to learn from or to be tested on.
+    """One conversation or text to train on, or one question of a test set.
 
     Attributes:
-        messages: the conversation; its assistant turns are what is learnt.
+        messages: the conversation; the model is trained on its assistant turns.
         answer: the reference answer that metrics grade against.
         choices: the options of a multiple-choice question.
         tools: the tools on offer as a JSON array, as text.
         text: plain text without turns; then `messages` is empty.
         source: where it came from, as `file:line`.
-        meta: whatever else the format wants to keep, JSON values.
+        meta: other JSON values that the format keeps.
     """
 
     messages: tuple[Message, ...] = field(converter=_messages, default=())
@@ -146,9 +146,9 @@ class Output:
     Attributes:
         text: the answer, decoded: without its thinking, the end token or the stop string.
         token_ids: the tokens that were generated.
-        logprobs: the natural logarithm of each generated token's probability, where asked for.
+        logprobs: the natural logarithm of each generated token's probability, if requested.
         finish: "stop" (end token or stop string), "length" (max_tokens reached) or "cancelled".
-        thinking: what the model thought before it answered; None where it did not.
+        thinking: the reasoning before the answer; None if there is none.
     """
 
     text: str
@@ -168,7 +168,7 @@ class Score:
     Attributes:
         value: the number that is aggregated, 0 to 1 for an accuracy.
         verdict: the grade in a word; "no_answer" and "error" count with their value like any other.
-        reason: why, for a person who reads the samples.
+        reason: why it got this grade, for a person who reads the samples.
     """
 
     value: float
@@ -190,10 +190,10 @@ def wilson(value: float, n: int, z: float = 1.959963984540054) -> Figure:
     """The Wilson score interval of a share `value` of `n` trials, 95 % by default.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
-    With no trials nothing is known: the interval is 0 to 1.
+    Without any trials, the interval is 0 to 1.
 
     Raises:
-        ValueError: `value` is no share.
+        ValueError: `value` is not between 0 and 1.
     """
     if not 0 <= value <= 1:
         raise ValueError(f"a Wilson interval is of a share between 0 and 1, not of {value}")

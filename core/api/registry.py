@@ -1,4 +1,4 @@
-"""What a registry keeps: models by name and version, aliases, metrics, and a history of events."""
+"""What a registry keeps: models by name and version, aliases, metrics, a history of events; and model addresses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MetricTable = Mapping[str, Mapping[str, Figure]]
 
 # As many digits as every database's integers have.
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_EXPECTED = "expected NAME (its newest version), NAME@VERSION such as math@3, or @ALIAS such as @production"
+_EXPECTED = "expected NAME (newest version), NAME@VERSION such as math@3, or @ALIAS such as @production"
 
 
 @frozen(kw_only=True)
@@ -137,11 +137,11 @@ class Collected:
 
 
 def check_tags(tags: Mapping[str, str | None]) -> None:
-    """Refuse tags that could not be shown in a line or found again; a value of None stands for a removal.
+    """Refuse tags that could not be shown in a line or found again; a value of None means to remove the tag.
 
     Raises:
         UsageError: a key is empty, longer than 200 characters, or holds a character that cannot be printed, a '=' or
-            white space at an end; or a value is no text.
+            white space at an end; or a value is not text.
     """
     for key, value in tags.items():
         if not (isinstance(key, str) and 0 < len(key) <= LONGEST_KEY and key.isprintable() and key == key.strip()) or (
@@ -155,20 +155,20 @@ def check_tags(tags: Mapping[str, str | None]) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Whether every database can keep it: no NUL, no lone surrogate."""
+    """Whether every database can store this text: it has no NUL and no lone surrogate."""
     return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value)
 
 
 def check_alias(alias: str) -> str:
-    """Give `alias` back if it may be an alias's name.
+    """Return `alias` if it is a valid alias.
 
     Raises:
-        UsageError: it may not; the message says what is expected.
+        UsageError: it is not; the message says what is expected.
     """
     if not ALIAS_NAME.fullmatch(alias):
         digits = "; it may not be all digits" if alias.isdecimal() else ""
         raise UsageError(
-            f"{alias!r:.200} is no name for an alias: expected at most 128 lower-case letters, digits, '.', '_' and "
+            f"{alias!r:.200} is not a valid alias: expected at most 128 lowercase letters, digits, '.', '_' and "
             f"'-', beginning with a letter or digit{digits}"
         )
     return alias
@@ -180,7 +180,7 @@ def model_digest(files: Iterable[ModelFile]) -> str:
 
 
 def scan_model(folder: Path) -> tuple[ModelFile, ...]:
-    """Check a model's folder and hash its files; what every backend's `add` begins with.
+    """Check a model's folder and hash its files; the first thing that every backend's `add` does.
 
     Returns:
         The files at any depth, by path. Empty folders are not part of a model.
@@ -190,7 +190,7 @@ def scan_model(folder: Path) -> tuple[ModelFile, ...]:
             was not finished, or a name that is not UTF-8.
     """
     if not folder.is_dir():
-        raise RegistryError(f"{folder} is no folder: expected a model in Hugging Face layout")
+        raise RegistryError(f"{folder} is not a folder: expected a model in Hugging Face layout")
     paths: list[Path] = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
         linked = [name for name in folders if Path(parent, name).is_symlink()]
@@ -215,13 +215,13 @@ def _raise(error: OSError) -> None:
 def _refused(name: str, path: Path) -> str | None:
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
-        return "it is a symbolic link; put the file itself there"
+        return "it is a symlink; put the file itself there"
     if not stat.S_ISREG(mode):
-        return "it is no regular file"
+        return "it is not a regular file"
     if path.name.startswith(TEMPORARY):
-        return "it was never finished; whatever wrote it was stopped"
+        return "it is an unfinished file of a stopped program"
     if path.suffix.lower() in PICKLED_SUFFIXES:
-        return "it is pickled, and loading it would run code; save the weights as .safetensors"
+        return "it is a pickle file, which can run code when loaded; save the weights as .safetensors"
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
@@ -253,23 +253,23 @@ def parse_address(text: str) -> Address:
     """Read an address.
 
     Raises:
-        UsageError: it is none; the message says why, and the expected forms.
+        UsageError: it is not an address; the message says why, and the expected forms.
     """
     name, at, rest = text.partition("@")
     if at and not name:
         if ALIAS_NAME.fullmatch(rest):
             return Address(alias=rest)
-        why = "an alias may not be all digits" if rest.isdecimal() else f"{rest!r} is no alias's name"
+        why = "an alias may not be all digits" if rest.isdecimal() else f"{rest!r} is not a valid alias"
         raise _no_address(text, why)
     if not MODEL_NAME.fullmatch(name):
-        raise _no_address(text, f"{name!r} is no model's name" if at else "no model can have that name")
+        raise _no_address(text, f"{name!r} is not a valid model name" if at else "it is not a valid model name")
     if not at:
         return Address(name=name)
     if not _VERSION.fullmatch(rest):
         hint = f" (for the alias, write '@{rest}')" if ALIAS_NAME.fullmatch(rest) else ""
-        raise _no_address(text, f"{rest!r} is no version{hint}")
+        raise _no_address(text, f"{rest!r} is not a version number{hint}")
     return Address(name=name, version=int(rest))
 
 
 def _no_address(text: str, why: str) -> UsageError:
-    return UsageError(f"{text!r} is no model address: {why}; {_EXPECTED}")
+    return UsageError(f"{text!r} is not a model address: {why}; {_EXPECTED}")

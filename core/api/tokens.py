@@ -3,10 +3,10 @@
     prepare/train/
     ├── 00000.arrow     rows 0 to 4 of the folder      id │ source │ input_ids │ trained
     ├── 00001.arrow     rows 5 to 6: row numbers run across the shards, in the order of their names
-    └── packs.arrow     only where packing was asked   rows: [0, 3], [1, 2, 6], [4, 5]
+    └── packs.arrow     only if rows are packed       rows: [0, 3], [1, 2, 6], [4, 5]
 
 A pack is several examples that go through the model as one sequence. It holds row numbers, no tokens: where one
-document ends and the next begins is told by the rows' lengths.
+document ends and the next begins follows from the rows' lengths.
 
     pack 1    row 1       row 2   row 6
     tokens    a  b  c  d  e  f    g  h  i
@@ -35,9 +35,9 @@ class TokenRow:
     Attributes:
         id: the example's id.
         input_ids: its tokens, int32 `[tokens]`.
-        trained: which of them are learnt (the label mask), bool `[tokens]`; position t tells whether the model is
-            taught to predict token t from those before it.
-        source: the file that the example came from; "" where that is not known.
+        trained: the label mask, bool `[tokens]`: whether the model is trained to predict token t from the tokens before
+            it.
+        source: the file that the example came from; "" if unknown.
     """
 
     id: str
@@ -49,14 +49,14 @@ class TokenRow:
 class TokenFolder:
     """A folder of Arrow IPC files with the columns `id` (string), `input_ids` (list<int32>), `trained` (list<bool>).
 
-    There may be a column `source` (string) too.
+    A column `source` (string) is optional.
 
     Rows are read from the memory maps one at a time, so that memory does not grow with the folder. There may be no
     shard, and a shard may have no rows.
 
     Attributes:
         path: the folder.
-        packs: the rows of each pack; None where the rows are not packed.
+        packs: the rows of each pack; None if the rows are not packed.
     """
 
     def __init__(self, path: Path) -> None:

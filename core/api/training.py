@@ -1,4 +1,4 @@
-"""What a trainer gets and returns: the `[train]` and `[adapter]` tables, the job, and its outcome."""
+"""What a trainer gets and returns: settings, job and outcome; and how much memory and disk space a training needs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ _USUAL_BATCH = 32
 # The most bytes that one trained weight takes in a checkpoint: itself, ZeRO's copy of it, and AdamW's two moments, each
 # in float32 (S. Rajbhandari et al., "ZeRO", 2020, section 3).
 _BYTES_IN_CHECKPOINT = 16
+# Bytes of a float32 number; AdamW keeps two of them for each trained weight.
+_FLOAT32 = 4
+_ADAM = 2 * _FLOAT32
 
 
 def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto"]) -> None:
@@ -197,6 +200,49 @@ class Trained:
     steps: int
     loss: float | None = None
     holdout_loss: float | None = None
+
+
+@frozen(kw_only=True)
+class TrainingMemory:
+    """Memory of one process for weights, gradients and the optimizer, in bytes.
+
+    Attributes:
+        device: on the device that computes.
+        host: in the computer's own memory, for what is offloaded to it.
+    """
+
+    device: int
+    host: int = 0
+
+
+def training_memory(
+    parameters: int, trainable: int, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none"
+) -> TrainingMemory:
+    """The memory that weights, gradients and AdamW take in one process, before any activation.
+
+    S. Rajbhandari et al., "ZeRO", 2020, section 3: of a trained weight 4 or 2 bytes are the weight, as many its
+    gradient, 12 the optimizer's two moments and its float32 copy. Stage 1 shards the last among the processes, stage 2
+    the gradients as well, stage 3 the weights as well.
+
+    Args:
+        parameters: number of the model's weights.
+        trainable: number of those that are trained.
+        low: whether the weights are bfloat16, with a float32 copy of the trained ones.
+        stage: ZeRO's stage; 0 without ZeRO.
+        ranks: number of processes that share the model.
+        offload: "none", "optimizer" or "all".
+    """
+    number = 2 if low else _FLOAT32
+    weights = number * parameters / (ranks if stage == 3 else 1)
+    gradients = number * trainable / (ranks if stage >= 2 else 1)
+    # ZeRO steps a copy of its share of the weights, even if these are float32 themselves.
+    copy = _FLOAT32 if low or stage else 0
+    optimizer = (_ADAM + copy) * trainable / (ranks if stage >= 1 else 1)
+    if offload == "all":
+        return TrainingMemory(device=round(gradients), host=round(weights + optimizer))
+    if offload == "optimizer":
+        return TrainingMemory(device=round(weights + gradients), host=round(optimizer))
+    return TrainingMemory(device=round(weights + gradients + optimizer))
 
 
 def checkpoint_bytes(trainable: int) -> int:

@@ -6,15 +6,15 @@ Jinja2 is imported when the first template is compiled, so that a run.toml can b
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelwright.core.api.errors import MissingDependencyError, ModelwrightError, UsageError
+from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import Message
 from modelwright.core.api.wording import one_line
+from modelwright.core.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,20 +51,6 @@ BUILT_IN: Mapping[str, str] = {"chatml": CHATML}
 
 class TemplateRefusedError(ModelwrightError):
     """A conversation or text cannot be rendered: the template refuses it, or it is not valid text."""
-
-
-def require(module: str) -> Any:
-    """Import `module`, which belongs to the `train` extra.
-
-    Raises:
-        MissingDependencyError: it is not installed; the message says what to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        message = f"{package} is not installed ({error}): pip install 'modelwright[train]'"
-        raise MissingDependencyError(message) from error
 
 
 def read_template(name_or_path: str) -> str:

@@ -21,7 +21,8 @@ from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.files import write_json, write_text
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.wording import one_line
-from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, require
+from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError
+from modelwright.core.extras import require
 
 if TYPE_CHECKING:
     from pathlib import Path

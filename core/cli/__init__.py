@@ -12,11 +12,11 @@ import click
 
 
 class OutputError(Exception):
-    """Standard output cannot be written. No OSError: whoever handles those means another file."""
+    """Standard output cannot be written. Not an OSError, because code that handles those means another file."""
 
 
-class ReaderLeft(OutputError):  # noqa: N818 - not an error: whoever reads has enough (`modelwright models list | head`)
-    """Nobody reads standard output any more."""
+class ReaderLeft(OutputError):  # noqa: N818 - not an error: the reader has enough (`modelwright models list | head`)
+    """The reader of standard output has gone."""
 
 
 class _Output:
@@ -57,24 +57,23 @@ def _failing() -> Iterator[None]:
         raise ReaderLeft from error
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise OutputError(f"standard output cannot be written: {reason}: send it elsewhere") from error
+        raise OutputError(f"cannot write standard output: {reason}: redirect it to another disk") from error
     except UnicodeEncodeError as error:
         letter = ascii(error.object[error.start])
         raise OutputError(
-            f"standard output cannot be written: its encoding {error.encoding} has no {letter}: "
-            "set PYTHONIOENCODING=utf-8"
+            f"cannot write standard output: its encoding {error.encoding} has no {letter}: set PYTHONIOENCODING=utf-8"
         ) from error
 
 
 @contextlib.contextmanager
 def guarded_output() -> Iterator[None]:
-    """While the block runs, and when what it wrote is flushed at its end, `sys.stdout` fails with an `OutputError`.
+    """Make `sys.stdout` fail with an `OutputError` while the block runs and when its output is flushed at the end.
 
     Raises:
-        OutputError: it has failed, and is closed: what it still holds would fail once more when Python ends.
+        OutputError: it failed, and is closed: its unwritten content would fail again when Python ends.
     """
     stream: TextIO | None = sys.stdout
-    if stream is None:  # whoever started this program closed it
+    if stream is None:  # closed by the program that started this one
         yield
         return
     guarded = sys.stdout = cast("TextIO", _Output(stream))
@@ -89,26 +88,26 @@ def guarded_output() -> Iterator[None]:
         sys.stdout = stream
 
 
-# Command → (module:attribute, the line that --help shows). The line stands here so that help imports no command.
+# Command → (module:attribute, the line that --help shows). The line is here so that help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "init": ("init:init", "Write a commented run.toml and sample data to start with."),
-    "run": ("run:run", "Do what a run.toml says, stage after stage; what is done is skipped."),
-    "prepare": ("prepare:prepare", "Turn raw rows into training tokens, or into files of examples."),
-    "train": ("run:train", "Train the model, or resume it."),
+    "init": ("init:init", "Write a commented run.toml and sample data to start from."),
+    "run": ("run:run", "Run all stages of a run.toml; finished stages are skipped."),
+    "prepare": ("prepare:prepare", "Prepare training tokens from raw rows."),
+    "train": ("run:train", "Train the model, or resume its training."),
     "register": ("run:register", "Register the trained model."),
-    "evaluate": ("evaluate:evaluate", "Grade registered models on test sets, of a run or without one."),
-    "promote": ("run:promote", "Move the alias, if the condition holds."),
-    "submit": ("jobs:submit", "Queue what a run.toml says as jobs of Slurm."),
-    "jobs": ("jobs:jobs", "Show, read or end the jobs of a run."),
-    "models": ("models:models", "List, compare, alias, tag, check and exchange registered models."),
+    "evaluate": ("evaluate:evaluate", "Evaluate registered models on test sets."),
+    "promote": ("run:promote", "Point the alias to the new model if its condition holds."),
+    "submit": ("jobs:submit", "Submit a run.toml to Slurm as a chain of jobs."),
+    "jobs": ("jobs:jobs", "Show or cancel the Slurm jobs of a run, or print their logs."),
+    "models": ("models:models", "List, compare, alias, tag, verify, export and import models."),
     "serve": ("serve:serve", "Serve registered models over gRPC."),
-    "generate": ("generate:generate", "Continue a prompt, by a running server."),
-    "chat": ("generate:chat", "Talk with a model of a running server."),
-    "data": ("data:data", "Look at the prepared training data of a run."),
-    "cache": ("cache:cache", "Show or prune the cache of prepared data."),
-    "plugins": ("plugins:plugins", "List the plugins that are installed."),
-    "config": ("config:config", "Check or show a run.toml."),
-    "doctor": ("doctor:doctor", "Say what this machine has, and what a run.toml would miss on it."),
+    "generate": ("generate:generate", "Generate text with a model of a running server."),
+    "chat": ("generate:chat", "Chat with a model of a running server."),
+    "data": ("data:data", "Inspect the prepared data of a run."),
+    "cache": ("cache:cache", "List or remove cached results of data preparation."),
+    "plugins": ("plugins:plugins", "List installed plugins."),
+    "config": ("config:config", "Check or show the configuration in a run.toml."),
+    "doctor": ("doctor:doctor", "Report what this machine has and what a run.toml lacks on it."),
 }
 
 
@@ -146,9 +145,9 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="modelwright", message="modelwright %(version)s")
-@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+@click.option("--traceback", is_flag=True, help="Show the Python traceback of an error.")
 def cli(traceback: bool) -> None:
-    """Raw math, reasoning and general data to evaluated, registered and served language models."""
+    """Train, evaluate, register and serve language models from raw math, reasoning and general data."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -164,12 +163,12 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(2)
     except ReaderLeft:
-        sys.exit(0)  # there is nobody to tell
+        sys.exit(0)  # there is no reader left
     except OutputError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except Exception as error:
-        # Imported here: whoever asks for help meets no error.
+        # Imported here, because `--help` does not need it.
         from modelwright.core.api.errors import ModelwrightError
 
         if "--traceback" in arguments or not isinstance(error, ModelwrightError | OSError):

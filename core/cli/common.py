@@ -48,31 +48,35 @@ class FiniteRange(click.FloatRange):
 def registry_option(command: Command) -> Command:
     """`--registry URL`, passed to the command as `registry` (None where it is not given)."""
     return click.option(
-        "--registry", metavar="URL", help="The registry; default: $MODELWRIGHT_REGISTRY, else the home's SQLite file."
+        "--registry",
+        metavar="URL",
+        help="URL of the registry. Default: $MODELWRIGHT_REGISTRY, or else registry.db in $MODELWRIGHT_HOME.",
     )(command)
 
 
 def json_option(command: Command) -> Command:
     """`--json`, passed to the command as `as_json`; then standard output holds JSON alone."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")(command)
 
 
 def run_options(command: Command, *, required: bool = True) -> Command:
     """`RUN.toml`, `--variant NAME`… and `--set KEY=VALUE`…, passed as `path`, `variants` and `overrides`.
 
-    `path` is None where the command works without a RUN.toml, too (not `required`), and is given none.
+    `path` is None if the command also works without a RUN.toml (not `required`) and none is given.
     """
     command = click.option(
         "--set",
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Put a value over the file's: train.max_steps=10, 'model.base=\"./base\"'. The right side is TOML.",
+        help="Override a value of RUN.toml: train.max_steps=10, 'model.base=\"./base\"'. VALUE is TOML. Repeatable.",
     )(command)
-    command = click.option("--variant", "variants", multiple=True, metavar="NAME", help="Only this one; may repeat.")(
-        command
-    )
-    return click.argument("path", metavar="RUN.toml", type=click.Path(path_type=Path), required=required)(command)
+    command = click.option(
+        "--variant", "variants", multiple=True, metavar="NAME", help="Use only this variant of RUN.toml. Repeatable."
+    )(command)
+    return click.argument(
+        "path", metavar="RUN.toml" if required else "[RUN.toml]", type=click.Path(path_type=Path), required=required
+    )(command)
 
 
 def size_text(size: int) -> str:
@@ -98,7 +102,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """Write a table; where the output is no terminal it is as wide as it needs, so that logs and pipes cut nothing."""
+    """Write a table; if the output is not a terminal, it is as wide as it needs, so that logs and pipes cut nothing."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -196,7 +200,7 @@ def find_runs(named: str, variant: str | None = None) -> list[RunFolder]:
         configs = read_run(path, variants=None if variant is None else [variant]).configs
         return [RunFolder(home.runs() / config.name) for config in configs]
     if variant is not None:
-        raise UsageError(f"--variant is for a run.toml: write {named}-{variant}")
+        raise UsageError(f"--variant needs a run.toml: write {named}-{variant} instead")
     folder = path if len(path.parts) > 1 or not (home.runs() / named).is_dir() else home.runs() / named
     if not named or not folder.is_dir():
         there = sorted(each.name for each in home.runs().iterdir() if each.is_dir()) if home.runs().is_dir() else []
@@ -206,7 +210,7 @@ def find_runs(named: str, variant: str | None = None) -> list[RunFolder]:
 
 
 def prepared_folder(named: str, variant: str | None = None) -> Path:
-    """What a run's prepare stage wrote.
+    """The folder that the prepare stage of a run wrote.
 
     Raises:
         UsageError: as `find_run`, or the run is not prepared.
@@ -216,5 +220,5 @@ def prepared_folder(named: str, variant: str | None = None) -> Path:
     run = find_run(named, variant)
     folder = run.stage("prepare")
     if run.done("prepare") is None or not (folder / "train").is_dir():
-        raise UsageError(f"run {run.name} is not prepared: modelwright prepare RUN.toml")
+        raise UsageError(f"run {run.name} is not prepared: run modelwright prepare RUN.toml first")
     return folder

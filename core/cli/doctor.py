@@ -13,7 +13,7 @@ from modelwright.core.cli.common import json_option, print_json, print_table, re
 from modelwright.core.cli.run import open_runs
 
 Row = tuple[str, str]
-# So many packages are in a row of the table.
+# Number of packages in a row of the table.
 _IN_A_ROW = 5
 
 
@@ -22,9 +22,9 @@ _IN_A_ROW = 5
 @registry_option
 @json_option
 def doctor(path: Path | None, *, as_json: bool, **chosen: Any) -> int:
-    """Say what this machine has; with RUN.toml, also what that run would miss on it.
+    """Report what this machine has: packages, GPUs, memory, disk, Slurm. With RUN.toml, also what that run lacks.
 
-    Nothing is kept or downloaded. Exit code 1: something is missing.
+    Writes and downloads nothing. Exit code 1 means that something is missing.
     """
     from attrs import asdict
 
@@ -33,16 +33,16 @@ def doctor(path: Path | None, *, as_json: bool, **chosen: Any) -> int:
     from modelwright.core.doctor.needs import missing
 
     if path is None and any(chosen.values()):
-        raise UsageError("--variant, --set and --registry are for a run: give its RUN.toml")
+        raise UsageError("--variant, --set and --registry need a RUN.toml")
     runs = [] if path is None else open_runs(path=path, **chosen)
     facts = machine_facts()
     lacking = missing(runs, facts)
     if as_json:
         print_json({"machine": facts, "missing": [asdict(each) for each in lacking]})
     else:
-        print_table(("of this machine", "there is"), _rows(facts))
+        print_table(("machine", "found"), _rows(facts))
         if lacking:
-            print_table(("run", "is missing"), [(each.run, each.text) for each in lacking])
+            print_table(("run", "missing"), [(each.run, each.text) for each in lacking])
         elif runs:
             click.echo(f"Nothing is missing for {', '.join(one.config.name for one in runs)}.")
     return 1 if lacking else 0
@@ -64,9 +64,13 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[Row]:
     flash = facts["flash_attn"]
     yield "flash-attn", "not installed" if flash is None else flash.get("error") or flash["version"]
     yield from _slurm(facts["slurm"])
-    locks = {"yes": "locks", "this machine only": "locks that other machines do not see", "unknown": "locks unknown"}
-    told = locks.get(home["locks"], f"no locks ({home['locks']})")
-    yield "home", f"{home['path']}: {size_text(home['free'])} free on {home['file_system'] or 'its disk'}, {told}"
+    locks = {
+        "yes": "locks",
+        "this machine only": "locks only between processes of one machine",
+        "unknown": "locks unknown",
+    }
+    shared = locks.get(home["locks"], f"no locks ({home['locks']})")
+    yield "home", f"{home['path']}: {size_text(home['free'])} free on {home['file_system'] or 'its disk'}, {shared}"
     yield "hub", f"{'offline' if hub['offline'] else 'online'}, cache {hub['cache']}"
 
 
@@ -96,11 +100,11 @@ def _deepspeed(deepspeed: Mapping[str, Any] | None, build: Mapping[str, Any]) ->
     built = [name for name, op in ops.items() if op["prebuilt"]]
     can = [name for name, op in ops.items() if op["compatible"] and not op["prebuilt"]]
     cannot = [name for name, op in ops.items() if not op["compatible"] and not op["prebuilt"]]
-    yield "its ops", f"built: {', '.join(built) or 'none'}"
+    yield "DeepSpeed ops", f"built: {', '.join(built) or 'none'}"
     yield "", f"built when needed: {', '.join(can) or 'none'}"
     yield "", f"not possible here: {', '.join(cannot) or 'none'}"
-    tools = [f"{name}: {version or 'not there'}" for name, version in build.items()]
-    yield "to build them", "; ".join(tools)
+    tools = [f"{name}: {version or 'not installed'}" for name, version in build.items()]
+    yield "build tools", "; ".join(tools)
 
 
 def _slurm(slurm: Mapping[str, Any] | None) -> Iterator[Row]:

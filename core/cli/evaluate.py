@@ -177,12 +177,12 @@ def _perform(
     taken: Sequence[str] = (),
     **_of_other_ways: Any,
 ) -> None:
-    from modelwright.core import runner
     from modelwright.core.api.errors import ModelwrightError
     from modelwright.core.cli.progress import Display
     from modelwright.core.stages.evaluate import evaluation as evaluations
+    from modelwright.core.stages.requirements import check_packages
 
-    runner.check_packages("evaluate")
+    check_packages("evaluate")
     evaluation = evaluations.open_evaluation(config, plugins, output=output, registry=registry)
     evaluations.check(evaluation, fresh=fresh)
     for line in taken:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @run_options
 @registry_option
-@click.option("--print", "only_print", is_flag=True, help="Write the scripts, and submit nothing.")
+@click.option("--print", "only_print", is_flag=True, help="Write the scripts without submitting them.")
 @json_option
 def submit(
     path: Path,
@@ -32,11 +32,10 @@ def submit(
     only_print: bool,
     as_json: bool,
 ) -> None:
-    """Queue what RUN.toml says as jobs of Slurm, one for each stage, for every variant.
+    """Submit a chain of Slurm jobs for every variant of RUN.toml: one job for each stage that is not done.
 
-    [cluster] of the file says what they ask for. A job begins when the one before it has ended well; stages that are
-    done have none. The scripts, and the logs of the jobs, are in the folder slurm of the run. What becomes of them:
-    modelwright jobs RUN.
+    The table [cluster] sets what the jobs request. A job starts when the one before it has succeeded. Scripts and logs
+    are in the folder slurm of the run. Follow the jobs with: modelwright jobs RUN.
     """
     from modelwright.core import runner
     from modelwright.core.cluster import slurm
@@ -77,7 +76,7 @@ def _print_submissions(submissions: Sequence[Submission], *, only_print: bool, a
     elif as_json:
         print_json([{"run": run, **asdict(job), "log": log} for run, job, log in jobs])
     elif not scripts:
-        click.echo("Nothing to do: all of it is done, and nothing that it depends on has changed.")
+        click.echo("Nothing to do: all stages are done, and their inputs have not changed.")
     elif only_print:
         print_table(("run", "stage", "script"), scripts)
     else:
@@ -87,7 +86,7 @@ def _print_submissions(submissions: Sequence[Submission], *, only_print: bool, a
 
 
 class _ShowByDefault(click.Group):
-    """A group in which what names no command is what `show` is given: `modelwright jobs RUN`."""
+    """A group that passes its arguments to `show` if the first is not a command: `modelwright jobs RUN`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `show` before a RUN."""
@@ -97,15 +96,14 @@ class _ShowByDefault(click.Group):
 
 
 _runs = click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-_variant = click.option("--variant", metavar="NAME", help="Of a run.toml with variants; default: all of them.")
+_variant = click.option("--variant", metavar="NAME", help="Only this variant of a run.toml. Default: all variants.")
 
 
 @click.group(cls=_ShowByDefault, subcommand_metavar="[COMMAND] RUN...")
 def jobs() -> None:
-    """Show, read or end the jobs of a run.
+    """Show or cancel the Slurm jobs of a run, or print their logs.
 
-    RUN is a run.toml, the name of a run (of a variant: NAME-VARIANT), or its folder. Without a COMMAND its jobs are
-    shown.
+    RUN is a run.toml, the name of a run (NAME-VARIANT for a variant), or its folder. The default COMMAND is show.
     """
 
 
@@ -114,10 +112,10 @@ def jobs() -> None:
 @_variant
 @json_option
 def show(runs: Sequence[str], variant: str | None, as_json: bool) -> None:
-    """Show how the jobs fare.
+    """Show the state of each job.
 
-    Each one's state, why it is so, how long it ran, how often it was queued again, its nodes and its log. The states
-    are Slurm's: PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT and others.
+    Also the reason for that state, the run time, the number of restarts, the nodes and the log. States are Slurm's:
+    PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT and others.
     """
     from modelwright.core.cluster.jobs import look
 
@@ -133,7 +131,7 @@ def show(runs: Sequence[str], variant: str | None, as_json: bool) -> None:
 @_variant
 @json_option
 def cancel(runs: Sequence[str], variant: str | None, as_json: bool) -> None:
-    """End the jobs that run or wait. A training that runs writes a checkpoint if Slurm leaves it the time."""
+    """Cancel pending and running jobs. A running training writes a checkpoint if Slurm allows enough time."""
     from modelwright.core.cluster.jobs import cancel as end
 
     ended = [(folder, view) for folder in _folders(runs, variant) for view in end(folder)]
@@ -143,19 +141,20 @@ def cancel(runs: Sequence[str], variant: str | None, as_json: bool) -> None:
     for folder, view in ended:
         click.echo(f"cancelled {view.job}: {view.stage} of {folder.name} ({view.state})")
     if not ended:
-        click.echo("There is nothing to cancel: all jobs have ended.")
+        click.echo("Nothing to cancel: all jobs have ended.")
 
 
 @jobs.command()
 @click.argument("run", metavar="RUN")
 @click.argument("stage", metavar="[STAGE]", required=False)
-@click.option("--variant", metavar="NAME", help="Of a run.toml with variants.")
+@click.option("--variant", metavar="NAME", help="The variant of a run.toml.")
 def logs(run: str, stage: str | None, variant: str | None) -> None:
-    """Print what a job has printed.
+    """Print the log of a job.
 
-    Without STAGE, that of the one which failed, or else of the last one that began.
+    Without STAGE, prints the log of the job that failed, or else of the last one that started.
     """
     from modelwright.core.api.errors import UsageError
+    from modelwright.core.api.wording import either
     from modelwright.core.cli.common import find_run
     from modelwright.core.cluster.jobs import look
 
@@ -163,10 +162,12 @@ def logs(run: str, stage: str | None, variant: str | None) -> None:
     views = look(folder)
     stages = list(dict.fromkeys(view.stage for view in views))
     if stage is not None and stage not in stages:
-        raise UsageError(f"{folder.name} has no job of a stage {stage!r}: expected one of {', '.join(stages)}")
+        raise UsageError(f"{folder.name} has no job for stage {stage!r}: expected {either(stages)}")
     begun = [view for view in views if view.log.is_file() and stage in (None, view.stage)]
     if not begun:
-        raise UsageError(f"no job of {folder.name}{f' for {stage}' if stage else ''} has printed anything yet")
+        raise UsageError(
+            f"{folder.name}: no job{f' for {stage}' if stage else ''} has a log yet: see modelwright jobs {folder.name}"
+        )
     if stage is None:
         begun = [view for view in begun if view.exit_code][:1] or begun[-1:]
     for view in begun:

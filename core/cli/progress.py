@@ -36,8 +36,8 @@ def _prepared(data: Any) -> str:
     kinds = [
         f"{kind} {n / data['tokens']:.0%}" for named in data["trained_by_role"].values() for kind, n in named.items()
     ]
-    learnt = f"{data['trained_tokens']:,} learnt ({', '.join(kinds)})"
-    parts = [f"{data['rows']:,} rows for training, {data['tokens']:,} tokens, {learnt}"]
+    trained = f"{data['trained_tokens']:,} trained ({', '.join(kinds)})"
+    parts = [f"{data['rows']:,} rows for training, {data['tokens']:,} tokens, {trained}"]
     left_out = [(data[key], name) for key, name in _LEFT_OUT]
     left_out += [(n, _REMOVED.get(name, name)) for name, n in data["removed"].items()]
     return ", ".join(parts + [f"{n:,} {name}" for n, name in left_out if n])
@@ -45,7 +45,7 @@ def _prepared(data: Any) -> str:
 
 def _shards(data: Any) -> str:
     if not data["shards"]:
-        return f"nothing to do: the data have {data['of']} shard{'s' if data['of'] != 1 else ''} only"
+        return f"nothing to do: the data has only {data['of']} shard{'s' if data['of'] != 1 else ''}"
     return f"{data['shards']} of {data['of']} shards, {data['rows']:,} rows read, {data['examples']:,} examples"
 
 
@@ -79,17 +79,17 @@ def named_figures(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
 _LEFT_OUT = (
     ("rejected", "rejected"),
     ("too_long", "too long"),
-    ("undrawn", "left out by their source's weight"),
+    ("undrawn", "left out by sampling weight"),
     ("holdout_rows", "held out"),
 )
 # What the checks of `[data.quality]` leave out, by their names.
 _REMOVED = {
     "duplicate": "duplicates",
     "near-duplicate": "near-duplicates",
-    "contaminated": "from test sets",
-    "length": "too short or too long a text",
-    "insane": "repeating themselves or garbled",
-    "unverified": "with another answer",
+    "contaminated": "with questions of test sets",
+    "length": "outside the length limits",
+    "insane": "repetitive or garbled",
+    "unverified": "whose answer differs",
 }
 _LINES: dict[str, Callable[[Any], str]] = {
     "notice": lambda data: data["text"],
@@ -102,13 +102,13 @@ _LINES: dict[str, Callable[[Any], str]] = {
         f"step {data['step']} dropped: {data['why']} (examples: {', '.join(data['examples'][:4])} …)"
     ),
     "holdout": lambda data: f"held-out loss {data['loss']:.4f} after step {data['step']:,}",
-    "best": lambda data: f"the model of step {data['best_step']:,} has the lowest held-out loss, and is the result",
-    "resumed": lambda data: f"resumes after step {data['step']}",
+    "best": lambda data: f"result: the model of step {data['best_step']:,}, which has the lowest held-out loss",
+    "resumed": lambda data: f"resumes after step {data['step']:,}",
     "registered": lambda data: f"{data['address']}, sha256 {data['digest'][:12]}",
     "graded": _graded,
     "failed": _failed,
-    "promoted": lambda data: f"@{data['alias']} points here now ({data['why']})",
-    "not promoted": lambda data: f"no alias moved: {data['why']}",
+    "promoted": lambda data: f"@{data['alias']} now points to this model ({data['why']})",
+    "not promoted": lambda data: f"alias not moved: {data['why']}",
 }
 
 
@@ -157,7 +157,7 @@ class Display:
         self.console.print(Text.assemble((run, "bold"), " ", (f"{stage:<8}", "cyan"), " ", text), soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
-        """Show an event; a plugin's event that lacks what is shown here is in its file all the same.
+        """Show an event; a plugin's event that lacks the fields shown here is not shown, but is in its file.
 
         A terminal that has gone (a closed ssh session) ends the showing, not the work.
         """

@@ -22,18 +22,20 @@ STAGES = ("prepare", "train", "register", "evaluate", "promote")
 
 def stage_options(command: Command, *, required: bool = True) -> Command:
     """What `run` and the commands of its stages have in common; `required`: whether RUN.toml must be given."""
-    fresh = click.option("--fresh", is_flag=True, help="Forget what was done before; registered models stay.")
-    dry = click.option("--dry-run", is_flag=True, help="Print what would run, what is done, and why; do nothing.")
+    fresh = click.option(
+        "--fresh", is_flag=True, help="Discard earlier results and start over. Registered models stay."
+    )
+    dry = click.option("--dry-run", is_flag=True, help="Print which stages would run and why, and do nothing.")
     return run_options(registry_option(dry(fresh(json_option(command)))), required=required)
 
 
 @click.command()
 @stage_options
-@click.option("--only", type=click.Choice(STAGES), help="This stage alone.")
+@click.option("--only", type=click.Choice(STAGES), help="Run only this stage.")
 def run(only: str | None, **given: Any) -> int:
-    """Do what RUN.toml says, stage after stage, for every variant.
+    """Run the stages prepare, train, register, evaluate and promote for every variant of RUN.toml.
 
-    What is done is skipped, what was interrupted is resumed: the same command again is always right.
+    Finished stages are skipped and interrupted ones resumed, so it is always safe to run the same command again.
     Ctrl-C stops at the next safe point with exit code 75.
     """
     return perform_stages(only, **given)
@@ -51,15 +53,17 @@ def _stage_command(stage: str, text: str) -> click.Command:
 @click.command()
 @stage_options
 @click.option(
-    "--verify-resume", is_flag=True, help="Instead, see on a few steps that a killed training of it resumes exactly."
+    "--verify-resume",
+    is_flag=True,
+    help="Instead of training, check with a few steps that a killed training resumes exactly.",
 )
 def train(verify_resume: bool, **given: Any) -> int:
-    """Train RUN.toml's model on the prepared tokens, or resume it."""
+    """Train the model of RUN.toml on the prepared tokens, or resume its training."""
     return _verify_resume(**given) if verify_resume else perform_stages("train", **given)
 
 
-register = _stage_command("register", "Register RUN.toml's trained model.")
-promote = _stage_command("promote", "Move RUN.toml's alias to the registered model, if the condition holds.")
+register = _stage_command("register", "Register the trained model of RUN.toml.")
+promote = _stage_command("promote", "Point the alias of RUN.toml to the registered model if its condition holds.")
 
 
 def open_runs(
@@ -235,7 +239,7 @@ def _print_results(results: Sequence[Result], registry: str | None, *, as_json: 
         print_json([{"run": r.run.config.name, "folder": str(r.run.folder.path), **r.outputs} for r in results])
         return
     if not any(result.performed for result in results):
-        click.echo("Nothing to do: all of it is done, and nothing that it depends on has changed.")
+        click.echo("Nothing to do: all stages are done, and their inputs have not changed.")
     rows = []
     for result in results:
         registered = result.outputs.get("register", {})

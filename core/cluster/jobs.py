@@ -30,7 +30,7 @@ class Submitted:
     Attributes:
         stage: its stage.
         job: its id.
-        array: how many tasks; None where it is no array.
+        array: number of tasks; None if it is not an array.
         after: the jobs that must end well before it begins.
     """
 
@@ -41,7 +41,7 @@ class Submitted:
 
     @property
     def tasks(self) -> Sequence[str]:
-        """The ids of its tasks; its own where it is no array."""
+        """The ids of its tasks; its own id if it is not an array."""
         return [f"{self.job}_{task}" for task in range(1, self.array + 1)] if self.array else [self.job]
 
 
@@ -59,17 +59,17 @@ def read_submitted(folder: RunFolder) -> list[Submitted]:
     """The jobs of the last submission, in order; none where there was none.
 
     Raises:
-        DamagedError: the file is no such list.
+        DamagedError: the file is not such a list.
     """
     path = cluster_folder(folder) / JOBS
-    values = files.read_state(path, {"jobs": list}, remedy="squeue shows the jobs; remove the file to submit again")
+    values = files.read_state(path, {"jobs": list}, remedy="remove it to submit again; squeue shows the jobs")
     try:
         rows: list[Mapping[str, Any]] = values["jobs"] if values else []
         return [
             Submitted(stage=row["stage"], job=row["job"], array=row["array"], after=tuple(row["after"])) for row in rows
         ]
     except (KeyError, TypeError) as error:
-        raise files.DamagedError(path, f"no job: {error}", remedy="remove it; squeue shows the jobs") from error
+        raise files.DamagedError(path, f"not a job: {error}", remedy="remove it; squeue shows the jobs") from error
 
 
 def log_of(folder: RunFolder, stage: str, task: str) -> Path:
@@ -91,21 +91,21 @@ def script_of(folder: RunFolder, stage: str) -> Path:
     return cluster_folder(folder) / f"{stage}.sbatch"
 
 
-# Neither Slurm nor a record tells how such a job ended.
+# The state of a job of which neither Slurm nor a record says how it ended.
 UNKNOWN = "UNKNOWN"
 # How much of a log's end is searched for the error.
 _TAIL = 65536
 
-# Slurm's reasons, where they need words.
+# Explanations of Slurm's reasons.
 _REASONS = {
-    "BeginTime": "queued again; it may begin in a moment",
-    "JobHeldUser": "held; scontrol release lets it begin",
-    "PartitionConfig": "no node of the partition has what [cluster] asks for",
-    "PartitionNodeLimit": "[cluster] nodes asks for more than the partition has",
-    "PartitionTimeLimit": "[cluster] time asks for more than the partition allows",
-    "Priority": "others come first",
-    "ReqNodeNotAvail": "nodes that it needs are away",
-    "Resources": "waits for free nodes",
+    "BeginTime": "queued again; it can start in a moment",
+    "JobHeldUser": "held; release it with scontrol release",
+    "PartitionConfig": "no node of the partition has what [cluster] requests",
+    "PartitionNodeLimit": "[cluster] nodes is more than the partition has",
+    "PartitionTimeLimit": "[cluster] time is more than the partition allows",
+    "Priority": "jobs with a higher priority come first",
+    "ReqNodeNotAvail": "nodes that it needs are not available",
+    "Resources": "waiting for free nodes",
 }
 
 
@@ -116,13 +116,13 @@ class JobView:
     Attributes:
         stage: its stage.
         job: its id.
-        state: in Slurm's words; UNKNOWN where nobody knows.
-        why: why it is so; None where the state says it all.
-        elapsed: how long it runs or ran.
-        restarts: how often it was queued again.
-        nodes: where.
-        exit_code: of its script, where it has ended.
-        log: what it prints; it need not exist yet.
+        state: Slurm's state; UNKNOWN if nobody knows.
+        why: reason for the state; None if the state says enough.
+        elapsed: run time.
+        restarts: how many times it was queued again.
+        nodes: names of its nodes.
+        exit_code: exit code of its script, if it has ended.
+        log: its log; it may not exist yet.
     """
 
     stage: str
@@ -150,7 +150,7 @@ def look(folder: RunFolder) -> list[JobView]:
     """
     submitted = read_submitted(folder)
     if not submitted:
-        raise UsageError(f"{folder.name} has no jobs: modelwright submit RUN.toml submits it")
+        raise UsageError(f"{folder.name} has no jobs: submit it with modelwright submit RUN.toml")
     ids = [job.job for job in submitted]
     known = slurm.queued(ids)
     forgotten = [job.job for job in submitted if not set(job.tasks) & known.keys()]
@@ -198,18 +198,18 @@ def _explained(view: JobView, job: Submitted, before: Sequence[JobView]) -> JobV
     """The same with a `why` for people."""
     failed = next((one for one in before if one.ended and one.state not in ("COMPLETED", UNKNOWN)), None)
     if view.state == "PENDING" and view.why == "Dependency":
-        why: str | None = f"waits for {' and '.join(f'{before[-1].stage} ({each})' for each in job.after)}"
+        why: str | None = f"waiting for {' and '.join(f'{before[-1].stage} ({each})' for each in job.after)}"
     elif view.exit_code is None and view.state in ("CANCELLED", UNKNOWN, "PENDING") and failed:
         # It never began; where Slurm has forgotten it, it left no record.
-        return evolve(view, state="CANCELLED", why=f"{failed.stage} ({failed.job}) did not end well: {failed.state}")
+        return evolve(view, state="CANCELLED", why=f"{failed.stage} ({failed.job}) did not succeed: {failed.state}")
     elif view.state in ("COMPLETED", "CANCELLED"):
         why = None
     elif view.state == "TIMEOUT":
-        why = "the time limit came before it had stopped: raise [cluster] stop_before, or time"
+        why = "it reached the time limit before it could stop: raise [cluster] stop_before or time"
     elif view.state == "OUT_OF_MEMORY":
-        why = "it used more than its memory: raise [cluster] memory"
+        why = "out of memory: raise [cluster] memory"
     elif view.state == UNKNOWN:
-        why = "Slurm has forgotten it, and it left no record of its end: it was killed, or never began"
+        why = "Slurm no longer knows it, and it left no record of its end: it was killed or never started"
     elif view.state in ENDED:
         why = _last_error(view.log) or _full(view.log.parent) or _REASONS.get(view.why or "", view.why)
     else:
@@ -225,7 +225,7 @@ def _full(folder: Path) -> str | None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return f"nothing can be written to {folder}: {(error.strerror or str(error)).lower()}"
+        return f"cannot write to {folder}: {(error.strerror or str(error)).lower()}"
     return None
 
 

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 
-# A controller that does not answer is asked for a minute by the commands themselves.
+# Seconds. The commands themselves ask a controller that does not answer for a minute.
 PATIENCE = 100.0
 
 # What is asked of squeue, and how wide: its columns are cut, never stretched.
@@ -59,14 +59,14 @@ class QueuedJob:
 
 
 def need() -> None:
-    """Find out whether Slurm's commands are there.
+    """Check that Slurm's commands are installed.
 
     Raises:
         UsageError: they are not.
     """
     if shutil.which("sbatch") is None:
         raise UsageError(
-            "there is no sbatch on the path: submit on a machine of the cluster, or write the scripts with --print"
+            "sbatch is not on the path: submit from a machine of the cluster, or write the scripts with --print"
         )
 
 
@@ -199,9 +199,9 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except FileNotFoundError:
-        raise UsageError(f"there is no {command[0]} on the path: this needs a machine of the cluster") from None
+        raise UsageError(f"{command[0]} is not on the path: run this on a machine of the cluster") from None
     except subprocess.TimeoutExpired:
-        raise ModelwrightError(f"Slurm does not answer: {command[0]} waited {PATIENCE:.0f} s") from None
+        raise ModelwrightError(f"Slurm does not answer: {command[0]} took longer than {PATIENCE:.0f} s") from None
 
 
 def _words(done: subprocess.CompletedProcess[str]) -> str:

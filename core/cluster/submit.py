@@ -18,6 +18,7 @@ from modelwright.core.api import files
 from modelwright.core.api.components import TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.files import working_directory
+from modelwright.core.api.wording import either
 from modelwright.core.cluster import slurm
 from modelwright.core.cluster.jobs import Submitted, cluster_folder, log_of, read_submitted, write_submitted
 from modelwright.core.config import to_plain
@@ -30,7 +31,7 @@ SHARDS = "prepare-shards"
 
 # What every script begins with, before anything can fail or be signalled.
 _BEGIN = """\
-# Slurm forgets a job minutes after its end; this line about it stays.
+# Slurm forgets a job minutes after its end. This record of it stays.
 job=${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}}
 began=$(date +%s)
 leave_record() {{
@@ -40,7 +41,7 @@ leave_record() {{
 }}
 trap 'leave_record $?' EXIT
 
-# Slurm tells this shell that the time limit is near (USR1), or that the job must make way (TERM). The run hears of it.
+# Slurm signals this shell when the time limit is near (USR1) or the job is preempted (TERM). Pass it on to the run.
 stopping=
 run=
 stop() {{
@@ -51,7 +52,7 @@ trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 """
 
-# The command, and what its exit code means. One above 128 comes of a signal before the run had begun to listen.
+# The command, and what its exit code means. One above 128 comes from a signal before the run listened for it.
 _END = """\
 code=75
 if [ -z "$stopping" ]; then
@@ -62,8 +63,8 @@ if [ -z "$stopping" ]; then
     code=$?
 fi
 
-# 75: it has stopped at a safe point. Unless the job was cancelled, or is over its limit, it goes on there later.
-# Slurm may still be at its signalling, and a busy controller may have to be asked again.
+# 75: the run stopped at a safe point. Unless the job was cancelled or exceeded its limit, queue it again to resume.
+# Slurm may still be signalling the job, and a busy controller may have to be asked again.
 if [ -n "$stopping" ] && {{ [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }}; then
     for _ in 1 2 3 4 5; do
         state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) && case $state in
@@ -84,7 +85,7 @@ class Script:
         stage: its stage; `prepare-shards` are the array before `prepare`, which merges.
         path: where it is written.
         text: what is in it.
-        array: how many tasks; None where it is no array.
+        array: number of tasks; None if it is not an array.
         log: what Slurm calls the file of its output, `%j` being the job's id.
     """
 
@@ -175,10 +176,10 @@ class Writer:
         lines = [f"module load {shlex.quote(module)}" for module in self.cluster.modules]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in self.cluster.environment.items()]
         lines += self.cluster.setup
-        # Where sbatch was told to pass no variables on, srun would pass none of these on either.
+        # If sbatch passes no variables on, srun would not pass these on either.
         yield "export SLURM_EXPORT_ENV=ALL"
         if lines:
-            # What follows would fail in stranger words.
+            # Otherwise a failure here would show up later in a less clear message.
             yield from ("set -e", *lines, "set +e")
 
 
@@ -190,7 +191,7 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-# What Slurm says of jobs that it takes all the same, and lets wait.
+# Slurm's messages about jobs that it accepts and lets wait.
 _LATER = ("down, drained or reserved", "not available now")
 
 
@@ -232,7 +233,7 @@ def write_scripts(run: Run) -> Submission:
     stages = [step.stage for step in plan_run(run) if not step.done and step.stage not in _idle(run)]
     scripts = [script for stage in stages for script in writer.stage(stage)]
     with (
-        files.failing_as(f"the scripts of {run.config.name} cannot be written to {run.folder.path}"),
+        files.failing_as(f"cannot write the scripts of {run.config.name} to {run.folder.path}"),
         run.folder.locked(),
     ):
         if run.config.model.base and run.base:
@@ -255,8 +256,8 @@ def _check_processes(run: Run, cluster: ClusterConfig) -> None:
     processes = cluster.nodes * (cluster.processes or 1)
     if processes > 1 and run.plugins.get(TrainerSpec, name).launcher == "python":
         raise UsageError(
-            f"{run.config.name}: [cluster] asks for {processes} processes, and trainer {name!r} runs in one: "
-            "ask for one node and one process on it, or choose a trainer of many processes, such as deepspeed"
+            f"{run.config.name}: [cluster] requests {processes} processes, but trainer {name!r} runs in one: set one "
+            'node and one process, or set trainer = "deepspeed" in [train]'
         )
 
 
@@ -268,8 +269,8 @@ def _check_idle(run: Run) -> None:
     for task, stage in tasks.items():
         if task in queue and queue[task].state not in slurm.ENDED:
             raise UsageError(
-                f"{run.config.name} is submitted already: its job {task} ({stage}) is {queue[task].state}; wait for "
-                f"it, or end it with modelwright jobs cancel {run.config.name}"
+                f"{run.config.name} is already submitted: its job {task} ({stage}) is {queue[task].state}; wait for "
+                f"it, or cancel it with modelwright jobs cancel {run.config.name}"
             )
 
 
@@ -320,22 +321,22 @@ def _look(run: Run, script: Script) -> None:
     there = slurm.partitions()
     unknown = [name for name in (cluster.partition or "").split(",") if name and name not in there]
     if unknown:
-        said = f"there is no partition {unknown[0]!r} (there are: {', '.join(there)}): [cluster] partition"
+        said = f"there is no partition {unknown[0]!r}: set [cluster] partition to {either(there)}"
     elif has and nodes > has.nodes:
-        said = f"{where} has {has.nodes} nodes, and {nodes} are asked for: [cluster] nodes"
+        said = f"{where} has {has.nodes} nodes, and [cluster] nodes is {nodes}"
     elif "node configuration" in said:
         if has and has.away:
             return  # The nodes may come back; until then the job waits, and `modelwright jobs` says for what.
-        said += f": no node of {where} has what [cluster] asks for (cpus, memory, gpus_per_node, sbatch)"
+        said += f": no node of {where} has what [cluster] requests (cpus, memory, gpus_per_node, sbatch)"
     for word, key in (("account", "account"), ("qos", "qos"), ("time limit", "time"), ("feature", "sbatch.constraint")):
         if word in said.lower() and "[cluster]" not in said:
-            said += f": [cluster] {key}"
+            said += f": check [cluster] {key}"
             break
     raise UsageError(_refused(run, script, said))
 
 
 def _refused(run: Run, script: Script, said: str) -> str:
-    return f"{run.config.name}: Slurm refuses the job of {script.stage}: {said} (the script: {script.path})"
+    return f"{run.config.name}: Slurm refuses the job for {script.stage}: {said} (script: {script.path})"
 
 
 def log_pattern(submission: Submission, job: Submitted) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.files import why_no_folder
+from modelwright.core.stages.requirements import usable_memory
 
 # The packages that decide what can be done here; the first is this one.
 PACKAGES = (
@@ -86,7 +87,7 @@ def _system() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "usable_cpus": usable,
         "bfloat16": _cpu_bfloat16(),
-        "memory": _memory(),
+        "memory": usable_memory(),
     }
 
 
@@ -109,19 +110,8 @@ def _cpu_bfloat16() -> bool | None:
     return bool(_BFLOAT16 & set(flags[0].split())) if flags else None
 
 
-def _memory() -> int:
-    """Bytes, as far as this process may use them: a job's share is less than the machine's."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # there is none, or "max"
-            continue
-    return min(limits)
-
-
 def _driver() -> dict[str, Any] | None:
-    """NVIDIA's driver and the GPUs that it sees, whatever torch does."""
+    """NVIDIA's driver and the GPUs that it sees, independent of torch."""
     if shutil.which("nvidia-smi") is None:
         return None
     output, why = program(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader,nounits"])
@@ -208,7 +198,7 @@ def imported(*what: str, within: float = IMPORT_WITHIN) -> dict[str, Any]:
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=within, check=False, env=os.environ
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"importing it takes more than {within:.0f} s"}
+        return {"error": f"importing it takes longer than {within:.0f} s"}
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -233,7 +223,7 @@ def program(command: Sequence[str]) -> tuple[str, str | None]:
     except subprocess.TimeoutExpired:
         return "", f"{command[0]} does not answer within {PROGRAM_WITHIN:.0f} s"
     except OSError as error:
-        return "", f"{command[0]} cannot be started: {error.strerror}"
+        return "", f"cannot start {command[0]}: {error.strerror}"
     output = done.stdout.decode("utf-8", "replace")
     if done.returncode == 0:
         return output, None
@@ -242,12 +232,12 @@ def program(command: Sequence[str]) -> tuple[str, str | None]:
 
 
 def version_line(name: str, *arguments: str) -> str | None:
-    """The first line that a program on the path says of its version; None where there is no such program."""
+    """The first line of a program's version; None if it is not on the path."""
     if shutil.which(name) is None:
         return None
     output, why = program([name, *arguments])
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[0] if lines else f"it does not work: {why}"
+    return lines[0] if lines else f"does not work: {why}"
 
 
 # Mount options by which a shared file system keeps each machine's locks to itself.

@@ -1,6 +1,6 @@
 """A process that imports what may fail, hang or end Python, and says what it found: `python -m … WHAT…`.
 
-The answer is one JSON object on standard output. Whatever the libraries print goes to standard error.
+The answer is one JSON object on standard output. What libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from modelwright.core.api.wording import first_line
 
 # NVIDIA's GPUs compute in bfloat16 from this compute capability on (Ampere); older ones emulate it.
 _BFLOAT16_FROM = 8
@@ -102,9 +104,9 @@ def _import(modules: Sequence[str]) -> dict[str, Any]:
 
 
 def _line(error: BaseException) -> str:
-    """An error in one line."""
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    """An error on one line, with its type."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
 
 
 def main(what: Sequence[str]) -> None:
@@ -113,7 +115,7 @@ def main(what: Sequence[str]) -> None:
         os.dup2(2, 1)
         try:
             facts = PROBES[what[0]]() if what[0] in PROBES else _import(what)
-        except BaseException as error:  # noqa: BLE001 - a package may raise SystemExit, too
+        except BaseException as error:  # noqa: BLE001 - a package may also raise SystemExit
             facts = {"error": _line(error)}
         answer.write(json.dumps(facts))
 

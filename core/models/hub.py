@@ -14,8 +14,8 @@ from attrs import frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.wording import first_line, listed
-from modelwright.core.chat.templates import require
 from modelwright.core.config.paths import HUB
+from modelwright.core.extras import require
 
 _NAME = r"(?P<name>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)"
 _MODEL = re.compile(rf"{_NAME}(?:@(?P<revision>[^@\s]+))?", re.ASCII)

@@ -28,7 +28,7 @@ from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import ModelVersion, NewModel
 from modelwright.core.api.wording import one_line
 from modelwright.core.chat.renderer import MODEL_RECORD, checked_renderer
-from modelwright.core.chat.templates import require
+from modelwright.core.extras import require
 from modelwright.core.models.adapters import AdapterBase, adapter_base
 from modelwright.core.registry.importing import gathering
 from modelwright.core.registry.record import environment

@@ -1,4 +1,4 @@
-"""What Slurm gave to the job that this process is part of, as its environment tells."""
+"""The Slurm job that this process belongs to, read from its environment."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Allocation:
     Attributes:
         job: its id; `ARRAY_TASK` for a task of an array.
         own: the id by which Slurm's commands know it; a task of an array has one of its own.
-        nodes: how many.
+        nodes: number of nodes.
         node_list: their names, in Slurm's short form, such as `n[1-2]`.
-        cpus: cores of each task; None where the job asked for no number.
-        restarts: how often it was queued again.
+        cpus: cores of each task; None if the job requested no number.
+        restarts: how many times it was queued again.
     """
 
     job: str

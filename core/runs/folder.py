@@ -34,7 +34,7 @@ from modelwright.core.api import files
 from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.api.files import why_no_folder
 
-# Whoever sends one of these to a run asks it to stop.
+# Each of these signals asks a run to stop.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # How long the system may take to clear a killed runner away.
 KILLED_ENDS_WITHIN = 1.0
@@ -118,7 +118,7 @@ class RunFolder:
             there = os.path.lexists(place) if is_folder else place.exists()
             if there and not (place.is_dir() if is_folder else place.is_file()):
                 kind = "folder" if is_folder else "file"
-                raise ModelwrightError(f"{place} is no {kind}: move it away, and a {kind} is made there")
+                raise ModelwrightError(f"{place} is not a {kind}: move it away; the run makes a {kind} there")
 
     def make(self) -> None:
         """Make the folder, where it is not there.
@@ -129,7 +129,7 @@ class RunFolder:
         self.check()
         if why := why_no_folder(self.path):
             raise ModelwrightError(f"{self.path} {why}")
-        with files.failing_as(f"{self.path} cannot be made"):
+        with files.failing_as(f"cannot create {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
 
     # Done marks
@@ -141,10 +141,10 @@ class RunFolder:
         """The mark of a finished stage, if it is there.
 
         Raises:
-            DamagedError: it is no mark; the stage counts as not done, and doing it writes a new one.
+            DamagedError: it is not a mark; the stage counts as not done, and running it writes a new one.
         """
         keys = {"fingerprint": str, "inputs": dict, "outputs": dict}
-        values = files.read_state(self._done(stage), keys, remedy=f"do {stage} again")
+        values = files.read_state(self._done(stage), keys, remedy=f"run {stage} again")
         return None if values is None else Done(**{key: values[key] for key in keys})
 
     def mark_done(self, stage: str, done: Done) -> None:
@@ -185,7 +185,7 @@ class RunFolder:
         return self.path / "stop"
 
     def request_stop(self) -> None:
-        """Ask whoever works here to stop at the next step's end."""
+        """Ask the process that works here to stop at the end of the next step."""
         self._stop.touch()
 
     def stopping(self) -> bool:
@@ -203,7 +203,7 @@ class RunFolder:
     def check_stop(self) -> None:
         """Raise StopRequested if someone asked."""
         if self.stopping():
-            raise StopRequested(f"{self.name}: stopped on request; the same command resumes it")
+            raise StopRequested(f"{self.name}: stopped on request; run the same command to resume")
 
     # Locks
 
@@ -225,7 +225,7 @@ class RunFolder:
             if not self._lock_within(runner, KILLED_ENDS_WITHIN):
                 raise ModelwrightError(
                     f"{self.path} is in use by {os.pread(runner, 200, 0).decode() or 'another process'}: "
-                    f"wait for it, or stop it (touch {self._stop})"
+                    f"wait until it ends, or stop it with: touch {self._stop}"
                 )
             os.ftruncate(runner, 0)
             os.pwrite(runner, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -245,8 +245,8 @@ class RunFolder:
         with _opened(lock) as descriptor:
             if not self._lock_within(descriptor, ORPHANS_END_WITHIN):
                 raise ModelwrightError(
-                    f"{self.path}: workers of a killed run are still there after {ORPHANS_END_WITHIN:.0f} s: "
-                    f"end them (fuser {lock} names them)"
+                    f"{self.path}: worker processes of a killed run still work here after {ORPHANS_END_WITHIN:.0f} s: "
+                    f"end them (fuser {lock} lists them)"
                 )
             yield descriptor
 
@@ -261,8 +261,8 @@ class RunFolder:
                 time.sleep(0.05)
             except OSError as error:
                 raise ModelwrightError(
-                    f"{self.path}: this file system gives no locks ({error.strerror}): "
-                    "set MODELWRIGHT_HOME to a folder on another one"
+                    f"{self.path}: this file system does not support locks ({error.strerror}): "
+                    "set MODELWRIGHT_HOME to a folder on another file system"
                 ) from error
             else:
                 return True
@@ -270,7 +270,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    with files.failing_as(f"{path} cannot be opened"):
+    with files.failing_as(f"cannot open {path}"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         yield descriptor

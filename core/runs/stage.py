@@ -38,7 +38,7 @@ def find_base(source: str, registry: Callable[[], Registry], run: RunFolder) -> 
     """
     if Path(source).is_absolute():
         return resolve_base(source, registry)
-    remedy = "remove it, and the base is looked up anew"
+    remedy = "remove it, and the base is looked up again"
     pinned = files.read_state(_pin(run), {"source": str, "address": str}, remedy=remedy)
     if pinned is None or pinned["source"] != source:
         return resolve_base(source, registry)
@@ -59,7 +59,7 @@ def pin_base(source: str, base: Base, run: RunFolder) -> None:
 
 
 def forget_base(run: RunFolder) -> None:
-    """Resolve the address anew next time."""
+    """Resolve the address again next time."""
     _pin(run).unlink(missing_ok=True)
 
 
@@ -120,7 +120,7 @@ class Run:
     def outputs(self, stage: str) -> Mapping[str, Any]:
         """What a finished stage gave to those after it."""
         done = self.folder.done(stage)
-        assert done is not None, f"{stage} is asked for its outputs before it is done"
+        assert done is not None, f"outputs of {stage} were requested before it is done"
         return done.outputs
 
 
@@ -197,11 +197,11 @@ def state(run: Run, stage: Stage) -> Step:
     if done is None:
         why = damaged or stage.unfinished(run, fingerprint) or "not done yet"
     elif done.fingerprint != fingerprint:
-        why = f"changed: {', '.join(_changes(done.inputs, inputs)) or 'all'}"
+        why = f"changed: {', '.join(_changes(done.inputs, inputs)) or 'all inputs'}"
     elif gone := stage.missing(run, done.outputs):
         why = gone
     else:
-        finished, why = True, "done, and nothing that it depends on has changed"
+        finished, why = True, "done, and its inputs have not changed"
     return Step(stage=stage.name, done=finished, why=why, gone=gone is not None, inputs=inputs)
 
 
@@ -210,7 +210,7 @@ def _mark(run: Run, stage: Stage) -> tuple[Done | None, str | None]:
     try:
         return run.folder.done(stage.name), None
     except DamagedError as error:
-        return None, f"{error.path} is damaged, {error.why}"
+        return None, f"{error.path} is damaged: {error.why}"
 
 
 def perform(run: Run, stage: Stage, inputs: Mapping[str, Any]) -> dict[str, Any]:

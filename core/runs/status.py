@@ -21,9 +21,9 @@ from attrs import frozen
 from modelwright.core.api import files
 from modelwright.core.runs.folder import RunFolder
 
-# So much room is set aside for the reason of a failure, in bytes: the disk may be full when there is one to tell.
+# Bytes reserved up front for the failure message, so that it can be written even when the disk is full.
 _RESERVED = 8192
-# An error's text is cut to so many characters, of at most four bytes each.
+# Longest error message in characters, each of at most four bytes.
 _LONGEST = 1500
 
 
@@ -72,7 +72,7 @@ class Status:
 
     @contextlib.contextmanager
     def room_for_failure(self) -> Iterator[Failure]:
-        """Set room aside on the disk, in which a failure can be told even when there is no more."""
+        """Reserve space for a failure message, so that it can be written even when the disk is full."""
         self._failure.parent.mkdir(parents=True, exist_ok=True)
         reserved = files.temporary_name(self._failure)
         reserved.write_bytes(b" " * _RESERVED)
@@ -85,7 +85,7 @@ class Status:
 
 @frozen
 class Failure:
-    """Where a process tells that it failed."""
+    """Where a process reports that it failed."""
 
     _reserved: Path
     _place: Path
@@ -97,9 +97,11 @@ class Failure:
             error: what to tell the user.
             unexpected: nobody foresaw it: the process's log says more.
         """
-        told = json.dumps({"state": "failed", "error": error[:_LONGEST], "unexpected": unexpected}, ensure_ascii=False)
+        message = json.dumps(
+            {"state": "failed", "error": error[:_LONGEST], "unexpected": unexpected}, ensure_ascii=False
+        )
         with self._reserved.open("r+b") as file:
-            file.write(told.encode("utf-8", "replace"))
+            file.write(message.encode("utf-8", "replace"))
             file.truncate()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):

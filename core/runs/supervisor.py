@@ -19,7 +19,7 @@ from modelwright.core.runs.stage import Listener
 from modelwright.core.runs.status import Status
 
 POLL_SECONDS = 0.1
-# So long the processes of a launcher that a signal ended may take to come to a checkpoint.
+# Seconds that processes may take to reach a checkpoint after a signal ended their launcher.
 WITHOUT_LAUNCHER_SECONDS = 60.0
 # Waiting threads sleep instead of spinning: beside other work on the same cores that is many times faster.
 _SHARING_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -64,7 +64,7 @@ def stop_on_signals(folder: RunFolder) -> Iterator[None]:
         first = not folder.stopping()
         folder.request_stop()
         if first:
-            again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+            again = "; press Ctrl-C again to end it immediately" if number == signal.SIGINT else ""
             with contextlib.suppress(OSError):  # the terminal may be what has gone
                 os.write(2, f"\n{signal.Signals(number).name}: stopping at the next safe point{again}\n".encode())
 
@@ -78,7 +78,7 @@ def stop_on_signals(folder: RunFolder) -> Iterator[None]:
 
 
 def worker_command(module: str, folder: RunFolder) -> list[str]:
-    """The command line of a worker; `-P` keeps the working directory, with whatever modules lie in it, off its path."""
+    """The command line of a worker; `-P` keeps the modules of the working directory off its path."""
     return [sys.executable, "-P", "-m", module, str(folder.path), folder.name]
 
 
@@ -188,10 +188,10 @@ def _outcome(status: Mapping[str, Any] | None, stage: str, code: int, log: Path,
             file.seek(begin)
             last = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
         said = f"; its last line: {last[-1]}" if last else ""
-        raise WorkerDiedError(f"the {stage} worker died ({end}) without a result{said}; all that it printed: {log}")
+        raise WorkerDiedError(f"the worker process of {stage} died ({end}) without a result{said}; its log: {log}")
     if status["state"] == "stopped":
         raise StopRequested(status["error"])
     if status["state"] == "failed":
-        raise ModelwrightError(f"{status['error']} (more in {log})" if status["unexpected"] else status["error"])
+        raise ModelwrightError(f"{status['error']} (see {log})" if status["unexpected"] else status["error"])
     outputs: dict[str, Any] = status["outputs"]
     return outputs

@@ -32,7 +32,7 @@ from modelwright.core.runs.status import Failure, Status
 
 # How soon a process of several ends once another one has failed.
 TOGETHER_SECONDS = 0.3
-# So long a process of several that was told to end may take to come to where it can; launchers give it thirty seconds.
+# Seconds that one of several processes may take to reach a safe point after a signal; launchers allow thirty.
 REACHES_A_STOP_WITHIN = 15.0
 # The file system gives no more: the next attempt goes on, once it does.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -130,7 +130,7 @@ def _do(status: Status, failure: Failure, place: Place, body: Callable[[], dict[
         return 75 if place.size == 1 else 0
     except ModelwrightError as error:
         reason = str(error)
-    except Exception as error:  # noqa: BLE001 - whatever it was, the runner must hear of it
+    except Exception as error:  # noqa: BLE001 - the runner must hear of every error
         traceback.print_exc()
         no_room = isinstance(error, OSError) and error.errno in _NO_ROOM
         unexpected = not no_room
@@ -142,8 +142,10 @@ def _do(status: Status, failure: Failure, place: Place, body: Callable[[], dict[
 
 
 def _no_room(error: Any) -> str:
-    where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
-    return f"{where}: {error.strerror}; once there is room, the same command goes on"
+    return (
+        f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space, then run the same command to "
+        "resume"
+    )
 
 
 def _which(place: Place) -> str:
@@ -200,9 +202,9 @@ def _alone(folder: RunFolder) -> Callable[[], bool]:
 def _together(folder: RunFolder, status: Status, failure: Failure, place: Place) -> Callable[[], bool]:
     """End soon after another process has failed; take a signal for a stop request if this one comes to where it can.
 
-    A launcher ends the others by the same signal when one process was killed. Then this one waits for what never comes,
-    and must not tell that it was stopped on request: so the signal writes no request, and whoever does not ask soon
-    whether it should stop has failed.
+    When one process was killed, a launcher ends the others by the same signal. This one then waits for the dead one,
+    and must not report that it was stopped on request. So the signal writes no request, and a process that does not ask
+    soon whether it should stop has failed.
     """
     asked, heard = threading.Event(), threading.Event()
 
@@ -214,8 +216,8 @@ def _together(folder: RunFolder, status: Status, failure: Failure, place: Place)
     def give_up() -> None:
         if not heard.wait(REACHES_A_STOP_WITHIN):
             failure.tell(
-                f"{status.stage}: a signal ended it between two checkpoints, or another process, for which this one "
-                f"waited, was killed (out of memory, perhaps: see dmesg); the same command goes on{_which(place)}"
+                f"{status.stage}: ended by a signal before a checkpoint, or another of its processes was killed "
+                f"(perhaps out of memory: see dmesg); run the same command to resume{_which(place)}"
             )
             os._exit(1)
 

@@ -34,26 +34,25 @@ class Promote:
         return None
 
     def work(self, run: Run, fingerprint: str, emit: Callable[[str, Mapping[str, Any]], None]) -> dict[str, Any]:  # noqa: ARG002
-        """Check the condition against the registry's metrics; a condition that does not hold is no failure."""
+        """Check the condition against the registry's metrics; a condition that does not hold is not a failure."""
         run.folder.check_stop()
         promote = run.config.registry.promote
         registered = run.outputs("register")
         if promote is None:
-            outputs: dict[str, Any] = {"promoted": False, "why": "the run names no alias"}
+            outputs: dict[str, Any] = {"promoted": False, "why": "the run sets no alias"}
         else:
             model = run.registry.get(registered["name"], registered["version"])
             failing: list[str] = []
             if promote.condition:
                 for clause, measured, holds in parse_condition(promote.condition).check(model.metrics):
                     if not holds:
-                        failing.append(
-                            f"{clause} does not hold: it is {'not measured' if measured is None else f'{measured:.4g}'}"
-                        )
+                        found = "it was not measured" if measured is None else f"the value is {measured:.4g}"
+                        failing.append(f"{clause} does not hold: {found}")
             if failing:
                 outputs = {"promoted": False, "why": "; ".join(failing)}
             else:
                 alias = run.registry.set_alias(promote.alias, model.name, model.version)
-                outputs = {"promoted": True, "alias": alias.alias, "why": promote.condition or "no condition is set"}
+                outputs = {"promoted": True, "alias": alias.alias, "why": promote.condition or "no condition"}
         if promote is not None:
             emit("promoted" if outputs["promoted"] else "not promoted", outputs)
         return outputs

@@ -41,7 +41,7 @@ class Register:
             model = run.registry.get(outputs["name"], outputs["version"])
         except ModelNotFoundError as error:
             return str(error)
-        return None if model.digest == outputs["digest"] else f"{model.address} is another model now"
+        return None if model.digest == outputs["digest"] else f"{model.address} is a different model now"
 
     def unfinished(self, run: Run, fingerprint: str) -> str | None:  # noqa: ARG002 - the protocol's signature
         """Registering is one transaction."""
@@ -52,7 +52,9 @@ class Register:
         run.folder.check_stop()
         trained, folder = run.outputs("train"), run.folder.stage("train") / "model"
         if files.manifest_digest(files.folder_manifest(folder)) != trained["digest"]:
-            raise ModelwrightError(f"{folder} is not what the training wrote: train again with --only train --fresh")
+            raise ModelwrightError(
+                f"{folder} has changed since the training wrote it: train again with --only train --fresh"
+            )
         model = run.registry.add(
             NewModel(
                 name=run.config.name,

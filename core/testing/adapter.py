@@ -163,13 +163,13 @@ class AdapterContract:
         if adapter:
             assert torch.equal(model.get_input_embeddings().weight[: VOCABULARY - 2], old)
 
-    def test_where_its_base_lies_is_not_told(self, tmp_path: Path) -> None:
-        """Whoever gets the adapter learns nothing of the disk; a base of the hub is named, so that peft finds it."""
-        for name, hub, told in (("one", None, (None, None)), ("hub", "org/name@0123abc", ("org/name", "0123abc"))):
+    def test_the_path_of_its_base_is_not_saved(self, tmp_path: Path) -> None:
+        """The adapter does not contain paths of this disk; a base of the hub is named, so that peft finds it."""
+        for name, hub, named in (("one", None, (None, None)), ("hub", "org/name@0123abc", ("org/name", "0123abc"))):
             job = self.job(tmp_path / name, hub=hub, settings=self.settings(max_steps=1))
             self.train(job)
             config = read_json(job.output / ADAPTER_CONFIG)
-            assert (config["base_model_name_or_path"], config["revision"]) == told
+            assert (config["base_model_name_or_path"], config["revision"]) == named
             assert not any(str(tmp_path) in path.read_text() for path in job.output.glob("*.json"))
 
     def test_a_target_that_is_not_there_is_one_line_with_those_that_are(self, tmp_path: Path) -> None:

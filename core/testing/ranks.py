@@ -108,7 +108,7 @@ def _rank(
         end.send((trained, recorder.events, None))
     except ModelwrightError as error:
         end.send((None, recorder.events, error))
-    except BaseException as error:  # noqa: BLE001 - whatever it was, the test must see it
+    except BaseException as error:  # noqa: BLE001 - the test must see every error
         traceback.print_exc()
         end.send((None, recorder.events, RuntimeError(f"process {variables['RANK']}: {error!r}")))
     end.close()
@@ -129,7 +129,7 @@ def _outcome(ends: list[Connection], recorder: Recorder) -> Trained:
 
 
 def _unheard(_kind: str, _data: Mapping[str, Any]) -> None:
-    """Stands for what cannot be handed to another process."""
+    """Takes the place of a function that cannot be handed to another process."""
 
 
 def _never() -> bool:

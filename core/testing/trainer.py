@@ -61,7 +61,7 @@ def _write_arrow(path: Path, schema: Any, columns: Sequence[Sequence[Any]]) -> N
 
 
 def counting_rows(count: int) -> list[tuple[str, list[int], list[bool]]]:
-    """Something to learn: each row counts on from its first token, in 4 to 10 tokens; all but two are learnt."""
+    """Rows that a model can learn: each counts on from its first token, 4 to 10 tokens; all but two are trained."""
     rows = []
     for index in range(count):
         length = 4 + index % 7
@@ -107,7 +107,7 @@ def read_weights(folder: Path) -> dict[str, Any]:
 
 @define
 class Recorder:
-    """Stands for the runner: keeps the events of a job, and asks it to stop after a step.
+    """Takes the place of the runner: keeps the events of a job, and asks it to stop after a step.
 
     Attributes:
         stop_after: the step after which `stopping` says True.
@@ -123,7 +123,7 @@ class Recorder:
         self.events.append((kind, data))
 
     def stopping(self) -> bool:
-        """Whether the last step that was told of is the one to stop after."""
+        """Whether the last step reported is the one to stop after."""
         steps = self.steps()
         return self.stop_after is not None and bool(steps) and steps[-1] >= self.stop_after
 

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from attrs import asdict, frozen
 
-from modelwright.core.api import ModelwrightError
+from modelwright.core.api import ModelwrightError, TrainingMemory, training_memory
 from modelwright.plugins.trainers.ranks import Ranks
 
-# Bytes of a float32 number; AdamW keeps two such numbers for each trained weight.
+# Bytes of a float32 number.
 _FULL = 4
-_ADAM = 2 * _FULL
 
 
 @frozen(kw_only=True)
@@ -48,47 +47,12 @@ def numbers_in(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-@frozen(kw_only=True)
-class Needs:
-    """Memory of one process for weights, gradients and optimizer states, in bytes.
-
-    Attributes:
-        device: on the device that computes.
-        host: in the machine's main memory, if the optimizer or the weights are offloaded to it.
-    """
-
-    device: int
-    host: int = 0
+def needs(size: Size, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none") -> TrainingMemory:
+    """What weights, gradients and AdamW take in one process; see `training_memory`."""
+    return training_memory(size.parameters, size.trainable, low=low, stage=stage, ranks=ranks, offload=offload)
 
 
-def needs(size: Size, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none") -> Needs:
-    """The memory that weights, gradients and AdamW take in one process.
-
-    S. Rajbhandari et al., "ZeRO", 2020, section 3: a trained weight takes 4 or 2 bytes, its gradient as many, and the
-    optimizer's two moments and float32 copy 12. Stage 1 splits the optimizer's states among the processes, stage 2 also
-    the gradients, stage 3 everything.
-
-    Args:
-        size: of the model.
-        low: whether the weights are bfloat16, with a float32 copy of the trained ones.
-        stage: of ZeRO.
-        ranks: number of processes that share the model.
-        offload: "none", "optimizer", or "all".
-    """
-    number = 2 if low else _FULL
-    weights = number * size.parameters / (ranks if stage == 3 else 1)
-    gradients = number * size.trainable / (ranks if stage >= 2 else 1)
-    # ZeRO steps a copy of its share of the weights, even if they are float32 themselves.
-    copy = _FULL if low or stage else 0
-    optimizer = (_ADAM + copy) * size.trainable / (ranks if stage >= 1 else 1)
-    if offload == "all":
-        return Needs(device=round(gradients), host=round(weights + optimizer))
-    if offload == "optimizer":
-        return Needs(device=round(weights + gradients), host=round(optimizer))
-    return Needs(device=round(weights + gradients + optimizer))
-
-
-def check_memory(needed: Needs, device: torch.device, *, on_machine: int, whole: Size | None = None) -> None:
+def check_memory(needed: TrainingMemory, device: torch.device, *, on_machine: int, whole: Size | None = None) -> None:
     """Check that there is enough memory for this process.
 
     Args:

@@ -1,7 +1,12 @@
-"""A run from beginning to end, by the command line: it skips, resumes, and survives what happens to it."""
+"""A run from beginning to end, by the command line: it skips, resumes, and survives what happens to it.
+
+Tests begin from a finished run where they can (`finished`), and the command line works in this process; what is killed
+or signalled is a process, and those tests are long.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,35 +16,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_run import WHOLE, tiny_run
 
 from modelwright.core.runs.events import EventTail, read_events
 
-RUN = """
-name = "tiny"
-seed = 3
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 200
-[data.tokens]
-max_length = 128
-[train]
-max_steps = {steps}
-batch_size = 4
-learning_rate = 1e-3
-checkpoint_every = 5
-[[evaluate]]
-name = "sums"
-path = "builtin:arithmetic/test"
-metrics = ["math_accuracy", "exact_match"]
-limit = 20
-[evaluate.generation]
-max_tokens = 8
+CHANGED = """
+train.max_steps = {steps}
 [registry]
 promote = {{ alias = "production", if = "sums.math_accuracy >= {bar}" }}
 """
@@ -49,14 +31,14 @@ promote = {{ alias = "production", if = "sums.math_accuracy >= {bar}" }}
 def run_file(tmp_path):
     def write(*, steps=10, bar=0.0):
         path = tmp_path / "run.toml"
-        path.write_text(RUN.format(steps=steps, bar=bar))
+        path.write_text(tiny_run(WHOLE, CHANGED.format(steps=steps, bar=bar)))
         return path
 
     return write
 
 
-def _models(modelwright):
-    return json.loads(modelwright("models", "list", "--json").stdout)
+def _models(run):
+    return json.loads(run("models", "list", "--json").stdout)
 
 
 def _ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
@@ -64,15 +46,15 @@ def _ok(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[s
     return done
 
 
-def _plan(modelwright, path, *more):
-    rows = json.loads(_ok(modelwright("run", path, "--dry-run", "--json", *more)).stdout)
+def _plan(run, path, *more):
+    rows = json.loads(_ok(run("run", path, "--dry-run", "--json", *more)).stdout)
     return [(step["stage"], step["done"], step["why"]) for step in rows["tiny"]]
 
 
-def test_one_command_trains_registers_evaluates_and_promotes_and_again_does_nothing(run_file, modelwright, home):
+def test_one_command_trains_registers_evaluates_and_promotes_and_again_does_nothing(run_file, command, home):
     """The chain, and its memory."""
     path = run_file()
-    assert _plan(modelwright, path) == [
+    assert _plan(command, path) == [
         ("prepare", False, "not done yet"),
         ("train", False, "prepare runs first"),
         ("register", False, "prepare runs first"),
@@ -80,119 +62,118 @@ def test_one_command_trains_registers_evaluates_and_promotes_and_again_does_noth
         ("promote", False, "prepare runs first"),
     ]
     assert not home.exists(), "a dry run writes nothing"
-    printed = _ok(modelwright("run", path)).stdout
+    printed = _ok(command("run", path)).stdout
     assert "tiny@1" in printed
     assert "modelwright serve tiny" in printed
 
-    [model] = _models(modelwright)
+    [model] = _models(command)
     assert (model["name"], model["version"], model["aliases"]) == ("tiny", 1, ["production"])
     assert set(model["metrics"]["sums"]) == {"math_accuracy", "exact_match"}
     assert model["metrics"]["sums"]["math_accuracy"]["n"] == 20
 
-    assert all(done for _, done, _ in _plan(modelwright, path))
+    assert all(done for _, done, _ in _plan(command, path))
     before = {file: file.stat().st_mtime_ns for file in (home / "runs" / "tiny" / "done").iterdir()}
-    assert "Nothing to do: all of it is done" in _ok(modelwright("run", path)).stdout
+    assert "Nothing to do" in _ok(command("run", path)).stdout
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert len(_models(modelwright)) == 1
+    assert len(_models(command)) == 1
 
-    _ok(modelwright("models", "alias", "other", "tiny"))
-    assert "@other" in _ok(modelwright("run", path)).stdout, "aliases are shown as they stand now"
+    _ok(command("models", "alias", "other", "tiny"))
+    assert "@other" in _ok(command("run", path)).stdout, "aliases are shown as they stand now"
 
 
-def test_a_plan_says_what_has_changed_and_only_that_runs_again(run_file, modelwright, home):
+def test_a_plan_says_what_has_changed_and_only_that_runs_again(finished, command):
     """A learning rate does not touch the tokens; another limit of the test set does not touch the model."""
-    path = run_file()
-    _ok(modelwright("run", path))
-    assert _plan(modelwright, path, "--set", "train.learning_rate=2e-3")[:3] == [
-        ("prepare", True, "done, and nothing that it depends on has changed"),
+    path = finished
+    assert _plan(command, path, "--set", "train.learning_rate=2e-3")[:3] == [
+        ("prepare", True, "done, and its inputs have not changed"),
         ("train", False, "changed: train.learning_rate"),
         ("register", False, "train runs first"),
     ]
-    changed = _plan(modelwright, path, "--set", "evaluate.0.limit=10")
+    changed = _plan(command, path, "--set", "evaluate.0.limit=10")
     assert [(stage, done) for stage, done, _ in changed][2:4] == [("register", True), ("evaluate", False)]
     assert "limit" in changed[3][2]
-    _ok(modelwright("run", path, "--set", "evaluate.0.limit=10"))
-    [model] = _models(modelwright)
+    _ok(command("run", path, "--set", "evaluate.0.limit=10"))
+    [model] = _models(command)
     assert model["metrics"]["sums"]["exact_match"]["n"] == 10
-    _ok(modelwright("run", path, "--set", "train.learning_rate=2e-3"))
-    assert [model["version"] for model in _models(modelwright)] == [1, 2]
+    _ok(command("run", path, "--set", "train.learning_rate=2e-3"))
+    assert [model["version"] for model in _models(command)] == [1, 2]
 
 
-def test_an_unmet_condition_leaves_a_registered_unpromoted_version_and_is_no_failure(run_file, modelwright):
+def test_an_unmet_condition_leaves_a_registered_unpromoted_version_and_is_no_failure(finished, command):
     """It says what was measured."""
-    done = _ok(modelwright("run", run_file(bar=1.1)))
+    done = _ok(
+        command(
+            "run",
+            finished,
+            "--set",
+            "registry.promote.if='sums.math_accuracy >= 1.1'",
+            "--set",
+            "registry.promote.alias='other'",
+        )
+    )
     assert "sums.math_accuracy >= 1.1 does not hold" in done.stderr
-    [model] = _models(modelwright)
-    assert model["aliases"] == []
+    [model] = _models(command)
+    assert model["aliases"] == ["production"]
 
 
-def test_stages_run_one_by_one_in_their_order_only(run_file, modelwright):
+def test_stages_run_one_by_one_in_their_order_only(run_file, command):
     """`train` alone says what must come before."""
     path = run_file()
-    refused = modelwright("train", path)
+    refused = command("train", path)
     assert refused.returncode == 2
-    assert "prepare comes before train (not done yet)" in refused.stderr
+    assert "train needs the stage prepare (not done yet)" in refused.stderr
     for stage in ("prepare", "train", "register", "evaluate", "promote"):
-        _ok(modelwright(stage, path))
-    assert len(_models(modelwright)) == 1
+        _ok(command(stage, path))
+    assert len(_models(command)) == 1
 
 
-def test_fresh_begins_anew_and_the_same_model_is_not_registered_twice(run_file, modelwright, home):
+def test_fresh_begins_anew_and_the_same_model_is_not_registered_twice(finished, command, home):
     """Training is deterministic: the digest is the same, so is the version."""
-    path = run_file()
-    _ok(modelwright("run", path))
-    _ok(modelwright("run", path, "--fresh"))
-    assert [model["version"] for model in _models(modelwright)] == [1]
+    path = finished
+    _ok(command("run", path, "--fresh"))
+    assert [model["version"] for model in _models(command)] == [1]
     begun = [event.stage for event in EventTail(home / "runs" / "tiny" / "events").poll() if event.kind == "begun"]
     assert begun == ["prepare", "train", "register", "evaluate", "promote"] * 2
 
 
-def test_a_lost_registry_gets_version_metrics_and_alias_back(run_file, modelwright, home):
+def test_a_lost_registry_gets_version_metrics_and_alias_back(finished, command, home):
     """What is done is done in the registry, too, or it is done again."""
-    path = run_file()
-    _ok(modelwright("run", path))
-    before = _models(modelwright)
+    path = finished
+    before = _models(command)
     (home / "registry.db").unlink()
-    assert _plan(modelwright, path)[2][1:] == (False, "there is no model 'tiny'")
-    _ok(modelwright("run", path))
-    assert _models(modelwright) == before
+    assert _plan(command, path)[2][1:] == (False, "there is no model 'tiny'")
+    _ok(command("run", path))
+    assert _models(command) == before
 
 
-def test_a_moved_home_is_the_same_home(run_file, modelwright, home, monkeypatch, tmp_path):
-    """Nothing is trained or registered again because a folder has another name."""
-    path = run_file()
-    _ok(modelwright("run", path))
-    home.rename(tmp_path / "elsewhere")
-    monkeypatch.setenv("MODELWRIGHT_HOME", str(tmp_path / "elsewhere"))
-    assert [done for _, done, _ in _plan(modelwright, path)[:2]] == [True, True]
-    _ok(modelwright("run", path))
-    assert [(model["version"], model["aliases"]) for model in _models(modelwright)] == [(1, ["production"])]
+def test_a_moved_home_is_the_same_home(finished, command):
+    """Nothing is trained or registered again because a folder has another name; the fixture is a copy."""
+    path = finished
+    assert [done for _, done, _ in _plan(command, path)[:2]] == [True, True]
+    _ok(command("run", path))
+    assert [(model["version"], model["aliases"]) for model in _models(command)] == [(1, ["production"])]
 
 
-def test_a_run_that_continues_what_its_own_alias_names_is_done_when_it_is_done(run_file, modelwright, tmp_path):
+def test_a_run_that_continues_what_its_own_alias_names_is_done_when_it_is_done(finished, command, tmp_path):
     """The base is resolved when the run begins, not again after the alias has moved."""
-    _ok(modelwright("run", run_file()))
     path = tmp_path / "next.toml"
-    text = (tmp_path / "run.toml").read_text().replace('name = "tiny"', 'name = "next"')
-    scratch = text[text.index("[model.scratch]") : text.index("[data]")]
-    path.write_text(text.replace(scratch, '[model]\nbase = "@production"\n'))
+    path.write_text(tiny_run(WHOLE, 'name = "next"\nmodel.base = "@production"'))
     for _ in range(2):
-        _ok(modelwright("run", path))
-    models = {model["name"]: model for model in _models(modelwright)}
+        _ok(command("run", path))
+    models = {model["name"]: model for model in _models(command)}
     assert (models["next"]["version"], models["next"]["aliases"]) == (1, ["production"])
-    assert json.loads(modelwright("models", "show", "next", "--json").stdout)["parent"] == "tiny@1"
+    assert json.loads(command("models", "show", "next", "--json").stdout)["parent"] == "tiny@1"
 
 
-def test_what_a_killed_worker_left_in_the_models_folder_is_no_part_of_the_model(run_file, modelwright, home):
+def test_what_a_killed_worker_left_in_the_models_folder_is_no_part_of_the_model(finished, command, home):
     """A kill while the tokenizer is written beside the weights."""
-    path = run_file()
-    _ok(modelwright("prepare", path))
-    _ok(modelwright("train", path))
+    path = finished
+    (home / "registry.db").unlink()
     folder = home / "runs" / "tiny"
     (folder / "done" / "train.json").unlink()
     (folder / "train" / "model" / ".tmp-tokenizer.json-12345678").write_text("{")
-    _ok(modelwright("run", path))
-    files = {entry["path"] for entry in json.loads(modelwright("models", "show", "tiny", "--json").stdout)["files"]}
+    _ok(command("run", path))
+    files = {entry["path"] for entry in json.loads(command("models", "show", "tiny", "--json").stdout)["files"]}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
     assert not any(".tmp-" in file for file in files)
 
@@ -221,19 +202,20 @@ def _after_step(step):
     return lambda event: event.kind == "step" and event.data["step"] >= step
 
 
-def test_a_run_trains_on_packs(run_file, modelwright, home):
+def test_a_run_trains_on_packs(run_file, command, home):
     """From rows to packs to a registered model; the events say how many sequences there are."""
     path = run_file(steps=6)
-    _ok(modelwright("run", path, "--set", "data.tokens.packing='pack'", "--set", "data.tokens.max_length=256"))
+    _ok(command("run", path, "--set", "data.tokens.packing='pack'", "--set", "data.tokens.max_length=256"))
     events = list(read_events(home / "runs" / "tiny" / "events"))
     [prepared] = [event.data for event in events if event.kind == "prepared"]
     [started] = [event.data for event in events if event.kind == "started"]
     assert started["sequences"] == prepared["packs"]["packs"] < prepared["rows"]
     assert len([event for event in events if event.kind == "step"]) == 6
-    assert _models(modelwright)
+    assert _models(command)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+@pytest.mark.long
 def test_a_signal_stops_the_run_at_a_step_with_75_and_the_same_command_resumes(run_file, modelwright, home, number):
     """The steps before the signal are not done again."""
     path = run_file(steps=3000)
@@ -256,6 +238,7 @@ def test_a_signal_stops_the_run_at_a_step_with_75_and_the_same_command_resumes(r
     assert next(event for event in steps if event.data["step"] == step).writer != steps[-1].writer
 
 
+@pytest.mark.long
 def test_a_signal_to_every_process_of_a_run_stops_it_as_one_to_the_runner_does(run_file, home):
     """As a batch system and a closing session send it; none of them ends the worker before its checkpoint."""
     runner = _start(run_file(steps=3000))
@@ -289,6 +272,7 @@ def _children(runner: subprocess.Popen) -> list[int]:
 
 
 @pytest.mark.parametrize("kill", [_kill_runner_alone, _kill_all])
+@pytest.mark.long
 def test_a_killed_run_is_finished_by_the_same_command_with_the_same_weights(
     run_file, modelwright, home, monkeypatch, tmp_path, kill
 ):
@@ -319,6 +303,7 @@ def test_a_killed_run_is_finished_by_the_same_command_with_the_same_weights(
     assert _final_weights(tmp_path / "other") == weights
 
 
+@pytest.mark.long
 def test_a_second_runner_of_the_same_run_is_refused(run_file, modelwright, home):
     """And does not disturb the first."""
     path = run_file(steps=3000)
@@ -332,7 +317,7 @@ def test_a_second_runner_of_the_same_run_is_refused(run_file, modelwright, home)
     assert runner.returncode == 75
 
 
-def test_a_worker_that_dies_is_named_with_its_last_words(run_file, modelwright, home, install_plugin):
+def test_a_worker_that_dies_is_named_with_its_last_words(run_file, command, home, install_plugin):
     """A crash in native code leaves no traceback; the runner says what it can."""
     install_plugin(
         "crashing-plugin",
@@ -351,22 +336,22 @@ def test_a_worker_that_dies_is_named_with_its_last_words(run_file, modelwright, 
                 os.abort()
         """,
     )
-    done = modelwright("run", run_file(), "--set", 'train.trainer="crash"')
+    done = command("run", run_file(), "--set", 'train.trainer="crash"')
     assert done.returncode == 1
-    assert "the train worker died (signal SIGABRT) without a result" in done.stderr
+    assert "died (signal SIGABRT) without a result" in done.stderr
     assert str(home / "runs" / "tiny" / "logs" / "train.log") in done.stderr
-    assert _models(modelwright) == []
+    assert _models(command) == []
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         ("return Trained(finished=True, step=1, steps=1)", "trainer 'odd' ended without a model"),
-        ("raise ValueError('no luck')", "train: ValueError: no luck (more in"),
+        ("raise ValueError('no luck')", "train: ValueError: no luck (see "),
     ],
 )
 def test_a_trainer_that_makes_nothing_is_told_of_and_nothing_is_registered(
-    run_file, modelwright, install_plugin, body, message
+    run_file, command, install_plugin, body, message
 ):
     """Whatever a plugin does, the registry holds whole models."""
     install_plugin(
@@ -384,13 +369,13 @@ def test_a_trainer_that_makes_nothing_is_told_of_and_nothing_is_registered(
                 {body}
         """,
     )
-    done = modelwright("run", run_file(), "--set", 'train.trainer="odd"')
+    done = command("run", run_file(), "--set", 'train.trainer="odd"')
     assert done.returncode == 1
     assert message in done.stderr
-    assert _models(modelwright) == []
+    assert _models(command) == []
 
 
-def test_a_metric_that_gives_something_else_is_named(run_file, modelwright, install_plugin):
+def test_a_metric_that_gives_something_else_is_named(run_file, command, install_plugin):
     """It is the plugin's mistake; the model stays registered and unpromoted."""
     install_plugin(
         "odd-metric",
@@ -407,30 +392,30 @@ def test_a_metric_that_gives_something_else_is_named(run_file, modelwright, inst
             def aggregate(self, scores): return None
         """,
     )
-    done = modelwright(
+    done = command(
         "run", run_file(), "--set", 'evaluate.0.metrics=["odd"]', "--set", "registry.promote.if='sums.odd>0'"
     )
     assert done.returncode == 1
     assert "metric 'odd' failed to aggregate 20 scores: TypeError: it gave NoneType, not Figure" in done.stderr
-    [model] = _models(modelwright)
+    [model] = _models(command)
     assert (model["version"], model["aliases"], model["metrics"]) == (1, [], {})
 
 
-def test_everything_that_is_missing_is_told_at_once(run_file, modelwright, home):
+def test_everything_that_is_missing_is_told_at_once(run_file, command, home):
     """One line each; nothing starts."""
     wrong = ("--set", "data.sources=[{path='no.jsonl'}]", "--set", "evaluate.0.path='none.jsonl'")
-    done = modelwright("run", run_file(), *wrong)
+    done = command("run", run_file(), *wrong)
     assert done.returncode == 2
     assert [line.rpartition("/")[2][:9] for line in done.stderr.splitlines()] == ["no.jsonl:", "none.json"]
     assert not home.exists()
 
 
-def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, modelwright, home, tmp_path):
+def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, command, home, tmp_path):
     """Named, counted, and kept to look at."""
     rows = [json.dumps({"question": f"{n} + 1?", "answer": f"#### {n + 1}"}) for n in range(40)]
     rows[3:5] = ["{broken", json.dumps({"q": "1 + 1?"})]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    done = modelwright("run", run_file(), "--set", "data.sources=[{path='rows.jsonl'}]")
+    done = command("run", run_file(), "--set", "data.sources=[{path='rows.jsonl'}]")
     assert done.returncode == 1
     assert (
         "2 of 40 rows cannot be read (5.0%; [data] max_rejected is 1.0%); the first is rows.jsonl:4: not JSON"
@@ -441,7 +426,7 @@ def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, modelwr
     assert [json.loads(line)["line"] for line in rejected.read_text().splitlines()] == [4, 5]
     assert not (home / "runs" / "tiny" / "train").exists()
     allowed = ("--set", "data.sources=[{path='rows.jsonl'}]", "--set", "data.max_rejected=0.1")
-    assert "2 rejected" in _ok(modelwright("run", run_file(), *allowed)).stderr
+    assert "2 rejected" in _ok(command("run", run_file(), *allowed)).stderr
 
 
 @pytest.mark.parametrize(
@@ -455,23 +440,20 @@ def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, modelwr
         ("data.format='mth'", "did you mean"),
     ],
 )
-def test_what_is_wrong_is_found_before_anything_starts(run_file, modelwright, home, override, message):
+def test_what_is_wrong_is_found_before_anything_starts(run_file, command, home, override, message):
     """Exit code 2, and not even a folder."""
-    done = modelwright("run", run_file(), "--set", override)
+    done = command("run", run_file(), "--set", override)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert not home.exists()
 
 
-def test_a_missing_extra_is_named_with_what_to_install(run_file, tmp_path):
+def test_a_missing_extra_is_named_with_what_to_install(run_file, command, monkeypatch):
     """As on a machine with the light installation."""
-    code = (
-        "import importlib.util as u, sys; find = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name in ('torch', 'pyarrow') else find(name, *a)\n"
-        "from modelwright.core.cli import main; main(sys.argv[1:])"
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name in ("torch", "pyarrow") else find(name, *more)
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "run", str(run_file())], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    done = command("run", run_file())
     assert done.returncode == 2
     assert "prepare needs pyarrow, which is not installed: pip install 'modelwright[train]'" in done.stderr

@@ -27,13 +27,33 @@ max_steps = 2
 batch_size = 4
 """
 
+# Changes of the default by which every stage has something to do.
+WHOLE = """
+seed = 3
+[train]
+max_steps = 10
+learning_rate = 1e-3
+checkpoint_every = 5
+[[evaluate]]
+name = "sums"
+path = "builtin:arithmetic/test"
+metrics = ["math_accuracy", "exact_match"]
+limit = 20
+[evaluate.generation]
+max_tokens = 8
+[registry]
+promote = { alias = "production", if = "sums.math_accuracy >= 0.0" }
+"""
 
-def tiny_run(changes: str = "") -> str:
-    """A run file as TOML text: the default above with `changes` (TOML, too) laid over it.
+
+def tiny_run(*changes: str) -> str:
+    """A run file as TOML text: the default above with the `changes`, TOML as well, laid over it one after the other.
 
     Tables merge and arrays replace, as in layers of configuration. `[model] base` takes the place of `[model.scratch]`.
     """
-    table = _laid_over(tomli.loads(DEFAULT), tomli.loads(changes))
+    table = tomli.loads(DEFAULT)
+    for change in changes:
+        table = _laid_over(table, tomli.loads(change))
     if "base" in table["model"]:
         del table["model"]["scratch"]
     return tomli_w.dumps(table)

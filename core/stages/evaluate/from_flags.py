@@ -14,8 +14,7 @@ from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.config import ConfigError, eval_from_plain
 from modelwright.core.config.errors import Problem
-from modelwright.core.config.paths import Written
-from modelwright.core.config.paths import FilePath
+from modelwright.core.config.paths import FilePath, Written
 from modelwright.core.config.schema import EvalConfig, SourceConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.evaluate.suites import prompt_messages

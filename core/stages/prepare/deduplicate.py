@@ -6,7 +6,6 @@ Source: A. Z. Broder, "On the resemblance and containment of documents" (1997).
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from modelwright.core.api.errors import MissingDependencyError
 from modelwright.core.api.files import json_line
 from modelwright.core.api.records import Example
+from modelwright.core.extras import check_installed
 from modelwright.core.stages.prepare.cache import link
 from modelwright.core.stages.prepare.checks import Removal, whole, words
 
@@ -39,8 +38,7 @@ def check_datasketch() -> None:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    if importlib.util.find_spec("datasketch") is None:
-        raise MissingDependencyError("near-duplicate removal needs datasketch: pip install 'modelwright[quality]'")
+    check_installed("datasketch", what="near-duplicate removal", extra="quality")
 
 
 class NearDuplicates:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from modelwright.core.api import files
-from modelwright.core.api.errors import MissingDependencyError
 from modelwright.core.api.tokens import PACKS, TokenFolder
+from modelwright.core.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,13 +62,7 @@ def write_packs(folder: Path, max_length: int) -> PackReport:
         MissingDependencyError: pyarrow is not installed.
         ValueError: a row has more tokens than `max_length`, or none.
     """
-    try:
-        import numpy as np
-        import pyarrow as pa
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"preparing data needs pyarrow: pip install 'modelwright[train]' ({error})"
-        ) from error
+    np, pa = require("numpy", what="preparing data"), require("pyarrow", what="preparing data")
     schema = pa.schema([("rows", pa.list_(pa.int64()))])
     count = tokens = first = 0
     with files.writing(folder / PACKS) as sink, pa.ipc.new_file(sink, schema) as writer:

@@ -17,9 +17,10 @@ import orjson
 from attrs import define, field, frozen
 
 from modelwright.core.api import files
-from modelwright.core.api.errors import MissingDependencyError, RowError
+from modelwright.core.api.errors import RowError
 from modelwright.core.api.records import Example, digest_json
 from modelwright.core.chat.renderer import Rendered, Renderer, Span, Turns
+from modelwright.core.extras import require
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.prepare import reading
 from modelwright.core.stages.prepare.cache import ENTRY, Cache
@@ -157,13 +158,7 @@ class TokenWriter:
         """Write the Arrow file; no file if there are no rows."""
         if not self._ids:
             return
-        try:
-            import numpy as np
-            import pyarrow as pa
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"preparing data needs pyarrow: pip install 'modelwright[train]' ({error})"
-            ) from error
+        np, pa = require("numpy", what="preparing data"), require("pyarrow", what="preparing data")
         trained = np.zeros(len(self._tokens), np.bool_)
         for start, end in self._trained:
             trained[start:end] = True

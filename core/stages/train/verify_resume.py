@@ -15,8 +15,8 @@ from attrs import evolve, frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.errors import StopRequested
-from modelwright.core.chat.templates import require
 from modelwright.core.config import to_plain
+from modelwright.core.extras import require
 from modelwright.core.runs.events import EventTail
 from modelwright.core.runs.folder import RunFolder
 from modelwright.core.runs.stage import Run, perform, state

@@ -7,14 +7,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, is_dataclass
 from dataclasses import fields as dataclass_fields
-from typing import Any
+from typing import Any, get_args
 
 from attrs import NOTHING, fields, has
 
 from generator.text import block, code, page, read_doc, sentence, table
 from modelwright.core import api
 from modelwright.core.api import components, errors, hooks
-from modelwright.core.api.registry import Collected
 from modelwright.core.testing import engine, registry, trainer
 from modelwright.grpc_server import client
 
@@ -30,9 +29,10 @@ _HOOKS = {
 }
 
 _PLUGINS = """
-A plugin is a package with an entry point in the group `modelwright`. Its module implements any of five hooks. Each hook
-yields descriptors, and each descriptor names a factory, which is imported on first use and called with the component's
-options. Import everything on this page from `modelwright`. [How to write a plugin](../howto/own-plugin.md).
+A plugin is a package with an entry point in the group `modelwright`. Its module implements any of five hooks, functions
+marked with `hookimpl`. Each hook yields descriptors. Each descriptor names a factory, which is imported on first use
+and called with the component's options. Everything here is imported from `modelwright`.
+[How to write one](../howto/own-plugin.md).
 """
 
 _RECORDS = """
@@ -47,11 +47,36 @@ needs only grpcio and protobuf, not the packages that run models. [How to serve 
 
 _GROUPS: dict[str, tuple[Any, ...]] = {
     "Data": (api.Message, api.Example, api.TokenFolder, api.TokenRow),
-    "Grading": (api.Output, api.Score, api.Figure, api.wilson, api.wilson_mean),
-    "Training": (api.Job, api.TrainSettings, api.Trained),
-    "Generating": (api.GenerationRequest, api.Sampling, api.Delta, api.Answer, api.ThinkingSplitter),
-    "Registry": (api.NewModel, api.ModelVersion, api.ModelFile, api.Alias, api.RegistryEvent, Collected),
+    "Grading": (api.Output, api.Score, api.Figure),
+    "Training": (api.Job, api.TrainSettings, api.AdapterSettings, api.Trained, api.TrainingMemory),
+    "Generating": (api.GenerationRequest, api.Sampling, api.Delta, api.Answer),
+    "Registry": (api.NewModel, api.ModelVersion, api.ModelFile, api.Alias, api.RegistryEvent, api.Collected),
 }
+
+_HELPERS: dict[str, tuple[Any, ...]] = {
+    "Figures": (api.wilson, api.wilson_mean),
+    "Answers and thinking": (api.last_boxed, api.after_hashes, api.split_thinking, api.ThinkingSplitter),
+    "Training": (api.checkpoint_bytes, api.check_checkpoint_room, api.training_memory),
+    "Adapters": (api.apply_adapter, api.embedding_rows, api.grow_embeddings),
+    "Registries": (api.scan_model, api.model_digest, api.check_alias, api.check_tags, api.is_text),
+    "Messages": (api.one_line, api.first_line, api.listed, api.either, api.closest),
+    "Files (`from modelwright import files`)": tuple(
+        getattr(api.files, name) for name in api.files.__all__ if callable(getattr(api.files, name))
+    ),
+}
+
+_CONSTANTS = {
+    "API_VERSION": "The version of this contract, for `ComponentSpec.api`.",
+    "THINK_OPEN": "Before a model's thinking.",
+    "THINK_CLOSE": "After it.",
+    "HASHES": "Before the answer in GSM8K's solutions.",
+    "BOX": "Before the answer in solutions written in LaTeX; the answer is in braces.",
+    "ADAPTER_CONFIG": "File of an adapter's settings, as peft names it.",
+    "ADAPTER_WEIGHTS": "File of an adapter's tensors.",
+    "files.TEMPORARY": "First characters of the name of a file or folder that is not finished.",
+}
+
+_VALUES = {"Role": "Who wrote a message.", "Finish": "Why an answer ended.", "Verdict": "A grade in a word."}
 
 _CLIENT_RECORDS = (
     client.SamplingOptions,
@@ -78,6 +103,7 @@ def plugins() -> str:
         "# Plugins",
         _PLUGINS,
         "## Descriptors",
+        f"Every descriptor is a {code('ComponentSpec')}.",
         read_doc(components.ComponentSpec).text,
         _attributes(components.ComponentSpec),
         *(_hook(name, spec, protocol) for name, (spec, protocol) in _HOOKS.items()),
@@ -85,11 +111,21 @@ def plugins() -> str:
         "Test classes in `modelwright.core.testing`. Inherit one in your own tests and run pytest.",
         *(_contract(name, module, suite) for name, (module, suite) in contracts.items()),
         "## Helpers",
-        *(
-            _function(one, level=3)
-            for one in (api.wilson, api.wilson_mean, api.split_thinking, api.last_boxed, api.after_hashes)
-        ),
+        "Everything here is in `modelwright`; functions for files are in its module `files`.",
+        *(page(f"### {title}", *(_described(one, level=4) for one in helpers)) for title, helpers in _HELPERS.items()),
+        "### Constants",
+        table(("name", "value", "meaning"), list(_constants())),
+        "### Errors",
+        f"{code('ModelwrightError')} and its kinds are in [the records](records.md#errors).",
     )
+
+
+def _constants() -> Iterator[tuple[str, str, str]]:
+    for name, meaning in _CONSTANTS.items():
+        value = api.files.TEMPORARY if name == "files.TEMPORARY" else getattr(api, name)
+        yield code(name), code(repr(value)), meaning
+    for name, meaning in _VALUES.items():
+        yield code(name), " or ".join(code(repr(value)) for value in get_args(getattr(api, name))), meaning
 
 
 def _hook(name: str, spec: type[Any], protocol: type[Any]) -> str:
@@ -172,16 +208,16 @@ def _class(cls: type[Any], *, level: int = 2, methods: Iterable[str] | None = No
     )
 
 
-def _described(thing: Any) -> str:
+def _described(thing: Any, *, level: int = 3) -> str:
     if inspect.isfunction(thing):
-        return _function(thing, level=3)
+        return _function(thing, level=level)
     doc = read_doc(thing)
     methods = [one for one in _methods(thing) if not one.__name__.startswith("problems")]
     return page(
-        f"### {code(thing.__name__)}",
+        f"{'#' * level} {code(thing.__name__)}",
         doc.text,
         _attributes(thing),
-        *(_function(method, level=4) for method in methods),
+        *(_function(method, level=level + 1) for method in methods),
     )
 
 
@@ -231,7 +267,8 @@ def _starred(parameters: list[inspect.Parameter]) -> list[inspect.Parameter | st
 
 def _parameter(one: inspect.Parameter) -> str:
     stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
-    default = "" if one.default is one.empty else f" = {one.default!r}"
+    value = one.default.__name__ if isinstance(one.default, type) else repr(one.default)
+    default = "" if one.default is one.empty else f" = {value}"
     return f"{stars}{one.name}: {_annotation(one.annotation)}{default}"
 
 

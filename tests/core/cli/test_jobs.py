@@ -59,7 +59,7 @@ def test_more_processes_than_the_trainer_takes_are_refused(modelwright, run_file
     """Before anything is written."""
     done = modelwright("submit", run_file, "--print", "--set", "cluster.nodes=2")
     assert done.returncode == 2
-    assert "error: tiny-a: [cluster] asks for 2 processes, and trainer 'local' runs in one" in done.stderr
+    assert "error: tiny-a: [cluster] requests 2 processes, but trainer 'local' runs in one" in done.stderr
 
 
 def test_a_run_that_was_never_submitted_has_no_jobs(modelwright, run_file, home):
@@ -68,7 +68,7 @@ def test_a_run_that_was_never_submitted_has_no_jobs(modelwright, run_file, home)
     for command in ([], ["show"], ["cancel"], ["logs"]):
         done = modelwright("jobs", *command, "tiny-a")
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == "error: tiny-a has no jobs: modelwright submit RUN.toml submits it\n"
+        assert done.stderr == "error: tiny-a has no jobs: submit it with modelwright submit RUN.toml\n"
     assert "there is no run 'other'" in modelwright("jobs", "other").stderr
     assert "Missing argument 'RUN...'" in modelwright("jobs", "cancel").stderr
     shown = modelwright("jobs", "--help")
@@ -97,4 +97,4 @@ def test_without_slurms_commands_jobs_says_so(modelwright, run_file, home, monke
     assert shutil.which("squeue") is None
     done = modelwright("jobs", "tiny-a")
     assert done.returncode == 2
-    assert done.stderr == "error: there is no squeue on the path: this needs a machine of the cluster\n"
+    assert done.stderr == "error: squeue is not on the path: run this on a machine of the cluster\n"

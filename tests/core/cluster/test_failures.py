@@ -8,17 +8,17 @@ import subprocess
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ('partition = "gpu"', "there is no partition 'gpu' (there are: debug, high, low, paid): [cluster] partition"),
-        ("nodes = 9", "the default partition has 2 nodes, and 9 are asked for: [cluster] nodes"),
+        ('partition = "gpu"', "there is no partition 'gpu': set [cluster] partition to debug, high, low or paid"),
+        ("nodes = 9", "the default partition has 2 nodes, and [cluster] nodes is 9"),
         ('partition = "paid"\naccount = "ours"', "Invalid account or account/partition combination"),
-        ('memory = "9T"', "no node of the default partition has what [cluster] asks for (cpus, memory, gpus_per_node"),
-        ('sbatch = { constraint = "h200" }', "Invalid feature specification: [cluster] sbatch.constraint"),
+        ('memory = "9T"', "no node of the default partition has what [cluster] requests (cpus, memory, gpus_per_node"),
+        ('sbatch = { constraint = "h200" }', "Invalid feature specification: check [cluster] sbatch.constraint"),
         ('sbatch = { no-such-option = "" }', "unrecognized option '--no-such-option'"),
     ],
 )
@@ -30,7 +30,7 @@ def test_what_slurm_would_never_run_is_refused_before_anything_is_queued(slurm, 
     done = slurm.modelwright("submit", path)
     assert (done.returncode, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: tiny: Slurm refuses the job of ")
+    assert line.startswith("error: tiny: Slurm refuses the job for ")
     assert said in line
     assert str(home / "runs" / "tiny" / "slurm") in line
     assert subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout == ""
@@ -42,7 +42,7 @@ def test_without_slurm_there_are_the_scripts(modelwright, run_file, monkeypatch,
     monkeypatch.setenv("PATH", str(tmp_path))
     refused = modelwright("submit", path)
     assert refused.returncode == 2
-    assert "there is no sbatch on the path" in refused.stderr
+    assert "sbatch is not on the path" in refused.stderr
     assert not home.exists()
     printed = modelwright("submit", path, "--print", "--json")
     assert printed.returncode == 0, printed.stderr
@@ -68,7 +68,7 @@ def test_a_failed_stage_leaves_its_dependants_cancelled_and_jobs_says_why(
         )
         assert "max_rejected" in prepare["why"]
         assert prepare["log"].endswith(f"prepare-{jobs['tiny', 'prepare']}.log")
-        assert train["why"] == register["why"] == f"prepare ({prepare['job']}) did not end well: FAILED"
+        assert train["why"] == register["why"] == f"prepare ({prepare['job']}) did not succeed: FAILED"
         shown = slurm.modelwright("jobs", "tiny").stdout
         assert prepare["why"] in shown
         assert prepare["log"] in shown

@@ -14,7 +14,7 @@ import pytest
 
 from modelwright.core.runs.events import read_events
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 
 pytest.importorskip("deepspeed", reason="the trainer of many processes needs DeepSpeed")
 
@@ -94,7 +94,7 @@ def test_a_death_on_one_node_ends_the_other_and_is_named_and_nothing_is_register
     )
     assert str(home / "runs" / "tiny-long" / "logs" / "train.log") in told["why"]
     assert [job["state"] for job in dependants] == ["CANCELLED"] * 3
-    assert {job["why"] for job in dependants} == {f"train ({train}) did not end well: FAILED"}
+    assert {job["why"] for job in dependants} == {f"train ({train}) did not succeed: FAILED"}
     assert json.loads(modelwright("models", "list", "--json").stdout) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 from modelwright.core.cluster.slurm import ENDED
 from modelwright.core.runs.events import EventTail
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 
 TIMES = 5
 
@@ -99,7 +99,7 @@ def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(
     slurm.wait_for_step("tiny", 20)
     again = modelwright("submit", path)
     assert again.returncode == 2
-    assert f"tiny is submitted already: its job {train} (train) is RUNNING" in again.stderr
+    assert f"tiny is already submitted: its job {train} (train) is RUNNING" in again.stderr
     done = modelwright("jobs", "cancel", path)
     assert f"cancelled {train}: train of tiny (RUNNING)" in done.stdout
     slurm.wait(train)
@@ -109,7 +109,7 @@ def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(
         ("CANCELLED", 0),
         ("CANCELLED", 0),
     ]
-    assert modelwright("jobs", "cancel", "tiny").stdout == "There is nothing to cancel: all jobs have ended.\n"
+    assert modelwright("jobs", "cancel", "tiny").stdout == "Nothing to cancel: all jobs have ended.\n"
     plan = json.loads(modelwright("run", path, "--dry-run", "--json").stdout)["tiny"]
     assert plan[1]["why"].startswith("interrupted; resumes after step")
     assert list(slurm.submit(path)) == [("tiny", "train"), ("tiny", "register")], "what is done has no job"

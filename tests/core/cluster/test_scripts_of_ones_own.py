@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "slurm"
 

@@ -9,7 +9,7 @@ import pytest
 
 from modelwright.core.cluster import slurm
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 
 
 def _sbatch(*arguments: str) -> str:

@@ -12,7 +12,7 @@ import tomli_w
 from modelwright.core.api import files
 from modelwright.core.runs.events import EventTail
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 
 
 def _prepared(home: Path, run: str) -> str:

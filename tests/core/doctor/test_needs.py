@@ -8,6 +8,8 @@ import shutil
 import pytest
 
 from modelwright.core import runner
+from modelwright.core.api import checkpoint_bytes, training_memory
+from modelwright.core.api.errors import SeveralErrors
 from modelwright.core.config import read_run
 from modelwright.core.doctor.machine import machine_facts, slurm_facts
 from modelwright.core.doctor.needs import missing
@@ -15,6 +17,13 @@ from modelwright.core.doctor.needs import missing
 
 def lines(told):
     return [each["text"] for each in told["missing"]]
+
+
+def one_line(told, wording):
+    """The only line, whose wording is checked."""
+    (line,) = told
+    wording(line)
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +44,7 @@ def test_a_run_that_finds_all_it_needs_misses_nothing(doctor, run_file):
     assert (code, told["missing"]) == (0, [])
 
 
-def test_everything_that_is_missing_is_told_at_once(doctor, run_file, tmp_path):
+def test_everything_that_is_missing_is_reported_at_once(doctor, run_file, tmp_path):
     """For every variant by its name."""
     run = run_file("[variants.a]\n[variants.b]\ndata.quality.deduplicate = 'exact'\n")
     text = run.read_text().replace('"builtin:arithmetic/train"', '"rows.jsonl"')
@@ -45,32 +54,27 @@ def test_everything_that_is_missing_is_told_at_once(doctor, run_file, tmp_path):
     assert code == 1
     for name in ("tiny-a", "tiny-b"):
         found = [each["text"] for each in told["missing"] if each["run"] == name]
-        assert all(any(part in line for line in found) for part in ("rows.jsonl: no file", "test.jsonl: no file"))
-        assert any("broken.db is no SQLite database: name another file" in line for line in found)
+        assert all(any(part in line for line in found) for part in ("rows.jsonl", "test.jsonl", "broken.db"))
         assert len(found) == 3
 
 
-def test_broken_torch_is_missing_once(doctor, run_file, package):
+def test_broken_torch_is_missing_once(doctor, run_file, package, wording):
     """Not once for every component that needs it."""
     package("torch", "raise ImportError('libcudart.so.12: cannot open shared object file')")
     code, told = doctor(run_file())
     assert code == 1
-    assert lines(told) == [
-        (
-            "torch cannot be imported: ImportError: libcudart.so.12: cannot open shared object file: "
-            "pip install --force-reinstall torch"
-        )
-    ]
+    line = one_line(lines(told), wording)
+    assert "torch" in line
+    assert "libcudart.so.12" in line
 
 
-def test_a_package_that_is_too_old_is_named_with_what_is_needed(doctor, run_file, package):
+def test_a_package_that_is_too_old_is_named_with_what_is_needed(doctor, run_file, package, wording):
     """By what the extra of the component asks for."""
     package("peft", version="0.1")
     code, told = doctor(run_file())
-    assert (code, lines(told)) == (
-        1,
-        ["peft is 0.1, and 0.18 or later is needed: pip install --upgrade 'modelwright[train]'"],
-    )
+    assert code == 1
+    line = one_line(lines(told), wording)
+    assert all(fact in line for fact in ("peft", "0.1", "0.18", "modelwright[train]"))
 
 
 TRAINER = """
@@ -84,22 +88,16 @@ def modelwright_trainers():
 """
 
 
-def test_a_component_that_cannot_be_imported_is_named_with_its_package(doctor, run_file, install_plugin):
+def test_a_component_that_cannot_be_imported_is_named_with_its_package(doctor, run_file, install_plugin, wording):
     """It is tried in another process: to import it here may end this one."""
     site = install_plugin("far-plugin", TRAINER.format(launcher="python"))
     (site / "far_away.py").write_text("import no_such_package\n")
     run = run_file()
     run.write_text(run.read_text().replace("max_steps = 1", 'max_steps = 1\ntrainer = "far"'))
     code, told = doctor(run)
-    assert (code, lines(told)) == (
-        1,
-        [
-            (
-                "trainer 'far' cannot be imported: ModuleNotFoundError: No module named 'no_such_package': "
-                "pip install 'far-away'"
-            )
-        ],
-    )
+    assert code == 1
+    line = one_line(lines(told), wording)
+    assert all(fact in line for fact in ("trainer 'far'", "no_such_package", "pip install 'far-away'"))
 
 
 BASED = '[model]\nbase = "{base}"\n'
@@ -121,7 +119,7 @@ def with_base(run, base):
         ("earlier@3", "earlier"),
     ],
 )
-def test_a_base_that_is_not_there_is_told(run_file, tmp_path, facts, base, why):
+def test_a_base_that_is_missing_is_reported(run_file, tmp_path, facts, base, why):
     """A folder, a model of the hub without a network, one of the registry."""
     (tmp_path / "empty").mkdir()
     assert any(why in line for line in told_of(with_base(run_file(), base), facts))
@@ -135,38 +133,39 @@ def test_a_base_of_the_hub_that_can_be_downloaded_is_not_missing(doctor, run_fil
     assert doctor(with_base(run_file(), "nobody/nothing"))[0] == 0
 
 
-def test_a_disk_that_is_smaller_than_the_checkpoints_is_told_with_both_sizes(run_file, facts):
+def test_a_disk_that_is_smaller_than_the_checkpoints_is_reported_with_both_sizes(run_file, facts):
     """Before days of training."""
     width, layers = 65536, 200
     size = (f"model.scratch.hidden_size={width}", f"model.scratch.layers={layers}", "train.keep_checkpoints=3")
-    (line,) = told_of(run_file(), facts, *size)
+    disk, memory = told_of(run_file(), facts, *size)
     weights = layers * (4 * width**2 + 3 * 4 * width**2 + 2 * width) + 512 * width + width
-    # Four checkpoints of twelve bytes a weight.
-    assert f"3 checkpoints and the one being written take {4 * 12 * weights / 1e9:.1f} GB, and " in line
-    assert f"{facts['home']['free'] / 1e9:.1f} GB are free" in line
-    assert "lower keep_checkpoints in [train]" in line
+    # Four checkpoints, as the preflight of a training counts them.
+    assert f" {4 * checkpoint_bytes(weights) / 1e9:.1f} GB" in disk
+    assert "keep_checkpoints" in disk
+    assert f" {training_memory(weights, weights).device / 1e9:.1f} GB" in memory
+    path = run_file()
+    config = read_run(path, overrides=size)
+    run = runner.open_run(config.configs[0], config.plugins)
+    with pytest.raises(SeveralErrors) as caught:
+        runner.check([run])
+    assert [str(error) for error in caught.value.errors] == [disk, memory], "a run finds the same"
 
 
-def test_a_home_that_cannot_be_written_is_missing(doctor, run_file, tmp_path, monkeypatch):
+def test_a_home_that_cannot_be_written_is_reported(doctor, run_file, tmp_path, monkeypatch):
     """With what to set."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MODELWRIGHT_HOME", str(tmp_path / "file"))
     code, told = doctor(run_file(), "--registry", f"sqlite:///{tmp_path}/models.db")
     assert code == 1
-    assert f"{tmp_path / 'file'} is a file: set MODELWRIGHT_HOME to a folder that can be written to" in lines(told)
+    assert any(line.startswith(f"{tmp_path / 'file'} is a file: set MODELWRIGHT_HOME ") for line in lines(told))
 
 
-def test_a_cluster_without_slurm_is_told(doctor, run_file, tmp_path, monkeypatch):
+def test_a_cluster_without_slurm_is_reported(doctor, run_file, tmp_path, monkeypatch, wording):
     """Where to go instead."""
     monkeypatch.setenv("PATH", str(tmp_path))
     code, told = doctor(run_file("[cluster]\nnodes = 2\n"))
     assert code == 1
-    assert lines(told) == [
-        (
-            "[cluster] needs Slurm, and there is no sbatch on the path: submit on a login node of the cluster, or load "
-            "Slurm's module there"
-        )
-    ]
+    assert "[cluster]" in one_line(lines(told), wording)
 
 
 def test_deepspeed_on_cpus_needs_a_compiler_and_ninja(doctor, run_file, tmp_path, monkeypatch):
@@ -185,14 +184,15 @@ def test_deepspeed_on_cpus_needs_a_compiler_and_ninja(doctor, run_file, tmp_path
 @pytest.mark.parametrize(
     ("table", "why"),
     [
-        ('partition = "fast"', "[cluster] partition 'fast' is not there: name one of "),
-        ("nodes = 3", "[cluster] nodes is 3, and partition "),
-        ("nodes = 2\npartition = 'short'", "[cluster] nodes is 2, and partition short has 1: lower it"),
-        ("gpus_per_node = 4", "has 0 with 4 GPUs each: lower it, or name another"),
+        ('partition = "fast"', "partition 'fast'"),
+        ("nodes = 3", "nodes is 3"),
+        ("nodes = 2\npartition = 'short'", "partition short has 1"),
+        ("gpus_per_node = 4", "has 0 with 4 GPUs each"),
         ("nodes = 2\ngpus_per_node = 3", None),
     ],
 )
-def test_more_than_a_cluster_has_is_told(run_file, facts, cluster, monkeypatch, table, why):
+@pytest.mark.long
+def test_more_than_a_cluster_has_is_reported(run_file, facts, cluster, monkeypatch, table, why):
     """As Slurm itself says what there is."""
     monkeypatch.setenv("SLURM_CONF", cluster)
     told = told_of(run_file(f"[cluster]\n{table}\n"), {**facts, "slurm": slurm_facts()})
@@ -210,7 +210,8 @@ def test_a_slurm_that_does_not_answer_is_told(doctor, run_file, monkeypatch, tmp
     (tmp_path / "slurm.conf").write_text("Nonsense=1\n")
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
     (line,) = lines(doctor(run_file("[cluster]\n"))[1])
-    assert line.startswith("[cluster] needs Slurm, which does not answer: sinfo: ")
+    assert line.startswith("[cluster] ")
+    assert "sinfo" in line
 
 
 # A machine with GPUs, as its facts tell; there is none to run on.
@@ -229,34 +230,36 @@ def train_table(run, more):
     return run
 
 
-def test_more_processes_than_gpus_are_told(run_file, facts):
+def test_more_processes_than_gpus_are_reported(run_file, facts, wording):
     """Of a trainer that starts them on this machine."""
     pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
     run = train_table(run_file(), 'trainer = "deepspeed"\nprocesses = 4')
-    assert told_of(run, with_gpus(facts, [GPU, GPU])) == [
-        '[train] processes is 4, and there are 2 GPUs here: set it to 2 or "auto"'
-    ]
+    line = one_line(told_of(run, with_gpus(facts, [GPU, GPU])), wording)
+    assert "[train] processes is 4" in line
     assert told_of(run, with_gpus(facts, [GPU] * 4)) == []
 
 
-def test_a_gpu_without_bfloat16_is_told_where_it_is_asked_for(run_file, facts):
+def test_a_gpu_without_bfloat16_is_reported_if_it_is_requested(run_file, facts, wording):
     """What chooses for itself chooses right."""
     assert told_of(run_file(), with_gpus(facts, [OLD])) == []
-    (line,) = told_of(run_file(), with_gpus(facts, [OLD]), "train.precision='bfloat16'")
-    assert line == '[train] precision is "bfloat16", which V100 can only emulate, slowly: set it to "float32"'
+    line = one_line(told_of(run_file(), with_gpus(facts, [OLD]), "train.precision='bfloat16'"), wording)
+    assert "[train] precision" in line
+    assert "V100" in line
 
 
-def test_gpus_that_torch_does_not_see_are_told(run_file, facts):
+def test_gpus_that_torch_does_not_see_are_reported(run_file, facts, wording):
     """A training on the CPU beside them would be a surprise."""
     blind = with_gpus(facts, [], why="this build of torch is for CPUs only", driver=["H100", "H100"])
-    (line,) = told_of(run_file(), blind)
-    assert line.startswith("torch sees none of the 2 GPUs here: this build of torch is for CPUs only: install a build")
+    line = one_line(told_of(run_file(), blind), wording)
+    assert "2 GPUs" in line
+    assert "this build of torch is for CPUs only" in line
 
 
-def test_a_file_system_without_locks_is_told(run_file, facts):
+def test_a_file_system_without_locks_is_reported(run_file, facts):
     """Two runs would write one folder."""
     without = facts["home"] | {"locks": "Function not implemented"}
     (line,) = told_of(run_file(), {**facts, "home": without})
-    assert "this file system gives no locks (Function not implemented): set MODELWRIGHT_HOME" in line
+    assert "(Function not implemented)" in line
+    assert "MODELWRIGHT_HOME" in line
     alone = facts["home"] | {"locks": "this machine only"}
     assert told_of(run_file(), {**facts, "home": alone}) == []

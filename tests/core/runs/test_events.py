@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from datetime import UTC, datetime
+from pathlib import Path
 
 from modelwright.core.runs import events
-from modelwright.core.runs.events import EventTail, EventWriter, read_events
+from modelwright.core.runs.events import KINDS, EventTail, EventWriter, read_events
 
 
 def test_a_tail_gives_each_event_once_and_waits_for_a_line_to_end(tmp_path):
@@ -81,3 +83,37 @@ def test_writers_of_one_number_on_two_machines_have_a_file_each(tmp_path, monkey
     writers = {EventWriter(tmp_path, run="r", stage="prepare").writer for _ in range(2)}
     assert {f"{writer}.jsonl" for writer in writers} == {path.name for path in tmp_path.iterdir()}
     assert len(writers) == 2
+
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def test_every_event_of_a_run_has_exactly_the_fields_that_are_declared(finished_home):
+    """The reference is made from the declaration: it must be what a run writes."""
+    events = EventTail(finished_home / "runs" / "tiny" / "events").poll()
+    assert {"begun", "prepared", "started", "step", "finished", "registered", "graded", "promoted", "ended"} <= {
+        event.kind for event in events
+    }
+    for event in events:
+        kind = KINDS[event.kind]
+        assert not kind.fields.keys() - event.data.keys(), event
+        assert not event.data.keys() - kind.fields.keys() - kind.sometimes.keys(), event
+
+
+def _emitted(tree: ast.AST):
+    """The kinds of events in calls of `emit`."""
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and len(call.args) == 2:
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            if name.lstrip("_") == "emit":
+                yield from (
+                    node.value
+                    for node in ast.walk(call.args[0])
+                    if isinstance(node, ast.Constant) and isinstance(node.value, str)
+                )
+
+
+def test_every_kind_of_event_is_declared_and_every_declared_kind_is_written():
+    """Those too that a run of a few seconds does not write."""
+    files = [file for folder in ("core", "plugins") for file in (REPOSITORY / folder).rglob("*.py")]
+    assert {kind for file in files for kind in _emitted(ast.parse(file.read_text()))} == KINDS.keys()

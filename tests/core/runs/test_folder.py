@@ -67,7 +67,7 @@ def test_workers_that_never_end_are_named(tmp_path, runner, monkeypatch):
     monkeypatch.setattr(workspace, "ORPHANS_END_WITHIN", 0.3)
     runner(5).kill()
     with (
-        pytest.raises(ModelwrightError, match=r"workers of a killed run .*/workers\.lock names"),
+        pytest.raises(ModelwrightError, match=r"processes of a killed run .*/workers\.lock lists"),
         RunFolder(tmp_path).locked(),
     ):
         pass
@@ -78,7 +78,7 @@ def test_a_stop_request_is_a_file(tmp_path):
     folder = RunFolder(tmp_path)
     folder.check_stop()
     (tmp_path / "stop").touch()
-    with pytest.raises(StopRequested, match="the same command resumes it"):
+    with pytest.raises(StopRequested, match="run the same command to resume"):
         folder.check_stop()
     folder.clear_stop()
     folder.check_stop()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from attrs import evolve
 
-from modelwright.core.api import AdapterSettings, ModelwrightError
+from modelwright.core.api import AdapterSettings, ModelwrightError, TrainingMemory
 from modelwright.core.testing.trainer import VOCABULARY, Recorder, TrainerContract, make_job, write_model
 from modelwright.plugins.trainers import modelwright_trainers
 from modelwright.plugins.trainers.model.adapter import adapt
 from modelwright.plugins.trainers.model.load import load_model, skeleton
-from modelwright.plugins.trainers.resources import Needs, Size, check_memory, free_memory, needs
+from modelwright.plugins.trainers.resources import Size, check_memory, free_memory, needs
 
 LOCAL, *_ = modelwright_trainers()
 
@@ -32,29 +32,29 @@ LOCAL, *_ = modelwright_trainers()
 )
 def test_memory_is_predicted_as_zeros_paper_counts_it(options, device, host):
     """Bytes for each weight: 2 + 2 + 12 in mixed precision, shared out by stage."""
-    assert needs(Size(parameters=1000, trainable=1000), **options) == Needs(
+    assert needs(Size(parameters=1000, trainable=1000), **options) == TrainingMemory(
         device=round(1000 * device), host=round(1000 * host)
     )
 
 
 def test_an_adapter_needs_optimiser_states_for_itself_only():
     """A frozen weight is a weight and nothing else."""
-    assert needs(Size(parameters=1000, trainable=10)) == Needs(device=4 * 1000 + 12 * 10)
+    assert needs(Size(parameters=1000, trainable=10)) == TrainingMemory(device=4 * 1000 + 12 * 10)
 
 
 def test_memory_that_cannot_suffice_is_an_error_before_anything_is_made():
     """How much is needed, how much there is, and what needs less."""
     with pytest.raises(ModelwrightError, match=r"not enough memory on this machine: .* GB in each .*\[adapter\]"):
-        check_memory(Needs(device=free_memory() * 2), torch.device("cpu"), on_machine=1)
-    check_memory(Needs(device=1), torch.device("cpu"), on_machine=4)
+        check_memory(TrainingMemory(device=free_memory() * 2), torch.device("cpu"), on_machine=1)
+    check_memory(TrainingMemory(device=1), torch.device("cpu"), on_machine=4)
 
 
 def test_a_model_that_each_process_reads_whole_must_fit_beside_the_others():
     """Eight processes of one machine with eight GPUs read it eight times, unless ZeRO-3 shares it out as it is read."""
     size = Size(parameters=free_memory() // 4, trainable=1)
-    check_memory(Needs(device=1), torch.device("cpu"), on_machine=1)
+    check_memory(TrainingMemory(device=1), torch.device("cpu"), on_machine=1)
     with pytest.raises(ModelwrightError, match=r"each process reads the whole model .* zero_stage = 3"):
-        check_memory(Needs(device=1), torch.device("cpu"), on_machine=8, whole=size)
+        check_memory(TrainingMemory(device=1), torch.device("cpu"), on_machine=8, whole=size)
 
 
 def test_the_memory_of_a_model_is_known_before_its_weights_are_read(tmp_path):

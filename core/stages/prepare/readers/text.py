@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from modelwright.core.api.errors import MissingDependencyError, ModelwrightError
+from modelwright.core.api.errors import ModelwrightError
+from modelwright.core.extras import require
 from modelwright.core.stages.prepare.readers.row import shown_path
 
 # No training example is this long; a file without line ends must not fill the memory.
@@ -125,12 +125,7 @@ def pyarrow_module(file: Path, name: str) -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{shown_path(file)}: reading {file.suffix} files needs pyarrow: pip install 'modelwright[train]' ({error})"
-        ) from error
+    return require(name, what=f"{shown_path(file)}: reading {file.suffix} files")
 
 
 def _plain(file: Path) -> Any:

@@ -1,0 +1,217 @@
+"""What a run needs before it starts: packages, components, base, template, data, registry, disk and memory.
+
+One list: a run checks it before its first stage, `--dry-run` before its plan, and `modelwright doctor` at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from attrs import frozen
+
+from modelwright.core.api.components import FormatSpec, TrainerSpec
+from modelwright.core.api.errors import ModelwrightError, SeveralErrors
+from modelwright.core.api.files import DamagedError, sizes
+from modelwright.core.api.training import check_checkpoint_room, training_memory
+from modelwright.core.chat.templates import read_template
+from modelwright.core.chat.tokenizer import check_template
+from modelwright.core.config.paths import HUB
+from modelwright.core.config.schema import ScratchConfig
+from modelwright.core.extras import check_installed, require
+from modelwright.core.models.base import BASE_FILES
+from modelwright.core.models.hf_folder import BadFolderError, check_base_folder, parameter_count
+from modelwright.core.models.hub import fetch
+from modelwright.core.runs.stage import Run
+from modelwright.core.stages.evaluate.suites import suite_checks
+from modelwright.core.stages.prepare.builtin import parse_builtin
+from modelwright.core.stages.prepare.quality import check_quality
+from modelwright.core.stages.prepare.sources import source_files
+
+# The packages that a stage cannot do without.
+_PACKAGES = {
+    "prepare": ("tokenizers", "jinja2", "pyarrow"),
+    "train": ("torch", "transformers", "safetensors", "tokenizers", "jinja2", "pyarrow"),
+    "evaluate": ("torch", "transformers", "tokenizers", "jinja2"),
+}
+# Where there is one of these, or on a Mac, a training may be on a GPU, whose memory the trainer checks.
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+About = Literal["packages", "component", "data", "base", "template", "registry", "disk", "memory"]
+
+
+@frozen
+class Requirement:
+    """One thing that a run needs.
+
+    Attributes:
+        about: what kind of thing it is.
+        check: raises a ModelwrightError if the run does not find it.
+    """
+
+    about: About
+    check: Callable[[], object]
+
+
+def requirements(
+    run: Run, stages: Sequence[str], *, registry: bool = True, download: bool = True
+) -> Iterator[Requirement]:
+    """What the stages of a run need; nothing is written.
+
+    Args:
+        run: the run.
+        stages: the stages that are to be done.
+        registry: whether the registry must answer, even if only later stages use it.
+        download: whether the base and data may be downloaded from the hub. If not, and there is a network, what is not
+            in the hub's cache counts as there.
+    """
+    config, base = run.config, partial(_base_folder, run, download=download)
+    yield from (Requirement("packages", partial(check_packages, stage)) for stage in stages)
+    if "prepare" in stages:
+        yield from _to_prepare(run, download=download)
+    if "train" in stages:
+        yield Requirement("component", run.plugins.get(TrainerSpec, config.train.trainer).check)
+    if "evaluate" in stages and _here([suite.path for suite in config.evaluate], download=download):
+        yield from (Requirement("data", look) for look in suite_checks(config.evaluate, run.plugins, seed=config.seed))
+    yield Requirement("base", base)
+    if "prepare" in stages:
+        yield Requirement("template", lambda: _check_template(run, base))
+    if registry:
+        yield Requirement("registry", lambda: run.registry.find(config.name))
+    if "train" in stages and config.adapter is None and not _trained(run):
+        yield Requirement("disk", lambda: _check_disk(run, base))
+        if config.cluster is None:
+            yield Requirement("memory", lambda: _check_memory(run, base))
+
+
+def _to_prepare(run: Run, *, download: bool) -> Iterator[Requirement]:
+    config = run.config
+    yield Requirement("component", run.plugins.get(FormatSpec, config.data.format).check)
+    if _here(config.data.quality.decontaminate_against, download=download):
+        yield Requirement("data", partial(check_quality, config, run.plugins))
+    for source in config.data.sources:
+        if parse_builtin(source.path) is None and _here([source.path], download=download):
+            yield Requirement("data", partial(source_files, source))
+
+
+def check_packages(stage: str) -> None:
+    """Check that the packages are installed that a stage cannot do without.
+
+    Raises:
+        MissingDependencyError: at least one is not.
+    """
+    check_installed(*_PACKAGES.get(stage, ()), what=stage)
+
+
+def unmet(needed: Iterable[Requirement]) -> list[ModelwrightError]:
+    """What is not there, each once."""
+    errors: dict[str, ModelwrightError] = {}
+    for requirement in needed:
+        try:
+            requirement.check()
+        except SeveralErrors as error:
+            errors |= {str(one): one for one in error.errors if str(one) not in errors}
+        except ModelwrightError as error:
+            errors.setdefault(str(error), error)
+    return list(errors.values())
+
+
+def _here(paths: Iterable[str], *, download: bool) -> bool:
+    return download or offline() or not any(path.startswith(HUB) for path in paths)
+
+
+def offline() -> bool:
+    """Whether huggingface_hub asks no network, as it reads HF_HUB_OFFLINE."""
+    return bool(require("huggingface_hub.constants").HF_HUB_OFFLINE)
+
+
+def _base_folder(run: Run, *, download: bool) -> Path | None:
+    """The folder of the base, checked; None if the model is made from scratch or the base is yet to be downloaded."""
+    source = run.config.model.base
+    if source and not download and not offline() and "/" in source and not Path(source).is_absolute():
+        try:
+            model = fetch(source, BASE_FILES, only_cached=True)
+        except SeveralErrors:
+            raise
+        except ModelwrightError:
+            return None
+        check_base_folder(model.folder, model.address)
+        return model.folder
+    return run.base.folder if run.base else None
+
+
+def _check_template(run: Run, base: Callable[[], Path | None]) -> None:
+    if run.config.model.chat_template:
+        read_template(run.config.model.chat_template)
+    elif (folder := _or_none(base)) is not None:
+        check_template(folder)
+
+
+def _or_none(base: Callable[[], Path | None]) -> Path | None:
+    """The base's folder; None also if there is something wrong with it, which has a requirement of its own."""
+    try:
+        return base()
+    except ModelwrightError:
+        return None
+
+
+def _trained(run: Run) -> bool:
+    try:
+        return run.folder.done("train") is not None
+    except DamagedError:
+        return False
+
+
+def _parameters(run: Run, base: Callable[[], Path | None]) -> int:
+    """Number of the model's weights; 0 if nobody knows yet."""
+    if run.config.model.scratch:
+        return _scratch_parameters(run.config.model.scratch)
+    folder = _or_none(base)
+    try:
+        return parameter_count(folder) if folder else 0
+    except BadFolderError:
+        return 0
+
+
+def _scratch_parameters(scratch: ScratchConfig) -> int:
+    width, inner = scratch.hidden_size, scratch.intermediate_size or 4 * scratch.hidden_size
+    layer = 4 * width * width + 3 * width * inner + 2 * width
+    return scratch.vocab_size * width + scratch.layers * layer + width
+
+
+def _check_disk(run: Run, base: Callable[[], Path | None]) -> None:
+    home = run.folder.path
+    there = next(place for place in (home, *home.parents) if place.is_dir())
+    checkpoints = run.folder.stage("train") / "checkpoints"
+    written = sum(sizes(checkpoints).values()) if checkpoints.is_dir() else 0
+    holdout = run.config.data.holdout.fraction > 0
+    check_checkpoint_room(there, _parameters(run, base), run.config.train, holdout=holdout, written=written)
+
+
+def _check_memory(run: Run, base: Callable[[], Path | None]) -> None:
+    """On CPUs only: the least that any trainer takes on this machine, however it shards the model."""
+    if sys.platform == "darwin" or any(map(os.path.exists, _GPU_DEVICES)):
+        return
+    count = _parameters(run, base)
+    needed, there = training_memory(count, count).device, usable_memory()
+    if needed > there:
+        raise ModelwrightError(
+            f"not enough memory to train on CPUs: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "
+            f"this machine has {there / 1e9:.1f} GB: train a smaller model, or an [adapter]"
+        )
+
+
+def usable_memory() -> int:
+    """The memory that this process may use, in bytes: the machine's, or the limit of its control group."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _LIMITS:
+        try:
+            limits.append(int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # there is no such file, or it says "max"
+            continue
+    return min(limits)
