@@ -44,20 +44,20 @@ from modelwright.core.stages.evaluate.report import REPORT, write_report
 from modelwright.core.stages.evaluate.results import RESULTS, SAMPLES, collect, describe
 from modelwright.core.stages.evaluate.stage import carry_out, listed_model
 from modelwright.core.stages.evaluate.suites import suite_checks
-from modelwright.core.stages.evaluate.work_list import STAGE, Failure, Task, WorkList, folder_name, make_work_list
+from modelwright.core.stages.evaluate.work_list import (
+    STAGE,
+    Chosen,
+    Failure,
+    Task,
+    WorkList,
+    folder_name,
+    make_work_list,
+)
 
 if TYPE_CHECKING:
     from modelwright.core.api.components import Registry
 
 _AGAIN = "remove it, and the models are looked up again"
-
-
-@frozen(kw_only=True)
-class Chosen:
-    """A model version, and the addresses that asked for it."""
-
-    model: ModelVersion
-    asked: tuple[str, ...]
 
 
 @frozen(kw_only=True)

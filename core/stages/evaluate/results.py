@@ -54,9 +54,8 @@ from modelwright.core.config.schema import EvalConfig, SuiteConfig
 from modelwright.core.config.structure import plain
 from modelwright.core.plugins import Plugins
 from modelwright.core.registry.record import environment
-from modelwright.core.stages.evaluate.evaluation import Chosen
 from modelwright.core.stages.evaluate.suites import suite_digests
-from modelwright.core.stages.evaluate.work_list import Failure, Task
+from modelwright.core.stages.evaluate.work_list import Chosen, Failure, Task
 
 
 @frozen(kw_only=True)

@@ -23,6 +23,7 @@ from modelwright.core.api import files
 from modelwright.core.api.components import EngineSpec
 from modelwright.core.api.files import DamagedError
 from modelwright.core.api.records import digest_json
+from modelwright.core.api.registry import ModelVersion
 from modelwright.core.config import eval_from_plain, to_plain
 from modelwright.core.config.paths import ModelAddress
 from modelwright.core.config.schema import EvalConfig, EvalSuiteConfig, RunConfig
@@ -50,6 +51,14 @@ _RESULTS_KEYS: Mapping[str, type | tuple[type, ...]] = {
 
 # File systems hold names of 255 bytes; longer ones are cut, and a hash keeps them distinct.
 _LONGEST_NAME = 200
+
+
+@frozen(kw_only=True)
+class Chosen:
+    """A model version, and the addresses that asked for it."""
+
+    model: ModelVersion
+    asked: tuple[str, ...]
 
 
 @frozen(kw_only=True)
