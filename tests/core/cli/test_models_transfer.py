@@ -233,7 +233,7 @@ def test_any_hugging_face_folder_can_be_imported_and_served(home, models, source
     assert out.startswith("imported guest@1 (digest ")
     assert err.splitlines() == [
         "not imported: .gitattributes (hidden)",
-        "not imported: training_args.bin (pickled: reading it could run any code)",
+        "not imported: training_args.bin (pickled: loading it could run any code)",
     ]
     registry = opened(home)
     version = registry.get("guest")
