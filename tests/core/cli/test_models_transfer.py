@@ -331,7 +331,12 @@ def test_an_exported_folder_that_was_changed_is_refused(registered, models, else
     code, _, err = models("import", tmp_path / "out")
     assert code == 1
     assert "out/config.json" in err
-    wording(err, size=len(config), found=digest((tmp_path / "out" / "config.json").read_bytes())[:12])
+    wording(
+        err,
+        size=len(config),
+        found=digest((tmp_path / "out" / "config.json").read_bytes())[:12],
+        expected=digest(config.encode())[:12],
+    )
     (tmp_path / "out" / "config.json").unlink()
     code, _, err = models("import", tmp_path / "out")
     assert code == 1
