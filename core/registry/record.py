@@ -19,7 +19,15 @@ from attrs import asdict
 
 from modelwright.core.api.errors import ModelwrightError, RegistryError
 from modelwright.core.api.records import Figure
-from modelwright.core.api.registry import ModelFile, ModelVersion, NewModel, check_tags, is_text, model_digest
+from modelwright.core.api.registry import (
+    MODEL_NAME,
+    ModelFile,
+    ModelVersion,
+    NewModel,
+    check_tags,
+    is_text,
+    model_digest,
+)
 
 PACKAGE = "package."
 # The packages that influence how a model behaves.
@@ -124,6 +132,7 @@ def _version(values: Any) -> ModelVersion:
         _expect(isinstance(values.get(key), dict), f'a table as "{key}"')
     for key in _TEXT_TABLES:
         _expect(all(isinstance(value, str) for value in values[key].values()), f'only strings in "{key}"')
+    _expect(MODEL_NAME.fullmatch(values["name"]) is not None, f'a model name as "name", not {values["name"]!r:.200}')
     parent, version = values.get("parent"), values.get("version")
     _expect(parent is None or (isinstance(parent, str) and is_text(parent)), 'a string or null as "parent"')
     _expect(

@@ -97,7 +97,7 @@ def test_what_differs_is_told_to_people(two, models):
         "train.learning_rate 0.005 0.001",
         "/data/more.jsonl – sha256 efefefefefef…",
         "torch – 2.13",
-        "files (2 more are the same)",
+        "files (2 more are identical)",
     ):
         assert line in lines
     assert "seed" not in out
@@ -116,7 +116,7 @@ def test_different_versions_of_the_same_files_are_said_to_be(registry, models, t
     for name in ("a", "b"):
         registry.add(evolve(new_model(name), parent=None), write_model(tmp_path / name))
     out = models("compare", "a", "b")[1]
-    assert "They are the same files (sha256 " in out
+    assert "The files are identical (sha256 " in out
     assert "name" in out
 
 
@@ -126,7 +126,7 @@ def test_more_than_two_are_compared_with_the_first(two, models, tmp_path):
     two.add_metrics("math", 3, "gsm8k", {"exact_match": wilson(0.2, 500)})
     found = json.loads(models("compare", "math@1", "math@2", "math@3", "--json")[1])
     assert [each["verdict"] for each in found["metrics"][0]["differences"]] == ["better", "worse"]
-    assert "less math@1" in models("compare", "math@1", "math@2", "math@3")[1]
+    assert "minus math@1" in models("compare", "math@1", "math@2", "math@3")[1]
 
 
 def test_one_model_is_nothing_to_compare(two, models, wording):

@@ -233,7 +233,7 @@ def test_any_hugging_face_folder_can_be_imported_and_served(home, models, source
     assert out.startswith("imported guest@1 (digest ")
     assert err.splitlines() == [
         "not imported: .gitattributes (hidden)",
-        "not imported: training_args.bin (pickled: reading it could run any code)",
+        "not imported: training_args.bin (pickled: loading it could run any code)",
     ]
     registry = opened(home)
     version = registry.get("guest")
@@ -331,7 +331,12 @@ def test_an_exported_folder_that_was_changed_is_refused(registered, models, else
     code, _, err = models("import", tmp_path / "out")
     assert code == 1
     assert "out/config.json" in err
-    wording(err, size=len(config), found=digest((tmp_path / "out" / "config.json").read_bytes())[:12])
+    wording(
+        err,
+        size=len(config),
+        found=digest((tmp_path / "out" / "config.json").read_bytes())[:12],
+        expected=digest(config.encode())[:12],
+    )
     (tmp_path / "out" / "config.json").unlink()
     code, _, err = models("import", tmp_path / "out")
     assert code == 1

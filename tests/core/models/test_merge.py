@@ -90,7 +90,7 @@ def test_nothing_is_registered_where_they_differ(adapters, monkeypatch):
     monkeypatch.setattr(merging, "TOLERANCE", 0.0)
     _, adapter = adapters.pair()
     with pytest.raises(
-        ModelwrightError, match=r"adapter@1 is not merged: the merged model's logits differ .* by [1-9]"
+        ModelwrightError, match=r"adapter@1 was not merged: the merged model's logits differ .* by [1-9]"
     ):
         merge(adapters.registry, adapter)
     assert {model.name for model in adapters.registry.find()} == {"base", "adapter"}
@@ -140,5 +140,5 @@ def test_a_name_that_cannot_be_is_refused_before_any_work(adapters):
         base=base.digest,
         parent=base.address,
     )
-    with pytest.raises(UsageError, match=r"cannot be a model's name: expected .* give another by --name"):
+    with pytest.raises(UsageError, match=r"is not a model name: expected .* --name"):
         merge(adapters.registry, long)

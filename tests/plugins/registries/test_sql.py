@@ -115,12 +115,12 @@ def test_a_registry_may_be_moved(filled, tmp_path):
     assert (registry.folder(registry.get("math")) / "model.safetensors").read_bytes() == b"weights"
 
 
-# What is no registry, or not ours to use
+# Files that are not a registry, or not ours to use
 
 
 @contextmanager
 def refused(*expected):
-    """One line, which names the database and what is the matter."""
+    """One line, which names the database and the problem."""
     with pytest.raises(RegistryError) as caught:
         yield
     message = str(caught.value)
@@ -144,20 +144,20 @@ def test_a_newer_schema_asks_for_an_upgrade(filled, use):
         use(filled)
 
 
-def test_a_file_that_is_no_database_is_left_alone(tmp_path, use):
+def test_a_file_that_is_not_a_database_is_left_alone(tmp_path, use):
     """A typing mistake in a URL does not cost a file."""
     path = tmp_path / "notes.txt"
     path.write_text("my notes, longer than a header of one hundred bytes " * 4)
-    with refused(path, "no SQLite database"):
+    with refused(path, "not an SQLite database"):
         use(path)
     assert path.read_text().startswith("my notes")
 
 
-def test_a_database_of_something_else_is_left_alone(tmp_path, use):
+def test_a_database_of_another_program_is_left_alone(tmp_path, use):
     """Its tables are named, so that one sees whose it is."""
     path = tmp_path / "other.db"
     execute(path, "CREATE TABLE bookmarks (url)")
-    with refused(path, "no registry", "bookmarks"):
+    with refused(path, "not a registry", "bookmarks"):
         use(path)
     assert execute(path, "SELECT name FROM sqlite_master") == [("bookmarks",)]
 
@@ -176,7 +176,7 @@ def test_a_file_in_a_folders_place_is_named(tmp_path, folder):
 
 
 def test_a_damaged_database_is_named(filled):
-    """Whatever a disk did to it is one line."""
+    """Any damage by a disk is one line."""
     data = bytearray(filled.read_bytes())
     data[1024:] = b"\xaa" * (len(data) - 1024)
     filled.write_bytes(data)
@@ -224,7 +224,7 @@ def test_an_unreadable_registry_is_named(tmp_path, permissions_count):
     path = tmp_path / "registry.db"
     connect(path).add(new_model(), write_model(tmp_path / "trained"))
     path.chmod(0)
-    with refused(path, "may be read"):
+    with refused(path, "cannot be opened"):
         connect(path).find()
 
 

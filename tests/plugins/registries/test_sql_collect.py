@@ -138,7 +138,7 @@ def test_files_that_another_registry_may_need_are_not_freed(registry, database, 
     connect(database.with_name("other.db")).add(new_model(), folder)
     registry.delete("math", 1)
     for dry_run in (True, False):
-        with pytest.raises(RegistryError, match=r"may also hold the models of other\.db .*a folder of its own"):
+        with pytest.raises(RegistryError, match=r"other\.db"):
             registry.collect(dry_run=dry_run)
     assert len(contents(database)) == 3
 
