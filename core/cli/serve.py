@@ -75,7 +75,7 @@ _FILE = click.Path(path_type=Path)
     help="Seconds that running requests may take to finish when the server stops.",
 )
 @registry_option
-def serve(addresses: tuple[str, ...], engine: str, registry: str | None, **options: Any) -> None:
+def serve(addresses: tuple[str, ...], engine: str, registry: str | None, **settings: Any) -> None:
     """Serve registered models over gRPC until Ctrl-C or SIGTERM.
 
     An ADDRESS is NAME (its newest version), NAME@3 or @ALIAS. Every alias in the registry that points to one of these
@@ -94,7 +94,7 @@ def serve(addresses: tuple[str, ...], engine: str, registry: str | None, **optio
     with _needed():
         from modelwright.grpc_server.server import run
 
-        options = _options(**options)
+        options = _options(**settings)
     plugins = discover()
     spec = plugins.get(EngineSpec, engine)
     with _needed():

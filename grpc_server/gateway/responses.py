@@ -9,11 +9,9 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
-from attrs import define, field
-
 from modelwright.grpc_server.gateway.request import OpenAIRequest
 from modelwright.grpc_server.models.switching import ModelTable
-from modelwright.grpc_server.requests.work import Piece, Work, chat_work, text_work
+from modelwright.grpc_server.requests.work import Answer, Piece, Work, chat_work, text_work
 from modelwright.v1 import common_pb2
 
 Decode = Callable[[Sequence[int]], str]
@@ -23,30 +21,6 @@ FINISH = {
     common_pb2.FINISH_REASON_LENGTH: "length",
     common_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
-
-
-@define
-class Part:
-    """Some or all of one answer.
-
-    Attributes:
-        text: the answer, without its thinking.
-        thinking: what the model thought before it.
-        token_ids: the generated tokens.
-        logprobs: one natural logarithm a token, where request for.
-    """
-
-    text: str = ""
-    thinking: str = ""
-    token_ids: list[int] = field(factory=list)
-    logprobs: list[float] = field(factory=list)
-
-    def add(self, piece: Any) -> None:
-        """Take in what a `Work` gave next."""
-        self.text += piece.text
-        self.thinking += piece.thinking or ""
-        self.token_ids += piece.token_ids
-        self.logprobs += piece.logprobs or ()
 
 
 class ResponseBuilder:
@@ -71,12 +45,11 @@ class ResponseBuilder:
             "system_fingerprint": served.digest[:12],
         }
 
-    def whole(
-        self, parts: Sequence[Part], finishes: Sequence[common_pb2.FinishReason], usage: dict[str, int]
-    ) -> dict[str, Any]:
+    def whole(self, works: Sequence[Work], usage: dict[str, int]) -> dict[str, Any]:
         """The whole answer."""
         choices = []
-        for index, (part, finish) in enumerate(zip(parts, finishes, strict=True)):
+        for index, work in enumerate(works):
+            part, finish = work.answer, work.finish_reason
             said: dict[str, Any] = {"text": part.text}
             if self._chat:
                 message = {"role": "assistant", "content": part.text, "refusal": None}
@@ -91,7 +64,7 @@ class ResponseBuilder:
         said = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
         return self._chunk({"index": index, **said, "logprobs": None, "finish_reason": None}, modelwright=self._served)
 
-    def piece(self, index: int, part: Part) -> dict[str, Any] | None:
+    def piece(self, index: int, part: Piece) -> dict[str, Any] | None:
         """The next event of an answer; None where there is nothing to tell."""
         said: dict[str, Any] = {"text": part.text}
         if self._chat:
@@ -118,14 +91,14 @@ class ResponseBuilder:
             frame["usage"] = None
         return frame
 
-    def _logprobs(self, part: Part) -> dict[str, Any] | None:
+    def _logprobs(self, part: Answer | Piece) -> dict[str, Any] | None:
         """Every generated token is listed: those of the thinking, of a stop text and the end token among them."""
         if not self._request.logprobs:
             return None
         tokens = [self._decode([token]) for token in part.token_ids]
         if not self._chat:
             # Offsets in the text are left out: a token may be half a character.
-            return {"tokens": tokens, "token_logprobs": part.logprobs, "top_logprobs": None, "text_offset": None}
+            return {"tokens": tokens, "token_logprobs": list(part.logprobs), "top_logprobs": None, "text_offset": None}
         # The bytes of half a character are lost in its text, and so are not told.
         content: list[dict[str, Any]] = [
             {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []}
@@ -188,12 +161,10 @@ class Answers:
         Raises:
             RequestError: the engine ended it early (UNAVAILABLE).
         """
-        parts = [Part() for _ in self._works]
         async with contextlib.aclosing(_together(self._works)) as pieces:
-            async for index, piece in pieces:
-                if piece is not None:
-                    parts[index].add(piece)
-        return self._responses.whole(parts, [work.finish_reason for work in self._works], self._usage())
+            async for _ in pieces:
+                pass
+        return self._responses.whole(self._works, self._usage())
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a stream.
@@ -214,9 +185,7 @@ class Answers:
     def _event(self, index: int, piece: Piece | None) -> dict[str, Any] | None:
         if piece is None:
             return self._responses.end(index, self._works[index].finish_reason)
-        part = Part()
-        part.add(piece)
-        return self._responses.piece(index, part)
+        return self._responses.piece(index, piece)
 
     def _usage(self) -> dict[str, int]:
         """A prompt counts once, however many answers it gets."""

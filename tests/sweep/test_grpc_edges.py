@@ -122,8 +122,8 @@ ELSEWHERE = [
     # What is said of a name depends on whether there is somebody to ask.
     ("no.such.host.invalid", r"(name or service not known|temporary failure in name resolution)"),
     ("256.1.1.1", r"(name or service not known|temporary failure in name resolution)"),
-    ("x" * 300, "no host can have that name"),
-    ("a..b", "no host can have that name"),
+    ("x" * 300, "not a valid host name"),
+    ("a..b", "not a valid host name"),
     ("192.0.2.1", "cannot assign requested address"),
 ]
 
@@ -135,7 +135,7 @@ def test_a_host_that_is_not_here_is_one_clear_line(shelf, serve, flag, host, rea
     shelf.add("math")
     with pytest.raises(ModelwrightError) as caught:
         serve("math", insecure=True, **{flag: Address(host=host, port=50999)})
-    line = rf"cannot listen on {re.escape(host)}:50999: {reason}: choose another with --{flag}"
+    line = rf"cannot listen on {re.escape(host)}:50999: {reason}: choose another address with --{flag}"
     assert re.fullmatch(line, str(caught.value))
 
 

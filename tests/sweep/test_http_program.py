@@ -52,7 +52,8 @@ class Program:
 @pytest.fixture
 def program(tmp_path, install_plugin):
     """Starts servers of `slow@1` that end with the test."""
-    install_plugin("echo-engine", (GATEWAY.parent / "echo_engine.py").read_text(), entry="echo")
+    engine = (GATEWAY.parent / "echo_engine.py").read_text().replace("echo_engine:", "echo_http:")
+    install_plugin("echo-http", engine, entry="echo")
     shelf = helpers.Shelf(tmp_path / "models")
     shelf.add("slow", seconds_per_token=0.02, context=2048)
     programs = []

@@ -37,9 +37,9 @@ def test_a_client_that_leaves_frees_its_slot_within_a_second(slow, journal, wait
 def test_a_client_that_leaves_while_it_sends_is_forgotten(slow, wait_until):
     """Half a body is no request."""
     sock = slow.raw(slow.post_bytes("/v1/completions", BODY)[:-20], wait=False)
-    wait_until(lambda: not slow.http._life.idle.is_set())
+    wait_until(lambda: not slow.http._state.idle.is_set())
     sock.close()
-    wait_until(slow.http._life.idle.is_set, seconds=1)
+    wait_until(slow.http._state.idle.is_set, seconds=1)
 
 
 def test_a_client_that_sends_slowly_holds_up_nobody(slow):
@@ -119,7 +119,7 @@ def test_at_the_end_running_answers_finish_and_new_requests_are_refused(slow, wa
     assert slow.ask("GET", "/health")[::2] == (200, {"status": "serving"})
     stopping = threading.Thread(target=slow.stop, args=(10,))
     stopping.start()
-    wait_until(lambda: slow.http._life.draining)
+    wait_until(lambda: slow.http._state.draining)
     status, headers, answer = slow.ask("GET", "/health")
     assert (status, answer, headers["retry-after"]) == (503, {"status": "draining"}, "1")
     status, headers, answer = slow.ask("POST", "/v1/chat/completions", chat())
