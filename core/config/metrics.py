@@ -56,14 +56,13 @@ def parse_metric(value: Any) -> Choice:
         return Choice(value[NAME], {key: item for key, item in value.items() if key != NAME})
     if not isinstance(value, str):
         raise fail(f"must be a string or a table, not {shown(value)}")
-    name, parenthesis, _ = value.partition("(")
-    if not parenthesis:
-        return Choice(name, {})
+    if not re.search(r"[\s=(]", value):
+        return Choice(value, {})
     match = LABEL.fullmatch(value)
     if match is None:
         raise fail(f"must be {_FORM}, not {shown(value)}")
     try:
-        options = parse_value("{" + match[2] + "}")
+        options = parse_value("{" + (match[2] or "") + "}")
     except ValueError as error:
         raise fail(
             f"the options in {shown(value)} are not TOML ({getattr(error, 'msg', error)}); expected {_FORM}"

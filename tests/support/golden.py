@@ -104,11 +104,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect messages in this process if they are to be written."""
+    """Collect messages if they are to be written."""
     if config.getoption("--write-messages"):
-        if config.getoption("numprocesses", None):
-            raise pytest.UsageError("--write-messages works in one process: add -n 0")
         config.stash[_WRITTEN] = {}
+        if config.pluginmanager.hasplugin("dsession"):
+            config.pluginmanager.register(_FromWorkers(config.stash[_WRITTEN]))
+
+
+class _FromWorkers:
+    """Takes the messages of each test process when it ends."""
+
+    def __init__(self, written: dict[str, list[str]]) -> None:
+        self._written = written
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node) -> None:
+        self._written.update(getattr(node, "workeroutput", {}).get("messages", {}))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -121,9 +132,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Replace the lines of every test function that ran."""
+    """Replace the lines of every test function that ran; a test process hands them to the one that started it."""
     written = session.config.stash.get(_WRITTEN, None)
     if not written:
+        return
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["messages"] = written
         return
     ran = {key.partition("[")[0] for key in written}
     kept = {key: lines for key, lines in read_messages().items() if key.partition("[")[0] not in ran}

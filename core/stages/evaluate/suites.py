@@ -77,8 +77,9 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
     examples = read_examples(rows, reader, format_name=suite.format, reject=refuse)
     chosen = list(itertools.islice(examples, suite.limit))
     if refused:
+        rows_text = "row" if len(refused) == 1 else "rows"
         raise ModelwrightError(
-            f"suite {suite.name}: {len(refused)} rows of {suite.path} cannot be read; the first is {refused[0]}"
+            f"suite {suite.name}: {len(refused)} {rows_text} of {suite.path} cannot be read; the first is {refused[0]}"
         )
     if not chosen:
         raise ModelwrightError(f"suite {suite.name}: {suite.path} gives no examples")

@@ -57,7 +57,7 @@ def refused(tmp_path, monkeypatch, capsys):
 )
 def test_what_does_not_go_together_is_refused(refused, wording, arguments):
     """The line says which argument, and what to do."""
-    for line in refused(*arguments.split()).splitlines():
+    for line in filter(None, refused(*arguments.split()).splitlines()):
         wording(line)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -49,10 +50,11 @@ def test_impossible_options_are_refused(options):
         TorchOptions(**options)
 
 
-def test_no_folder(start, tmp_path):
+def test_no_folder(start, tmp_path, wording):
     """A folder that is not there is named."""
-    with pytest.raises(ModelwrightError, match="nowhere: there is no such folder"):
+    with pytest.raises(ModelwrightError, match="/nowhere: ") as caught:
         start(tmp_path / "nowhere")
+    wording(caught.value)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -63,14 +65,15 @@ def test_a_missing_file_is_named(start, folder, name):
         start(folder)
 
 
-def test_no_weights(start, folder):
+def test_no_weights(start, folder, wording):
     """A config without weights is no model to run."""
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelwrightError, match=r"there are no weights; model\.safetensors is expected"):
+    with pytest.raises(ModelwrightError, match=r"model\.safetensors") as caught:
         start(folder)
+    wording(caught.value)
 
 
-def test_pickled_weights_are_never_read(start, folder, tmp_path):
+def test_pickled_weights_are_never_read(start, folder, tmp_path, wording):
     """A pickle may run code, so it is refused by its name, unread."""
     import pickle
 
@@ -80,8 +83,9 @@ def test_pickled_weights_are_never_read(start, folder, tmp_path):
 
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ModelwrightError, match=r"weights are in pytorch_model\.bin"):
+    with pytest.raises(ModelwrightError, match=r"pytorch_model\.bin") as caught:
         start(folder)
+    wording(caught.value)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -108,13 +112,13 @@ def test_tensors_of_another_size_are_an_error(start, folder):
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_damaged_file_is_one_clear_line(start, folder, name):
+def test_a_damaged_file_is_one_clear_line(start, folder, wording, name):
     """Whatever the library raises, the message names the folder and has one line."""
     (folder / name).write_bytes((folder / name).read_bytes()[:100])
     with pytest.raises(ModelwrightError, match="the model cannot be loaded") as caught:
         start(folder)
     assert str(caught.value).startswith(f"{folder}: ")
-    assert str(caught.value).endswith("; mend its files, or copy the model again")
+    wording(re.sub(r"loaded: .*;", "loaded: <what the library says>;", str(caught.value)))
     assert "\n" not in str(caught.value)
 
 

@@ -99,7 +99,7 @@ def test_flags_are_what_an_evaluation_file_would_say(tmp_path, rows_file):
         pytest.param({"name": "Sums!"}, "--name", "", id="name Sums!"),
         pytest.param({"models": ["a", "a"]}, "--model", "", id="model twice"),
         pytest.param({"options": ["calculater=1"]}, "--option", "calculater", id="option calculater=1"),
-        pytest.param({"options": ["calculator=remove"]}, "--option calculator=remove", "", id="option without quotes"),
+        pytest.param({"options": ["calculator=remove"]}, "--option", "calculator=remove", id="option without quotes"),
         pytest.param({"seed": 2**63}, "--seed", "", id="seed 2**63"),
         pytest.param({"max_tokens": 0}, "--max-tokens", "", id="max_tokens 0"),
         pytest.param({"temperature": -1.0}, "--temperature", "", id="temperature -1"),
