@@ -9,9 +9,10 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
+from modelwright.core.api.generation import Answer, Delta
 from modelwright.grpc_server.gateway.request import OpenAIRequest
 from modelwright.grpc_server.models.switching import ModelTable
-from modelwright.grpc_server.requests.work import Answer, Piece, Work, chat_work, text_work
+from modelwright.grpc_server.requests.work import Work, chat_work, text_work
 from modelwright.v1 import common_pb2
 
 Decode = Callable[[Sequence[int]], str]
@@ -64,7 +65,7 @@ class ResponseBuilder:
         said = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
         return self._chunk({"index": index, **said, "logprobs": None, "finish_reason": None}, modelwright=self._served)
 
-    def piece(self, index: int, part: Piece) -> dict[str, Any] | None:
+    def piece(self, index: int, part: Delta) -> dict[str, Any] | None:
         """The next event of an answer; None where there is nothing to tell."""
         said: dict[str, Any] = {"text": part.text}
         if self._chat:
@@ -91,18 +92,24 @@ class ResponseBuilder:
             frame["usage"] = None
         return frame
 
-    def _logprobs(self, part: Answer | Piece) -> dict[str, Any] | None:
+    def _logprobs(self, part: Answer | Delta) -> dict[str, Any] | None:
         """Every generated token is listed: those of the thinking, of a stop text and the end token among them."""
         if not self._request.logprobs:
             return None
         tokens = [self._decode([token]) for token in part.token_ids]
+        logprobs = list(part.logprobs or ())
         if not self._chat:
             # Offsets in the text are left out: a token may be half a character.
-            return {"tokens": tokens, "token_logprobs": list(part.logprobs), "top_logprobs": None, "text_offset": None}
+            return {
+                "tokens": tokens,
+                "token_logprobs": logprobs,
+                "top_logprobs": None,
+                "text_offset": None,
+            }
         # The bytes of half a character are lost in its text, and so are not told.
         content: list[dict[str, Any]] = [
             {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []}
-            for token, logprob in zip(tokens, part.logprobs, strict=True)
+            for token, logprob in zip(tokens, logprobs, strict=True)
         ]
         return {"content": content, "refusal": None}
 
@@ -119,7 +126,7 @@ def _served(served: common_pb2.ServedModel) -> dict[str, Any]:
 
 
 # The number of an answer, and a piece of it; None: it has ended.
-Event = tuple[int, Piece | None]
+Event = tuple[int, Delta | None]
 
 
 def full_address(table: ModelTable, text: str) -> str:
@@ -182,7 +189,7 @@ class Answers:
         if self._request.include_usage:
             yield self._responses.usage(self._usage())
 
-    def _event(self, index: int, piece: Piece | None) -> dict[str, Any] | None:
+    def _event(self, index: int, piece: Delta | None) -> dict[str, Any] | None:
         if piece is None:
             return self._responses.end(index, self._works[index].finish_reason)
         return self._responses.piece(index, piece)
@@ -198,7 +205,7 @@ class Answers:
 async def _together(works: Sequence[Work]) -> AsyncGenerator[Event, None]:
     """The pieces of all answers as they come. Whoever stops reading cancels them, and so does an error of one."""
     # As long as nobody reads, each work waits with one piece.
-    queue: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(maxsize=1)
+    queue: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue(maxsize=1)
 
     async def pump(index: int, work: Work) -> None:
         try:

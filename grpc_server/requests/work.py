@@ -15,10 +15,10 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from modelwright.core.api.answers import ThinkingSplitter
-from modelwright.core.api.generation import Delta, GenerationRequest
+from modelwright.core.api.generation import Answer, Delta, GenerationRequest
 from modelwright.core.api.records import Finish
 from modelwright.grpc_server.errors import ended_early
 from modelwright.grpc_server.models.served import Lease
@@ -29,41 +29,6 @@ _FINISH: dict[Finish, common_pb2.FinishReason] = {
     "stop": common_pb2.FINISH_REASON_STOP,
     "length": common_pb2.FINISH_REASON_LENGTH,
 }
-
-
-@frozen(kw_only=True)
-class Piece:
-    """What is new of an answer; any part may be empty, never all of them.
-
-    Attributes:
-        text: of the answer.
-        thinking: of the thinking before it.
-        token_ids: the tokens that are new; their text may follow in a later piece.
-        logprobs: one natural logarithm a token, where asked for.
-    """
-
-    text: str = ""
-    thinking: str = ""
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-
-
-@define
-class Answer:
-    """What has come so far; the attributes are those of `Piece`, and `finish`: why it ended, once it has."""
-
-    text: str = ""
-    thinking: str = ""
-    token_ids: list[int] = field(factory=list)
-    logprobs: list[float] = field(factory=list)
-    finish: Finish | None = None
-
-    def add(self, piece: Piece) -> None:
-        """Take a piece in."""
-        self.text += piece.text
-        self.thinking += piece.thinking
-        self.token_ids += piece.token_ids
-        self.logprobs += piece.logprobs
 
 
 @define(eq=False)
@@ -79,9 +44,8 @@ class Work:
     lease: Lease
     request: GenerationRequest
     answer: Answer = field(factory=Answer)
-    _splitter: ThinkingSplitter | None = None
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    async def pieces(self) -> AsyncGenerator[Delta, None]:
         """Run the engine. Whoever stops reading (close the generator: `contextlib.aclosing`) cancels the request.
 
         Raises:
@@ -92,10 +56,8 @@ class Work:
             stream = engine.submit(self.request)
             try:
                 async for delta in stream:
-                    piece = self._piece(delta)
-                    self.answer.add(piece)
-                    self.answer.finish = delta.finish or self.answer.finish
-                    if piece != Piece():
+                    piece = self.answer.add(delta)
+                    if piece.text or piece.thinking or piece.token_ids:
                         yield piece
             finally:
                 if self.answer.finish is None:
@@ -127,15 +89,6 @@ class Work:
         """What the answer took so far."""
         return common_pb2.Usage(prompt_tokens=len(self.request.prompt), completion_tokens=len(self.answer.token_ids))
 
-    def _piece(self, delta: Delta) -> Piece:
-        thinking, text = "", delta.text
-        if self._splitter is not None:
-            thinking, text = self._splitter.feed(delta.text)
-            if delta.finish is not None:
-                rest = self._splitter.finish()
-                thinking, text = thinking + rest[0], text + rest[1]
-        return Piece(text=text, thinking=thinking, token_ids=delta.token_ids, logprobs=delta.logprobs or ())
-
 
 async def chat_work(lease: Lease, request: Any) -> Work:
     """Admit a ChatRequest or a ChatStreamRequest; the answer's thinking is parted from its text.
@@ -148,7 +101,7 @@ async def chat_work(lease: Lease, request: Any) -> Work:
     renderer = lease.model.renderer
     prompt = await requests.chat_prompt(lease.model, request.messages, request.tools)
     admitted = requests.generation_request(lease.model, prompt, request)
-    return Work(lease, admitted, splitter=ThinkingSplitter(inside=renderer.opens_thinking))
+    return Work(lease, admitted, Answer(splitter=ThinkingSplitter(inside=renderer.opens_thinking)))
 
 
 async def text_work(lease: Lease, request: Any) -> Work:
