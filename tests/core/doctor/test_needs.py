@@ -46,7 +46,7 @@ def test_everything_that_is_missing_is_told_at_once(doctor, run_file, tmp_path):
     for name in ("tiny-a", "tiny-b"):
         found = [each["text"] for each in told["missing"] if each["run"] == name]
         assert all(any(part in line for line in found) for part in ("rows.jsonl: no file", "test.jsonl: no file"))
-        assert any("broken.db is no SQLite database: name another file" in line for line in found)
+        assert any("broken.db is not an SQLite database" in line for line in found)
         assert len(found) == 3
 
 
