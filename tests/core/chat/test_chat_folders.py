@@ -214,7 +214,7 @@ def test_what_a_template_refuses_names_its_words(make_renderer):
         ("{{ 1 + 'a' }}", [Message(role="user", content="x")], "fails on this conversation: TypeError"),
         ("{{ messages[0].no.such }}", [Message(role="user", content="x")], "has no attribute"),
         ("{{ ''.__class__.mro() }}", [Message(role="user", content="x")], "unsafe"),
-        ("{# nothing #}", [Message(role="user", content="x")], "makes nothing"),
+        ("{# nothing #}", [Message(role="user", content="x")], "empty text"),
     ]
     for template, messages, reason in cases:
         with pytest.raises(TemplateRefusedError, match=reason):

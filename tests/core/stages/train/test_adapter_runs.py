@@ -97,10 +97,8 @@ def test_an_adapter_is_no_base(adapters, tmp_path, modelwright):
     (tmp_path / "run.toml").write_text(run_of("adapter"))
     done = modelwright("run", "run.toml")
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: [model] base adapter@1: this is an adapter: merge it into its base (modelwright models merge ADDRESS), "
-        "and take that\n"
-    )
+    assert done.stderr.startswith("error: [model] base adapter@1: this is an adapter")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_trainer_without_adapters_is_refused_with_one(adapters, tmp_path, install_plugin, modelwright):

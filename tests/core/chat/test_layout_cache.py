@@ -26,7 +26,7 @@ messages = st.lists(
 
 
 def outcome(renderer, lay_out, *arguments):
-    """What is learnt, and the tokens: what is protected and holds no control token makes no difference."""
+    """The layout and the tokens; protected parts without control tokens make no difference."""
     try:
         layout = lay_out(*arguments)
     except TemplateRefusedError as error:
@@ -38,20 +38,20 @@ def outcome(renderer, lay_out, *arguments):
 @pytest.mark.parametrize("template", TEMPLATES)
 @settings(max_examples=60, deadline=None)
 @given(conversations=st.lists(messages, min_size=1, max_size=4), data=st.data())
-def test_a_known_shape_gives_what_the_long_way_gives(make_renderer, template, conversations, data):
-    """Whatever is said, and whatever shapes came before."""
+def test_a_cached_shape_gives_the_same_layout(make_renderer, template, conversations, data):
+    """With any texts, and after any other shapes."""
     renderer = make_renderer(template)
     for conversation in conversations:
         wanted = sorted(data.draw(st.sets(st.sampled_from(range(len(conversation))))))
         quick = outcome(renderer, renderer._laid_out, conversation, None, wanted)
-        assert quick == outcome(renderer, renderer._shapes._alone, conversation, None, wanted)
+        assert quick == outcome(renderer, renderer._layouts._alone, conversation, None, wanted)
 
 
-def test_the_long_way_is_gone_once_for_a_shape(make_renderer, monkeypatch):
-    """Of a hundred questions and answers, one is taken apart."""
+def test_a_shape_is_laid_out_once(make_renderer, monkeypatch):
+    """Of a hundred questions and answers, only the first."""
     renderer = make_renderer("chatml")
     renderer._laid_out([Message(role="user", content="one"), Message(role="assistant", content="two")], None, [1])
-    monkeypatch.setattr(renderer._shapes, "_alone", None)
+    monkeypatch.setattr(renderer._layouts, "_alone", None)
     for number in range(100):
         asked, answered = Message(role="user", content=f"{number}?"), Message(role="assistant", content=f"{number}!")
         assert renderer._laid_out([asked, answered], None, [1]).text.count(str(number)) == 2
