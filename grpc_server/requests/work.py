@@ -72,7 +72,7 @@ class Work:
 
     Attributes:
         lease: who answers, held as long as the lease's block lasts.
-        request: what the engine is asked.
+        request: the request to the engine.
         answer: what it has given.
     """
 
@@ -82,7 +82,7 @@ class Work:
     _splitter: ThinkingSplitter | None = None
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Run the engine. Whoever stops reading (close the generator: `contextlib.aclosing`) cancels the request.
+        """Run the engine. Closing the generator (`contextlib.aclosing`) cancels the request.
 
         Raises:
             RequestError: the engine or the server ended it early (UNAVAILABLE).
