@@ -90,7 +90,7 @@ def not_found(message: str, address: str) -> RequestError:
 
 
 def shutting_down() -> RequestError:
-    """The server is going down; another one, or this one started anew, may answer."""
+    """The server is going down; another one, or this one after a restart, may answer."""
     return RequestError(
         grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the server is shutting down: try again later", retry_after=1.0
     )
@@ -104,7 +104,7 @@ def ended_early() -> RequestError:
 
 
 def request_error(error: Exception) -> RequestError:
-    """The status that stands for any exception. What nobody foresaw goes to the log, and is not told to the client."""
+    """The status that stands for any exception. What nobody foresaw goes to the log, and is not shown to the client."""
     if isinstance(error, RequestError):
         return error
     for kind, code, reason in _KINDS:

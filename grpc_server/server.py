@@ -62,11 +62,10 @@ class ServerOptions:
     grace: float = field(default=30.0, validator=validators.ge(0.0))
 
     def check(self) -> None:
-        """Look whether somebody reaches what they should not.
+        """Check that nobody can reach what they should not.
 
         Raises:
-            UsageError: other machines do, and `insecure` is not set; or whoever may ask may change the server, though
-                that has a token of its own.
+            UsageError: other machines can, and `insecure` is not set; or users and admins have the same token.
         """
         if self.token is not None and self.token == self.admin_token:
             raise UsageError(

@@ -17,7 +17,7 @@ _LONGEST = 4096
 
 
 def read_token(path: Path | None, option: str) -> str | None:
-    """The token in a file: its first line, without white space at its ends; None where there is no file to read.
+    """The token in a file: its first line, without surrounding white space; None without a file.
 
     A file that other users can read is warned of, and read: some systems mount secrets so.
 
@@ -26,7 +26,7 @@ def read_token(path: Path | None, option: str) -> str | None:
         option: of the command line, for the errors.
 
     Raises:
-        UsageError: the file cannot be read, or its first line is no token.
+        UsageError: the file cannot be read, or its first line is not a token.
     """
     if path is None:
         return None

@@ -236,7 +236,7 @@ def _client(options: dict[str, Any]) -> Iterator[tuple[Client, SamplingOptions]]
 
 
 class NotUtf8Error(UsageError):
-    """What was typed or piped in is no text in UTF-8."""
+    """What was typed or piped in is not UTF-8."""
 
 
 def check_input(instead: str) -> None:
@@ -246,7 +246,7 @@ def check_input(instead: str) -> None:
         instead: what could be given in its place, for the error.
 
     Raises:
-        UsageError: whoever started this program closed it.
+        UsageError: it was closed when this program was started.
     """
     if sys.stdin is None:
         raise UsageError(f"standard input is closed: pass {instead}, or open it")
@@ -256,7 +256,7 @@ def read_text() -> str:
     """All of standard input.
 
     Raises:
-        NotUtf8Error: it is no text in UTF-8.
+        NotUtf8Error: it is not UTF-8.
         ModelwrightError: it cannot be read.
     """
     with _reading():
@@ -267,7 +267,7 @@ def read_line(prompt: str) -> str | None:
     """A line, prompted with `prompt` on a terminal; None at the end of the input.
 
     Raises:
-        NotUtf8Error: it is no text in UTF-8; the next line may be.
+        NotUtf8Error: it is not UTF-8; the next line may be.
         ModelwrightError: standard input cannot be read.
     """
     with _reading():

@@ -121,7 +121,7 @@ class Connection:
                 "is trusted",
                 value=self.target,
             )
-        _ = self.authorities  # what is wrong with them is told now
+        _ = self.authorities  # errors in them are raised now
 
     @property
     def stays_here(self) -> bool:

@@ -34,7 +34,7 @@ class SamplingOptions(TypedDict, total=False):
         max_tokens: the most tokens to generate.
         temperature: 0 takes the likeliest token.
         top_p: sample from the smallest set of tokens whose probabilities reach this sum.
-        top_k: sample from this many likeliest tokens; 0 is no limit.
+        top_k: sample from this many likeliest tokens; 0 means no limit.
         seed: makes sampling repeatable.
         stop: a text, or several, that end the answer.
         logprobs: whether the answer carries each token's log-probability.

@@ -29,13 +29,13 @@ Scopes = Literal["open", "use", "admin"]
 
 # What a browser shows at /, and an error lists.
 PATHS = {
-    "GET /v1/models": "what can be asked",
-    "GET /v1/models/{model}": "one of it",
+    "GET /v1/models": "lists what can be requested",
+    "GET /v1/models/{model}": "shows one model",
     "POST /v1/chat/completions": "answers a conversation",
     "POST /v1/completions": "continues a text",
-    "GET /health": "whether the server takes requests",
-    "GET /admin/aliases": "where the aliases lead",
-    "GET /admin/aliases/{alias}": "where one leads",
+    "GET /health": "whether the server accepts requests",
+    "GET /admin/aliases": "lists the aliases and their models",
+    "GET /admin/aliases/{alias}": "shows one alias",
     "PUT /admin/aliases/{alias}": 'switches it: {"target": ADDRESS, "persist": false}',
 }
 

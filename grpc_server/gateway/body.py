@@ -173,7 +173,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_texts(value: Any, path: tuple[str | int, ...]) -> None:
-    """Refuse half a surrogate pair: it is no character, and cannot be sent on."""
+    """Refuse half a surrogate pair: it is not a character, and cannot be sent on."""
     if isinstance(value, str):
         if (half := re.search("[\ud800-\udfff]", value)) is not None:
             where = written(path) or "a name in the body"
@@ -214,7 +214,7 @@ Harmless = Callable[[Any], bool]
 
 
 def anything(_value: Any) -> bool:
-    """A note of the caller's to itself, whatever it is."""
+    """A note that the caller keeps for itself, of any kind."""
     return True
 
 

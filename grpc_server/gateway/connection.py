@@ -95,7 +95,7 @@ async def _first(work: Coroutine[Any, Any, Result], ends: Mapping[asyncio.Future
     finally:
         for task in tasks:
             task.cancel()
-        # The engine has been told before anything else happens.
+        # The engine has been stopped before anything else happens.
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

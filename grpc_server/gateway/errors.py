@@ -78,7 +78,7 @@ def unsupported(param: str, message: str) -> HttpError:
 
 
 def http_error(error: Exception, names: Mapping[str, str] | None = None) -> HttpError:
-    """What stands for any exception; what nobody foresaw goes to the log, and is not told to the client.
+    """What stands for any exception; what nobody foresaw goes to the log, and is not shown to the client.
 
     Args:
         error: what was raised.

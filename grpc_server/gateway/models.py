@@ -30,7 +30,7 @@ def get_model(table: ModelTable, address: str) -> dict[str, Any]:
     """The model at an address.
 
     Raises:
-        HttpError: what the path says is no address, and so nothing is there (404).
+        HttpError: the path is not an address, and so nothing is there (404).
         RequestError: this server does not serve it (NOT_FOUND).
     """
     try:
@@ -142,7 +142,7 @@ def _route(table: ModelTable, alias: str) -> Route | None:
 
 
 def _expected(table: ModelTable, alias: str, etag: str | None, headers: Mapping[str, str]) -> str | None:
-    """The etag that the alias must have; empty: there must be none; None: whatever it is."""
+    """The etag that the alias must have; empty: there must be none; None: any."""
     match, none_match = headers.get("if-match"), headers.get("if-none-match")
     said = [value for value in (etag, match, none_match) if value is not None]
     if len(said) > 1:

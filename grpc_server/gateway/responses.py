@@ -100,13 +100,8 @@ class ResponseBuilder:
         logprobs = list(part.logprobs or ())
         if not self._chat:
             # Offsets in the text are left out: a token may be half a character.
-            return {
-                "tokens": tokens,
-                "token_logprobs": logprobs,
-                "top_logprobs": None,
-                "text_offset": None,
-            }
-        # The bytes of half a character are lost in its text, and so are not told.
+            return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": None, "text_offset": None}
+        # The bytes of half a character are lost in its text, and so are not reported.
         content: list[dict[str, Any]] = [
             {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []}
             for token, logprob in zip(tokens, logprobs, strict=True)
@@ -203,7 +198,7 @@ class Answers:
 
 
 async def _together(works: Sequence[Work]) -> AsyncGenerator[Event, None]:
-    """The pieces of all answers as they come. Whoever stops reading cancels them, and so does an error of one."""
+    """The pieces of all answers as they come. Closing the generator cancels them, and so does an error of one."""
     # As long as nobody reads, each work waits with one piece.
     queue: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue(maxsize=1)
 

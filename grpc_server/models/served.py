@@ -71,12 +71,12 @@ class Lease:
 Key = tuple[str, int]
 Result = TypeVar("Result")
 
-# How long a client that met a full server is told to wait, in seconds.
+# How long a client that met a full server is asked to wait, in seconds.
 RETRY_SECONDS = 1.0
 
 
 class ServedModels:
-    """The models and routes of a server, for whoever asks. It all runs on the event loop: each step is atomic.
+    """The models and routes of a server, for its callers. It all runs on the event loop: each step is atomic.
 
     Args:
         max_requests: how many requests may run or wait at once.
@@ -113,12 +113,12 @@ class ServedModels:
         return model.pinned or any(route.model is model for route in self._routes.values())
 
     def describe(self, model: LoadedModel) -> model_pb2.Model:
-        """The model as callers are told of it."""
+        """The model as it is reported to callers."""
         aliases = [route.alias for route in self.routes() if route.model is model]
         return describe_loaded(model, aliases, ready=self.wants(model))
 
     def snapshot(self) -> model_pb2.ModelsSnapshot:
-        """All models, those that are being loaded among them, and all routes, as callers are told of them."""
+        """All models, those that are being loaded among them, and all routes, as they are reported to callers."""
         models = {key: self.describe(model) for key, model in self._models.items()} | self._loading
         return model_pb2.ModelsSnapshot(
             models=[models[key] for key in sorted(models)], routes=[describe_route(route) for route in self.routes()]
@@ -132,7 +132,7 @@ class ServedModels:
             field: the request's field that has it.
 
         Raises:
-            RequestError: it is no address (INVALID_ARGUMENT), or leads to nothing that is served (NOT_FOUND).
+            RequestError: it is not an address (INVALID_ARGUMENT), or leads to nothing that is served (NOT_FOUND).
         """
         if not text:
             raise invalid(field, f"is empty: expected the address of a model ({self._listed()})")
@@ -230,7 +230,7 @@ class ServedModels:
                 await self._idle.wait()
 
     async def cut(self, seconds: float) -> None:
-        """End the requests that run, and give them `seconds` to tell so to whoever asked."""
+        """End the requests that run, and give them `seconds` to report that to their callers."""
         self._cutoff.cut()
         await self.drain(seconds)
 

@@ -156,7 +156,7 @@ class ModelTable(ServedModels):
         """Serve a model by its name no more. It stays as long as an alias points to it, or a request holds it.
 
         Raises:
-            RequestError: it is not served (NOT_FOUND), or that is no address (INVALID_ARGUMENT).
+            RequestError: it is not served (NOT_FOUND), or that is not an address (INVALID_ARGUMENT).
         """
         model = self.find(address, field="address").model
         if model.pinned:

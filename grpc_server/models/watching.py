@@ -1,4 +1,4 @@
-"""What happens to a server's models and routes, told to everyone who watches, in order and in bounded memory."""
+"""What happens to a server's models and routes, reported to everyone who watches, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -80,17 +80,17 @@ Change = model_pb2.Model | model_pb2.ModelGone | model_pb2.Route
 MOST_WAITING = 256
 # Each holds a stream open.
 MOST_WATCHERS = 1000
-# How long a watcher that found no place is told to wait, in seconds.
+# How long a watcher that found no place is asked to wait, in seconds.
 RETRY_SECONDS = 10.0
 
 
 class Snapshot:
-    """Everything, as it stands when this is read: what a watcher is told first, and when it has missed changes."""
+    """Everything, as it stands when this is read: what a watcher receives first, and when it has missed changes."""
 
 
 @frozen(eq=False)
 class _Watcher:
-    """What one watcher has still to be told."""
+    """The changes that one watcher has not received yet."""
 
     waiting: deque[Change | Snapshot] = field(factory=lambda: deque([Snapshot()]))
     news: asyncio.Event = field(factory=asyncio.Event)
@@ -99,7 +99,7 @@ class _Watcher:
         if len(self.waiting) >= MOST_WAITING:
             self.waiting.clear()
             change = Snapshot()
-        # A snapshot is taken when it is told: it has all that happened until then.
+        # A snapshot is taken when it is sent: it has all that happened until then.
         if not (self.waiting and isinstance(self.waiting[-1], Snapshot)):
             self.waiting.append(change)
         self.news.set()
@@ -118,12 +118,12 @@ class Changes:
         return len(self._watchers)
 
     def tell(self, change: Change) -> None:
-        """Tell everyone; a change is told as it stands now, however late it is read."""
+        """Tell everyone; a change is reported as it is now, however late it is read."""
         for watcher in self._watchers:
             watcher.tell(change)
 
     def close(self) -> None:
-        """Let every watcher end, after what it has still to be told."""
+        """Let every watcher end, after it has received what waits for it."""
         self._over = True
         for watcher in self._watchers:
             watcher.news.set()

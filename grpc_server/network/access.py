@@ -48,7 +48,7 @@ class Access:
         given = _bearer(authorization)
         if given is None:
             raise _unknown("this server requires a token: send the header 'authorization: Bearer TOKEN'")
-        # Every comparison is made, whatever the ones before it gave, and each takes as long for any wrong token.
+        # All comparisons are made, also after one has matched, and each takes as long for any wrong token.
         is_administrator = _same(given, administrator)
         is_user = _same(given, self.token)
         if is_administrator or (is_user and scope == "use"):

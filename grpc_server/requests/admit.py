@@ -93,14 +93,14 @@ def _turn(message: Any, field: str) -> Message:
         raise invalid(
             f"{field}.thinking", f"is set in a message of the {role}: only the assistant's messages have thinking"
         )
-    # A model may have said nothing; whoever asks says something.
+    # A model's message may be empty; a user's may not.
     if not message.content and role != "assistant":
         raise invalid(f"{field}.content", "is empty")
     return Message(role=role, content=message.content, thinking=message.thinking or None)
 
 
 def generation_request(model: LoadedModel, prompt: Sequence[int], request: Any) -> GenerationRequest:
-    """What the engine is asked.
+    """The request to the engine.
 
     Args:
         model: the model that answers.

@@ -37,7 +37,7 @@ class Work:
 
     Attributes:
         lease: who answers, held as long as the lease's block lasts.
-        request: what the engine is asked.
+        request: the request to the engine.
         answer: what it has given.
     """
 
@@ -46,7 +46,7 @@ class Work:
     answer: Answer = field(factory=Answer)
 
     async def pieces(self) -> AsyncGenerator[Delta, None]:
-        """Run the engine. Whoever stops reading (close the generator: `contextlib.aclosing`) cancels the request.
+        """Run the engine. Closing the generator (`contextlib.aclosing`) cancels the request.
 
         Raises:
             RequestError: the engine or the server ended it early (UNAVAILABLE).

@@ -1,8 +1,8 @@
 """Between bytes and messages.
 
-grpc.aio answers UNKNOWN when a deserializer of its own raises, so the handlers get bytes, and what is wrong with them
-is told like any other mistake in a request. For the same reason the handlers are made for streams of requests, and read
-the one that there is to be: a call without a whole message would never be answered otherwise.
+grpc.aio answers UNKNOWN when a deserializer of its own raises, so the handlers get bytes, and an error in them is
+reported like any other error in a request. For the same reason the handlers are made for streams of requests, and read
+the only one: otherwise a call without a whole message would never be answered.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def decode(kind: type[Request], data: bytes, *, limit: int, strict: bool = True)
             a newer client's wish would otherwise be silently ignored.
 
     Raises:
-        RequestError: RESOURCE_EXHAUSTED if it is too large, INVALID_ARGUMENT if it is no such message.
+        RequestError: RESOURCE_EXHAUSTED if it is too large, INVALID_ARGUMENT if it is not such a message.
     """
     if len(data) > limit:
         raise RequestError(

@@ -59,7 +59,7 @@ def _refusing(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-# Between this server's limit and gRPC's own, a message that is too large is told so in this server's words.
+# Between this server's limit and gRPC's own, a message that is too large is refused in this server's words.
 _LIMIT_MARGIN = 1024 * 1024
 
 

@@ -321,7 +321,11 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("words", STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.parametrize(
+    "words",
+    # gRPC waits twenty seconds for a port that says nothing.
+    [pytest.param(words, marks=pytest.mark.long if not words else (), id=name) for name, words in STRANGERS.items()],
+)
 def test_a_port_of_something_else_is_told_alike_by_both_commands(words, wording):
     """Nobody is told to start a server where something answers; gRPC's own words follow in parentheses."""
     with talker(**words) as target, futures.ThreadPoolExecutor() as pool:
