@@ -237,7 +237,7 @@ def test_a_damaged_pin_of_a_base_is_a_line_whose_advice_works(project, said):
     pin = project / "home/runs/second/base.json"
     pin.parent.mkdir(parents=True)
     pin.write_bytes(b"[]")
-    line = f"error: {pin} is damaged (not a JSON object): remove it, and the base is looked up anew"
+    line = f"error: {pin} is damaged (not a JSON object): remove it, and the base is looked up again"
     assert said("run", "second.toml", "--dry-run") == (1, "", [line])
     pin.unlink()
     assert said("run", "second.toml", "--dry-run")[0] == 0
@@ -333,12 +333,15 @@ def test_damaged_pins_are_a_line_whose_advice_works(project, said, content):
     """What is done stays done. A fresh beginning does not need them."""
     contents = CONTENTS | {
         "an empty object": (b"{}", "no asked"),
-        "another model": (b'{"asked": [], "finished": false, "models": [{}]}', "no models as they should be"),
+        "another model": (
+            b'{"asked": [], "finished": false, "models": [{}]}',
+            "its models are not as they were written",
+        ),
     }
     pins = project / "out/.work/models.json"
     damaged, why = contents[content]
     pins.write_bytes(damaged)
-    line = f"error: {pins} is damaged ({why}): remove it, and the models are looked up anew"
+    line = f"error: {pins} is damaged ({why}): remove it, and the models are looked up again"
     assert said(*EVALUATE) == (1, "", [line])
     code, output, errors = said(*EVALUATE, "--fresh", "--dry-run", "--json")
     assert (code, json.loads(output)[0]["done"], errors) == (0, False, [])
