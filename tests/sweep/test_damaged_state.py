@@ -237,7 +237,7 @@ def test_a_damaged_pin_of_a_base_is_a_line_whose_advice_works(project, said):
     pin = project / "home/runs/second/base.json"
     pin.parent.mkdir(parents=True)
     pin.write_bytes(b"[]")
-    line = f"error: {pin} is damaged (not a JSON object): remove it, and the base is looked up again"
+    line = f"error: {pin} is damaged (not a JSON object): remove it, and the base is looked up anew"
     assert said("run", "second.toml", "--dry-run") == (1, "", [line])
     pin.unlink()
     assert said("run", "second.toml", "--dry-run")[0] == 0
