@@ -225,7 +225,7 @@ class GenerationConfig:
         max_tokens: Maximum length of an answer in tokens, its thinking included. Raise it if answers are cut off.
         temperature: Sampling temperature. 0 always takes the most likely token.
         top_p: Sample from the smallest set of tokens whose probabilities add up to this value. 1 turns it off.
-        top_k: Sample from this many most likely tokens. 0 is no limit.
+        top_k: Sample from this many most likely tokens; 0 means no limit.
         stop: Texts that end an answer. They are not part of it.
     """
 

@@ -93,7 +93,7 @@ class Connection:
         insecure: whether the token may travel unencrypted to another machine.
 
     Raises:
-        ArgumentError: the target is no `HOST:PORT`, the token is none or would travel unencrypted, or `tls_ca` holds no
+        ArgumentError: the target is not `HOST:PORT`, the token is empty or would travel unencrypted, or `tls_ca` has no
             certificate.
         OSError: its file cannot be read.
     """

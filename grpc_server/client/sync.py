@@ -54,7 +54,7 @@ class Client:
         insecure: whether the token may travel unencrypted to another machine.
 
     Raises:
-        ValueError: the target is no `HOST:PORT`, the token would travel unencrypted, or `tls_ca` holds no certificate.
+        ValueError: the target is not `HOST:PORT`, the token would travel unencrypted, or `tls_ca` holds no certificate.
         OSError: its file cannot be read.
     """
 
