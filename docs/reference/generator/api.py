@@ -57,6 +57,7 @@ _HELPERS: dict[str, tuple[Any, ...]] = {
     "Figures": (api.wilson, api.wilson_mean),
     "Answers and thinking": (api.last_boxed, api.after_hashes, api.split_thinking, api.ThinkingSplitter),
     "Training": (api.checkpoint_bytes, api.check_checkpoint_room, api.training_memory),
+    "Model folders": (api.context_length, api.vocabulary_size, api.has_weights, api.other_weights),
     "Adapters": (api.apply_adapter, api.embedding_rows, api.grow_embeddings),
     "Registries": (api.scan_model, api.model_digest, api.check_alias, api.check_tags, api.is_text),
     "Messages": (api.one_line, api.first_line, api.listed, api.either, api.closest),

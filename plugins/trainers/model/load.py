@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from modelwright.core.api import Job, ModelwrightError, UsageError
 from modelwright.core.api.adapters import embedding_rows
-from modelwright.core.api.hf_folder import CONFIG, context_length, has_weights, other_weights, vocabulary_size
+from modelwright.core.api.hf_folder import context_length, has_weights, other_weights, vocabulary_size
 from modelwright.core.api.wording import listed, one_line
 
 # Maximum length of a library's message that is passed on, in characters: some list every class that they know.
@@ -101,7 +101,7 @@ def skeleton(job: Job) -> Any:
 
 
 def _config(job: Job) -> Any:
-    if not (job.model / CONFIG).is_file():
+    if not (job.model / "config.json").is_file():
         raise UsageError(f"{job.model}: expected a model in Hugging Face layout, but there is no config.json")
     with _clear_errors(job.model, "its config.json cannot be used", "fix the file, or copy the model again"):
         return AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
@@ -119,7 +119,7 @@ def _clear_errors(folder: Path, what: str, to_do: str) -> Iterator[None]:
         if "trust_remote_code" in text:
             reason, to_do = "it comes with its own code, which this version does not run", "choose another base"
         elif text.startswith("Unrecognized configuration class"):
-            kind = json.loads((folder / CONFIG).read_bytes())["model_type"]
+            kind = json.loads((folder / "config.json").read_bytes())["model_type"]
             reason, to_do = f"its model_type {kind!r} is not a causal language model", "choose another base"
         else:
             reason = _reason(error)

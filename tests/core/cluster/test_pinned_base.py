@@ -19,4 +19,4 @@ def test_a_training_asks_nothing_of_the_registry(modelwright, run_file, home, tm
     assert trained.returncode == 0, trained.stderr
     refused = modelwright("register", path)
     assert refused.returncode == 1
-    assert "is no SQLite database" in refused.stderr
+    assert "is not an SQLite database" in refused.stderr
