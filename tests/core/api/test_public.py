@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,10 @@ def test_every_public_name_is_in_the_reference_with_a_sentence(reference):
     missing = [name for name in [*api.__all__, *api.files.__all__] if f"`{name}`" not in reference]
     missing = [name for name in missing if f"`files.{name}`" not in reference]
     assert missing == []
-    assert [name for name in api.__all__ if not getattr(api, name).__doc__] == []
+    described = [
+        name for name in api.__all__ if inspect.isroutine(getattr(api, name)) or inspect.isclass(getattr(api, name))
+    ]
+    assert [name for name in described if not getattr(api, name).__doc__] == []
 
 
 def test_importing_it_imports_nothing_that_is_slow():
