@@ -14,7 +14,8 @@ from modelwright.core.config import to_plain
 from modelwright.core.config.schema import RunConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.runs.folder import RunFolder
-from modelwright.core.runs.stage import Listener, Run, Stage, Step, forget_base, perform, pin_base, plan, state
+from modelwright.core.runs.plan import Step, perform, plan, state
+from modelwright.core.runs.stage import Listener, Run, Stage, forget_base, pin_base
 from modelwright.core.runs.supervisor import stop_on_signals
 from modelwright.core.stages.evaluate.stage import Evaluate
 from modelwright.core.stages.prepare.stage import Prepare

@@ -15,6 +15,7 @@ SHORT = {
     "core/__main__.py": "`python -m modelwright.core`",
     "core/api/errors.py": "the errors, which everything imports",
     "core/api/hf_folder.py": "facts of a Hugging Face folder that plugins need, too",
+    "core/api/training.py": "the job of a trainer, and its outcome",
     "core/api/wording.py": "pieces of messages, which every room imports",
     "core/cli/auth_tokens.py": "files with tokens, read by serve and by the clients",
     "core/cli/plugins.py": "one module a command",
@@ -45,7 +46,7 @@ def test_few_files_lie_loose(room, most):
 
 def test_there_are_about_two_hundred_modules():
     """Fewer and longer files: what one reader reads together is one file. A package's marker is one line."""
-    assert len([path for path in modules() if len((REPOSITORY / path).read_text().splitlines()) > 1]) <= 210
+    assert len([path for path in modules() if len((REPOSITORY / path).read_text().splitlines()) > 1]) <= 212
 
 
 def test_a_short_module_has_its_reason():

@@ -48,6 +48,7 @@ from modelwright.core.api.hf_folder import (
     vocabulary_size,
 )
 from modelwright.core.api.hooks import hookimpl
+from modelwright.core.api.memory import TrainingMemory, check_checkpoint_room, checkpoint_bytes, training_memory
 from modelwright.core.api.records import (
     Example,
     Figure,
@@ -74,16 +75,8 @@ from modelwright.core.api.registry import (
     scan_model,
 )
 from modelwright.core.api.tokens import TokenFolder, TokenRow
-from modelwright.core.api.training import (
-    AdapterSettings,
-    Job,
-    Trained,
-    TrainingMemory,
-    TrainSettings,
-    check_checkpoint_room,
-    checkpoint_bytes,
-    training_memory,
-)
+from modelwright.core.api.train_settings import AdapterSettings, TrainSettings
+from modelwright.core.api.training import Job, Trained
 from modelwright.core.api.wording import closest, either, first_line, listed, one_line
 
 __all__ = [

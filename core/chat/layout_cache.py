@@ -21,7 +21,7 @@ import attrs
 from attrs import frozen
 
 from modelwright.core.api.records import Message
-from modelwright.core.chat.conversation import Conversation
+from modelwright.core.chat.sentinels import Conversation
 from modelwright.core.chat.spans import Layout, SpanKind, Stretch, lay_out
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, template_message
 from modelwright.core.chat.tokenizer import ControlledTokenizer

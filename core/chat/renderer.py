@@ -25,8 +25,8 @@ from modelwright.core.api.answers import THINK_OPEN
 from modelwright.core.api.errors import ModelwrightError, RowError, UsageError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.records import Example, Message, digest_json
-from modelwright.core.chat.conversation import Conversation
 from modelwright.core.chat.layout_cache import LayoutCache
+from modelwright.core.chat.sentinels import Conversation
 from modelwright.core.chat.spans import Layout, SpanKind
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, read_template
 from modelwright.core.chat.tokenizer import ControlledTokenizer, Encoded, TokenizerFiles

@@ -15,7 +15,7 @@ from typing import Literal
 from attrs import frozen
 
 from modelwright.core.api.records import Message
-from modelwright.core.chat.conversation import Conversation, Fields
+from modelwright.core.chat.sentinels import Conversation, Fields
 from modelwright.core.chat.tokenizer import Control, ControlledTokenizer, Range
 from modelwright.core.chat.turn_ends import TurnEnds
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from attrs import frozen
 
 from modelwright.core.api.records import Message
-from modelwright.core.chat.conversation import Conversation, Fields
+from modelwright.core.chat.sentinels import Conversation, Fields
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError
 from modelwright.core.chat.tokenizer import Control, ControlledTokenizer, Range
 

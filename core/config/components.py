@@ -11,7 +11,7 @@ from attrs import NOTHING, evolve, field, fields, frozen
 from modelwright.core.api.components import ComponentSpec, FormatSpec, MetricSpec, TrainerSpec
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.records import canonical_json
-from modelwright.core.api.training import TrainSettings
+from modelwright.core.api.train_settings import TrainSettings
 from modelwright.core.config.errors import Finding, Invalid, KeyPath
 from modelwright.core.config.metrics import NAME, Choice, MetricLabel, parse_metric
 from modelwright.core.config.schema import EvalConfig, RunConfig, SuiteConfig

@@ -16,7 +16,7 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api.components import SPECS
 from modelwright.core.api.registry import MODEL_NAME
-from modelwright.core.api.training import AdapterSettings, TrainSettings
+from modelwright.core.api.train_settings import AdapterSettings, TrainSettings
 from modelwright.core.api.wording import closest, either
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.config.errors import shown

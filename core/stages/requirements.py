@@ -17,7 +17,7 @@ from attrs import frozen
 from modelwright.core.api.components import FormatSpec, TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors
 from modelwright.core.api.files import DamagedError, sizes
-from modelwright.core.api.training import check_checkpoint_room, training_memory
+from modelwright.core.api.memory import check_checkpoint_room, training_memory
 from modelwright.core.chat.templates import read_template
 from modelwright.core.chat.tokenizer import check_template
 from modelwright.core.config.paths import HUB

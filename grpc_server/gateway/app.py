@@ -18,7 +18,7 @@ from modelwright.grpc_server.gateway import models
 from modelwright.grpc_server.gateway.body import EarlyRefusal, read_object
 from modelwright.grpc_server.gateway.connection import ClientGoneError, EventStream, ServerState, attend
 from modelwright.grpc_server.gateway.errors import HttpError, bad, error_response, http_error
-from modelwright.grpc_server.gateway.request import OpenAIRequest, read_chat, read_completion
+from modelwright.grpc_server.gateway.openai_request import OpenAIRequest, read_chat, read_completion
 from modelwright.grpc_server.gateway.responses import admit
 from modelwright.grpc_server.models.switching import ModelTable
 from modelwright.grpc_server.network.access import Access

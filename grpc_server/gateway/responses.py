@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 from modelwright.core.api.generation import Answer, Delta
-from modelwright.grpc_server.gateway.request import OpenAIRequest
+from modelwright.grpc_server.gateway.openai_request import OpenAIRequest
 from modelwright.grpc_server.models.switching import ModelTable
 from modelwright.grpc_server.requests.work import Work, chat_work, text_work
 from modelwright.v1 import common_pb2

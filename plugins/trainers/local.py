@@ -14,9 +14,9 @@ import torch
 from modelwright.core.api import Job, Trained, TrainSettings, UsageError
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
+from modelwright.plugins.trainers.memory import Size, check_memory, needs
 from modelwright.plugins.trainers.model.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.resources import Size, check_memory, needs
 from modelwright.plugins.trainers.strategy import adamw, device_facts, precision_of
 from modelwright.plugins.trainers.training import train
 

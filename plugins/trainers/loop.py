@@ -33,10 +33,10 @@ from modelwright.plugins.trainers.checkpoints import (
     shared_folder,
     write_finished,
 )
+from modelwright.plugins.trainers.memory import Meter
 from modelwright.plugins.trainers.model.attention import attention_of
 from modelwright.plugins.trainers.model.isolation import check_isolation, lay_end_to_end
 from modelwright.plugins.trainers.model.loss import SupervisedLogits
-from modelwright.plugins.trainers.resources import Meter
 from modelwright.plugins.trainers.strategy import Strategy
 
 # Number of packs that a model is checked with, whether it keeps their documents apart.

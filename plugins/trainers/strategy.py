@@ -11,8 +11,8 @@ import torch
 
 from modelwright.core.api import UsageError
 from modelwright.plugins.trainers.checkpoints import Checkpoint
+from modelwright.plugins.trainers.memory import Size
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.resources import Size
 
 # The second moment forgets faster than Adam's 0.999: the usual choice for language models since T. Brown et al.,
 # "Language models are few-shot learners" (2020), appendix B.

@@ -10,10 +10,10 @@ from modelwright.core.api import Job, ModelwrightError, Trained
 from modelwright.plugins.trainers.batches.corpus import Corpus, held_out
 from modelwright.plugins.trainers.checkpoints import Checkpoints, read_finished
 from modelwright.plugins.trainers.loop import Loop
+from modelwright.plugins.trainers.memory import Size
 from modelwright.plugins.trainers.model.adapter import adapt
 from modelwright.plugins.trainers.model.load import check_fits, load_model, skeleton
 from modelwright.plugins.trainers.preflight import preflight
-from modelwright.plugins.trainers.resources import Size
 from modelwright.plugins.trainers.strategy import Setup, recompute_activations
 
 

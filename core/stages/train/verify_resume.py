@@ -19,7 +19,8 @@ from modelwright.core.config import to_plain
 from modelwright.core.extras import require
 from modelwright.core.runs.events import EventTail
 from modelwright.core.runs.folder import RunFolder
-from modelwright.core.runs.stage import Run, perform, state
+from modelwright.core.runs.plan import perform, state
+from modelwright.core.runs.stage import Run
 from modelwright.core.runs.supervisor import WorkerDiedError, stop_on_signals
 from modelwright.core.stages.train.stage import Train
 

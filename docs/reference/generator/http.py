@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from generator.text import code, page, table
-from modelwright.grpc_server.gateway import app, errors, request
+from modelwright.grpc_server.gateway import app, errors
+from modelwright.grpc_server.gateway import openai_request as request
 
 _INTRODUCTION = """
 `modelwright serve --http HOST:PORT` serves the OpenAI-compatible API, with the same models and limits as gRPC. The

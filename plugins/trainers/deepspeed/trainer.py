@@ -18,8 +18,8 @@ from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.deepspeed.zero import Zero, check_layout
+from modelwright.plugins.trainers.memory import Size, check_memory, needs
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.resources import Size, check_memory, needs
 from modelwright.plugins.trainers.strategy import precision_of
 from modelwright.plugins.trainers.training import train
 

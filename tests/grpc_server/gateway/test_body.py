@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from modelwright.grpc_server.gateway.body import MOST_LEVELS, parse_object
 from modelwright.grpc_server.gateway.errors import HttpError
-from modelwright.grpc_server.gateway.request import read_chat, vary
+from modelwright.grpc_server.gateway.openai_request import read_chat, vary
 from modelwright.grpc_server.gateway.responses import full_address
 from modelwright.v1 import common_pb2, inference_pb2
 

@@ -11,9 +11,9 @@ from attrs import evolve
 from modelwright.core.api import AdapterSettings, ModelwrightError, TrainingMemory
 from modelwright.core.testing.trainer import VOCABULARY, Recorder, TrainerContract, make_job, write_model
 from modelwright.plugins.trainers import modelwright_trainers
+from modelwright.plugins.trainers.memory import Size, check_memory, free_memory, needs
 from modelwright.plugins.trainers.model.adapter import adapt
 from modelwright.plugins.trainers.model.load import load_model, skeleton
-from modelwright.plugins.trainers.resources import Size, check_memory, free_memory, needs
 
 LOCAL, *_ = modelwright_trainers()
 

@@ -1,0 +1,130 @@
+"""The tables `[train]` and `[adapter]` of a run file: every key with its default, bounds and documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from attrs import field, frozen, validators
+
+from modelwright.core.api.errors import UsageError
+
+_positive: Any = validators.gt(0)
+# Sequences per step unless the run file sets batch_size.
+_USUAL_BATCH = 32
+
+
+def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto"]) -> None:
+    if value != "auto":
+        _positive(_instance, attribute, value)
+
+
+# More passes than any training takes, and few enough to count their steps.
+_passes = validators.and_(validators.gt(0.0), validators.le(1e6))
+_share = validators.and_(validators.ge(0.0), validators.le(1.0))
+_less_than_all = validators.and_(validators.ge(0.0), validators.lt(1.0))
+
+
+def _some_targets(_instance: Any, _attribute: Any, value: str | tuple[str, ...]) -> None:
+    if not value or not all(value):
+        raise ValueError('must not be empty: name layers, such as ["q_proj", "v_proj"], or write "all-linear"')
+
+
+@frozen(kw_only=True)
+class TrainSettings:
+    """`[train]`: How the model is trained. The same for every trainer, which may have `options` of its own.
+
+    Attributes:
+        trainer: Name of the trainer plugin: `"local"` trains in one process, `"deepspeed"` on several GPUs or machines.
+        processes: Number of training processes on one machine; `"auto"` starts one per GPU.
+        epochs: Passes over the training data; 0.5 is half of it. Give exactly one of `epochs` and `max_steps`.
+        max_steps: Number of optimizer steps. Give exactly one of `epochs` and `max_steps`.
+        batch_size: Sequences per optimizer step, over all processes; a pack is one sequence. If not set and there are
+            fewer sequences, all of them.
+        micro_batch_size: Sequences per forward pass of one process; a pack is one sequence. Default: the trainer's
+            choice. Lower it if memory runs out.
+        learning_rate: Peak learning rate, reached after the warmup. Lower it if the loss jumps or rises.
+        schedule: How the learning rate changes after the warmup: `"cosine"` and `"linear"` fall to 0 at the last step,
+            `"constant"` stays at the peak.
+        warmup: Share of the steps in which the learning rate rises linearly from 0 to its peak.
+        weight_decay: Weight decay of AdamW, applied to matrices only. Raise it against overfitting.
+        clip_norm: Maximum 2-norm of the gradient; a larger gradient is scaled down to it. 0 turns clipping off.
+        precision: Number format of the forward and backward pass. `"auto"` is bfloat16 on a GPU that supports it,
+            float32 otherwise. The optimizer always updates float32 weights.
+        compile: Compile the model with `torch.compile`: the first steps are slower, all others faster.
+        checkpoint_every: Optimizer steps between checkpoints. A killed training repeats at most this many steps.
+        keep_checkpoints: Number of newest checkpoints to keep, in addition to the one with the lowest held-out loss.
+        preflight: Before the first step, try the longest batches, a step, a held-out evaluation and a checkpoint, so
+            that a lack of memory or disk space shows at once and not hours later.
+        on_bad_step: What to do if the loss or gradient of a step is not finite, or the loss is a spike (`loss_spike`):
+            `"stop"` the training, or `"skip"` the update of that step and continue.
+        loss_spike: Treat a step as bad if its loss exceeds this multiple of the median of the last 32 steps. 0 turns
+            the check off; other values must be above 1.
+        early_stopping: Stop after this many held-out evaluations without improvement; the best checkpoint is the
+            result. By default training runs to the end, and the result is the last step's model.
+        options: Options of the trainer.
+    """
+
+    trainer: str = "local"
+    processes: int | Literal["auto"] = field(default=1, validator=_auto_or_positive)
+    epochs: float | None = field(default=None, validator=validators.optional(_passes))
+    max_steps: int | None = field(default=None, validator=validators.optional(_positive))
+    batch_size: int = field(default=_USUAL_BATCH, validator=_positive)
+    micro_batch_size: int | None = field(default=None, validator=validators.optional(_positive))
+    learning_rate: float = field(default=1e-4, validator=_positive)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = field(default=0.03, validator=_share)
+    weight_decay: float = field(default=0.0, validator=validators.ge(0.0))
+    clip_norm: float = field(default=1.0, validator=validators.ge(0.0))
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    checkpoint_every: int = field(default=100, validator=_positive)
+    keep_checkpoints: int = field(default=2, validator=_positive)
+    preflight: bool = True
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    loss_spike: float = field(default=0.0, validator=validators.or_(validators.in_((0,)), validators.gt(1.0)))
+    early_stopping: int | None = field(default=None, validator=validators.optional(_positive))
+    options: Any = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between fields, as (key, message)."""
+        if (self.epochs is None) == (self.max_steps is None):
+            yield "max_steps", "give exactly one of epochs and max_steps"
+
+    def sequences_in_a_step(self, there_are: int) -> int:
+        """The batch size when there are this many sequences to train on.
+
+        Raises:
+            UsageError: a larger one is configured.
+        """
+        if self.batch_size > there_are and self.batch_size != _USUAL_BATCH:
+            counted = "is 1 sequence" if there_are == 1 else f"are {there_are} sequences"
+            raise UsageError(
+                f"[train] batch_size is {self.batch_size}, but there {counted} to train on: set it to {there_are} or "
+                "less, or remove it"
+            )
+        return min(self.batch_size, there_are)
+
+
+@frozen(kw_only=True)
+class AdapterSettings:
+    """`[adapter]`: Train a small adapter and leave the model's own weights unchanged.
+
+    A layer W becomes W x + scale · B A x, and only A and B, matrices of low rank, are trained (E. Hu et al., "LoRA:
+    Low-Rank Adaptation of Large Language Models", 2021).
+
+    Attributes:
+        kind: `"lora"` scales by alpha / rank; `"rslora"` by alpha / √rank, so that the adapter's effect does not fade
+            as the rank grows (D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
+        rank: Rank of A and B. A higher rank can learn more and takes more memory.
+        alpha: Strength of the adapter; see `kind` for the scale.
+        dropout: Share of the inputs of the adapter that are zeroed in training. Raise it against overfitting.
+        targets: Layers that get an adapter: the last parts of their names, such as `["q_proj", "v_proj"]`, or
+            `"all-linear"` for every linear layer except the output layer.
+    """
+
+    kind: Literal["lora", "rslora"] = "lora"
+    rank: int = field(default=16, validator=_positive)
+    alpha: float = field(default=32, validator=_positive)
+    dropout: float = field(default=0.0, validator=_less_than_all)
+    targets: str | tuple[str, ...] = field(default="all-linear", validator=_some_targets)
