@@ -205,7 +205,7 @@ def shuffled(rows: int, count: int) -> list[int]:
 
 
 def padded(batch: Sequence[tuple[list[int], list[bool]]]) -> tuple[Any, Any, Any]:
-    """Ids, attention mask and what is learnt, each [sequences, longest]."""
+    """Ids, attention mask and what is trained, each [sequences, longest]."""
     import torch
 
     def pad(values: list[Any]) -> Any:
@@ -267,7 +267,7 @@ def megabytes() -> float:
 
 
 def long_rows(tokens: int) -> list[tuple[str, list[int], list[bool]]]:
-    """Sequences of 512 tokens, all of them learnt."""
+    """Sequences of 512 tokens, all of them trained."""
     import numpy as np
 
     rng = np.random.default_rng(SEED)

@@ -2,7 +2,7 @@
 
 The toolchain is the oldest that is supported, so that what it writes imports on protobuf 6 and 7 and on every grpcio
 from 1.74: newer output locks out older clients. It lives in a virtual environment of its own (`--venv`), which is made
-on first use and made anew when the pinned versions change.
+on first use and made again when the pinned versions change.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def missing_file(folder: Path, expected: Mapping[str, int]) -> str | None:
         if not file.is_file():
             return f"{file} is missing"
         if file.stat().st_size != size:
-            return f"{file} has changed: it has {file.stat().st_size} bytes, and had {size}"
+            return f"{file} has changed: expected {size} bytes, found {file.stat().st_size}"
     return None
 
 

@@ -32,15 +32,15 @@ def _some_targets(_instance: Any, _attribute: Any, value: str | tuple[str, ...])
 
 @frozen(kw_only=True)
 class TrainSettings:
-    """`[train]`: How the model is trained. The same for every trainer, which may have `options` of its own.
+    """`[train]`: How the model is trained. These keys work with every trainer; `options` has those of one trainer.
 
     Attributes:
         trainer: Name of the trainer plugin: `"local"` trains in one process, `"deepspeed"` on several GPUs or machines.
         processes: Number of training processes on one machine; `"auto"` starts one per GPU.
         epochs: Passes over the training data; 0.5 is half of it. Give exactly one of `epochs` and `max_steps`.
         max_steps: Number of optimizer steps. Give exactly one of `epochs` and `max_steps`.
-        batch_size: Sequences per optimizer step, over all processes; a pack is one sequence. If not set and there are
-            fewer sequences, all of them.
+        batch_size: Sequences per optimizer step, over all processes; a pack is one sequence. If not set, and
+            the data has fewer sequences, every step uses all of them.
         micro_batch_size: Sequences per forward pass of one process; a pack is one sequence. Default: the trainer's
             choice. Lower it if memory runs out.
         learning_rate: Peak learning rate, reached after the warmup. Lower it if the loss jumps or rises.

@@ -20,7 +20,7 @@ def cache() -> None:
     """Manage the cache of prepared data in $MODELWRIGHT_HOME/cache.
 
     It holds shards of examples and tokens, and whole prepared data sets, so that a later run with the same data and
-    options reuses them. You can remove any of it: what is needed again is made again, and runs keep their own files.
+    options reuses them. Removing any of it is safe: it is made again when needed, and runs keep their own files.
     """
 
 

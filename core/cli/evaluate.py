@@ -87,9 +87,9 @@ def evaluate(context: click.Context, /, path: Path | None, *, registry: str | No
 
       modelwright evaluate --all --data test.jsonl --format math --output results
 
-    Figures are recorded in the registry. Except for a run, --output also gets results.json, report.md and
-    samples.jsonl. Addresses are resolved once, at the start. Run the same command again to resume: finished work is
-    kept.
+    Figures are recorded in the registry. Without a RUN.toml, results.json, report.md and samples.jsonl are
+    also written to the folder --output. Addresses are resolved once, at the start. Run the same command again to
+    resume: finished work is kept.
     """
     from modelwright.core.api.errors import UsageError
     from modelwright.core.config import is_eval_file

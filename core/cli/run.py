@@ -184,22 +184,22 @@ def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) 
             click.echo(f"{name}: {_verified(each)}")
     failed = [name for name, each in verified.items() if not each.passed]
     if failed:
-        raise ModelwrightError(f"{', '.join(failed)}: a training that was killed does not end as one that was not")
+        raise ModelwrightError(f"{', '.join(failed)}: the resumed training differs from the uninterrupted one")
     return 0
 
 
 def _verified(one: Verification) -> str:
     """What came of a verification, in words."""
-    same = {True: "the same", False: "other"}
+    same = {True: "the same", False: "different"}
     words = [f"{same[one.same_losses]} losses", f"{same[one.same_bytes]} bytes"]
     if one.same_examples is not None:
         words.insert(0, f"{same[one.same_examples]} examples")
     text = f"{one.kills} kills, {one.steps} steps: {', '.join(words)}"
     if not one.same_bytes:
         apart = one.relative_difference
-        text += "; other tensors" if apart is None else f"; weights differ by {apart:.1e} of their norm"
-        allowed = "no difference is" if one.exact_promised else "up to 1e-03 is, on a GPU or with compile,"
-        text += f" ({allowed} allowed)"
+        text += "; different tensors" if apart is None else f"; weights differ by {apart:.1e} of their norm"
+        allowed = "must be identical" if one.exact_promised else "up to 1e-03 is allowed on a GPU or with compile"
+        text += f" ({allowed})"
     return text
 
 

@@ -90,7 +90,7 @@ class ClusterConfig:
         time: Time limit of each job, as `HH:MM:SS` or `D-HH:MM:SS`.
         stop_before: Seconds before the time limit at which a job is asked to stop; it then writes a checkpoint and is
             queued again. Raise it if a checkpoint takes longer to write.
-        prepare_shards: Number of array jobs that prepare the data, each its share. Raise it for large data.
+        prepare_shards: Number of array jobs that prepare the data in parallel. Raise it for large data.
         modules: Environment modules to load first in each job.
         environment: Environment variables to set after the modules.
         setup: Shell commands to run after that, such as `"source venv/bin/activate"`. If one fails, so does the job.

@@ -176,7 +176,8 @@ class _Reader:
         if spec is None:
             return
         if spec.inputs != "text":
-            self.findings.append((at, f"{choice.name} grades {spec.inputs}, which this version cannot give"))
+            why = f"metric {choice.name} needs {spec.inputs}, which are not supported yet: choose another metric"
+            self.findings.append((at, why))
         try:
             options = structure(choice.options, spec.options)
         except Invalid as error:

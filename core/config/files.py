@@ -138,7 +138,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     except tomli.TOMLDecodeError as error:
         message = getattr(error, "msg", str(error))
         if _DUPLICATE.fullmatch(message):
-            message = "this key or table was given before"
+            message = "duplicate key or table: remove one"
         # At the end of a file without a last newline, tomli may name the line after it.
         line = min(getattr(error, "lineno", 1), text.count("\n") + 1)
         raise NotValidError(f"not valid TOML: {message}", line=line, column=getattr(error, "colno", None)) from None

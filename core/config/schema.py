@@ -174,8 +174,8 @@ class TokensConfig:
             similar length; `"auto"` packs if all examples are plain text.
         turns: Assistant turns to train on: `"all"` of them, only the `"last"`, or `"split"`, which makes a separate
             example of each.
-        allow: Anomalies to accept when the trained tokens of an example are not exactly the text that its data marks
-            for training. By default any anomaly stops the run; the error message names the value to put here.
+        allow: Anomalies to accept. An anomaly is a difference between the tokens that are trained and the text that the
+            data marks for training. By default any anomaly stops the run, and the error names the value to put here.
     """
 
     max_length: int = field(default=2048, validator=validators.ge(2))

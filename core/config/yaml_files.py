@@ -163,7 +163,7 @@ class _Reader:
                 hint = f", not {shown(key)}: write it in quotes" if isinstance(key_node, ScalarNode) else ""
                 self._invalid(f"a key must be a string{hint}", key_node.start_mark)
             if key in pairs:
-                self._invalid("this key was given before", key_node.start_mark)
+                self._invalid("duplicate key: remove one", key_node.start_mark)
             pairs[key] = (key_node.start_mark, part)
         if _MERGE in pairs:
             mark, merged = pairs.pop(_MERGE)
@@ -180,7 +180,7 @@ class _Reader:
             # JSON is YAML, and writes what is beyond 16 bits as two escapes.
             text = text.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            self._invalid("an escape such as \\ud800 is half a character", node.start_mark)
+            self._invalid("an escape such as \\ud800 is half of a surrogate pair: write both halves", node.start_mark)
         if node.ctag is not _PLAIN:
             return text
         if text in _NAMED:

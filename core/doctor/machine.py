@@ -203,7 +203,7 @@ def imported(*what: str, within: float = IMPORT_WITHIN) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        return {"error": f"importing it ends Python ({_ending(done.returncode)}{f'; {said[-1]}' if said else ''})"}
+        return {"error": f"importing it makes Python end ({_ending(done.returncode)}{f'; {said[-1]}' if said else ''})"}
     return answer
 
 

@@ -149,7 +149,7 @@ def _deepspeed(run: Run, facts: Facts) -> Iterator[str]:
     }
     for name, remedy in remedies.items():
         if build[name] is None:
-            yield f"DeepSpeed builds {_SHARED_MEMORY} when it starts on CPUs, and needs {remedy} on the path for that"
+            yield f"DeepSpeed must build {_SHARED_MEMORY} to train on CPUs: install {remedy}"
 
 
 def _storage(_run: Run, facts: Facts) -> Iterator[str]:

@@ -72,7 +72,7 @@ def naming(url: str) -> Iterator[None]:
     try:
         yield
     except ModelNotFoundError as error:
-        raise ModelNotFoundError(f"{error} in {url}") from error
+        raise ModelNotFoundError(f"{error}; registry: {url}") from error
 
 
 def _not_found(address: Address, error: ModelNotFoundError, models: Sequence[ModelVersion]) -> str:

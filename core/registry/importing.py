@@ -213,7 +213,7 @@ def _register(
     for version in before:
         if version.digest != digest:
             raise RegistryError(
-                f"{version.address} has this fingerprint but other files: import the model under another name (--name)"
+                f"{version.address} has the same fingerprint but different files: import under another --name"
             )
     version = registry.add(model, folder)
     if record is not None:

@@ -62,10 +62,10 @@ class LoadedModel:
                 finish = delta.finish or finish
         except Exception as error:
             raise ModelwrightError(
-                f"{self.address} is loaded but generates nothing: {type(error).__name__}: {error}"
+                f"{self.address} was loaded, but a test generation failed: {type(error).__name__}: {error}"
             ) from error
         if finish not in ("stop", "length"):
-            raise ModelwrightError(f"{self.address} is loaded but generates nothing: its engine finished with {finish}")
+            raise ModelwrightError(f"{self.address} was loaded, but a test generation ended with {finish}")
 
     def close(self) -> None:
         """Free the engine. May take long."""

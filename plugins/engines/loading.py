@@ -103,7 +103,7 @@ def load_model(folder: Path, options: TorchOptions, base: Path | None = None) ->
     arguments = frozenset(inspect.signature(model.forward).parameters)
     if "past_key_values" not in arguments:
         raise ModelwrightError(
-            f"{folder}: engine 'torch' runs models with a key-value cache, and {type(model).__name__} has none"
+            f"{folder}: {type(model).__name__} has no key-value cache: choose an engine other than 'torch'"
         )
     return LoadedModel(
         model=model,

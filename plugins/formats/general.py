@@ -143,11 +143,11 @@ class GeneralFormat:
     | self-instruct | `instruction` and `instances`, a list of `{input, output}`; each gives an example |
     | alpaca | `instruction`, `output`, optionally `input` (or `context`), which follows the instruction |
     | pairs | `prompt` and `completion`, `question` and `answer`, `problem` and `solution`, `query` and `response`, … |
-    | plain text | `text`: all of it is trained; without turns, the options `instruction` and `system` do not apply |
+    | plain text | `text`: all of it is trained; the options `instruction` and `system` do not apply |
 
-    Each side of a pair may be a list of messages; assistant messages in a prompt are not trained. Beside a pair,
-    `history` has earlier turns as pairs. Beside anything with turns, `system` or `system_prompt` is the system message,
-    and `tools` has the offered tools: a list, or JSON text of one.
+    Each side of a pair may be a list of messages; assistant messages in a prompt are not trained. A row with a
+    pair may also have `history`: earlier turns, as pairs. Every row except plain text may have `system` or
+    `system_prompt` (the system message) and `tools` (the offered tools: a list, or JSON text of one).
 
     A message may have `thinking` (or `reasoning_content`, `reasoning`), `train` or OpenAI's `weight` (whether the turn
     is trained), `train_thinking`, and OpenAI's `tool_calls`, `tool_call_id` and `name`. Keys with null in tools and

@@ -43,7 +43,7 @@ ELSEWHERE = {
     "zero_optimization.stage": "set zero_stage in [train.options]",
     "zero_optimization.offload_optimizer.device": "set offload in [train.options]",
     "zero_optimization.offload_param.device": "set offload in [train.options]",
-    "checkpoint.load_universal": "remove it, because checkpoints of other numbers of processes are converted anyway",
+    "checkpoint.load_universal": "remove it: checkpoints are always converted if the number of processes changes",
     "zero_optimization.compute_grad_norm": "remove it, because the norm shows whether a step is bad",
     "tensor_parallel": "remove it, because only data parallelism is supported",
     "sequence_parallel_size": "remove it, because only data parallelism is supported",
@@ -56,9 +56,9 @@ class DeepSpeedOptions:
     """`[train.options]` of the trainer `deepspeed`.
 
     Attributes:
-        zero_stage: What the processes split among them instead of each holding all of it: 0 nothing, 1 the optimizer's
-            states, 2 also the gradients, 3 also the weights. Raise it for a model that does not fit; each stage takes
-            less memory and more communication.
+        zero_stage: What is split among the processes instead of copied to each: 0 nothing, 1 the optimizer's states, 2
+            also the gradients, 3 also the weights. Raise it for a model that does not fit; a higher stage takes less
+            memory and more communication.
         offload: What is kept in main memory instead of GPU memory: "optimizer" its states (from stage 1), "all" also
             the weights (stage 3). This fits larger models and is slower.
         micro_batch_tokens: Maximum number of tokens in a micro-batch of one process, padding included; it always holds

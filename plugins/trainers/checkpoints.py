@@ -88,9 +88,9 @@ def _verify(folder: Path, recorded: Mapping[str, Any]) -> None:
         if not file.is_file():
             raise _UnusableError(f"{path} is missing")
         if file.stat().st_size != entry["size"]:
-            raise _UnusableError(f"{path} has {file.stat().st_size} bytes, {entry['size']} were written")
+            raise _UnusableError(f"{path} is damaged: expected {entry['size']} bytes, found {file.stat().st_size}")
         if files.sha256_file(file) != entry["sha256"]:
-            raise _UnusableError(f"{path} is not as it was written: its sha256 differs")
+            raise _UnusableError(f"{path} is damaged: its sha256 differs")
 
 
 def _why_not(folder: Path, recorded: Mapping[str, Any]) -> str | None:

@@ -395,5 +395,5 @@ def _record(evaluation: Evaluation, model: ModelVersion, tasks: Sequence[Task], 
             continue
         replaced = [name for name, figure in metrics.items() if recorded.get(name, figure) != figure]
         if replaced:
-            text = f"{model.address}: new figures replace the registry's of {task.suite} ({', '.join(replaced)})"
+            text = f"{model.address}: replaced earlier figures of {task.suite} in the registry ({', '.join(replaced)})"
             emit("notice", {"text": text})

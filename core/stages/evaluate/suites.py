@@ -85,8 +85,8 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
         raise ModelwrightError(f"suite {suite.name}: {suite.path} gives no examples")
     if len(chosen) * suite.samples > MOST_ANSWERS:
         raise UsageError(
-            f"suite {suite.name}: {len(chosen)} examples with {suite.samples} samples each are more answers than an "
-            f"evaluation holds: expected at most {MOST_ANSWERS} together"
+            f"suite {suite.name}: {len(chosen)} examples with {suite.samples} samples each are too many answers: lower "
+            f"limit or samples, to at most {MOST_ANSWERS} answers in total"
         )
     for example in chosen:
         if not prompt_messages(example):

@@ -184,7 +184,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         return None
     size, had = samples.stat().st_size, results.get("samples_size")
     if had is not None and size != had:
-        raise DamagedError(samples, f"it has {size} bytes, and had {had}", remedy=_AGAIN)
+        raise DamagedError(samples, f"expected {had} bytes, found {size}", remedy=_AGAIN)
     return results
 
 

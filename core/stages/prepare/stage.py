@@ -190,7 +190,7 @@ def _mislabelled(run: Run, report: TokenReport) -> str | None:
     named = "; ".join(f"{name}: {count} examples, the first {report.shown[name]}" for name, count in stopping.items())
     allow = ", ".join(f'"{name}"' for name in stopping)
     return (
-        f"the template does not render some turns as the data has them, so labels would be wrong ({named}): fix the "
+        f"the trained tokens of some examples would not match the data ({named}): fix the "
         f"data or the template, or set [data.tokens] allow = [{allow}]"
     )
 
@@ -209,7 +209,7 @@ def _nothing_left(done: Preparation) -> str | None:
         **{f"removed by the check {name}": count for name, count in done.removed.items()},
     }
     fates = ", ".join(f"{count} {what}" for what, count in gone.items() if count)
-    return f"nothing is left to train on: {f'of the examples, {fates}' if fates else 'no row gave an example'}"
+    return f"no training examples are left ({fates or 'no row gave an example'}): add data, or relax these limits"
 
 
 def _digest(folder: Path) -> str:

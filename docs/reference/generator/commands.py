@@ -115,7 +115,8 @@ def _metavar(option: click.Option, context: click.Context) -> str:
 def _meaning(option: click.Option) -> str:
     text = option.help or ""
     bounds = _bounds(option.type)
-    return f"{text} {bounds}".strip() + (" May be repeated." if option.multiple and "repeat" not in text else "")
+    says = any(words in text.lower() for words in ("repeat", "several times"))
+    return f"{text} {bounds}".strip() + (" May be repeated." if option.multiple and not says else "")
 
 
 def _bounds(kind: Any) -> str:

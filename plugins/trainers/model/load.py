@@ -185,7 +185,7 @@ def check_fits(model: Any, *, largest_token: int, longest: int, tokens: Path) ->
     if largest_token >= embeddings:
         raise ModelwrightError(
             f"{tokens} has the token id {largest_token}, but the model's embeddings end at {embeddings - 1}: tokenizer "
-            "and model do not belong together"
+            "and model do not belong together; use the tokenizer that came with the model"
         )
     context = context_length(model.config.to_dict())
     if context is not None and context < longest:

@@ -230,7 +230,7 @@ def test_what_cannot_be_done_is_one_line_and_an_exit_code(filled, run, arguments
 
 def test_not_found_names_the_registry(filled, run, home):
     """The wrong registry is the likeliest reason."""
-    assert f"in sqlite:///{home}/registry.db" in run("show", "mathe")[2]
+    assert f"registry: sqlite:///{home}/registry.db" in run("show", "mathe")[2]
 
 
 def test_the_registry_is_named_by_option_then_environment_then_home(filled, tmp_path, printed, run, monkeypatch):

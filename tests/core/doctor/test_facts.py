@@ -65,8 +65,8 @@ def tools():
 BROKEN = {
     "raises": ("raise ImportError('libcudart.so.12: cannot open shared object file\\nmore')", "ImportError: libcudart"),
     "exits": ("raise SystemExit('bad licence')", "SystemExit: bad licence"),
-    "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "importing it ends Python (signal SIGSEGV"),
-    "leaves": ("import os; os.write(2, b'no device\\n'); os._exit(3)", "ends Python (exit code 3; no device)"),
+    "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "makes Python end (signal SIGSEGV"),
+    "leaves": ("import os; os.write(2, b'no device\\n'); os._exit(3)", "makes Python end (exit code 3; no device)"),
     "prints": ("print('{}'); raise RuntimeError()", "RuntimeError"),
     "lacks": ("x = 1", "AttributeError"),
 }

@@ -131,8 +131,8 @@ def test_a_trainer_that_resumes_otherwise_is_told_of(run_file, modelwright, odd)
     """In words and by the exit code; it tells of no order, so nothing is said of examples."""
     done = modelwright("train", run_file, "--verify-resume", *odd(1.0))
     assert done.returncode == 1
-    assert done.stdout.startswith("tiny: 2 kills, 8 steps: other losses, other bytes; weights differ by ")
-    assert done.stderr.endswith("error: tiny: a training that was killed does not end as one that was not\n")
+    assert done.stdout.startswith("tiny: 2 kills, 8 steps: different losses, different bytes; weights differ by ")
+    assert done.stderr.endswith("error: tiny: the resumed training differs from the uninterrupted one\n")
 
 
 @pytest.mark.long
