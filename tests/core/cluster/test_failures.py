@@ -122,6 +122,6 @@ def test_a_full_quota_is_named_by_submit_and_by_jobs(slurm, run_file, small_home
     assert "no space left on device" in prepare["why"].lower()
     refused = slurm.modelwright("submit", path, "--set", 'name="other"')
     assert refused.returncode == 1
-    assert "no space left on device" in refused.stderr.lower()
+    assert "not enough disk space" in refused.stderr
     assert str(tmp_path / "small") in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
