@@ -109,7 +109,7 @@ class ComponentSpec:
 class Format(Protocol):
     """Turns raw rows into examples.
 
-    A format may also have `recognise(row) -> str`: one short line that says what `read` takes a row with these columns
+    A format may also have `detect(row) -> str`: one short line that says what `read` takes a row with these columns
     for, such as `GSM8K: question, answer` or `columns as mapped: question ← Q, answer ← A`. It goes by the columns
     and what kind of value they hold, and raises `RowError` where `read` would find nothing to read, with the columns
     that the row has and those that were expected. Preparing asks once for each set of columns and reports how many rows

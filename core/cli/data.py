@@ -112,7 +112,7 @@ def _print_statistics(found: Statistics) -> None:
 
     report = found.report
     click.echo(f"{report['read']:,} rows read, {report['rows']:,} training rows, {report['tokens']:,} tokens")
-    for name, n in report["recognised"].items():
+    for name, n in report["detected"].items():
         click.echo(f"read as {name} ({n:,} rows)")
     if report["packs"]:
         packs = report["packs"]

@@ -42,21 +42,28 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         help="Use TLS, and trust the certificate authorities in this file instead (PEM).",
     ),
     click.option("--insecure", is_flag=True, help="Allow sending the token unencrypted to another machine."),
-    click.option("--max-tokens", type=click.IntRange(1, _COUNTS), help="Maximum number of tokens to generate."),
     click.option(
-        "--temperature", type=FiniteRange(0), help="Sampling temperature; 0 always picks the likeliest token."
+        "--max-tokens", type=click.IntRange(1, _COUNTS), metavar="N", help="Maximum number of tokens to generate."
+    ),
+    click.option(
+        "--temperature",
+        type=FiniteRange(0),
+        metavar="T",
+        help="Sampling temperature; 0 always picks the likeliest token.",
     ),
     click.option(
         "--top-p",
         type=FiniteRange(0, 1, min_open=True),
+        metavar="P",
         help="Sample from the smallest set of likeliest tokens whose probabilities add up to this.",
     ),
     click.option(
         "--top-k",
         type=click.IntRange(0, _COUNTS),
+        metavar="K",
         help="Sample from this number of likeliest tokens; 0 means no limit.",
     ),
-    click.option("--seed", type=click.IntRange(0, _SEEDS), help="Seed, to make sampling repeatable."),
+    click.option("--seed", type=click.IntRange(0, _SEEDS), metavar="N", help="Seed, to make sampling repeatable."),
     click.option(
         "--stop",
         type=Text(empty=False),

@@ -52,10 +52,13 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--insecure", is_flag=True, help="Allow unencrypted connections from other machines, on a trusted network."
 )
-@click.option("--engine", default="torch", show_default=True, help="Engine plugin that runs the models.")
+@click.option(
+    "--engine", default="torch", show_default=True, metavar="NAME", help="Engine plugin that runs the models."
+)
 @click.option(
     "--max-message-bytes",
     type=click.IntRange(1024, 2**30),
+    metavar="N",
     default=4 * 1024 * 1024,
     show_default=True,
     help="Maximum size of a request, in bytes.",
@@ -63,6 +66,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--max-requests",
     type=click.IntRange(1),
+    metavar="N",
     default=256,
     show_default=True,
     help="Maximum number of concurrent requests; further ones are refused.",
@@ -70,6 +74,7 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--grace",
     type=FiniteRange(0),
+    metavar="SECONDS",
     default=30.0,
     show_default=True,
     help="Seconds that running requests may take to finish when the server stops.",

@@ -86,11 +86,6 @@ def ends_of(folder: RunFolder, stage: str, task: str) -> list[dict[str, Any]]:
     return [row for row in files.appended_tables(content) if {"began", "ended", "exit"} <= row.keys()]
 
 
-def script_of(folder: RunFolder, stage: str) -> Path:
-    """A stage's script."""
-    return cluster_folder(folder) / f"{stage}.sbatch"
-
-
 # The state of a job of which neither Slurm nor a record says how it ended.
 UNKNOWN = "UNKNOWN"
 # How much of a log's end is searched for the error.

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from modelwright.core.api.errors import RegistryError
 from modelwright.core.api.registry import ModelFile, ModelVersion
+from modelwright.core.api.wording import one_line
 from modelwright.core.registry.record import LONGEST, RECORD, is_inside, read_record
 
 CHUNK = 1 << 20
@@ -56,7 +57,7 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
                 file = stack.enter_context(gzip.GzipFile(fileobj=file, mode="rb"))
             yield stack.enter_context(tarfile.open(fileobj=_Bounded(file), mode="r:"))  # type: ignore[call-overload]
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise RegistryError(
             f"{path} is not a complete .tar or .tar.gz archive: {reason:.200}; export or download it again"
         ) from error

@@ -28,6 +28,7 @@ from modelwright.core.api.registry import (
     is_text,
     model_digest,
 )
+from modelwright.core.api.wording import one_line
 
 PACKAGE = "package."
 # The packages that influence how a model behaves.
@@ -107,7 +108,7 @@ def read_record(content: bytes, where: str) -> ModelVersion:
         values = json.loads(content, parse_constant=_refuse_constant)
         return _version(values)
     except (ValueError, RecursionError, OverflowError, ModelwrightError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise RegistryError(f"{where} is not a valid model record: {reason:.300}") from error
 
 

@@ -71,9 +71,9 @@ class Kind:
 
 
 _STEP = "Optimizer step, counted from 1."
-_HOLDOUT_LOSS = "Mean loss over the supervised tokens of the held-out data, in nats; null if there is none."
+_HOLDOUT_LOSS = "Mean loss over the trained tokens of the held-out data, in nats; null if there is none."
 _SUITE = "Name of the test suite."
-_OF_PART = {"part": "The part that this job prepares, as `2/4`; only if several jobs share the stage."}
+_OF_SHARD = {"shard": "The shard that this job prepares, as `2/4`; only if several jobs share the stage."}
 _OF_MODEL = {"model": "Address of the model; only in an evaluation without a run."}
 _SHARES = {
     "tokens": "Number of training tokens.",
@@ -86,7 +86,7 @@ _SHARES = {
 # Every event that this program writes. A trainer of someone else may write kinds and fields of its own.
 KINDS: Mapping[str, Kind] = {
     # Every stage
-    "begun": Kind("A stage begins.", {}, {"fingerprint": "Digest of all that its result depends on.", **_OF_PART}),
+    "begun": Kind("A stage begins.", {}, {"fingerprint": "Digest of all that its result depends on.", **_OF_SHARD}),
     "job": Kind(
         "The stage runs in a job of a cluster.",
         {
@@ -94,7 +94,7 @@ KINDS: Mapping[str, Kind] = {
             "nodes": "Names of its nodes, in Slurm's short form.",
             "restarts": "How many times the job was queued again.",
         },
-        _OF_PART,
+        _OF_SHARD,
     ),
     "starting": Kind(
         "A worker process is being started.",
@@ -107,21 +107,21 @@ KINDS: Mapping[str, Kind] = {
         {
             "outputs": "What the stage gives to later stages, if it is done.",
             "error": "The error's message, if it is not.",
-            **_OF_PART,
+            **_OF_SHARD,
         },
     ),
     # prepare
-    "reading": Kind("Rows are being read.", {"rows": "Number of rows read so far."}, _OF_PART),
+    "reading": Kind("Rows are being read.", {"rows": "Number of rows read so far."}, _OF_SHARD),
     "rendering": Kind(
         "Examples are being rendered to tokens.",
         {"rendered": "Number of examples rendered so far.", "examples": "Number of examples."},
-        _OF_PART,
+        _OF_SHARD,
     ),
-    "part": Kind(
-        "A job has prepared its part of the data.",
+    "shard": Kind(
+        "A job has prepared its share of the data.",
         {
-            "part": "The part, as `2/4`.",
-            "shards": "Number of shards in this part.",
+            "shard": "Which share, as `2/4`.",
+            "shards": "Number of shards that this job has prepared.",
             "of": "Number of shards in all of the data.",
             "rows": "Number of rows read.",
             "examples": "Number of examples read.",
@@ -132,7 +132,7 @@ KINDS: Mapping[str, Kind] = {
         {
             "read": "Number of rows read.",
             "examples": "Number of examples after the checks of data quality.",
-            "recognised": "Number of rows by what they were read as.",
+            "detected": "Number of rows by what they were read as.",
             "rejected": "Number of rows that could not be read.",
             "reasons": "Number of rejected rows by reason.",
             "notices": "Lines that a person should know, as in the event `notice`.",
@@ -182,7 +182,7 @@ KINDS: Mapping[str, Kind] = {
         {
             "step": _STEP,
             "steps": "Number of optimizer steps planned.",
-            "loss": "Mean loss over the supervised tokens, in nats; null if the step was dropped.",
+            "loss": "Mean loss over the trained tokens, in nats; null if the step was dropped.",
             "grad_norm": "2-norm of the gradient before clipping; null if the step was dropped.",
             "learning_rate": "The learning rate of this step.",
             "tokens": "Number of tokens in the step, over all processes.",

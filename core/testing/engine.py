@@ -163,7 +163,7 @@ class EngineContract:
         output = run_all(engine, [request(prompt, stop=(stop,))])[0]
         assert (output.text, output.finish) == (text[: text.index(stop)], "stop")
 
-    def test_seed_repeats_whatever_runs_beside(self, engine: Engine, prompt: Prompt, able: Callable[..., None]) -> None:
+    def test_seed_repeats_runs_beside(self, engine: Engine, prompt: Prompt, able: Callable[..., None]) -> None:
         """A seed gives the same sample alone and in company; other seeds give other samples."""
         able("temperature", "seed")
         alone = run_all(engine, [request(prompt, temperature=1.5, seed=3)])[0]

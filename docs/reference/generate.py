@@ -17,7 +17,7 @@ PAGES: dict[str, tuple[Callable[[], str], str]] = {
     "configuration.md": (configuration.configuration, "core/config/schema.py and the options of the built-in plugins"),
     "plugins.md": (api.plugins, "core/api and core/testing"),
     "records.md": (api.records, "core/api"),
-    "events.md": (events.events, "core/runs/events.py and wherever events are emitted"),
+    "events.md": (events.events, "core/runs/events.py"),
     "client.md": (api.clients, "grpc_server/client/sync.py and what it gives"),
     "http.md": (http.http, "grpc_server/gateway"),
     "protocol.md": (protocol.protocol, "protos"),

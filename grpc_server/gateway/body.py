@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from modelwright.core.api.wording import closest
 from modelwright.grpc_server.gateway.errors import HttpError, bad, error_response, unsupported, wrong
 from modelwright.grpc_server.rpc.codec import QUICK_BYTES
 
@@ -376,8 +376,8 @@ class Fields:
             raise self._unknown(key, self._known)
 
     def _unknown(self, key: str, known: Collection[str]) -> HttpError:
-        near = difflib.get_close_matches(key[:60], known, n=1)
-        advice = f"did you mean {near[0]}?" if near else "leave it out"
+        near = closest(key[:60], known)
+        advice = f"did you mean {near}?" if near else "leave it out"
         # A name of many thousand characters need not come back.
         name = self.name(key) if key.isidentifier() and len(key) <= 60 else f"{self._where}{quoted(key)}"
         return bad("unknown_field", f"{name} is not a field that this server knows: {advice}", param=name)

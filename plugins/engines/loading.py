@@ -17,6 +17,7 @@ from torch import Tensor
 from modelwright.core.api.adapters import apply_adapter, embedding_rows
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.hf_folder import ADAPTER_CONFIG, context_length, has_weights, other_weights
+from modelwright.core.api.wording import first_line, one_line
 from modelwright.plugins.engines import TorchOptions
 
 # Below this many parameters a step is too short to be worth sharing between cores.
@@ -176,7 +177,7 @@ def _clear_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise ModelwrightError(
             f"{folder}: the model cannot be loaded: {type(error).__name__}: {text:.300}; fix its files, or copy the "
             "model again"
@@ -203,7 +204,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UsageError(f"engine 'torch': device {name!r} cannot be used: {reason}") from error
     return device
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.generation import Delta
+from modelwright.core.api.wording import one_line
 from modelwright.plugins.engines.batch import Cohort, Row
 from modelwright.plugins.engines.decoding import choose
 from modelwright.plugins.engines.loading import LoadedModel
@@ -208,7 +209,7 @@ class Scheduler:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - it is handed to each who asked
-            text = " ".join(str(error).split())
+            text = one_line(error)
             for row in rows:
                 if not row.ended:
                     row.ended = True

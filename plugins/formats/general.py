@@ -179,13 +179,13 @@ class GeneralFormat:
         """
         return self._schemas.read(row)
 
-    def recognise(self, row: Mapping[str, Any]) -> str:
+    def detect(self, row: Mapping[str, Any]) -> str:
         """One line that describes what `read` takes a row for, and by which columns.
 
         Raises:
             RowError: no schema fits the columns.
         """
-        return self._schemas.recognise(row)
+        return self._schemas.detect(row)
 
     def _read(self, row: Mapping[str, Any], named: GeneralColumns) -> list[Example]:
         if named.text is not None:

@@ -123,13 +123,13 @@ class MathFormat:
         messages = with_options(turns, instruction=self.options.instruction, system=self.options.system)
         return [Example(messages=messages, answer=problem.answer, choices=problem.choices)]
 
-    def recognise(self, row: Mapping[str, Any]) -> str:
+    def detect(self, row: Mapping[str, Any]) -> str:
         """One line that describes what `read` takes a row for, and by which columns.
 
         Raises:
             RowError: no schema fits the columns.
         """
-        return self._schemas.recognise(row)
+        return self._schemas.detect(row)
 
     def _problem(self, row: Mapping[str, Any], named: MathColumns) -> _Problem:
         return self._solved(row, named) if named.choices is None else self._choice(row, named, named.choices)

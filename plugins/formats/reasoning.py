@@ -157,13 +157,13 @@ class ReasoningFormat:
         reference = thought.reference or messages[-1].content or None
         return [Example(messages=turns, answer=reference and _stated(reference), tools=thought.tools)]
 
-    def recognise(self, row: Mapping[str, Any]) -> str:
+    def detect(self, row: Mapping[str, Any]) -> str:
         """One line that describes what `read` takes a row for, and by which columns.
 
         Raises:
             RowError: no schema fits the columns.
         """
-        return self._schemas.recognise(row)
+        return self._schemas.detect(row)
 
     def _chat(self, row: Mapping[str, Any], named: _Chat) -> _Thought:
         messages = checked(read_messages(row[named.messages], named.messages), named.messages)

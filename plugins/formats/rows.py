@@ -187,7 +187,7 @@ class RowSchemas(Generic[Reading]):
         schema, found = self._find(row)
         return schema.read(row, found)
 
-    def recognise(self, row: Row) -> str:
+    def detect(self, row: Row) -> str:
         """One line that describes what a row is read as.
 
         Raises:

@@ -109,7 +109,7 @@ class Preparation:
         self._cache = cache
         self._emit = emit
         self._notices: list[str] = []
-        self._recognised: Counter[str] = Counter()
+        self._detected: Counter[str] = Counter()
         self._deduplicator = Deduplicator(run.config.data.quality.deduplicate, folder / "removed.jsonl")
         self._files: list[ExamplesFile] = []
         self._packs: PackReport | None = None
@@ -186,7 +186,7 @@ class Preparation:
         return {
             "read": self.rows,
             "examples": self.examples,
-            "recognised": dict(self._recognised.most_common()),
+            "detected": dict(self._detected.most_common()),
             "rejected": self.rejected.count,
             "reasons": self.rejected.reasons,
             "notices": self._notices,
@@ -212,7 +212,7 @@ class Preparation:
             self._files.append(ExamplesFile(target, weight, entry))
         self.rows += facts["rows"]
         self.examples += kept_count
-        self._recognised.update(facts["recognised"])
+        self._detected.update(facts["detected"])
         self._take_rejected(entry / reading.REJECTED, facts)
         self._emit("reading", {"rows": self.rows})
 

@@ -134,7 +134,7 @@ class ReadShards:
     """Turns a shard into a cache entry with the files named above.
 
     The facts: `rows`, the number of rows; `ids` and `lines` of the examples; `verdicts`, why examples are removed, by
-    their number; `rejected`, `reasons` and `first` of `Rejected`; `recognised`, what rows were read as, with counts.
+    their number; `rejected`, `reasons` and `first` of `Rejected`; `detected`, what rows were read as, with counts.
 
     Attributes:
         config: the run's, as JSON values.
@@ -185,7 +185,7 @@ class _Reading:
 
     def write(self, shard: Shard, folder: Path, tick: Tick) -> None:
         rejected = Rejected(folder / REJECTED)
-        recognised = _Recognised(self.reader, self.format_name)
+        detected = _Detected(self.reader, self.format_name)
         rows = shard.rows()
         ids: list[str] = []
         lines: list[int] = []
@@ -196,7 +196,7 @@ class _Reading:
                 self.reader,
                 format_name=self.format_name,
                 reject=rejected.add,
-                on_row=recognised.count,
+                on_row=detected.count,
             )
             for number, (example, line) in enumerate(read):
                 verdict = first_removal(self.checks, example)
@@ -207,7 +207,7 @@ class _Reading:
                 file.write(line)
         facts = {"rows": len(rows), "ids": ids, "lines": lines, "verdicts": verdicts}
         facts |= {"rejected": rejected.count, "reasons": rejected.reasons, "first": rejected.first}
-        files.write_json(folder / FACTS, facts | {"recognised": recognised.counts})
+        files.write_json(folder / FACTS, facts | {"detected": detected.counts})
 
 
 def _ticking(rows: Iterable[RawRow], tick: Tick) -> Iterator[RawRow]:
@@ -221,12 +221,12 @@ def _line_number(example: Example) -> int:
     return int(example.source.rpartition(":")[2])
 
 
-class _Recognised:
+class _Detected:
     """Counts what rows are read as; asks the format once for each set of columns."""
 
     def __init__(self, reader: Format, format_name: str) -> None:
         self.counts: Counter[str] = Counter()
-        self._ask = getattr(reader, "recognise", None)
+        self._ask = getattr(reader, "detect", None)
         self._otherwise = f"rows read by {format_name}"
         self._known: dict[tuple[str, ...], str | None] = {}
 

@@ -14,7 +14,7 @@ from attrs import NOTHING, fields, has
 from generator.text import block, code, page, read_doc, sentence, table
 from modelwright.core import api
 from modelwright.core.api import components, errors, hooks
-from modelwright.core.testing import engine, registry, trainer
+from modelwright.core.testing import adapter, engine, registry, trainer
 from modelwright.grpc_server import client
 
 # A longer signature is written with one parameter a line.
@@ -99,6 +99,7 @@ def plugins() -> str:
         "Engines": (engine, engine.EngineContract),
         "Registries": (registry, registry.RegistryContract),
         "Trainers": (trainer, trainer.TrainerContract),
+        "Trainers of adapters": (adapter, adapter.AdapterContract),
     }
     return page(
         "# Plugins",

@@ -245,7 +245,7 @@ def test_thinking_in_tags_is_said_and_is_no_part_of_the_reference():
         ({"text": "q"}, []),
     ],
 )
-def test_named_columns_go_before_recognised_ones(named, expected):
+def test_named_columns_go_before_recognized_ones(named, expected):
     """Nothing else in the row is read, prepared or not."""
     row = dict.fromkeys(("instruction", "output", "answer", "system", "tools", "messages"), "no")
     row |= {"q": "yes", "i": "about", "a": "good", "s": "be", "h": [["x", "y"]], "m": [USER, ASSISTANT]}

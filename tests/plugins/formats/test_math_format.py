@@ -294,7 +294,7 @@ def test_choices_that_make_no_question_are_refused(wording, row):
     wording(caught.value)
 
 
-def test_named_columns_go_before_recognised_ones(wording):
+def test_named_columns_go_before_recognized_ones(wording):
     """And a column that is not there is named."""
     row = {"question": "no", "answer": "#### 1", "task": "yes", "way": "so 2", "truth": "2", "offer": ["1", "2"]}
     example = read_one(row, columns=MathColumns(question="task", solution="way", answer="truth"))

@@ -31,7 +31,7 @@ def said(example):
 @pytest.mark.parametrize("prompt", ["prompt", "question", "problem", "instruction"])
 @pytest.mark.parametrize("thinking", ["thinking", "reasoning", "reasoning_content", "cot", "rationale"])
 @pytest.mark.parametrize("answer", ["answer", "response", "output", "solution", "completion"])
-def test_three_columns_are_recognised_by_their_names(prompt, thinking, answer):
+def test_three_columns_are_recognized_by_their_names(prompt, thinking, answer):
     """Whatever a data set calls them."""
     row = {prompt: "2 + 2?", thinking: "\ntwo and two", answer: "4", "level": 1}
     assert said(read_one(row)) == ("2 + 2?", "two and two", "4", "4")
@@ -90,7 +90,7 @@ def test_the_reference_is_the_final_answer(row, reference):
 
 
 def test_columns_are_named_by_an_option():
-    """It wins over whatever would be recognised."""
+    """It wins over whatever would be recognized."""
     row = {"q": "2 + 2?", "deep": "two and two", "a": "4", "messages": "no list", "thinking": "another"}
     columns = ReasoningColumns(prompt="q", thinking="deep", answer="a")
     assert said(read_one(row, columns=columns)) == ("2 + 2?", "two and two", "4", "4")

@@ -53,14 +53,14 @@ READERS = {
 )
 def test_rows_are_told_by_their_shape_and_columns(wording, name, row):
     """One line, for people."""
-    wording(READERS[name].recognise(row))
+    wording(READERS[name].detect(row))
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_rows_that_no_shape_fits_are_refused_as_reading_refuses_them(name):
     """With the columns that there are, and those that were expected."""
     with pytest.raises(RowError) as refused:
-        READERS[name].recognise({"frage": "q"})
+        READERS[name].detect({"frage": "q"})
     assert str(refused.value).endswith("frage")
     with pytest.raises(RowError) as unread:
         READERS[name].read({"frage": "q"})
@@ -78,10 +78,10 @@ values = texts | st.none() | st.integers() | st.sampled_from([CHAT, SHAREGPT, CH
 
 @pytest.mark.parametrize("name", READERS)
 @given(row=st.dictionaries(columns, values, max_size=6))
-def test_recognising_agrees_with_reading(name, row):
-    """What is read is recognised, by columns that the row has; what is not recognised is read by nobody."""
+def test_detecting_agrees_with_reading(name, row):
+    """What is read is recognized, by columns that the row has; what is not recognized is read by nobody."""
     try:
-        line = READERS[name].recognise(row)
+        line = READERS[name].detect(row)
     except RowError as refused:
         with pytest.raises(RowError) as unread:
             READERS[name].read(row)
