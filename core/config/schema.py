@@ -3,7 +3,8 @@
 `[train]` and `[adapter]` are part of the plugin contract (`core.api.train_settings`); `[registry]` and `[cluster]`
 have files of their own. The docstrings are the text of docs/reference/configuration.md: a sentence or two for each
 key say what it does, its unit, and when one would change it. A class's `problems()` reports what is wrong between its
-fields. A value that this version does not support is refused, never ignored."""
+fields. A value that this version does not support is refused, never ignored.
+"""
 
 from __future__ import annotations
 
