@@ -58,6 +58,7 @@ def test_everything_that_is_missing_is_reported_at_once(doctor, run_file, tmp_pa
         assert len(found) == 3
 
 
+@pytest.mark.long
 def test_broken_torch_is_missing_once(doctor, run_file, package, wording):
     """Not once for every component that needs it."""
     package("torch", "raise ImportError('libcudart.so.12: cannot open shared object file')")
@@ -125,6 +126,7 @@ def test_a_base_that_is_missing_is_reported(run_file, tmp_path, facts, base, why
     assert any(why in line for line in told_of(with_base(run_file(), base), facts))
 
 
+@pytest.mark.long
 def test_a_base_of_the_hub_that_can_be_downloaded_is_not_missing(doctor, run_file, tmp_path, monkeypatch):
     """Nobody asks the hub: its address here is one that nobody listens at."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
@@ -151,6 +153,7 @@ def test_a_disk_that_is_smaller_than_the_checkpoints_is_reported_with_both_sizes
     assert [str(error) for error in caught.value.errors] == [disk, memory], "a run finds the same"
 
 
+@pytest.mark.long
 def test_a_home_that_cannot_be_written_is_reported(doctor, run_file, tmp_path, monkeypatch):
     """With what to set."""
     (tmp_path / "file").write_text("")
@@ -160,6 +163,7 @@ def test_a_home_that_cannot_be_written_is_reported(doctor, run_file, tmp_path, m
     assert any(line.startswith(f"{tmp_path / 'file'} is a file: set MODELWRIGHT_HOME ") for line in lines(told))
 
 
+@pytest.mark.long
 def test_a_cluster_without_slurm_is_reported(doctor, run_file, tmp_path, monkeypatch, wording):
     """Where to go instead."""
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -168,6 +172,7 @@ def test_a_cluster_without_slurm_is_reported(doctor, run_file, tmp_path, monkeyp
     assert "[cluster]" in one_line(lines(told), wording)
 
 
+@pytest.mark.long
 def test_deepspeed_on_cpus_needs_a_compiler_and_ninja(doctor, run_file, tmp_path, monkeypatch):
     """It compiles an op at its start, which fails after the data are prepared otherwise."""
     pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
@@ -203,6 +208,7 @@ def test_more_than_a_cluster_has_is_reported(run_file, facts, cluster, monkeypat
     assert why in line
 
 
+@pytest.mark.long
 def test_a_slurm_that_does_not_answer_is_told(doctor, run_file, monkeypatch, tmp_path):
     """In its own words."""
     if shutil.which("sbatch") is None:
