@@ -14,7 +14,7 @@ from modelwright.core.cli import main
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs the command line in this process, in a folder of the test's own. A run's workers are processes all the same."""
+    """Runs the command line in this process, in a folder of the test's own. Workers are processes all the same."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
