@@ -13,8 +13,9 @@ from modelwright.core.cli import main
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]):
-    """Runs the command line in this process; the worker processes of a run are processes all the same."""
+def command(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs the command line in this process, in a folder of the test's own. Workers are processes all the same."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         capfd.readouterr()
@@ -27,22 +28,30 @@ def command(capfd: pytest.CaptureFixture[str]):
 
 
 @pytest.fixture(scope="session")
-def finished_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of the run `WHOLE`, finished; for reading only."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "run.toml").write_text(tiny_run(WHOLE))
+def finished_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with run.toml and the home of that run, finished; `kept` beside it is the same and is never touched."""
+    place = tmp_path_factory.mktemp("finished") / "place"
+    place.mkdir()
+    (place / "run.toml").write_text(tiny_run(WHOLE))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODELWRIGHT_HOME", str(folder / "home"))
+        patch.setenv("MODELWRIGHT_HOME", str(place / "home"))
         with pytest.raises(SystemExit) as end:
-            main(["run", str(folder / "run.toml")])
+            main(["run", str(place / "run.toml")])
     assert not end.value.code
-    return folder / "home"
+    shutil.copytree(place, place.with_name("kept"), symlinks=True)
+    return place
 
 
 @pytest.fixture
-def finished(finished_home: Path, home: Path, tmp_path: Path) -> Path:
-    """The run file of a finished run, whose home is a copy of this test's own."""
-    shutil.copytree(finished_home, home, symlinks=True)
-    path = tmp_path / "run.toml"
-    path.write_text(tiny_run(WHOLE))
-    return path
+def finished_home(finished_place: Path) -> Path:
+    """The home of the finished run, for reading only."""
+    return finished_place.with_name("kept") / "home"
+
+
+@pytest.fixture
+def finished(finished_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run file of the finished run; its home, beside it, is this test's own. A registry's URL has its path."""
+    shutil.rmtree(finished_place)
+    shutil.copytree(finished_place.with_name("kept"), finished_place, symlinks=True)
+    monkeypatch.setenv("MODELWRIGHT_HOME", str(finished_place / "home"))
+    return finished_place / "run.toml"

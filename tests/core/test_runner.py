@@ -127,28 +127,34 @@ def test_stages_run_one_by_one_in_their_order_only(run_file, command):
     assert len(_models(command)) == 1
 
 
-def test_fresh_begins_anew_and_the_same_model_is_not_registered_twice(finished, command, home):
+def test_fresh_begins_anew_and_the_same_model_is_not_registered_twice(finished, command):
     """Training is deterministic: the digest is the same, so is the version."""
     path = finished
     _ok(command("run", path, "--fresh"))
     assert [model["version"] for model in _models(command)] == [1]
-    begun = [event.stage for event in EventTail(home / "runs" / "tiny" / "events").poll() if event.kind == "begun"]
+    begun = [
+        event.stage
+        for event in EventTail(finished.parent / "home" / "runs" / "tiny" / "events").poll()
+        if event.kind == "begun"
+    ]
     assert begun == ["prepare", "train", "register", "evaluate", "promote"] * 2
 
 
-def test_a_lost_registry_gets_version_metrics_and_alias_back(finished, command, home):
+def test_a_lost_registry_gets_version_metrics_and_alias_back(finished, command):
     """What is done is done in the registry, too, or it is done again."""
     path = finished
     before = _models(command)
-    (home / "registry.db").unlink()
+    (finished.parent / "home" / "registry.db").unlink()
     assert _plan(command, path)[2][1:] == (False, "there is no model 'tiny'")
     _ok(command("run", path))
     assert _models(command) == before
 
 
-def test_a_moved_home_is_the_same_home(finished, command):
-    """Nothing is trained or registered again because a folder has another name; the fixture is a copy."""
+def test_a_moved_home_is_the_same_home(finished, command, monkeypatch, tmp_path):
+    """Nothing is trained or registered again because a folder has another name."""
     path = finished
+    (finished.parent / "home").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("MODELWRIGHT_HOME", str(tmp_path / "elsewhere"))
     assert [done for _, done, _ in _plan(command, path)[:2]] == [True, True]
     _ok(command("run", path))
     assert [(model["version"], model["aliases"]) for model in _models(command)] == [(1, ["production"])]
@@ -165,9 +171,9 @@ def test_a_run_that_continues_what_its_own_alias_names_is_done_when_it_is_done(f
     assert json.loads(command("models", "show", "next", "--json").stdout)["parent"] == "tiny@1"
 
 
-def test_what_a_killed_worker_left_in_the_models_folder_is_no_part_of_the_model(finished, command, home):
+def test_what_a_killed_worker_left_in_the_models_folder_is_no_part_of_the_model(finished, command):
     """A kill while the tokenizer is written beside the weights."""
-    path = finished
+    path, home = finished, finished.parent / "home"
     (home / "registry.db").unlink()
     folder = home / "runs" / "tiny"
     (folder / "done" / "train.json").unlink()
@@ -203,15 +209,15 @@ def _after_step(step):
 
 
 def test_a_run_trains_on_packs(run_file, command, home):
-    """From rows to packs to a registered model; the events say how many sequences there are."""
+    """From rows to packs to a model; the events say how many sequences there are."""
     path = run_file(steps=6)
-    _ok(command("run", path, "--set", "data.tokens.packing='pack'", "--set", "data.tokens.max_length=256"))
+    for stage in ("prepare", "train"):
+        _ok(command(stage, path, "--set", "data.tokens.packing='pack'", "--set", "data.tokens.max_length=256"))
     events = list(read_events(home / "runs" / "tiny" / "events"))
     [prepared] = [event.data for event in events if event.kind == "prepared"]
     [started] = [event.data for event in events if event.kind == "started"]
     assert started["sequences"] == prepared["packs"]["packs"] < prepared["rows"]
     assert len([event for event in events if event.kind == "step"]) == 6
-    assert _models(command)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
@@ -375,7 +381,7 @@ def test_a_trainer_that_makes_nothing_is_told_of_and_nothing_is_registered(
     assert _models(command) == []
 
 
-def test_a_metric_that_gives_something_else_is_named(run_file, command, install_plugin):
+def test_a_metric_that_gives_something_else_is_named(finished, command, install_plugin):
     """It is the plugin's mistake; the model stays registered and unpromoted."""
     install_plugin(
         "odd-metric",
@@ -392,9 +398,8 @@ def test_a_metric_that_gives_something_else_is_named(run_file, command, install_
             def aggregate(self, scores): return None
         """,
     )
-    done = command(
-        "run", run_file(), "--set", 'evaluate.0.metrics=["odd"]', "--set", "registry.promote.if='sums.odd>0'"
-    )
+    (finished.parent / "home" / "registry.db").unlink()
+    done = command("run", finished, "--set", 'evaluate.0.metrics=["odd"]', "--set", "registry.promote.if='sums.odd>0'")
     assert done.returncode == 1
     assert "metric 'odd' failed to aggregate 20 scores: TypeError: it gave NoneType, not Figure" in done.stderr
     [model] = _models(command)
@@ -426,7 +431,7 @@ def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, command
     assert [json.loads(line)["line"] for line in rejected.read_text().splitlines()] == [4, 5]
     assert not (home / "runs" / "tiny" / "train").exists()
     allowed = ("--set", "data.sources=[{path='rows.jsonl'}]", "--set", "data.max_rejected=0.1")
-    assert "2 rejected" in _ok(command("run", run_file(), *allowed)).stderr
+    assert "2 rejected" in _ok(command("prepare", run_file(), *allowed)).stderr
 
 
 @pytest.mark.parametrize(

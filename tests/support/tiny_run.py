@@ -30,6 +30,7 @@ batch_size = 4
 # Changes of the default by which every stage has something to do.
 WHOLE = """
 seed = 3
+data.workers = 1
 [train]
 max_steps = 10
 learning_rate = 1e-3

@@ -67,7 +67,7 @@ EXPORT = ("models", "export", "math")
 IMPORT = ("models", "import", "--name", "guest")
 INIT = ("init",)
 
-ALMOST = "x" * 249  # which could be written, but not the rejected rows beside it
+ALMOST = "y" * 249  # which could be written, but not the rejected rows beside it
 # The commands, and the paths that each is given.
 ODD = [
     (INIT, ("", "dang", "loop", "file", "fifo", "file/new/er", "dang/new", LONG, f"new/{LONG}/er", "https://x/y")),
@@ -82,7 +82,7 @@ ODD = [
 
 def shown(value):
     """Long names are cut in a test's id."""
-    return value if len(value) < 40 else f"{value[:20]}…"
+    return value if len(value) < 40 else f"{value[:8]}… of {len(value)} letters"
 
 
 def snapshot(place):

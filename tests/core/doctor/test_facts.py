@@ -48,7 +48,9 @@ def test_deepspeed_says_which_of_its_ops_can_be_had(doctor):
     facts = doctor()[1]["machine"]
     assert facts["deepspeed"]["version"] == metadata.version("deepspeed")
     assert {"cpu_adam", "async_io"} <= facts["deepspeed"]["ops"].keys()
-    report = subprocess.run(["ds_report"], capture_output=True, text=True, check=False, env=tools())
+    report = subprocess.run(
+        [sys.executable, "-m", "deepspeed.env_report"], capture_output=True, text=True, check=False, env=tools()
+    )
     plain = re.sub(r"\x1b\[\d+m", "", report.stdout)
     table = re.findall(r"^(\w+) \.+ \[(?:NO|YES)\] \.+ \[(NO|OKAY)\]$", plain, re.MULTILINE)
     said = {name: compatible == "OKAY" for name, compatible in table}
