@@ -13,7 +13,7 @@ results.json, `schema` 1:
     results         [{model, suite, examples, metrics: {metric: {value, low, high, n}}, verdicts: {metric: {verdict:
                     count}}, finishes: {finish: count}, generating_seconds}]
     comparisons     [{suite, metric, model, other, value, low, high, n}]: the figure of model less that of other, with
-                    its 95 % interval (`core.stages.evaluate.compare` says how)
+                    its 95 % interval (`difference` below says how)
     best            [{suite, metric, model}]: only where a model is better than each other one beyond doubt
     failed          [{model, suite, error}]; suite is null where the model could not be used at all
     environment     versions of Python, the platform and the packages
