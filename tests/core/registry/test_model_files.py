@@ -33,14 +33,14 @@ def test_the_digest_is_the_same_in_every_release():
 def test_special_files_are_refused(folder):
     """A pipe would block its reader for ever."""
     os.mkfifo(folder / "pipe")
-    with pytest.raises(RegistryError, match=r"pipe' cannot be registered: it is no regular file"):
+    with pytest.raises(RegistryError, match=r"pipe' cannot be registered: it is not a regular file"):
         scan_model(folder)
 
 
 def test_unfinished_files_are_refused(folder):
     """What a killed writer left under a temporary name is not part of a model."""
     (folder / ".tmp-model.safetensors-1a2b").write_bytes(b"half")
-    with pytest.raises(RegistryError, match="never finished"):
+    with pytest.raises(RegistryError, match="unfinished file"):
         scan_model(folder)
 
 
