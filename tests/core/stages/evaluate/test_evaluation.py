@@ -177,7 +177,7 @@ def test_what_one_model_cannot_do_costs_the_others_nothing(
     assert "the model cannot be loaded" in failed["broken@1"]["error"]
     assert failed["tight@1"]["suite"] == "sums_of_2"
     assert failed["tight@1"]["error"].endswith("tokens, and the model's context is 8")
-    assert "the evaluate worker died (signal SIGKILL) without a result" in failed["one@2"]["error"]
+    assert "the worker process of evaluate died (signal SIGKILL) without a result" in failed["one@2"]["error"]
     assert "sums_of_2" in store.metrics("two")
     report = (output / "report.md").read_text()
     assert "- tight@1 on sums_of_2: " in report
@@ -226,7 +226,7 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75, said
-    assert "out: stopped on request; the same command resumes it" in said
+    assert "out: stopped on request; run the same command to resume" in said
     kept = [json.loads(line)["token_ids"] for line in answers.read_bytes().splitlines()[1:]]
     assert kept
     assert not (tmp_path / "out/results.json").exists()

@@ -38,7 +38,7 @@ def test_on_one_node_of_a_job_the_cluster_table_says_how_many_processes(job, tmp
 
 def test_a_job_of_fewer_nodes_than_the_file_asks_for_is_one_line(job, tmp_path):
     """As when the script was changed, or an allocation was made by hand."""
-    with pytest.raises(UsageError, match=r"\[cluster\] nodes is 2, and job 77 has 1"):
+    with pytest.raises(UsageError, match=r"\[cluster\] nodes is 2, but job 77 has 1"):
         training_launch(RunFolder(tmp_path), "deepspeed", 1, ClusterConfig(nodes=2))
 
 
