@@ -66,7 +66,7 @@ def test_an_adapter_of_a_registered_base_is_trained_registered_and_evaluated(ada
     record = json.loads((adapters.registry.folder(version) / "modelwright.json").read_text())
     assert record["base"] == {"address": "base@1", "digest": base.digest}
 
-    done = "done, and nothing that it depends on has changed"
+    done = "done, and its inputs have not changed"
     assert set(plan(run("base", "--dry-run", "--json")).values()) == {done}
     changed = plan(run("base", "--dry-run", "--json", "--set", "adapter.rank=8"))
     assert changed["prepare"] == done

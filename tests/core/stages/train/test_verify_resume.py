@@ -188,7 +188,7 @@ def test_what_was_not_prepared_or_says_two_things_is_refused(tmp_path, modelwrig
     path.write_text(RUN)
     done = modelwright("train", path, "--verify-resume")
     assert done.returncode == 2
-    assert done.stderr == "error: tiny: prepare comes before train (not done yet): run it first\n"
+    assert done.stderr == "error: tiny: train needs the stage prepare (not done yet): run that first\n"
     done = modelwright("train", path, "--verify-resume", "--fresh")
     assert done.returncode == 2
     assert done.stderr == "error: --verify-resume leaves the run's own training alone: leave out --fresh\n"
