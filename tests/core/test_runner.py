@@ -352,7 +352,7 @@ def test_a_worker_that_dies_is_named_with_its_last_words(run_file, command, home
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return Trained(finished=True, step=1, steps=1)", "trainer 'odd' ended without a model"),
+        ("return Trained(finished=True, step=1, steps=1)", "trainer 'odd' finished without a model"),
         ("raise ValueError('no luck')", "train: ValueError: no luck (see "),
     ],
 )
@@ -423,7 +423,7 @@ def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, command
     done = command("run", run_file(), "--set", "data.sources=[{path='rows.jsonl'}]")
     assert done.returncode == 1
     assert (
-        "2 of 40 rows cannot be read (5.0%; [data] max_rejected is 1.0%); the first is rows.jsonl:4: not JSON"
+        "2 of 40 rows were rejected (5.0%, more than [data] max_rejected = 1.0%); the first: rows.jsonl:4: not valid JSON"
         in done.stderr
     )
     rejected = home / "runs" / "tiny" / "prepare" / "rejected.jsonl"
@@ -437,8 +437,8 @@ def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, command
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.sources=[{path='no.jsonl'}]", "no.jsonl: no file is there"),
-        ("evaluate.0.path='no.jsonl'", "no.jsonl: no file is there"),
+        ("data.sources=[{path='no.jsonl'}]", "no.jsonl: there is no such file"),
+        ("evaluate.0.path='no.jsonl'", "no.jsonl: there is no such file"),
         ("registry.promote.if='sums.accuracy > 1'", "the run does not measure sums.accuracy"),
         ("registry.promote.if='sums'", "sums"),
         ("train.processes=2", "runs in one process"),

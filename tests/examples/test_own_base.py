@@ -83,7 +83,7 @@ def test_an_edited_example_runs_from_its_rows_to_a_registered_and_graded_model(m
     assert model["tags"] == dict(config.registry.tags)
     assert set(model["metrics"]) == {config.evaluate[0].name}
     assert model["aliases"] == []
-    assert "no alias moved" in done.stderr
+    assert "alias not moved" in done.stderr
     report = json.loads((home / "runs" / NAMES[name] / "prepare" / "report.json").read_text())
     assert report["rejected"] == report["too_long"] == 0
     assert ("thinking" in report["trained_by_role"]["assistant"]) == (name == "reasoning")

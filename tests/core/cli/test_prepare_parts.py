@@ -15,7 +15,6 @@ limit = 20
 [train]
 max_steps = 1
 """
-EXPECTED = "expected I/N, part I of N counted from 1, such as 2/4"
 
 
 @pytest.fixture
