@@ -423,8 +423,8 @@ def test_too_many_unreadable_rows_stop_the_run_before_training(run_file, command
     done = command("run", run_file(), "--set", "data.sources=[{path='rows.jsonl'}]")
     assert done.returncode == 1
     assert (
-        "2 of 40 rows were rejected (5.0%, more than [data] max_rejected = 1.0%); the first: rows.jsonl:4: not valid JSON"
-        in done.stderr
+        "2 of 40 rows were rejected (5.0%, more than [data] max_rejected = 1.0%); the first: "
+        "rows.jsonl:4: not valid JSON" in done.stderr
     )
     rejected = home / "runs" / "tiny" / "prepare" / "rejected.jsonl"
     assert str(rejected) in done.stderr

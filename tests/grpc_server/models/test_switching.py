@@ -201,7 +201,7 @@ def test_a_persistent_switch_gives_way_to_whoever_moves_the_registrys_alias_mean
     client = connect(serve("@assistant"))
     folder = shelf.registry.folder
     monkeypatch.setattr(shelf.registry, "folder", lambda model: shelf.point("assistant", "c", 1) and folder(model))
-    with pytest.raises(ServerError, match="has changed|moved") as caught:
+    with pytest.raises(ServerError, match="has moved") as caught:
         client.set_alias("assistant", "b", persist=True)
     assert (caught.value.code, caught.value.reason) == ("ABORTED", "ALIAS_CONFLICT")
     assert caught.value.metadata == {"alias": "assistant", "etag": client.aliases()[0].etag}
