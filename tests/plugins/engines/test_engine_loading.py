@@ -139,7 +139,7 @@ def test_a_model_without_a_key_value_cache_is_refused(start, make_model, tmp_pat
 
     config = MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=1, bos_token_id=2, eos_token_id=1)
     folder = make_model(tmp_path / "mamba", config)
-    with pytest.raises(ModelwrightError, match="MambaForCausalLM has none"):
+    with pytest.raises(ModelwrightError, match="MambaForCausalLM has no key-value cache"):
         start(folder)
 
 
