@@ -107,8 +107,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Collect messages if they are to be written."""
     if config.getoption("--write-messages"):
         config.stash[_WRITTEN] = {}
-        if config.pluginmanager.hasplugin("dsession"):
-            config.pluginmanager.register(_FromWorkers(config.stash[_WRITTEN]))
+        config.pluginmanager.register(_FromWorkers(config.stash[_WRITTEN]))
 
 
 class _FromWorkers:
