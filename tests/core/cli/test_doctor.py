@@ -24,7 +24,7 @@ def test_the_table_says_what_there_is_and_what_is_missing(modelwright, tmp_path)
     assert f"torch {metadata.version('torch')}" in done.stdout
     for row in ("Python", "CPUs", "memory", "torch", "DeepSpeed", "Slurm", "home", "hub"):
         assert f"\n {row} " in done.stdout
-    after = done.stdout[done.stdout.index("is missing") :]
+    after = done.stdout[done.stdout.index("missing") :]
     assert "tiny" in after
     assert "absent.jsonl: no file is there" in after
 
@@ -41,7 +41,7 @@ def test_options_of_a_run_need_one(here):
     """Nothing is looked at."""
     assert here("doctor", "--set", "seed=1") == (
         2,
-        "error: --variant, --set and --registry are for a run: give its RUN.toml\n",
+        "error: --variant, --set and --registry need a RUN.toml\n",
     )
 
 

@@ -103,7 +103,7 @@ def test_programs_that_are_not_there_or_fail_have_no_version(tmp_path, monkeypat
     script.chmod(0o755)
     assert version_line("c++", "--version") == "does not work: broken"
     script.write_text("#!/no/such/shell\n")
-    assert program(["c++"])[1].startswith("c++ cannot be started")
+    assert program(["c++"])[1].startswith("cannot start c++")
 
 
 def test_a_home_that_cannot_be_is_told(tmp_path):
