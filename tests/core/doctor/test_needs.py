@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 
@@ -11,6 +12,7 @@ from modelwright.core import runner
 from modelwright.core.api import checkpoint_bytes, training_memory
 from modelwright.core.api.errors import SeveralErrors
 from modelwright.core.config import read_run
+from modelwright.core.doctor import needs
 from modelwright.core.doctor.machine import machine_facts, slurm_facts
 from modelwright.core.doctor.needs import missing
 
@@ -28,7 +30,10 @@ def one_line(told, wording):
 
 @pytest.fixture(scope="module")
 def facts():
-    return machine_facts()
+    """This machine's; and each component is imported in another process once only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(needs, "imported", functools.cache(needs.imported))
+        yield machine_facts()
 
 
 def told_of(path, facts, *overrides):
