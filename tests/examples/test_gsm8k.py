@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from modelwright import Client
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.long
 def test_gsm8k_goes_through_prepare_train_register_evaluate_and_serve(shared_data, modelwright, tmp_path, home):
     """A subset and a few steps: the accuracy is an honest near-zero, the way is the whole way."""
     settings = {

@@ -136,6 +136,7 @@ def _when_training(home, process):
     raise AssertionError("it does not train")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("reached", ["launcher", "all"])
 def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home, modelwright, reached):
     """A cluster ends a job by SIGTERM to whatever is in it; the same command goes on."""
@@ -155,6 +156,7 @@ def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home,
     assert f"resumes after step {step}" in done.stdout
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_is_no_request_to_stop(tmp_path, home):
     """Its launcher ends the others by a signal; that is a failure, told soon."""
     path = tmp_path / "run.toml"
