@@ -224,7 +224,7 @@ def test_a_run_trains_on_packs(run_file, command, home):
 @pytest.mark.long
 def test_a_signal_stops_the_run_at_a_step_with_75_and_the_same_command_resumes(run_file, modelwright, home, number):
     """The steps before the signal are not done again."""
-    path = run_file(steps=3000)
+    path = run_file(steps=30000)
     runner = _start(path)
     _wait_for(home, _after_step(7))
     runner.send_signal(number)
@@ -247,7 +247,7 @@ def test_a_signal_stops_the_run_at_a_step_with_75_and_the_same_command_resumes(r
 @pytest.mark.long
 def test_a_signal_to_every_process_of_a_run_stops_it_as_one_to_the_runner_does(run_file, home):
     """As a batch system and a closing session send it; none of them ends the worker before its checkpoint."""
-    runner = _start(run_file(steps=3000))
+    runner = _start(run_file(steps=30000))
     _wait_for(home, _after_step(3))
     for process in (*_children(runner), runner.pid):
         os.kill(process, signal.SIGTERM)
@@ -312,7 +312,7 @@ def test_a_killed_run_is_finished_by_the_same_command_with_the_same_weights(
 @pytest.mark.long
 def test_a_second_runner_of_the_same_run_is_refused(run_file, modelwright, home):
     """And does not disturb the first."""
-    path = run_file(steps=3000)
+    path = run_file(steps=30000)
     runner = _start(path)
     _wait_for(home, _after_step(1))
     refused = modelwright("run", path)

@@ -187,8 +187,8 @@ def test_deepspeed_on_cpus_needs_a_compiler_and_ninja(doctor, run_file, tmp_path
     code, told = doctor(run_file(), "--set", "train.trainer='deepspeed'")
     assert code == 1
     told = lines(told)
-    assert any("a C++ compiler (apt install g++, or module load gcc) on the path" in line for line in told)
-    assert any("ninja (pip install ninja) on the path" in line for line in told)
+    assert any("a C++ compiler (apt install g++, or module load gcc)" in line for line in told)
+    assert any("ninja (pip install ninja)" in line for line in told)
 
 
 @pytest.mark.parametrize(

@@ -325,7 +325,7 @@ def test_what_stops_the_first_before_the_training_ends_the_others_with_its_code(
     folder.unmark("prepare")
     codes, _, (first, other) = ended(*(launch(rank, "train", "run.toml") for rank in (0, 1)))
     assert codes == [2, 2]
-    assert first == "error: tiny: prepare comes before train (not done yet): run it first\n"
+    assert first == "error: tiny: train needs the stage prepare (not done yet): run that first\n"
     assert other == ""
 
 
