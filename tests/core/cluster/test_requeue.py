@@ -64,8 +64,8 @@ def test_a_job_that_stops_at_once_is_queued_again_while_slurm_still_signals_it(s
     give_up = time.monotonic() + 60
     while True:
         [job, *_] = slurm.jobs("tiny")
-        if job["state"] in ENDED or (job["restarts"] and job["state"] == "PENDING"):
-            break
+        if job["state"] in ENDED or (job["restarts"] and job["state"] == "PENDING" and job["why"]):
+            break  # Slurm gives the reason a moment after the state.
         assert time.monotonic() < give_up, job
     assert (job["job"], job["state"], job["restarts"]) == (prepare, "PENDING", 1)
     assert job["why"].startswith("queued again")
