@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -163,6 +164,25 @@ def shared_rows(shared_data: Path) -> Callable[[str], list[dict]]:
         return [json.loads(line) for line in (shared_data / name).read_text(encoding="utf-8").splitlines()]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real pretrained chat model in Hugging Face layout, SmolLM2-135M-Instruct; test processes share one folder."""
+    tool = REPOSITORY.parent / "shared" / "tools" / "real-base.py"
+    if not tool.is_file():
+        pytest.skip("the script that makes a real model (../shared/tools/real-base.py) is not beside this checkout")
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with open(root / "smollm2.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = subprocess.run([sys.executable, tool, root / "smollm2"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        if "pip" in made.stderr and "download" in made.stderr:
+            pytest.skip("the package index, which has the real model's weights, cannot be reached")
+        pytest.fail(made.stderr)
+    return root / "smollm2"
 
 
 class Adapters:
