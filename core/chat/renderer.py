@@ -29,7 +29,8 @@ from modelwright.core.chat.layout_cache import LayoutCache
 from modelwright.core.chat.sentinels import Conversation
 from modelwright.core.chat.spans import Layout, SpanKind
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, read_template
-from modelwright.core.chat.tokenizer import ControlledTokenizer, Encoded, TokenizerFiles
+from modelwright.core.chat.tokenizer import ControlledTokenizer, Encoded
+from modelwright.core.chat.tokenizer_files import TokenizerFiles
 from modelwright.core.chat.turn_ends import TurnEnds, find_turn_ends
 
 __all__ = [

@@ -19,7 +19,7 @@ from modelwright.core.api.errors import ModelwrightError, SeveralErrors
 from modelwright.core.api.files import DamagedError, sizes
 from modelwright.core.api.memory import check_checkpoint_room, training_memory
 from modelwright.core.chat.templates import read_template
-from modelwright.core.chat.tokenizer import check_template
+from modelwright.core.chat.tokenizer_files import check_template
 from modelwright.core.config.paths import HUB
 from modelwright.core.config.schema import ScratchConfig
 from modelwright.core.extras import check_installed, require
