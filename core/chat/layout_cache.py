@@ -13,7 +13,7 @@ without the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -21,7 +21,8 @@ import attrs
 from attrs import frozen
 
 from modelwright.core.api.records import Message
-from modelwright.core.chat.sentinels import Conversation
+from modelwright.core.chat.sentinels import Conversation, Fields
+from modelwright.core.chat.served import ThinkingBlock, serve
 from modelwright.core.chat.spans import Layout, SpanKind, Stretch, lay_out
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, template_message
 from modelwright.core.chat.tokenizer import ControlledTokenizer
@@ -36,12 +37,38 @@ _Place = tuple[int, int]
 
 
 @frozen
-class _Shape:
-    """A layout with a hole for each field.
+class _Parts:
+    """A text with a hole for each field.
 
     Attributes:
         literals: the text around and between the fields, one more than there are fields.
         fields: for each hole the number of its core, in the order of the messages.
+    """
+
+    literals: tuple[str, ...]
+    fields: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: str, holes: Sequence[tuple[int, int, int]]) -> _Parts | None:
+        """Cut holes, each its start, its end and the number of its core; None if they overlap."""
+        edges = [0, *(edge for start, end, _ in holes for edge in (start, end)), len(text)]
+        literals = tuple(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
+        return cls(literals, tuple(number for _, _, number in holes)) if edges == sorted(edges) else None
+
+    def filled(self, cores: Sequence[str]) -> list[str]:
+        """Literals and cores in turn."""
+        pieces = [""] * (2 * len(self.fields) + 1)
+        pieces[::2], pieces[1::2] = self.literals, [cores[number] for number in self.fields]
+        return pieces
+
+
+@frozen
+class _Shape:
+    """A layout with a hole for each field.
+
+    Attributes:
+        parts: the text.
+        rendering: that of the template, in which trained turns may lack what their prompts open.
         stretches: the trained stretches: kind, message, start and end.
         prompts: where the prompts of trained turns end, and their last tokens.
         anomalies: as in `Layout`.
@@ -49,8 +76,8 @@ class _Shape:
         starts: for each character that a control token can begin with, how often it is in the literals.
     """
 
-    literals: tuple[str, ...]
-    fields: tuple[int, ...]
+    parts: _Parts
+    rendering: _Parts
     stretches: tuple[tuple[SpanKind, int, _Place, _Place], ...]
     prompts: tuple[tuple[_Place, tuple[int, ...]], ...]
     anomalies: tuple[str, ...]
@@ -65,12 +92,24 @@ class LayoutCache:
         template: renders them.
         tokenizer: knows the control tokens.
         turn_ends: the tokens that end a turn.
+        block: as `serve`.
+        empty: as `serve`.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: ControlledTokenizer, turn_ends: TurnEnds) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: ControlledTokenizer,
+        turn_ends: TurnEnds,
+        *,
+        block: ThinkingBlock,
+        empty: bool,
+    ) -> None:
         self._template = template
         self._tokenizer = tokenizer
         self._turn_ends = turn_ends
+        self._empty = empty
+        self._block = block
         self._starts = sorted({content[0] for content in tokenizer.controls})
         self._known: dict[Any, _Shape | None] = {}
 
@@ -94,14 +133,16 @@ class LayoutCache:
         return self._alone(messages, tools, wanted)
 
     def _alone(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
-        conversation = Conversation(self._template, self._tokenizer, messages, tools)
-        return lay_out(conversation, messages, wanted, tokenizer=self._tokenizer, turn_ends=self._turn_ends)
+        return self._laid_out(Conversation(self._template, self._tokenizer, messages, tools), messages, wanted)
+
+    def _laid_out(self, conversation: Conversation, messages: Sequence[Message], wanted: Sequence[int]) -> Layout:
+        tokenizer = self._tokenizer
+        served = serve(conversation, messages, wanted, tokenizer=tokenizer, block=self._block, empty=self._empty)
+        return lay_out(conversation, messages, wanted, served=served, tokenizer=tokenizer, turn_ends=self._turn_ends)
 
     def _filled(self, shape: _Shape, messages: Sequence[Message], cores: Sequence[str]) -> Layout | None:
         """The layout of messages of this shape; None if the shape does not fit them."""
-        chosen = [cores[number] for number in shape.fields]
-        pieces = [""] * (2 * len(chosen) + 1)
-        pieces[::2], pieces[1::2] = shape.literals, chosen
+        pieces = shape.parts.filled(cores)
         text = "".join(pieces)
         rendering = self._template.render(
             [template_message(message) for message in messages],
@@ -109,11 +150,11 @@ class LayoutCache:
             special=self._tokenizer.special,
             add_generation_prompt=False,
         )
-        if text != rendering:
+        if rendering != (text if shape.rendering is shape.parts else "".join(shape.rendering.filled(cores))):
             return None
         if tuple(map(text.count, self._starts)) != shape.starts and self._typed(text, shape, pieces):
             return None
-        before = list(accumulate(map(len, chosen), initial=0))
+        before = list(accumulate(map(len, pieces[1::2]), initial=0))
         return Layout(
             text=text,
             stretches=tuple(
@@ -139,22 +180,20 @@ class LayoutCache:
         replaced = [_with_placeholders(message) for message in messages]
         try:
             conversation = Conversation(self._template, self._tokenizer, replaced, None)
-            layout = self._alone(replaced, None, wanted)
+            layout = self._laid_out(conversation, replaced, wanted)
         except TemplateRefusedError:
             return None
         located = conversation.locate(range(len(messages)))
         if layout.protected or any(fields.lost for fields in located.values()):
             return None
         numbers = {field: number for number, field in enumerate(_fields(replaced))}
-        found = sorted(
-            (start, end, numbers[index, kind])
-            for index, fields in located.items()
-            for kind, (start, end) in fields.found.items()
-        )
-        text = layout.text
-        edges = [0, *(edge for start, end, _ in found for edge in (start, end)), len(text)]
-        literals = tuple(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
-        if edges != sorted(edges) or any(literal.endswith(tuple(self._tokenizer.heads)) for literal in literals[:-1]):
+        found = _holes(layout.fields, numbers)
+        parts = _Parts.of(layout.text, found)
+        same = layout.text == conversation.text
+        rendering = parts if same else _Parts.of(conversation.text, _holes(located, numbers))
+        if parts is None or rendering is None:
+            return None
+        if any(literal.endswith(tuple(self._tokenizer.heads)) for literal in parts.literals[:-1]):
             return None
 
         def place(position: int) -> _Place | None:
@@ -171,14 +210,23 @@ class LayoutCache:
         prompts = [(place(end), ids) for end, ids in layout.prompts.items()]
         assert layout.controls is not None
         return _Shape(
-            literals=literals,
-            fields=tuple(number for _, _, number in found),
+            parts=parts,
+            rendering=rendering,
             stretches=tuple(stretches),
             prompts=tuple((end, ids) for end, ids in prompts if end is not None),
             anomalies=layout.anomalies,
             controls=layout.controls,
-            starts=tuple(sum(literal.count(start) for literal in literals) for start in self._starts),
+            starts=tuple(sum(literal.count(start) for literal in parts.literals) for start in self._starts),
         )
+
+
+def _holes(located: Mapping[int, Fields], numbers: Mapping[tuple[int, str], int]) -> list[tuple[int, int, int]]:
+    """The places of fields, sorted: start, end and the number of the core."""
+    return sorted(
+        (start, end, numbers[index, kind])
+        for index, fields in located.items()
+        for kind, (start, end) in fields.found.items()
+    )
 
 
 def _fields(messages: Sequence[Message]) -> Iterator[tuple[int, str]]:

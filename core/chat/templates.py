@@ -74,6 +74,22 @@ def read_template(name_or_path: str) -> str:
     return text
 
 
+def without_opening(source: str, opening: str) -> str:
+    """The text of a template whose generation prompts lack `opening` at their end."""
+    text = json.dumps(opening, ensure_ascii=False)
+    # The newline after a block tag is removed when the template is read, and so is the last newline of a template.
+    return (
+        f"{{% set served %}}\n{source.removesuffix(chr(10))}{{% endset %}}"
+        f"{{{{ served[:-{len(opening)}] if add_generation_prompt and served.endswith({text}) else served }}}}"
+    )
+
+
+def with_end(source: str, end: str) -> str:
+    """The text of a template that puts the token `end` after a conversation's last answer."""
+    answered = "messages and messages[-1].role == 'assistant' and not add_generation_prompt"
+    return f"{source.removesuffix(chr(10))}{{{{ {json.dumps(end, ensure_ascii=False)} if {answered} else '' }}}}"
+
+
 def template_message(message: Message) -> dict[str, Any]:
     """A message as templates read it: no keys for missing fields, thinking under both usual names, calls parsed.
 

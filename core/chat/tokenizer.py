@@ -96,6 +96,7 @@ class ControlledTokenizer:
 
     Attributes:
         controls: the control tokens' ids by their text.
+        added: the text of every added token.
         special: the named special tokens, such as {"eos_token": "</s>"}.
         special_ids: their ids, such as {"eos_token": 2}.
         vocab_size: the highest id + 1, added tokens included.
@@ -117,9 +118,11 @@ class ControlledTokenizer:
         self._native.post_processor = None
         self.vocab_size = max(self._native.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         source = files.template or ""
+        added = sorted(self._native.get_added_tokens_decoder().items())
+        self.added = [token.content for _, token in added]
         self.controls: dict[str, int] = {
             token.content: number
-            for number, token in sorted(self._native.get_added_tokens_decoder().items())
+            for number, token in added
             if token.special or (token.content in source and not token.content.isspace())
         }
         # Unknown words give the unknown token, which nobody typed.

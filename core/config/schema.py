@@ -174,6 +174,11 @@ class TokensConfig:
             similar length; `"auto"` packs if all examples are plain text.
         turns: Assistant turns to train on: `"all"` of them, only the `"last"`, or `"split"`, which makes a separate
             example of each.
+        thinking: What answers without thinking are trained behind, if the template's generation prompt opens a thinking
+            block that it does not show in the history: `"empty"` teaches the model to close the block at once,
+            `"omit"` removes the block from the prompts of the trained model. By default such answers stop the run.
+        end: Token that ends an answer, for a template that puts none after the last one, such as `"<|user|>"` or the
+            end-of-sequence token. The trained model's template gets it.
         allow: Anomalies to accept. An anomaly is a difference between the tokens that are trained and the text that the
             data marks for training. By default any anomaly stops the run, and the error names the value to put here.
     """
@@ -181,6 +186,8 @@ class TokensConfig:
     max_length: int = field(default=2048, validator=validators.ge(2))
     packing: Literal["auto", "pack", "bucket"] = "auto"
     turns: Literal["all", "last", "split"] = "all"
+    thinking: Literal["empty", "omit"] | None = None
+    end: str | None = None
     allow: tuple[str, ...] = ()
 
 

@@ -17,7 +17,9 @@ from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.wording import listed
 from modelwright.core.chat.renderer import Renderer, read_template
+from modelwright.core.chat.served import ThinkingBlock
 from modelwright.core.config import to_plain
+from modelwright.core.config.schema import TokensConfig
 from modelwright.core.runs.allocation import allocation
 from modelwright.core.runs.events import EventWriter
 from modelwright.core.runs.folder import RunFolder
@@ -68,12 +70,17 @@ def base_renderer(run: Run) -> Renderer | None:
     """The renderer of the base model; None for a model from scratch, whose tokenizer is trained on the data.
 
     Raises:
-        UsageError: the base has no tokenizer or no template.
+        UsageError: the base has no tokenizer or no template, or `[data.tokens] end` does not suit them.
     """
     template = run.config.model.chat_template
     if run.base is None:
         return None
-    return Renderer.from_folder(run.base.folder, chat_template=read_template(template) if template else None)
+    renderer = Renderer.from_folder(run.base.folder, chat_template=read_template(template) if template else None)
+    return _adapted(renderer, run.config.data.tokens)
+
+
+def _adapted(renderer: Renderer, tokens: TokensConfig) -> Renderer:
+    return renderer.adapted(omit_thinking=tokens.thinking == "omit", end=tokens.end)
 
 
 def pool_of(run: Run, cache: Cache) -> Pool:
@@ -97,6 +104,7 @@ class Preparation:
         examples: number of examples kept.
         rejected: rows that cannot be read or rendered.
         report: counts of what became of the examples.
+        block: what generation prompts open; known after `render`.
     """
 
     def __init__(self, run: Run, folder: Path, cache: Cache, emit: Emit) -> None:
@@ -106,6 +114,7 @@ class Preparation:
         self.examples = 0
         self.rejected = Rejected(folder / "rejected.jsonl")
         self.report = TokenReport()
+        self.block = ThinkingBlock()
         self._cache = cache
         self._emit = emit
         self._notices: list[str] = []
@@ -157,6 +166,7 @@ class Preparation:
         """
         config = self.run.config
         renderer = self._renderer()
+        self.block = renderer.thinking_block
         tokenizer = self.folder / "tokenizer"
         renderer.save(tokenizer)
         for split in ("train", "holdout"):
@@ -166,6 +176,7 @@ class Preparation:
             turns=config.data.tokens.turns,
             holdout=config.data.holdout.fraction,
             seed=config.seed,
+            empty_thinking=config.data.tokens.thinking == "empty",
         )
         job = RenderExamples(tokenizer, renderer.fingerprint, settings, self._cache)
         results = self._pool.ordered(job, self._files, self.run.folder.check_stop)
@@ -236,12 +247,13 @@ class Preparation:
         if renderer is not None:
             return renderer
         assert model.scratch is not None
-        return scratch_renderer(
+        made = scratch_renderer(
             model.scratch.tokenizer,
             written_examples(self.folder / "examples"),
             vocab_size=model.scratch.vocab_size,
             template=read_template(model.chat_template or "chatml"),
         )
+        return _adapted(made, self.run.config.data.tokens)
 
 
 def prepare_shards(run: Run, selection: ShardSelection) -> dict[str, Any]:
@@ -316,7 +328,8 @@ def _prepare(run: Run, selection: ShardSelection, folder: RunFolder, cache: Cach
         if renderer is not None:
             tokenizer = folder.path / "tokenizer"
             renderer.save(tokenizer)
-            job = RenderAhead(tokenizer, renderer.fingerprint, config.data.tokens.turns, cache)
+            tokens = config.data.tokens
+            job = RenderAhead(tokenizer, renderer.fingerprint, tokens.turns, cache, tokens.thinking == "empty")
             rendered = pool.ordered(job, entries, folder.check_stop)
             for done, _ in zip(itertools.accumulate(examples), rendered, strict=True):
                 emit("rendering", {"rendered": done, "examples": sum(examples)})

@@ -29,8 +29,8 @@ from modelwright.core.stages.prepare.pool import Tick
 from modelwright.core.stages.prepare.sources import Row, share
 
 # Raise these when the same examples give other token rows, or another file of renderings, than before.
-TOKENS_VERSION = 3
-RENDERINGS_VERSION = 1
+TOKENS_VERSION = 4
+RENDERINGS_VERSION = 2
 TOKENS, RENDERINGS = "tokens", "renderings"
 RENDERINGS_FILE = "renderings.jsonl"
 TRAIN, HOLDOUT = "train.arrow", "holdout.arrow"
@@ -50,20 +50,22 @@ class RenderAhead:
         fingerprint: that of the renderer.
         turns: which assistant turns are trained.
         cache: stores the entries.
+        empty_thinking: as `Renderer`.
     """
 
     tokenizer: Path
     fingerprint: str
     turns: Turns
     cache: Cache
+    empty_thinking: bool = False
 
     @contextlib.contextmanager
     def opened(self, plugins: Plugins | None) -> Iterator[Callable[[Path, Tick], Path]]:  # noqa: ARG002 - see `Job`
         """See `Job`."""
-        renderer = Renderer.from_folder(self.tokenizer)
+        renderer = Renderer.from_folder(self.tokenizer, empty_thinking=self.empty_thinking)
 
         def render(entry: Path, tick: Tick) -> Path:
-            key = _key(self.fingerprint, self.turns, entry)
+            key = _key(renderer, self.turns, entry)
             return self.cache.make(RENDERINGS, key, lambda folder: self._write(renderer, entry, folder, tick))
 
         yield render
@@ -99,7 +101,7 @@ class ShardRenderer:
         self._renderer = renderer
         self._turns = turns
         self._kept: Iterator[tuple[bytes, bytes]] = iter(())
-        if entry is not None and (kept := cache.get(RENDERINGS, _key(renderer.fingerprint, turns, entry))) is not None:
+        if entry is not None and (kept := cache.get(RENDERINGS, _key(renderer, turns, entry))) is not None:
             self._kept = _lines(entry / reading.EXAMPLES, kept / RENDERINGS_FILE)
 
     def train(self, line: bytes, example: Example) -> list[Rendered]:
@@ -124,10 +126,9 @@ class ShardRenderer:
         ]
 
 
-def _key(fingerprint: str, turns: Turns, entry: Path) -> str:
-    return digest_json(
-        [RENDERINGS_VERSION, fingerprint, turns, files.read_json(entry / ENTRY)[reading.EXAMPLES]["sha256"]]
-    )
+def _key(renderer: Renderer, turns: Turns, entry: Path) -> str:
+    examples = files.read_json(entry / ENTRY)[reading.EXAMPLES]["sha256"]
+    return digest_json([RENDERINGS_VERSION, renderer.fingerprint, renderer.empty_thinking, turns, examples])
 
 
 def _lines(examples: Path, renderings: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -253,12 +254,14 @@ class TokenSettings:
         turns: which assistant turns are trained.
         holdout: the fraction of examples held out from training.
         seed: of both samples, the holdout and fractional weights.
+        empty_thinking: as `Renderer`.
     """
 
     max_length: int
     turns: Literal["all", "last", "split"]
     holdout: float
     seed: int
+    empty_thinking: bool = False
 
 
 @frozen
@@ -297,8 +300,8 @@ class RenderExamples:
     @contextlib.contextmanager
     def opened(self, plugins: Plugins | None) -> Iterator[Callable[[ExamplesFile, Tick], Path]]:  # noqa: ARG002 - see `Job`
         """See `Job`."""
-        renderer = Renderer.from_folder(self.tokenizer)
         settings = self.settings
+        renderer = Renderer.from_folder(self.tokenizer, empty_thinking=settings.empty_thinking)
         recipe = [
             TOKENS_VERSION,
             self.fingerprint,
@@ -306,6 +309,7 @@ class RenderExamples:
             settings.turns,
             settings.holdout,
             settings.seed,
+            settings.empty_thinking,
         ]
 
         def render(given: ExamplesFile, tick: Tick) -> Path:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ from modelwright.core.stages.prepare.cache import ENTRY, Cache, link, naming_ful
 from modelwright.core.stages.prepare.preparation import READING_VERSION, Preparation
 from modelwright.core.stages.prepare.preview import html_page, preview
 from modelwright.core.stages.prepare.quality import check_inputs
-from modelwright.core.stages.prepare.rendering import TokenReport
 from modelwright.core.stages.prepare.sources import source_digests, source_files
 
 # Raise this when the same inputs give another folder than before; shards have their own versions.
@@ -113,7 +112,7 @@ class Prepare:
             trouble = _too_many_rejected(done, target)
             if trouble is None:
                 done.render()
-                trouble = _too_many_rejected(done, target) or _mislabelled(run, done.report) or _nothing_left(done)
+                trouble = _too_many_rejected(done, target) or _mislabelled(done) or _nothing_left(done)
             files.write_json(folder / REPORT, done.summary())
             if trouble is None:
                 files.write_json(folder / MANIFEST, files.folder_manifest(folder))
@@ -181,18 +180,37 @@ def _too_many_rejected(done: Preparation, target: Path) -> str | None:
     return trouble and f"{trouble}; rejected rows are in {target / 'rejected.jsonl'}"
 
 
-def _mislabelled(run: Run, report: TokenReport) -> str | None:
+def _mislabelled(done: Preparation) -> str | None:
     """The error of anomalies that stop the run, if any."""
-    allowed = run.config.data.tokens.allow
+    tokens, report = done.run.config.data.tokens, done.report
+    allowed = tokens.allow
     stopping = {name: count for name, count in report.anomalies.items() if name not in allowed}
     if not stopping:
         return None
     named = "; ".join(f"{name}: {count} examples, the first {report.shown[name]}" for name, count in stopping.items())
     allow = ", ".join(f'"{name}"' for name in stopping)
+    ways = "; ".join([*_remedies(done, stopping), "fix the data or the template"])
     return (
-        f"the trained tokens of some examples would not match the data ({named}): fix the "
-        f"data or the template, or set [data.tokens] allow = [{allow}]"
+        f"the trained tokens of some examples would not match the data ({named}): {ways}, or set [data.tokens] "
+        f"allow = [{allow}]"
     )
+
+
+def _remedies(done: Preparation, anomalies: Container[str]) -> Iterator[str]:
+    """The options of `[data.tokens]` that settle anomalies."""
+    tokens = done.run.config.data.tokens
+    if "end-missing" in anomalies and tokens.end is None:
+        yield 'set end, such as end = "<|user|>", to the token that is to end an answer'
+    if "prompt-boundary" in anomalies:
+        opening, closing = done.block.opening, done.block.closing
+        if closing != "" and tokens.thinking is None:
+            empty = "" if closing is None else 'thinking = "empty" to train them to close it, or '
+            yield (
+                f"generation prompts end in {opening!r}, which these answers do not close: set {empty}"
+                'thinking = "omit" to train and serve without it'
+            )
+        if tokens.turns == "all":
+            yield 'turns = "split" trains each answer behind the history that serving shows'
 
 
 def _nothing_left(done: Preparation) -> str | None:
