@@ -201,16 +201,17 @@ def _remedies(done: Preparation, anomalies: Container[str]) -> Iterator[str]:
     tokens = done.run.config.data.tokens
     if "end-missing" in anomalies and tokens.end is None:
         yield 'set end, such as end = "<|user|>", to the token that is to end an answer'
-    if "prompt-boundary" in anomalies:
-        opening, closing = done.block.opening, done.block.closing
-        if closing != "" and tokens.thinking is None:
-            empty = "" if closing is None else 'thinking = "empty" to train them to close it, or '
-            yield (
-                f"generation prompts end in {opening!r}, which these answers do not close: set {empty}"
-                'thinking = "omit" to train and serve without it'
-            )
-        if tokens.turns == "all":
-            yield 'turns = "split" trains each answer behind the history that serving shows'
+    if "prompt-boundary" not in anomalies:
+        return
+    opening, closing = done.block.opening, done.block.closing
+    if closing != "" and tokens.thinking is None:
+        empty = "" if closing is None else '"empty" to train them to close it, or '
+        yield (
+            f"generation prompts end in {opening!r}, which these answers do not close: set thinking = {empty}"
+            '"omit" to train and serve without it'
+        )
+    elif tokens.turns == "all":
+        yield 'set turns = "split" to train each answer behind the history that serving shows'
 
 
 def _nothing_left(done: Preparation) -> str | None:
