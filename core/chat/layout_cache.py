@@ -22,7 +22,7 @@ from attrs import frozen
 
 from modelwright.core.api.records import Message
 from modelwright.core.chat.sentinels import Conversation, Fields
-from modelwright.core.chat.served import ThinkingBlock, serve
+from modelwright.core.chat.served import Served, ThinkingBlock, serve
 from modelwright.core.chat.spans import Layout, SpanKind, Stretch, lay_out
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, template_message
 from modelwright.core.chat.tokenizer import ControlledTokenizer
@@ -73,6 +73,8 @@ class _Shape:
         prompts: where the prompts of trained turns end, and their last tokens.
         anomalies: as in `Layout`.
         controls: the number of control tokens.
+        cut: as in `Layout`.
+        turns: trained turns and the ends of their prompts, if these can depend on texts.
         starts: for each character that a control token can begin with, how often it is in the literals.
     """
 
@@ -83,6 +85,8 @@ class _Shape:
     anomalies: tuple[str, ...]
     controls: int
     starts: tuple[int, ...]
+    cut: _Place | None
+    turns: tuple[tuple[int, _Place], ...]
 
 
 class LayoutCache:
@@ -133,28 +137,36 @@ class LayoutCache:
         return self._alone(messages, tools, wanted)
 
     def _alone(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
-        return self._laid_out(Conversation(self._template, self._tokenizer, messages, tools), messages, wanted)
+        return self._laid_out(Conversation(self._template, self._tokenizer, messages, tools), messages, wanted)[1]
 
-    def _laid_out(self, conversation: Conversation, messages: Sequence[Message], wanted: Sequence[int]) -> Layout:
-        tokenizer = self._tokenizer
+    def _laid_out(
+        self, conversation: Conversation, messages: Sequence[Message], wanted: Sequence[int]
+    ) -> tuple[Served, Layout]:
+        tokenizer, ends = self._tokenizer, self._turn_ends
         served = serve(conversation, messages, wanted, tokenizer=tokenizer, block=self._block, empty=self._empty)
-        return lay_out(conversation, messages, wanted, served=served, tokenizer=tokenizer, turn_ends=self._turn_ends)
+        return served, lay_out(conversation, messages, wanted, served=served, tokenizer=tokenizer, turn_ends=ends)
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        return self._template.render(
+            [template_message(message) for message in messages],
+            tools=None,
+            special=self._tokenizer.special,
+            add_generation_prompt=add_generation_prompt,
+        )
 
     def _filled(self, shape: _Shape, messages: Sequence[Message], cores: Sequence[str]) -> Layout | None:
         """The layout of messages of this shape; None if the shape does not fit them."""
         pieces = shape.parts.filled(cores)
         text = "".join(pieces)
-        rendering = self._template.render(
-            [template_message(message) for message in messages],
-            tools=None,
-            special=self._tokenizer.special,
-            add_generation_prompt=False,
-        )
+        rendering = self._render(messages, add_generation_prompt=False)
         if rendering != (text if shape.rendering is shape.parts else "".join(shape.rendering.filled(cores))):
             return None
         if tuple(map(text.count, self._starts)) != shape.starts and self._typed(text, shape, pieces):
             return None
         before = list(accumulate(map(len, pieces[1::2]), initial=0))
+        for index, end in shape.turns:
+            if self._render(messages[:index], add_generation_prompt=True) != text[: before[end[0]] + end[1]]:
+                return None
         return Layout(
             text=text,
             stretches=tuple(
@@ -164,6 +176,7 @@ class LayoutCache:
             prompts={before[end[0]] + end[1]: ids for end, ids in shape.prompts},
             anomalies=shape.anomalies,
             controls=shape.controls,
+            cut=shape.cut and before[shape.cut[0]] + shape.cut[1],
         )
 
     def _typed(self, text: str, shape: _Shape, pieces: Sequence[str]) -> bool:
@@ -180,20 +193,21 @@ class LayoutCache:
         replaced = [_with_placeholders(message) for message in messages]
         try:
             conversation = Conversation(self._template, self._tokenizer, replaced, None)
-            layout = self._laid_out(conversation, replaced, wanted)
+            served, layout = self._laid_out(conversation, replaced, wanted)
         except TemplateRefusedError:
             return None
         located = conversation.locate(range(len(messages)))
-        if layout.protected or any(fields.lost for fields in located.values()):
+        # Some prompts open a block or not as the system message says. The history shows neither.
+        unsure = self._block.opening and "prompt-boundary" in layout.anomalies
+        if unsure or layout.protected or any(fields.lost for fields in located.values()):
             return None
         numbers = {field: number for number, field in enumerate(_fields(replaced))}
-        found = _holes(layout.fields, numbers)
+        found = _holes(served.fields, numbers)
         parts = _Parts.of(layout.text, found)
         same = layout.text == conversation.text
         rendering = parts if same else _Parts.of(conversation.text, _holes(located, numbers))
-        if parts is None or rendering is None:
-            return None
-        if any(literal.endswith(tuple(self._tokenizer.heads)) for literal in parts.literals[:-1]):
+        heads = tuple(self._tokenizer.heads)
+        if parts is None or rendering is None or any(each.endswith(heads) for each in parts.literals[:-1]):
             return None
 
         def place(position: int) -> _Place | None:
@@ -208,6 +222,7 @@ class LayoutCache:
                 return None
             stretches.append((stretch.kind, stretch.message, start, end))
         prompts = [(place(end), ids) for end, ids in layout.prompts.items()]
+        ends = [(index, place(len(prompt))) for index, prompt in served.prompts.items() if self._block.opening]
         assert layout.controls is not None
         return _Shape(
             parts=parts,
@@ -216,6 +231,8 @@ class LayoutCache:
             prompts=tuple((end, ids) for end, ids in prompts if end is not None),
             anomalies=layout.anomalies,
             controls=layout.controls,
+            cut=None if layout.cut is None else place(layout.cut),
+            turns=tuple((index, end) for index, end in ends if end is not None),
             starts=tuple(sum(literal.count(start) for literal in parts.literals) for start in self._starts),
         )
 

@@ -158,7 +158,7 @@ class Renderer:
         if source is None:
             return self
         if omit_thinking and self.thinking_block.opening:
-            source = without_opening(source, self.thinking_block.opening)
+            source = without_opening(source, self.thinking_block.opening, self.thinking_block.shared)
         if end is not None:
             source = self._ended(source, end)
         return Renderer(attrs.evolve(self._files, template=source), empty_thinking=self.empty_thinking)
@@ -295,6 +295,9 @@ class Renderer:
         if begin is not None and encoded.ids[:2] == (begin, begin):
             anomalies.append("begin-doubled")
         spans, inside = token_spans(layout, encoded)
+        if inside and layout.cut is not None:
+            encoded = self._tokenizer.encode_at(layout.text, layout.protected, layout.cut)
+            spans, inside = token_spans(layout, encoded)
         if inside and "prompt-boundary" not in anomalies:
             anomalies.append("prompt-boundary")
         if not spans:

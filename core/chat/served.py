@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 from attrs import field, frozen
 
+from modelwright.core.api.answers import THINK_OPEN
 from modelwright.core.api.records import Message
 from modelwright.core.chat.sentinels import Conversation, FieldKind, Fields
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError
@@ -35,11 +36,13 @@ class ThinkingBlock:
 
     Attributes:
         opening: that text, such as "<think>\n"; empty if there is none.
+        shared: what prompts have after it, and history too, such as Command-R's `<|START_RESPONSE|>`.
         closing: what the model writes to close the block without thinking, such as "\n</think>\n\n"; empty if the
             opening closes it; None if unknown.
     """
 
     opening: str = ""
+    shared: str = ""
     closing: str | None = ""
 
     def closing_of(self, opening: str) -> str | None:
@@ -56,12 +59,14 @@ class Served:
         protected: the parts that a user typed and that look like control tokens.
         fields: the fields of every message.
         prompts: the prompts alone by trained turn, where the template makes one.
+        cut: the end of the last prompt that opens or closes a block, where the prompt's tokens end, too.
     """
 
     text: str
     protected: tuple[Range, ...]
     fields: Mapping[int, Fields]
     prompts: Mapping[int, str] = field(factory=dict)
+    cut: int | None = None
 
     def limit(self, index: int) -> int:
         """Where the message's first field begins; without fields, the next message's."""
@@ -74,8 +79,16 @@ class Served:
         prompt = self.prompts.get(index)
         return prompt is None or (len(prompt) <= self.limit(index) and self.text.startswith(prompt))
 
-    def replace(self, start: int, end: int, text: str) -> Served:
-        """Replace a part outside the fields."""
+    def behind(self, prompt: str, start: int, end: int, written: str = "") -> Served:
+        """Put a turn behind its prompt and the text that the model writes first.
+
+        Args:
+            prompt: begins as the text up to `start`.
+            start: where the text differs from the prompt.
+            end: where the turn goes on after the end of the prompt; no field lies between.
+            written: see above.
+        """
+        text = prompt[start:] + written
         shift = len(text) - (end - start)
 
         def moved(place: Range) -> Range:
@@ -86,7 +99,8 @@ class Served:
             for index, each in self.fields.items()
         }
         protected = tuple(map(moved, self.protected))
-        return attrs.evolve(self, text=self.text[:start] + text + self.text[end:], protected=protected, fields=fields)
+        whole = self.text[:start] + text + self.text[end:]
+        return attrs.evolve(self, text=whole, protected=protected, fields=fields, cut=len(prompt))
 
     def with_thinking(self, index: int, place: Range, *, protected: bool) -> Served:
         """Note where the message's thinking is, which the template left out, and whether it must be protected."""
@@ -125,7 +139,10 @@ def serve(
         # Nothing is served before the first message; templates write something without messages, or fail.
         if index or (with_prompt.begins(index) and prompt.endswith(conversation.header)):
             served = with_prompt
-        if not served.begins(index):
+        if served.begins(index):
+            if prompt.rstrip().endswith(THINK_OPEN):
+                served = attrs.evolve(served, cut=len(prompt))
+        else:
             served = _behind(conversation, served, messages[index], index, tokenizer, block, empty=empty)
     return served
 
@@ -152,13 +169,13 @@ def _behind(
         return served
     closing = block.closing_of(opening)
     if not closing:
-        return served if closing is None else served.replace(start, end, prompt[start:])
+        return served if closing is None else served.behind(prompt, start, end)
     if "thinking" in fields.dropped and message.thinking:
         thinking = message.thinking.strip()
         typed = bool(tokenizer.find_controls(thinking) or tokenizer.find_fragments(thinking))
-        made = served.replace(start, end, prompt[start:] + thinking + closing)
+        made = served.behind(prompt, start, end, thinking + closing)
         return made.with_thinking(index, (len(prompt), len(prompt) + len(thinking)), protected=typed)
-    return served.replace(start, end, prompt[start:] + closing) if empty else served
+    return served.behind(prompt, start, end, closing) if empty else served
 
 
 def _gap(served: Served, index: int, history: str, tokenizer: ControlledTokenizer) -> Range | None:
@@ -200,8 +217,10 @@ def find_thinking_block(template: ChatTemplate, tokenizer: ControlledTokenizer) 
         found = thought.locate([index])[index].found
         if thought.text.startswith(f"{prompt}Thought") and {"thinking", "content"} <= found.keys():
             closing = thought.text[found["thinking"][1] : found["content"][0]]
-            return ThinkingBlock(opening, closing.removesuffix(plain.text[gap[1] : served.limit(index)]))
-        return ThinkingBlock(opening, _closing(opening))
+            closing = closing.removesuffix(plain.text[gap[1] : served.limit(index)])
+        else:
+            closing = _closing(opening)
+        return ThinkingBlock(opening, plain.text[gap[0] : gap[1]], closing)
     return ThinkingBlock()
 
 

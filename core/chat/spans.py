@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import frozen
 
 from modelwright.core.api.records import Message
-from modelwright.core.chat.sentinels import Conversation, Fields
+from modelwright.core.chat.sentinels import Conversation
 from modelwright.core.chat.served import Served
 from modelwright.core.chat.tokenizer import Control, ControlledTokenizer, Encoded, Range
 from modelwright.core.chat.turn_ends import TurnEnds
@@ -66,7 +66,7 @@ class Layout:
         anomalies: deviations from the messages, with the names of `Rendered`.
         protected: the parts that a user typed and that look like control tokens.
         controls: the number of control tokens outside the protected parts; None if not counted.
-        fields: the fields of every message.
+        cut: a place where tokens end even if the tokenizer would join the text on both sides, as a prompt's do.
     """
 
     text: str
@@ -75,7 +75,7 @@ class Layout:
     anomalies: tuple[str, ...]
     protected: tuple[Range, ...] = ()
     controls: int | None = None
-    fields: Mapping[int, Fields] = field(factory=dict)
+    cut: int | None = None
 
 
 def lay_out(
@@ -125,7 +125,7 @@ def lay_out(
         anomalies=tuple(anomalies),
         protected=served.protected,
         controls=len(controls),
-        fields=served.fields,
+        cut=served.cut,
     )
 
 

@@ -74,13 +74,14 @@ def read_template(name_or_path: str) -> str:
     return text
 
 
-def without_opening(source: str, opening: str) -> str:
-    """The text of a template whose generation prompts lack `opening` at their end."""
-    text = json.dumps(opening, ensure_ascii=False)
+def without_opening(source: str, opening: str, shared: str) -> str:
+    """The text of a template whose generation prompts end in `shared` alone instead of `opening` and `shared`."""
+    end, kept = (json.dumps(text, ensure_ascii=False) for text in (opening + shared, shared))
     # The newline after a block tag is removed when the template is read, and so is the last newline of a template.
     return (
         f"{{% set served %}}\n{source.removesuffix(chr(10))}{{% endset %}}"
-        f"{{{{ served[:-{len(opening)}] if add_generation_prompt and served.endswith({text}) else served }}}}"
+        f"{{{{ served[:-{len(opening + shared)}] + {kept} if add_generation_prompt and served.endswith({end}) "
+        f"else served }}}}"
     )
 
 

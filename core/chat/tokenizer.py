@@ -88,6 +88,29 @@ class _Native:
         return at is not None and at[0] == place and (before is None or before[0] < place)
 
 
+@frozen
+class _Joined:
+    """Two encodings, of the text before a place and of the text after it."""
+
+    left: Encoded
+    right: Encoded
+    cut: int
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """See `Encoded`."""
+        return (*self.left.ids, *self.right.ids)
+
+    def tokens(self, start: int, end: int) -> Range:
+        """See `Encoded`."""
+        count = len(self.left.ids)
+        low = self.left.tokens(start, min(end, self.cut))[0] if start < self.cut else None
+        high = self.right.tokens(max(start - self.cut, 0), end - self.cut)[1] + count if end > self.cut else None
+        if low is None:
+            low = self.right.tokens(start - self.cut, end - self.cut)[0] + count
+        return low, self.left.tokens(start, end)[1] if high is None else high
+
+
 class ControlledTokenizer:
     """A tokenizer in which only the template can produce control tokens.
 
@@ -187,6 +210,18 @@ class ControlledTokenizer:
             return _Native(tuple(ids), encoding, len(text))
         # More than in the text: another spelling was normalized to a control token.
         return self._encode_apart(text, self.find_controls(text, protected))
+
+    def encode_at(self, text: str, protected: Sequence[Range], cut: int) -> Encoded:
+        """As `encode`, but no token reaches over the place `cut`.
+
+        A tokenizer that marks the beginning of a text, such as with a space, would mark it in the middle: its tokens
+        stay those of `encode`.
+        """
+        left = self.encode(text[:cut], [part for part in protected if part[1] <= cut])
+        right = self.encode(text[cut:], [(low - cut, high - cut) for low, high in protected if high > cut])
+        whole = self.encode(text, protected)
+        joined = _Joined(left, right, cut)
+        return joined if self.spell(joined.ids) == self.spell(whole.ids) else whole
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are skipped."""

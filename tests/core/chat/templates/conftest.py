@@ -193,6 +193,12 @@ def families():
 
 
 @pytest.fixture(scope="session")
+def shapes():
+    """The names of all shapes."""
+    return tuple(SHAPES)
+
+
+@pytest.fixture(scope="session")
 def conversation():
     """(a shape, replaced words) → its messages and its tools."""
 
