@@ -238,8 +238,8 @@ def _closing(opening: str) -> str | None:
             still_open.append(tag)
     if not still_open:
         return ""
-    tag, space = _counterpart(still_open[-1]), opening[len(opening.rstrip()) :]
-    return None if tag is None or len(still_open) > 1 else f"{space}{tag}{space * 2}"
+    counterpart, space = _counterpart(still_open[-1]), opening[len(opening.rstrip()) :]
+    return None if counterpart is None or len(still_open) > 1 else f"{space}{counterpart}{space * 2}"
 
 
 def _counterpart(tag: str) -> str | None:
