@@ -44,8 +44,11 @@ WORDS = ("red", "blue", "green", "black", "white", "brown", "gray", "pink")
 
 @pytest.mark.parametrize(
     ("settings", "right"),
-    [("thinking='empty'", 1.0), ("thinking='omit'", 1.0), ("allow=['prompt-boundary']", 0.0)],
-    ids=["empty", "omit", "as before"],
+    [
+        pytest.param("thinking='empty'", 1.0, id="empty"),
+        pytest.param("thinking='omit'", 1.0, id="omit", marks=pytest.mark.long),
+        pytest.param("allow=['prompt-boundary']", 0.0, id="bare header", marks=pytest.mark.long),
+    ],
 )
 def test_what_was_trained_is_answered(tmp_path, home, settings, right):
     """Behind the bare header the same rows are learned by heart, and nothing is answered."""
@@ -55,6 +58,5 @@ def test_what_was_trained_is_answered(tmp_path, home, settings, right):
     (tmp_path / "run.toml").write_text(tiny_run(RUN))
     read = read_run(tmp_path / "run.toml", overrides=[f"data.tokens.{settings}"])
     opened = runner.open_run(read.configs[0], read.plugins)
-    runner.execute(opened)
-    results = json.loads((opened.folder.stage("evaluate") / "results.json").read_text())
-    assert results == right
+    figures = runner.execute(opened).outputs["evaluate"]["metrics"]["asked"]
+    assert figures["exact_match"]["value"] == right

@@ -255,3 +255,25 @@ def test_the_proof_of_the_labels_is_told_with_three_rows(prepare, home):
     assert [one["source"] for one in first["examples"]] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
     assert first["trained_by_role"] == outputs["trained_by_role"]
     assert (folder / "labels.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("tail", "overrides"),
+    [
+        ("assistant\\n<think>\\n' }}{% endif %}{# </think> #}", ()),
+        ("assistant\\n<|reason|>' }}{% endif %}", ()),
+        ("assistant\\n' }}{% endif %}", ("data.tokens.end='<|stop|>'",)),
+    ],
+    ids=["thinking", "no counterpart", "end"],
+)
+def test_a_template_that_is_not_served_as_it_is_trained_says_what_settles_it(
+    wording, prepare, tmp_path, tail, overrides
+):
+    """One line with the option; nothing is trained."""
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>" + tail
+    )
+    with pytest.raises(ModelwrightError) as caught:
+        prepare(ROWS, *overrides, model='chat_template = "t.jinja"')
+    wording(caught.value)
