@@ -130,11 +130,8 @@ def _check_weights(folder: Path) -> None:
     _check_files(folder, ("config.json",))
     if has_weights(folder):
         return
-    if others := other_weights(folder):
-        raise ModelwrightError(
-            f"{folder}: its weights are in {', '.join(others)}, and only safetensors are read (loading a pickle "
-            "can run any code): load it where you trust it and save it again with save_pretrained()"
-        )
+    if problem := other_weights(folder):
+        raise ModelwrightError(f"{folder}: {problem}")
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelwrightError(
             f"{folder}: this is an adapter: load it together with its base, or merge it into the base first"

@@ -81,7 +81,7 @@ def training_launch(
             *(sys.executable, "-m", "deepspeed.launcher.runner"),
             # A list of hosts in the launcher's default place belongs to another program.
             *("--hostfile", os.devnull),
-            *("--num_gpus", str(count), "--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
+            *("--num_gpus", str(count), "--master_addr", "127.0.0.1", "--master_port", str(free_port())),
             *_worker(folder),
         ],
         environment=environment,
@@ -214,7 +214,8 @@ def gpu_count() -> int:
     return min(there, len(chosen) if "-1" not in chosen else chosen.index("-1"))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

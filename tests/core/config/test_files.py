@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from modelwright.core.api.wording import printable
 from modelwright.core.config import ConfigError, Problem, read_run
-from modelwright.core.config.errors import printable
 
 
 @pytest.fixture

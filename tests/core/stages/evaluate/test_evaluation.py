@@ -101,7 +101,7 @@ def test_all_models_are_graded_at_their_newest_versions(store, questions, evalua
     report = (output / "report.md").read_text()
     assert "| model | sums_of_2 lengths | sums_of_2 exact_match |" in report
     assert f"| two@1 | {values['two@1', 'lengths']:.3f} [" in report
-    assert "| sums_of_2 exact_match | difference from one@2 | told apart |" in report
+    assert "| sums_of_2 exact_match | difference from one@2 | significant |" in report
     assert "temperature 1" in report
     assert r"odd \`\|\`" in report
     assert "Asked:\n\n```text\nWhat is " in report

@@ -21,6 +21,7 @@ from modelwright.core.runs.events import EventTail, read_events
 from modelwright.core.runs.folder import RunFolder
 from modelwright.core.stages.train import rendezvous
 from modelwright.core.stages.train.external_launcher import Launched
+from modelwright.core.stages.train.launch import free_port
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
@@ -58,11 +59,6 @@ class Pair:
 """
 
 TRAIN = ("train", "run.toml", "--set", 'train.trainer="pair"')
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
