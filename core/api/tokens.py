@@ -117,7 +117,7 @@ class TokenFolder:
         lengths: NDArray[np.int32] = pc.list_value_length(self._input_ids).to_numpy()
         return lengths
 
-    def supervised(self) -> NDArray[np.int32]:
+    def trained_tokens(self) -> NDArray[np.int32]:
         """The number of tokens that each row teaches, int32 `[rows]`: the trained ones but the first of the row.
 
         Nothing comes before a row's first token, so nothing is there to predict it from.

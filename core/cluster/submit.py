@@ -145,7 +145,7 @@ class Writer:
     def _options(self, stage: str, array: int | None, place: Path, log: str) -> Iterator[str]:
         cluster = self.cluster
         gpus = {"train": cluster.gpus_per_node, "evaluate": cluster.gpus_per_node and 1}.get(stage)
-        asked: dict[str, str | int | None] = {
+        requested: dict[str, str | int | None] = {
             "job-name": f"{self.folder.name}/{stage}",
             "output": f"{str(place).replace('%', '%%')}/{log}",
             "open-mode": "append",
@@ -164,7 +164,7 @@ class Writer:
             "signal": f"B:USR1@{cluster.stop_before}",
             **cluster.sbatch,
         }
-        for name, value in asked.items():
+        for name, value in requested.items():
             if value is not None:
                 yield f"--{name}={_quoted(str(value))}" if value != "" else f"--{name}"
 

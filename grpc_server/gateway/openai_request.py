@@ -105,8 +105,8 @@ def read_count(fields: Fields, prompts: int = 1) -> int:
     if count < 1:
         raise wrong("n", f"is {count}: expected 1 or more")
     if count * prompts > MOST_ANSWERS:
-        asked = f"is {count}" if prompts == 1 else f"asks for {count * prompts} answers to {prompts} prompts"
-        raise unsupported("n", f"{asked}: expected at most {MOST_ANSWERS} answers per request")
+        wanted = f"is {count}" if prompts == 1 else f"asks for {count * prompts} answers to {prompts} prompts"
+        raise unsupported("n", f"{wanted}: expected at most {MOST_ANSWERS} answers per request")
     return count
 
 

@@ -222,9 +222,9 @@ def _attends(model: Any) -> bool:
     )
 
 
-def _threads(asked: int | None, model: Any) -> int | None:
-    if asked is not None:
-        return asked
+def _threads(requested: int | None, model: Any) -> int | None:
+    if requested is not None:
+        return requested
     if "OMP_NUM_THREADS" in os.environ:
         return None
     return 1 if sum(weights.numel() for weights in model.parameters()) < _SMALL else _DEFAULT_THREADS

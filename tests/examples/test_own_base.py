@@ -90,7 +90,7 @@ def test_an_edited_example_runs_from_its_rows_to_a_registered_and_graded_model(m
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_example_as_it_stands_names_every_place_to_edit(modelwright, name):
+def test_an_unedited_example_names_every_place_to_edit(modelwright, name):
     """All at once, before anything starts; each is marked in the file."""
     text = (EXAMPLES / f"{name}.toml").read_text()
     marked = re.findall(r'^(?:path|base) = "\./(.*)" # <-', text, re.MULTILINE)

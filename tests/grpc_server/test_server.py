@@ -26,7 +26,7 @@ def wait_until(condition, seconds=10):
 
 
 @pytest.mark.parametrize("service", ["", "modelwright.v1.InferenceService", "modelwright.v1.ModelService"])
-def test_the_health_of_each_service_can_be_asked(shared_server, connect, service):
+def test_each_service_reports_its_health(shared_server, connect, service):
     """By grpc.health.v1, as load balancers and orchestrators ask."""
     stub = health_pb2_grpc.HealthStub(connect(shared_server)._channel)
     assert stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status == SERVING
@@ -43,7 +43,7 @@ def test_the_health_of_an_unknown_service_is_not_found(shared_server, connect):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_at_the_end_running_answers_finish_and_new_requests_are_told_to_wait(shelf, serve, connect, journal):
+def test_at_the_end_running_answers_finish_and_new_requests_have_to_wait(shelf, serve, connect, journal):
     """Health says NOT_SERVING to whoever watches, UNAVAILABLE comes with RetryInfo, and nothing is dropped."""
     shelf.add("slow", seconds_per_token=0.05)
     running = serve("slow")

@@ -66,7 +66,7 @@ ADDRESSES = [
     ADDRESSES,
     ids=lambda value: ascii(value)[:60],
 )
-def test_what_is_no_address_is_an_invalid_argument_wherever_it_stands(client, address, wording):
+def test_an_invalid_address_is_an_invalid_argument_in_any_field(client, address, wording):
     """In a request for a model, in the model service, and as the target of an alias."""
     calls = {
         "model": [client.generate, client.stream, client.chat, client.tokenize],
@@ -96,7 +96,7 @@ def test_a_name_that_could_be_and_is_not_there_is_not_found(client, name):
 @pytest.mark.parametrize(
     "alias", ["", "a/b", "../x", "@x", "A", "7", "x\0", "x" * 300 + "/", "é", " x", "x\n", "-x", ".x"]
 )
-def test_what_is_no_alias_is_an_invalid_argument(client, alias):
+def test_an_invalid_alias_is_an_invalid_argument(client, alias):
     """The field is named, and no route is made."""
     with pytest.raises(ServerError, match="alias is wrong: ") as caught:
         client.set_alias(alias, "math")

@@ -136,7 +136,7 @@ def test_a_compressed_message_that_grows_beyond_the_limit_is_refused(client):
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_too_much_is_told_in_words_of_the_client(client):
+def test_too_much_is_reported_in_words_of_the_client(client):
     """Also where gRPC refuses before the server sees anything."""
     for size in (LIMIT + 10, LIMIT * 100):
         with pytest.raises(ServerError, match=r"accepts.*: send less") as caught:

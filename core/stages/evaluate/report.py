@@ -66,7 +66,7 @@ def _parts(results: Mapping[str, Any], collected: Sequence[Collected]) -> Iterat
         yield _DIFFERENCES
         yield from _differences(results)
     yield "## Test sets"
-    yield "\n".join(_asked(suite) for suite in results["suites"])
+    yield "\n".join(_suite_line(suite) for suite in results["suites"])
     yield "## Verdicts"
     yield _verdicts(results)
     wrong = [one for one in collected if one.wrong]
@@ -145,7 +145,7 @@ def _holds_zero(difference: Mapping[str, float]) -> bool:
     return difference["low"] <= 0 <= difference["high"]
 
 
-def _asked(suite: Mapping[str, Any]) -> str:
+def _suite_line(suite: Mapping[str, Any]) -> str:
     generation = suite["generation"]
     how = ["greedy"] if generation["temperature"] == 0 else [f"temperature {generation['temperature']:g}"]
     how += [f"{key} {generation[key]:g}" for key in ("top_p", "top_k") if generation[key] not in (0, 1.0)]

@@ -6,10 +6,11 @@ results.json, `schema` 1:
     version         Modelwright's
     begun, ended    in UTC, ISO 8601, of the command that wrote this
     seed            of everything random
-    models          [{address, name, version, digest, asked}]; asked: the addresses on the command line or in the file
+    models          [{address, name, version, digest, requested}]; requested: the addresses on the command line or in
+                    the file
     suites          [{name, path, format, options, metrics: {metric: {name, options, higher_is_better}}, limit,
                     samples, generation, data: [{file, digest}], examples}]; metric: the figure's name, such as
-                    `exact_match(ignore_case=true)`; options: all, defaults included; examples: how many were asked
+                    `exact_match(ignore_case=true)`; options: all, defaults included; examples: their number
     results         [{model, suite, examples, metrics: {metric: {value, low, high, n}}, verdicts: {metric: {verdict:
                     count}}, finishes: {finish: count}, generating_seconds}]
     comparisons     [{suite, metric, model, other, value, low, high, n}]: the figure of model less that of other, with
@@ -231,7 +232,7 @@ def describe(
                 "name": one.model.name,
                 "version": one.model.version,
                 "digest": one.model.digest,
-                "asked": list(one.asked),
+                "requested": list(one.requested),
             }
             for one in chosen
         ],

@@ -21,7 +21,7 @@ from modelwright.core.runs.allocation import Allocation, allocation
 from modelwright.core.runs.events import WORKER, EventTail
 from modelwright.core.runs.folder import RunFolder
 from modelwright.core.runs.supervisor import worker_command
-from modelwright.core.stages.train.external_launcher import Launched
+from modelwright.core.stages.train.external_launcher import LauncherProcess
 
 MODULE = "modelwright.core.stages.train.worker"
 # Ports at which the first process listens for other nodes, by the job's id; below the ports that systems assign.
@@ -88,7 +88,7 @@ def training_launch(
     )
 
 
-def launch_of_one(folder: RunFolder, here: Launched) -> Launch:
+def launch_of_one(folder: RunFolder, here: LauncherProcess) -> Launch:
     """How this process starts its own process of a training, if a launcher started this command several times.
 
     The launcher's variables (RANK and similar) stay in the environment.

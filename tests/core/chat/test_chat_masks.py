@@ -166,7 +166,7 @@ def test_split_trains_each_turn_as_the_model_meets_it(make_renderer, native):
         assert rendered.ids[: len(prompt)] == prompt
 
 
-def test_a_prompt_that_is_no_prefix_leaves_the_answer_trained(make_renderer, native):
+def test_a_prompt_that_is_not_a_prefix_leaves_the_answer_trained(make_renderer, native):
     """R1 opens the thinking in its generation prompt and never shows it again: the answer's own place counts."""
     renderer = make_renderer("r1")
     rendered = only(renderer.train(Example(messages=TWO_TURNS), "last"))
@@ -341,7 +341,7 @@ characters = st.characters(exclude_categories=("Cs",), exclude_characters="<[")
     thinking=st.none() | st.text(characters, max_size=10),
 )
 @pytest.mark.parametrize("kind", ["byte_level", "words"])
-def test_whatever_is_said_the_mask_is_the_answers(make_renderer, native, kind, contents, thinking):
+def test_the_mask_is_the_answers_of_any_conversation(make_renderer, native, kind, contents, thinking):
     """Any text, private-use characters and white space included: the mask decodes to the turns."""
     renderer = make_renderer("chatml", kind)
     turns = [

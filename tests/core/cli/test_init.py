@@ -87,7 +87,7 @@ def test_nothing_is_overwritten(wording, modelwright, tmp_path):
     wording(modelwright("init").stderr.removesuffix("\n"))
 
 
-def test_what_is_no_folder(wording, modelwright, tmp_path):
+def test_a_file_instead_of_a_folder(wording, modelwright, tmp_path):
     """One line each, and nothing is left."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "data").write_text("x")

@@ -50,7 +50,7 @@ def two(registry, tmp_path):
     return registry
 
 
-def test_what_differs_is_told_as_json(two, models, install_plugin):
+def test_differences_are_printed_as_json(two, models, install_plugin):
     """Each difference with the value of each model, each figure with the difference, its interval and a verdict."""
     install_plugin("loss-metric", PLUGIN)
     code, out, err = models("compare", "math@1", "math@2", "--json")
@@ -85,7 +85,7 @@ def test_what_differs_is_told_as_json(two, models, install_plugin):
     assert 0.24 < difference["low"] < 0.3 < difference["high"] < 0.36
 
 
-def test_what_differs_is_told_to_people(two, models):
+def test_differences_are_printed_for_people(two, models):
     """Section by section; what is the same is counted, not shown."""
     code, out, err = models("compare", "math@1", "math@2")
     lines = [" ".join(line.split()) for line in out.splitlines()]

@@ -92,9 +92,9 @@ def test_several_inputs_of_any_kind_become_one_file_without_duplicates(modelwrig
     inputs = ("--input", raw, "--input", "more.jsonl.gz", "--input", "builtin:arithmetic/test")
     done = modelwright("prepare", "--format", "math", *inputs, "--limit", 30, "--output", "out.jsonl", "--json")
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
+    (printed,) = json.loads(done.stdout)
     counts = {"rows": 66, "examples": 61, "duplicates": 5, "rejected": 0}
-    assert told == {"format": "math", "output": "out.jsonl", **counts, "rejected_file": None, "reason": None}
+    assert printed == {"format": "math", "output": "out.jsonl", **counts, "rejected_file": None, "reason": None}
     assert len(read(tmp_path / "out.jsonl")) == 61
 
 
@@ -145,9 +145,13 @@ def test_rows_that_no_format_can_read_are_an_error(wording, modelwright, tmp_pat
     done = modelwright("prepare", "--all-formats", "--input", "raw.jsonl", "--output", "every", "--json")
     assert done.returncode == 1
     wording(done.stderr.strip())
-    told = json.loads(done.stdout)
-    assert [(row["format"], row["output"]) for row in told] == [("general", None), ("math", None), ("reasoning", None)]
-    for row in told:
+    printed = json.loads(done.stdout)
+    assert [(row["format"], row["output"]) for row in printed] == [
+        ("general", None),
+        ("math", None),
+        ("reasoning", None),
+    ]
+    for row in printed:
         wording(row["reason"])
 
 
@@ -298,6 +302,6 @@ def test_a_run_prepares_its_tokens_as_before(modelwright, raw, tmp_path):
     )
     done = modelwright("prepare", "run.toml", "--json")
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told["prepare"]["examples"] == 40
-    assert told["prepare"]["trained_by_role"]["assistant"]["thinking"] > 0
+    (printed,) = json.loads(done.stdout)
+    assert printed["prepare"]["examples"] == 40
+    assert printed["prepare"]["trained_by_role"]["assistant"]["thinking"] > 0

@@ -46,9 +46,9 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
         ("register", "COMPLETED", 0),
     ]
     assert _digest(home, "tiny") == _digest(home, "whole")
-    told = [event.data for event in EventTail(home / "runs" / "tiny" / "events").poll() if event.kind == "job"]
-    told = [(each["job"], each["restarts"]) for each in told if each["job"] == train]
-    assert told == [(train, number) for number in range(TIMES + 1)]
+    reported = [event.data for event in EventTail(home / "runs" / "tiny" / "events").poll() if event.kind == "job"]
+    reported = [(each["job"], each["restarts"]) for each in reported if each["job"] == train]
+    assert reported == [(train, number) for number in range(TIMES + 1)]
 
     [prepare, *_] = slurm.jobs("limited")
     assert prepare["job"] == limited

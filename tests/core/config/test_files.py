@@ -48,7 +48,7 @@ def refusal(plugins, wording):
     ],
     ids=lambda value: value.decode("latin-1") if isinstance(value, bytes) else None,
 )
-def test_a_file_that_is_no_toml_gets_one_line_with_its_place(tmp_path, refusal, content, line, column):
+def test_a_file_that_is_not_toml_gets_one_line_with_its_place(tmp_path, refusal, content, line, column):
     """Line and column where TOML names them."""
     path = tmp_path / "run.toml"
     path.write_bytes(content)

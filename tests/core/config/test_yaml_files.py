@@ -208,7 +208,7 @@ def test_anchors_and_merge_keys_work(yaml, wrong):
         ("%YAML 9.9\n---\na: 1\n", "1:1"),
     ],
 )
-def test_what_is_no_configuration_gets_one_line(wrong, text, place):
+def test_a_file_without_a_configuration_gets_one_line(wrong, text, place):
     """With line and column where there are any; a tab gets advice."""
     assert wrong(text) == [f"run.yaml:{place}"]
 

@@ -44,7 +44,7 @@ def test_unfinished_files_are_refused(folder):
         scan_model(folder)
 
 
-def test_a_name_that_is_no_utf8_is_refused(folder):
+def test_a_name_that_is_not_utf8_is_refused(folder):
     """It could not be stored; the message can be printed."""
     (folder / os.fsdecode(b"\xff.json")).touch()
     with pytest.raises(RegistryError, match="not UTF-8") as caught:

@@ -53,7 +53,7 @@ def test_another_stages_steps_are_its_own(tmp_path):
     assert [event.data for event in read_events(tmp_path, stage="evaluate")] == [{"step": 9}]
 
 
-def test_a_training_that_begins_anew_leaves_nothing_of_the_one_before(tmp_path):
+def test_a_training_that_starts_over_leaves_nothing_of_the_one_before(tmp_path):
     """A loss curve is of one training."""
     for steps in (5, 2):
         writer = EventWriter(tmp_path, run="r", stage="train", role="worker")

@@ -157,7 +157,7 @@ def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home,
 
 
 @pytest.mark.long
-def test_a_process_that_is_killed_is_no_request_to_stop(tmp_path, home):
+def test_a_killed_process_is_not_a_request_to_stop(tmp_path, home):
     """Its launcher ends the others by a signal; that is a failure, told soon."""
     path = tmp_path / "run.toml"
     path.write_text(LONG)

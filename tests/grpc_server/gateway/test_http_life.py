@@ -132,7 +132,7 @@ def test_at_the_end_running_answers_finish_and_new_requests_are_refused(slow, wa
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_still_runs_when_the_grace_is_over_is_told_so(slow, wait_until, stream):
+def test_what_still_runs_when_the_grace_is_over_gets_the_reason(slow, wait_until, stream):
     """A stream ends with an error event and without [DONE]; a whole answer is a 503."""
     said = []
     body = slow.post_bytes("/v1/completions", {**BODY, "stream": stream})

@@ -191,9 +191,7 @@ def test_a_switch_stays_on_this_server_unless_it_is_persisted(shelf, serve, conn
     assert shelf.registry.resolve("elsewhere").generation == 3
 
 
-def test_a_persistent_switch_gives_way_to_whoever_moves_the_registrys_alias_meanwhile(
-    shelf, serve, connect, monkeypatch
-):
+def test_a_persistent_switch_gives_way_if_the_registrys_alias_is_moved_meanwhile(shelf, serve, connect, monkeypatch):
     """Then neither the server nor the registry has it, and the model that was loaded for it is freed."""
     for name in "abc":
         shelf.add(name)
@@ -210,7 +208,7 @@ def test_a_persistent_switch_gives_way_to_whoever_moves_the_registrys_alias_mean
     assert shelf.registry.resolve("assistant").name == "c"
 
 
-def test_a_switch_whose_caller_left_is_told_to_the_log_when_it_fails(shelf, serve, connect, monkeypatch, caplog):
+def test_a_failed_switch_whose_caller_left_is_logged(shelf, serve, connect, monkeypatch, caplog):
     """Nobody else would hear of it."""
     shelf.add("a")
     shelf.add("broken", broken=True)

@@ -201,7 +201,7 @@ def test_tokens_are_not_in_what_is_printed_of_options():
 
 
 @pytest.mark.parametrize("token", ["", "a b", "a\n", "é"])
-def test_a_client_refuses_what_is_no_token(token, wording):
+def test_a_client_refuses_an_invalid_token(token, wording):
     """Before anything is sent."""
     with pytest.raises(ValueError, match="token") as caught:
         Client("127.0.0.1:1", token=token)

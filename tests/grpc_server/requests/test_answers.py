@@ -112,7 +112,7 @@ def test_a_model_need_not_be_named_where_there_is_only_one(client):
     assert client.generate("hi").served.address == "math@1"
 
 
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(shared_server, connect, monkeypatch):
+def test_a_proxy_of_the_environment_is_not_used_for_this_machine(shared_server, connect, monkeypatch):
     """Clusters set one, and it has no way to a server on the loopback."""
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

@@ -42,11 +42,11 @@ def evaluated_prompt(folder, renderer, messages):
     """What an evaluation asks an engine."""
     engine = echo_engine.EchoEngine(None)
     engine.load(folder)
-    asked = generate(
+    outputs = generate(
         engine, renderer, [Example(messages=messages)], settings=GenerationConfig(max_tokens=4), samples=1, seed=1,
         context=None, progress=lambda _: None,
     )  # fmt: skip
-    asyncio.run(asked)
+    asyncio.run(outputs)
     return echo_engine.prompts[-1]
 
 

@@ -113,7 +113,7 @@ class TestDetokenizer:
         ids = bytes_to_ids(tokenizer, "byte_level", "a€b")
         assert pieces(tokenizer, ids)[0] == ["a", "", "", "€", "b", ""]
 
-    def test_an_unknown_token_is_no_text(self):
+    def test_an_unknown_token_is_not_text(self):
         """A model may have more tokens than its tokenizer (padding of its matrices)."""
         tokenizer = KINDS["words"]
         assert "".join(pieces(tokenizer, [0, 900, 1])[0]) == "one two"

@@ -23,9 +23,9 @@ def read_one(row, **options):
 
 def said(example):
     """The question, the thinking, the answer and the reference."""
-    asked, answered = example.messages
-    assert (asked.role, answered.role) == ("user", "assistant")
-    return asked.content, answered.thinking, answered.content, example.answer
+    question, answered = example.messages
+    assert (question.role, answered.role) == ("user", "assistant")
+    return question.content, answered.thinking, answered.content, example.answer
 
 
 @pytest.mark.parametrize("prompt", ["prompt", "question", "problem", "instruction"])
@@ -56,7 +56,7 @@ def test_three_columns_are_recognized_by_their_names(prompt, thinking, answer):
         {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": TAGGED}]},
     ],
 )
-def test_thinking_is_found_where_it_stands(row):
+def test_thinking_is_found_at_its_place(row):
     """In tags, also where the opening one stood in the prompt, in a column, or in a message's field."""
     assert said(read_one(row)) == ("2 + 2?", "two and two", "4", "4")
 

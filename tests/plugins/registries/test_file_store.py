@@ -131,7 +131,7 @@ def take_away(tree):
 
 
 @pytest.mark.parametrize("alter", [remove, replace, redirect, extend, take_away])
-def test_an_altered_tree_is_built_anew(store, folder, alter):
+def test_an_altered_tree_is_built_again(store, folder, alter):
     """Whoever changes a model's folder changes nothing that is loaded later, and nothing in the store."""
     files = scan_model(folder)
     store.add(folder, files)

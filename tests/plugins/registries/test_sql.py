@@ -50,7 +50,7 @@ def test_three_slashes_are_relative_to_the_working_directory_and_four_absolute(t
     assert (tmp_path / "files").is_dir()
 
 
-def test_a_path_is_taken_as_it_stands(tmp_path, folder):
+def test_a_path_is_taken_literally(tmp_path, folder):
     """Spaces, percent signs, question marks and letters beyond ASCII mean themselves."""
     path = tmp_path / "my models, 100%20?mode=ro#ü" / "registry.db"
     connect(path).add(new_model(), folder)

@@ -242,7 +242,7 @@ def test_a_damaged_file_comes_back_when_the_model_is_registered_again(registry, 
     assert registry.verify(added) == []
 
 
-def test_a_list_of_files_that_was_altered_is_told(registry, database, folder):
+def test_an_altered_list_of_files_is_reported(registry, database, folder):
     """The digest is of the list: an editor of the database cannot change one without the other."""
     import sqlite3
 

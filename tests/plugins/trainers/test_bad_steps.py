@@ -33,7 +33,7 @@ def weights(job):
 # Preflight
 
 
-def test_the_preflight_leaves_no_trace_in_what_is_learnt(tmp_path):
+def test_the_preflight_leaves_no_trace_in_the_training(tmp_path):
     """The weights are byte for byte those of a training without one, dropout included; it comes first."""
     for name in ("with", "without"):
         write_model(tmp_path / name / "base", dropout=0.3)

@@ -69,7 +69,7 @@ documents = st.lists(
 
 
 @given(st.lists(documents, min_size=1, max_size=4))
-def test_each_token_is_asked_for_from_its_own_document(packs):
+def test_each_token_is_predicted_from_its_own_document(packs):
     """Positions begin anew in each document, none is asked for the next one's beginning, padding for nothing."""
     rows = [
         [TokenRow("id", np.array([t for t, _ in row], np.int32), np.array([t for _, t in row])) for row in pack]
@@ -77,16 +77,16 @@ def test_each_token_is_asked_for_from_its_own_document(packs):
     ]
     batch = collate(rows)
     width = max(sum(map(len, pack)) for pack in packs)
-    asked, positions = [], []
+    predicted, positions = [], []
     for index, pack in enumerate(packs):
         place, line = index * width, []
         for row in pack:
-            asked += [(place + at - 1, token) for at, (token, trained) in enumerate(row) if at and trained]
+            predicted += [(place + at - 1, token) for at, (token, trained) in enumerate(row) if at and trained]
             place += len(row)
             line += range(len(row))
         longest = max(len(row) for pack in packs for row in pack)
         positions.append(line + [place % longest for place in range(width - len(line))])
-    assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == asked
+    assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == predicted
     assert batch.tokens == sum(len(row) for pack in packs for row in pack)
     if any(len(pack) > 1 for pack in packs):
         assert batch.position_ids.tolist() == positions
@@ -118,7 +118,7 @@ def test_an_epoch_on_packs_has_the_loss_and_gradient_of_the_same_rows(tmp_path, 
     """However it is split into micro-batches, to rounding."""
     rows, expected = one_epoch(tmp_path, write_token_folder(tmp_path / "rows", ROWS))
     packs, gradients = one_epoch(tmp_path, packed_folder(tmp_path / "packs"), micro_batch_size=size)
-    assert (packs.tokens, packs.supervised) == (rows.tokens, rows.supervised)
+    assert (packs.tokens, packs.trained_tokens) == (rows.tokens, rows.trained_tokens)
     assert packs.loss == pytest.approx(rows.loss, rel=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)

@@ -115,12 +115,12 @@ SAYINGS = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(asked=SAYINGS, answered=SAYINGS, kind=st.sampled_from(["byte_level", "unigram", "llama2"]))
+@given(question=SAYINGS, answer=SAYINGS, kind=st.sampled_from(["byte_level", "unigram", "llama2"]))
 def test_a_prompts_end_is_reported_if_and_only_if_its_tokens_are_others(
-    family_name, families, renderer_of, theirs, asked, answered, kind
+    family_name, families, renderer_of, theirs, question, answer, kind
 ):
     """Whatever is said: otherwise its tokens are the first ones, and the first that follows is the first trained."""
-    messages = (Message(role="user", content=asked), Message(role="assistant", content=answered))
+    messages = (Message(role="user", content=question), Message(role="assistant", content=answer))
     renderer = renderer_of(family_name, kind)
     (rendered,) = renderer.train(Example(messages=messages))
     prompt = renderer.prompt(messages[:1])

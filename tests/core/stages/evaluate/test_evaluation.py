@@ -66,7 +66,7 @@ def test_all_models_are_graded_at_their_newest_versions(store, questions, evalua
     results = evaluate(*arguments)
 
     assert results == json.loads((output / "results.json").read_text())
-    assert [(model["address"], model["asked"]) for model in results["models"]] == [
+    assert [(model["address"], model["requested"]) for model in results["models"]] == [
         ("one@2", ["one"]),
         ("two@1", ["two"]),
     ]
@@ -233,7 +233,7 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
 
     store.registry.set_alias("best", "two", 1)
     results = evaluate(*arguments)
-    assert [(model["address"], model["asked"]) for model in results["models"]] == [("one@2", ["@best"])]
+    assert [(model["address"], model["requested"]) for model in results["models"]] == [("one@2", ["@best"])]
     given = [output["token_ids"] for row in _samples(tmp_path / "out") for output in row["outputs"]]
     assert len(given) == 12 * 96
     assert all(tokens in given for tokens in kept)

@@ -34,10 +34,10 @@ def renderer(template=None) -> Renderer:
 
 def answer(engine, renderer):
     settings = GenerationConfig(max_tokens=64)
-    asked = generate(
+    answers = generate(
         engine, renderer, [QUESTION], settings=settings, samples=1, seed=1, context=None, progress=lambda _: None
     )
-    ((output,),) = asyncio.run(asked)
+    ((output,),) = asyncio.run(answers)
     return output
 
 

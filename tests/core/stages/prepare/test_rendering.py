@@ -21,8 +21,8 @@ class NoRenderer:
     def __init__(self, renderer):
         self.fingerprint = renderer.fingerprint
 
-    def train(self, *asked):
-        raise AssertionError(asked)
+    def train(self, *examples):
+        raise AssertionError(examples)
 
 
 def said(*turns):

@@ -127,7 +127,7 @@ def test_two_processes_of_deepspeed_resume_to_the_same_bytes(run_file, modelwrig
     assert not (home / "runs" / "tiny" / "train").exists()
 
 
-def test_a_trainer_that_resumes_otherwise_is_told_of(run_file, modelwright, odd):
+def test_a_trainer_that_resumes_differently_is_reported(run_file, modelwright, odd):
     """In words and by the exit code; it tells of no order, so nothing is said of examples."""
     done = modelwright("train", run_file, "--verify-resume", *odd(1.0))
     assert done.returncode == 1

@@ -131,7 +131,7 @@ def test_a_training_killed_twice_ends_with_the_same_bytes(job, train, tmp_path):
         assert (straight.output / name).read_bytes() == (killed.output / name).read_bytes()
 
 
-def test_dropout_changes_what_is_learnt(job, train):
+def test_dropout_changes_the_training(job, train):
     """It is not merely recorded."""
     outputs = []
     for dropout in (0.0, 0.3):

@@ -16,7 +16,7 @@ from modelwright.plugins.trainers.model import attention as attention_module
 from modelwright.plugins.trainers.model import loss as loss_module
 from modelwright.plugins.trainers.model.attention import model_inputs
 from modelwright.plugins.trainers.model.isolation import check_isolation
-from modelwright.plugins.trainers.model.loss import SupervisedLogits
+from modelwright.plugins.trainers.model.loss import TrainedLogits
 
 MODELS = {
     "llama": {},
@@ -50,7 +50,7 @@ def packs():
 
 
 def check(model, precision=torch.float32, rows=None):
-    check_isolation(Forward(model, precision), SupervisedLogits(model), rows or packs())
+    check_isolation(Forward(model, precision), TrainedLogits(model), rows or packs())
 
 
 @pytest.mark.parametrize(("kind", "attention"), PAIRS)
@@ -76,7 +76,7 @@ def test_sequences_end_to_end_are_as_good_as_beside_each_other(kind, monkeypatch
     """The form that kernels want which look for documents in a batch of one: the logits are the same."""
     model = small(kind, **MODELS[kind])
     batch = collate(packs())
-    logits = SupervisedLogits(model)
+    logits = TrainedLogits(model)
     with torch.no_grad():
         beside = logits.at(batch, batch.positions)
         monkeypatch.setattr(attention_module, "attention_of", lambda _: "flash_attention_2")

@@ -109,7 +109,7 @@ def test_text_that_is_not_utf8_is_the_rows_trouble_not_the_files(tmp_path):
     ],
     ids=["half", "100 bytes", "nothing", "JSONL", "damaged rows"],
 )
-def test_a_file_that_is_no_parquet_is_named(wording, parquet, damage):
+def test_a_file_that_is_not_parquet_is_named(wording, parquet, damage):
     """In one line."""
     path = parquet(question=[f"question {n} " * 9 for n in range(1000)])
     path.write_bytes(damage(path.read_bytes()))
@@ -130,7 +130,7 @@ def test_a_file_without_rows_or_with_a_column_twice_is_refused(wording, tmp_path
     wording(caught.value)
 
 
-def test_a_changed_schema_is_told_once_and_its_rows_are_read(wording, tmp_path, parquet):
+def test_a_changed_schema_is_reported_once_and_its_rows_are_read(wording, tmp_path, parquet):
     """The format decides row by row; a person hears of it once, not once a row."""
     parquet("a.parquet", question=["q"], answer=["1"])
     parquet("b.parquet", question=["q"], answer=["1"])
@@ -138,11 +138,11 @@ def test_a_changed_schema_is_told_once_and_its_rows_are_read(wording, tmp_path, 
     parquet("d.parquet", question=["q"], solution=[1])
     (tmp_path / "e.csv").write_text("question,solution\nq,1\n")
     (tmp_path / "f.jsonl").write_text('{"other": 1}\n')
-    told = []
-    rows = list(raw_rows(SourceConfig(path=str(tmp_path)), seed=1, notice=told.append))
+    notices = []
+    rows = list(raw_rows(SourceConfig(path=str(tmp_path)), seed=1, notice=notices.append))
     assert [row.file for row in rows] == ["a.parquet", "b.parquet", "c.parquet", "d.parquet", "e.csv", "f.jsonl"]
-    assert [notice.partition(":")[0] for notice in told] == ["c.parquet", "d.parquet"]
-    for notice in told:
+    assert [notice.partition(":")[0] for notice in notices] == ["c.parquet", "d.parquet"]
+    for notice in notices:
         wording(notice)
 
 

@@ -153,7 +153,7 @@ def test_what_pythons_csv_module_writes_is_read_back(tmp_path_factory, records):
     ],
     ids=shown,
 )
-def test_a_csv_file_whose_rows_cannot_be_told_apart_is_refused(wording, read, content):
+def test_a_csv_file_whose_rows_cannot_be_separated_is_refused(wording, read, content):
     """A guess would teach the model the wrong columns; an open quote may swallow any number of rows."""
     with pytest.raises(ModelwrightError) as caught:
         read("a.csv", content)
@@ -225,7 +225,7 @@ def test_a_json_array_is_bounded_because_it_is_read_whole(wording, read, monkeyp
 @pytest.mark.parametrize(
     "content", [b'{"a": 1}\n{"a": 2}\n', b'{"data": []}', b'[{"a": "\xe9"}]', b"[" * 100_000, b"", b"[]"], ids=shown
 )
-def test_a_json_file_that_is_no_array_is_refused(wording, read, content):
+def test_a_json_file_that_is_not_an_array_is_refused(wording, read, content):
     """With what it is instead, where that can be seen."""
     with pytest.raises(ModelwrightError) as caught:
         read("a.json", content)
