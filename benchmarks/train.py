@@ -76,7 +76,7 @@ TRL: dict[str, dict[str, Any]] = {
     "trl-float32-8": {"bf16": False, "per_device_train_batch_size": 8},
     "trl-bfloat16-32": {"bf16": True, "per_device_train_batch_size": 32},
 }
-# (at least so many times TRL's best in float32, the hand-written loop to be matched)
+# (the minimum, as a multiple of TRL's best in float32, the hand-written loop to be matched)
 BARS = {
     "modelwright-float32": (2.9, "hand-float32"),
     "modelwright-bfloat16": (3.5, "hand-bfloat16"),

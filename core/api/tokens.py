@@ -145,7 +145,7 @@ class TokenFolder:
 
 
 class Packs(Sequence["NDArray[np.int64]"]):
-    """The packs of a folder of tokens: each is the row numbers in it, in the order in which they stand in the pack.
+    """The packs of a folder of tokens: each is the row numbers in it, in the pack's order.
 
     Args:
         path: an Arrow IPC file with the column `rows` (list<int64>); no pack is empty.

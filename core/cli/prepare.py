@@ -101,7 +101,7 @@ def _given_shard(context: click.Context, param: click.Parameter, values: Sequenc
     "inputs",
     multiple=True,
     metavar="PATH",
-    help="File, glob or folder with rows; can be given several times.",
+    help="File, glob or folder with rows. Repeatable.",
 )
 @click.option(
     "--output", metavar="PATH", type=DiskPath(), help="The .jsonl file to write; with --all-formats, a folder."
@@ -127,7 +127,7 @@ def _given_shard(context: click.Context, param: click.Parameter, values: Sequenc
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set an option of the format; VALUE is TOML. Can be given several times.",
+    help="Set an option of the format; VALUE is TOML. Repeatable.",
 )
 @click.option(
     "--max-rejected",

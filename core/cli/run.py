@@ -153,7 +153,7 @@ def _perform(
             one.listener, one.merging, one.gather = display, merging, gather
             results.append(runner.execute(one, only=only, fresh=fresh))
             if one is not runs[-1]:
-                one.folder.check_stop()  # asked for in this run's last moments; the next one has not heard of it
+                one.folder.check_stop()  # a request in this run's last moments has not reached the next one
     _print_results(results, registry, as_json=as_json)
 
 

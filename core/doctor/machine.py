@@ -1,6 +1,6 @@
 """The facts of this machine, as JSON values.
 
-Nothing is imported here that could fail: other processes and programs are asked, and none of them can end this one or
+Nothing that could fail is imported here: other processes and programs answer, and none of them can end this one or
 keep it waiting for long.
 """
 

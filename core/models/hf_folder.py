@@ -30,7 +30,7 @@ from modelwright.core.api.hf_folder import (
     vocabulary_size,
 )
 
-# The most common keys with their lowest values; None is no limit. In the file a list has a value for each layer, and
+# The most common keys with their lowest values; None means no limit. In the file a list has a value for each layer, and
 # null leaves it to the model.
 _WHOLE = {
     "vocab_size": 1,

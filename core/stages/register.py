@@ -26,7 +26,7 @@ class Register:
 
     @staticmethod
     def _identity(run: Run) -> dict[str, Any]:
-        """What makes it another version. A registry that has moved is the same one, so its URL is no part of this."""
+        """What makes it another version. A registry that has moved is the same one, so its URL is not part of this."""
         trained = run.outputs("train")
         return {
             "digest": trained["digest"],

@@ -185,7 +185,7 @@ class EngineContract:
         assert hot.token_ids == greedy.token_ids
 
     def test_logprobs_one_a_token(self, engine: Engine, prompt: Prompt, able: Callable[..., None]) -> None:
-        """Log-probabilities come one a token where asked for, finite and at most 0, and not otherwise."""
+        """A request with log-probabilities gets one a token, finite and at most 0; others get none."""
         able("logprobs")
         shown, silent = run_all(engine, [request(prompt, logprobs=True), request(prompt)])
         assert shown.logprobs is not None

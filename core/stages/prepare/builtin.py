@@ -40,8 +40,8 @@ class Story:
         sign: the sign of the operation.
         numbers: the pairs (a, b) to use.
         result: the operation.
-        told: what happens.
-        asked: the question.
+        facts: what happens.
+        question: what is wanted.
         because: what happens, as the first half of the solution's sentence.
         retold: what happens, in the words of the instructions.
         reasked: the question, in those words.
@@ -162,7 +162,7 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """The problem itself: what happens and what is asked; no two problems have the same."""
+        """The problem itself: the facts and the question; no two problems have the same."""
         return self.tell(f"{self.story.facts} {self.story.question}")
 
 

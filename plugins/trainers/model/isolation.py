@@ -4,7 +4,7 @@ A model that mixes documents trains without any error, and learns to answer one 
 
 - Does a document have the same logits as alone? This finds positions that go on from the document before.
 - Does a change in one document leave the logits of the others as they were? This finds attention across documents, and
-  a state that runs on through the sequence (Mamba's), whatever the positions are. Both passes have the same shape and
+  a state that ignores the positions and runs on through the sequence (Mamba's). Both passes have the same shape and
   round alike, so the tolerance can be small in any precision.
 
 `check_isolation` refuses a model that mixes the documents of packs. `lay_end_to_end` finds out whether all sequences of

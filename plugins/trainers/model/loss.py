@@ -27,7 +27,7 @@ from modelwright.plugins.trainers.model.attention import model_inputs
 
 # Maximum number of logits in a chunk: 32 MiB in float32, small beside a model and large beside a kernel call.
 CHUNK = 1 << 23
-# On a CPU 8 MiB, which stay in its caches from one pass over them to the next; but at least so many tokens that reading
+# On a CPU 8 MiB, which stay in its caches from one pass over them to the next; but at least enough tokens that reading
 # the weight matrix for each chunk does not take longer than the product.
 CHUNK_ON_CPU, LEAST_ON_CPU = 1 << 21, 256
 

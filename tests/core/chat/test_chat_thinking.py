@@ -41,7 +41,7 @@ def trained_texts(native, renderer, rendered):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("template", "learnt", "masked"),
+    ("template", "trained", "masked"),
     [
         ("chatml", "<think>\ntwo and two\n</think>\n\nIt is 4.<|im_end|>", "It is 4.<|im_end|>"),
         ("qwen3", "<think>\ntwo and two\n</think>\n\nIt is 4.<|im_end|>", "It is 4.<|im_end|>"),

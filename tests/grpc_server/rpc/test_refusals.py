@@ -53,7 +53,7 @@ def refusal(client, **options):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "sent",
     [
         {"prompt": ""},
         {"max_tokens": 0},
@@ -84,7 +84,7 @@ def test_a_value_that_cannot_be_is_an_invalid_argument_that_names_the_field(clie
 
 
 @pytest.mark.parametrize(
-    ("asked", "field"),
+    ("sent", "field"),
     [
         ({"temperature": 0.7}, "sampling.temperature"),
         ({"top_p": 0.9}, "sampling.top_p"),

@@ -21,7 +21,7 @@ def turns(example):
 
 
 @pytest.mark.parametrize(
-    ("row", "asked"),
+    ("row", "question"),
     [
         ({"instruction": "Say hi.", "input": "", "output": "hi"}, "Say hi."),
         ({"instruction": "Say hi.", "input": " \n", "output": "hi"}, "Say hi."),
@@ -39,7 +39,7 @@ def test_alpaca_and_completion_rows_become_one_turn_each(row, question):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("question", "said"),
     [("question", "answer"), ("question", "response"), ("problem", "solution"), ("prompt", "response")],
 )
 def test_pairs_of_columns_become_one_turn_each(question, said):

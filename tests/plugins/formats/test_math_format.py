@@ -55,7 +55,7 @@ def test_answer_alone_keeps_the_marking_of_its_dataset():
 
 
 @pytest.mark.parametrize(
-    ("instruction", "asked"),
+    ("instruction", "question"),
     [
         ("Solve it.", "Solve it.\n\nWhat is $x$?"),
         ("Q: {question} {and no {field}}", "Q: What is $x$? {and no {field}}"),

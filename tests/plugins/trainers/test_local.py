@@ -253,7 +253,7 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path, settings, tr
 
 
 @pytest.mark.parametrize(
-    ("asked", "on_gpu", "packed", "flash", "chosen"),
+    ("requested", "on_gpu", "packed", "flash", "chosen"),
     [
         ("auto", False, True, True, None),
         ("auto", True, False, False, None),

@@ -43,7 +43,7 @@ def test_a_job_of_fewer_nodes_than_the_file_asks_for_is_one_line(job, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "expected"),
     [
         (
             "srun: error: n2: task 1: Exited with exit code 247",
