@@ -139,7 +139,7 @@ class EventStream(Response):
                 await attend(receive, self._state, self._send_all(send))
             except ClientGoneError:
                 return
-            except Exception as error:  # noqa: BLE001 - half a stream never ends as if it were whole
+            except Exception as error:  # noqa: BLE001 - a partial stream must not end like a whole one
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_PARTING):
                         await send(_body(error_object(http_error(error, self._names)), last=True))

@@ -316,7 +316,7 @@ def _prompts(value: Any) -> list[str]:
 
 
 def _logprobs(fields: Fields) -> bool:
-    """Read the number of likely tokens to list with each chosen one."""
+    """Whether log-probabilities are requested, which 0 does: the value counts alternatives beside the chosen token."""
     count = fields.integer("logprobs")
     if count:
         advice = "expected 0, which gives the log-probability of each chosen token"

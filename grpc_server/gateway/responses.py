@@ -208,7 +208,7 @@ async def _together(works: Sequence[Work]) -> AsyncGenerator[Event, None]:
                 async for piece in pieces:
                     await queue.put((index, piece))
             await queue.put((index, None))
-        except Exception as error:  # noqa: BLE001 - it is raised again where the answers are read
+        except Exception as error:  # noqa: BLE001 - raised again by the reader of the answers
             await queue.put((index, error))
 
     pumps = [asyncio.ensure_future(pump(index, work)) for index, work in enumerate(works)]
