@@ -359,7 +359,7 @@ def test_a_worker_that_dies_is_named_with_its_last_words(run_file, command, home
 def test_a_trainer_that_makes_nothing_is_reported_and_nothing_is_registered(
     run_file, command, install_plugin, body, message
 ):
-    """Whatever a plugin does, the registry holds whole models."""
+    """Even if a plugin fails in any way, the registry holds whole models."""
     install_plugin(
         "odd-plugin",
         f"""

@@ -1,4 +1,4 @@
-"""The examples for a model that one has: as they stand they say what to edit, and edited they run from end to end."""
+"""The examples for a model that one has: unedited they say what to edit, and edited they run from end to end."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ WRONG_OPTIONS = [
     ids=lambda value: ascii(value)[:60],
 )
 def test_an_impossible_request_is_reported_by_its_flag_though_no_server_runs(capsys, command, flag, value, wording):
-    """Whatever any server says of it."""
+    """Without any server."""
     code, output, error = in_this_process(capsys, *command, flag, value)
     assert (code, output) == (2, "")
     wording(error)
@@ -188,7 +188,7 @@ def test_a_closed_standard_input_is_allowed_if_nothing_is_read(to_server):
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_a_prompt_that_is_not_utf8_is_one_clear_line(to_server, locale, wording):
-    """With the place of the first byte that is not; whatever the locale is."""
+    """With the place of the first byte that is not; in any locale."""
     environment = {"LC_ALL": locale, "PYTHONUTF8": "0"}
     code, output, error = run("generate", "-", *to_server, input=b"caf\xe9", environment=environment)
     assert (code, output) == (2, "")
@@ -327,7 +327,7 @@ STRANGERS = {
     [pytest.param(words, marks=pytest.mark.long if not words else (), id=name) for name, words in STRANGERS.items()],
 )
 def test_both_commands_report_a_port_of_something_else_alike(words, wording):
-    """Nobody is told to start a server where something answers; gRPC's own words follow in parentheses."""
+    """The error does not advise to start a server where something answers; gRPC's own words follow in parentheses."""
     with talker(**words) as target, futures.ThreadPoolExecutor() as pool:
         # At once: gRPC gives a port that says nothing twenty seconds.
         done = list(pool.map(lambda command: run(*command, "--server", target), COMMANDS.values()))

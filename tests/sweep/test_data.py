@@ -1,4 +1,4 @@
-"""The sweep of raw data: whatever a file holds, `prepare` ends with rows, or with one line that says what and where.
+"""The sweep of raw data: with any file, `prepare` ends with rows, or with one line that says what and where.
 
 Each case goes through the whole command line. What cannot be read is counted and kept with its line and reason; nothing
 is lost silently, and nothing half done is left behind.

@@ -389,7 +389,7 @@ def test_any_json_as_a_body_gets_an_answer_or_an_error_in_the_usual_shape(web, f
 @FUZZ
 @given(data=st.binary(min_size=1, max_size=200))
 def test_any_bytes_at_the_port_leave_the_server_as_it_was(web, data):
-    """Whatever stands before and in the headers: what has an end is refused, what has none may go unanswered."""
+    """For anything before and in the headers: what has an end is refused, what has none may go unanswered."""
     said = until_closed(web, data)
     assert all(400 <= status < 500 for status in statuses(said)), said
     assert bool(statuses(said)) == bool(said)

@@ -97,7 +97,7 @@ def test_a_pipe_is_not_waited_for(capsys, monkeypatch, files, options, flag, wor
 @pytest.mark.parametrize("other", ["token", "link", "same"])
 @pytest.mark.parametrize("insecure", [[], ["--insecure"]])
 def test_the_same_token_for_users_and_administrators_is_refused(capsys, monkeypatch, files, other, insecure, wording):
-    """By what it says, not by its path: whoever may ask could change the server, and nothing would show it."""
+    """By what it says, not by its path: any caller could change the server, and nothing would show it."""
     monkeypatch.chdir(files)
     code, output, error = in_this_process(
         capsys, *HERE, "--token-file", "token", "--admin-token-file", other, *insecure

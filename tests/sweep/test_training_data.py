@@ -238,7 +238,7 @@ def test_a_disk_that_would_be_full_is_reported_before_the_first_step(
 def test_a_disk_that_is_full_while_training_is_one_line(
     wording, run_file, modelwright, tmp_path, monkeypatch, mounted, size
 ):
-    """At whatever file it is met; with room, the same command goes on and registers the model."""
+    """At any file that meets it; with room, the same command goes on and registers the model."""
     path = run_file()
     more = ("--set", "model.scratch.hidden_size=96", "--set", "train.checkpoint_every=1")
     # The preflight would see it coming.

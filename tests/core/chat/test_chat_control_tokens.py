@@ -29,7 +29,7 @@ TOKENS = (
     ),
     *("<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<think>", "</think>", "<tool_call>"),
 )
-# Whole control tokens, pieces of them, and what stands beside them.
+# Whole control tokens, pieces of them, and text beside them.
 typed = st.lists(
     st.one_of(
         st.sampled_from(TOKENS),

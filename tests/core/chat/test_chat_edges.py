@@ -77,7 +77,7 @@ def test_an_end_token_that_also_pads_is_still_trained(renderer_with):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("turns", ["all", "last", "split"])
 def test_a_conversation_may_begin_with_the_assistant(make_renderer, kind, turns):
-    """Its first turn has a header, which is not learnt."""
+    """Its first turn has a header, which is not trained."""
     renderer = make_renderer("chatml", kind)
     messages = (assistant("fox"), *TALK)
     several = renderer.train(Example(messages=messages), turns)
@@ -87,7 +87,7 @@ def test_a_conversation_may_begin_with_the_assistant(make_renderer, kind, turns)
 
 
 def test_two_users_in_a_row_are_both_context(make_renderer):
-    """And two answers in a row are both learnt, each after a header of its own."""
+    """And two answers in a row are both trained, each after a header of its own."""
     renderer = make_renderer("chatml")
     (rendered,) = renderer.train(Example(messages=(user("a"), user("b"), assistant("fox"), assistant("dog"))))
     assert trained_texts(renderer, rendered) == ["fox<|im_end|>", "dog<|im_end|>"]
@@ -109,7 +109,7 @@ def test_silence_is_trained_if_its_place_is_known_and_reported_otherwise(make_re
 
 @pytest.mark.parametrize("template", ["chatml", "gemma", "qwen3", "r1", "channels"])
 def test_an_unclosed_tag_in_an_answer_is_text(make_renderer, template):
-    """It opens no thinking, and is no control token: the whole answer is learnt, to its end."""
+    """It opens no thinking, and is not a control token: the whole answer is trained, to its end."""
     renderer = make_renderer(template)
     (rendered,) = renderer.train(Example(messages=(user("hello"), assistant("<think>two and two"))))
     (plain,) = renderer.train(Example(messages=(user("hello"), assistant("Xtwo and two"))))
@@ -140,7 +140,7 @@ def test_a_missing_end_token_is_reported_for_each_kind_of_turn(make_renderer):
 
 
 def test_the_token_that_opens_the_next_question_ends_no_answer(make_renderer):
-    """Learnt as an end, it would make the model ask the next question itself, since no generation stops there."""
+    """Trained as an end, it would make the model ask the next question itself, since no generation stops there."""
     renderer = make_renderer(
         "{% for m in messages %}{{ ('[U]' if m.role == 'user' else '[A]') + m.content }}{% endfor %}"
         "{{ '[A]' if add_generation_prompt else eos_token }}"
@@ -167,7 +167,7 @@ def test_a_template_that_is_none_is_named_with_its_line(make_folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["byte_level", "unigram", "llama2"])
 def test_nul_bytes_are_text(make_renderer, kind):
-    """Anywhere, in every field; the same places are learnt."""
+    """Anywhere, in every field; the same places are trained."""
     renderer = make_renderer("qwen3", kind)
     messages = (Message(role="system", content="\0"), user("hel\0lo"), assistant("\0It\0 is 4.\0", thinking="t\0"))
     (rendered,) = renderer.train(Example(messages=messages))
@@ -195,7 +195,7 @@ CALL = r'[{"type": "function", "function": {"name": "add", "arguments": {"a": "\
     ids=["asked", "answered", "thought", "argument", "name", "tools", "beside a control token"],
 )
 def test_a_lone_surrogate_is_named_wherever_it_is(make_renderer, messages, tools):
-    """It is no character, so that no tokenizer has a token for it: the row is rejected, a prompt refused."""
+    """It is not a character, so that no tokenizer has a token for it: the row is rejected, a prompt refused."""
     renderer = make_renderer("qwen3")
     for turns in ("all", "last", "split"):
         with pytest.raises(RowError, match=r"lone surrogate, U\+D[8F]"):

@@ -1,4 +1,4 @@
-"""Thinking in training: learnt or only seen; and whether a prompt opens it."""
+"""Thinking in training: trained or only seen; and whether a prompt opens it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_masked_thinking_is_context_with_its_tags_and_only_the_answer_is_trained
 
 
 def test_each_turn_decides_about_its_own_thinking(make_renderer, native):
-    """One masked turn between two that are learnt."""
+    """One masked turn between two that are trained."""
     renderer = make_renderer("chatml")
     turns = (
         QUESTION,
@@ -97,7 +97,7 @@ def test_each_turn_decides_about_its_own_thinking(make_renderer, native):
 
 @pytest.mark.parametrize("template", ["mistral", "r1", "llama3"])
 def test_masked_thinking_that_a_template_drops_is_reported_all_the_same(make_renderer, template):
-    """The answer would be learnt without what it was thought from."""
+    """The answer would be trained without what it was thought from."""
     (rendered,) = make_renderer(template, "words").train(Example(messages=(QUESTION, answered(train_thinking=False))))
     assert rendered.anomalies == ("thinking-dropped",)
 

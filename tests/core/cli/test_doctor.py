@@ -1,4 +1,4 @@
-"""`modelwright doctor` as a table, and what a wrong command line is told."""
+"""`modelwright doctor` as a table, and errors of a wrong command line."""
 
 from __future__ import annotations
 

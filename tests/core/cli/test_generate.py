@@ -140,7 +140,7 @@ def test_chat_with_a_model_that_is_not_there_says_so_before_anyone_types(serve, 
 
 
 def test_thinking_is_left_out_of_a_pipe_and_shown_dimmed_on_a_terminal(serve, shelf, modelwright):
-    """Or as the options say; it is no part of the conversation that follows."""
+    """Or as the options say; it is not part of the conversation that follows."""
     shelf.add("thinker", mark="<think>Let me see.</think>It is")
     target = serve("thinker").target
     command = ("chat", "--server", target, "--message", "4?")

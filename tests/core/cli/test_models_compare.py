@@ -104,7 +104,7 @@ def test_differences_are_printed_for_people(two, models):
 
 
 def test_the_same_model_is_said_to_be_the_same(two, models):
-    """By whatever addresses it is named."""
+    """By any of its addresses."""
     two.set_alias("production", "math", 2)
     assert models("compare", "math", "@production") == (0, "math and @production are the same model: math@2\n", "")
     found = json.loads(models("compare", "math", "@production", "--json")[1])
@@ -148,7 +148,7 @@ def test_figures_of_other_numbers_of_examples_say_how_many(two, models):
 
 
 def test_a_model_without_tags_differs_by_the_tags_alone(two, models, tmp_path):
-    """An empty table is no setting of its own."""
+    """An empty table is not a setting."""
     config = {"registry": {"tags": {"team": "nlp"}}}
     two.add(evolve(new_model(), fingerprint="tagged", config=config), write_model(tmp_path / "c"))
     two.add(evolve(new_model(), fingerprint="bare", config={"registry": {"tags": {}}}), write_model(tmp_path / "d"))

@@ -35,7 +35,7 @@ def leftovers(folder):
 
 
 def test_one_format_writes_one_file_of_examples(modelwright, raw, tmp_path):
-    """Folders are made; the counts are told."""
+    """Folders are made; the counts are printed."""
     done = modelwright("prepare", "--format", "math", "--input", raw, "--output", "made/here/math.jsonl")
     assert done.returncode == 0, done.stderr
     examples = read(tmp_path / "made/here/math.jsonl")
@@ -130,7 +130,7 @@ def test_all_formats_write_a_file_each_where_they_can(modelwright, raw, tmp_path
 
 
 def test_a_format_that_cannot_read_the_rows_writes_no_file(wording, modelwright, tmp_path, rows_file):
-    """Its first reason is told, and the others go on."""
+    """Its first reason is reported, and the others go on."""
     rows_file(tmp_path / "raw.jsonl", CHAT)
     done = modelwright("prepare", "--all-formats", "--input", "raw.jsonl", "--output", "every")
     assert done.returncode == 0, done.stderr
@@ -275,7 +275,7 @@ def test_rows_that_may_all_be_lost_still_give_something_or_an_error(wording, mod
 
 @pytest.mark.long
 def test_a_killed_preparation_leaves_the_old_file_or_the_new(tmp_path, rows_file):
-    """SIGKILL at any moment: whoever reads the output sees a whole one."""
+    """SIGKILL at any moment: readers of the output see a whole one."""
     rows_file(tmp_path / "raw.jsonl", [*MATH, {"question": "How many?"}] * 300)
     order = [sys.executable, "-m", "modelwright.core", "prepare", *MATH_OUT, "--max-rejected", "0.5"]
     chance = random.Random(17)

@@ -1,4 +1,4 @@
-"""`modelwright prepare RUN.toml --shard I/N` and `--merge`: what a wrong command line is told."""
+"""`modelwright prepare RUN.toml --shard I/N` and `--merge`: errors of a wrong command line."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_no_registry_is_needed_for_a_shard(wording, modelwright, run_toml, tmp_p
 
 
 def test_a_plan_of_the_merge_is_that_of_the_stage(modelwright, run_toml):
-    """It is one stage, whoever has done its parts."""
+    """It is one stage, even if other jobs prepared its shards."""
     done = modelwright("prepare", run_toml, "--merge", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "would run" in done.stdout

@@ -23,7 +23,7 @@ def _digest(home, run):
 def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_that_was_not(
     slurm, run_file, home, modelwright
 ):
-    """Each time it goes on after its checkpoint; the events tell of each; and Slurm itself signals before a limit."""
+    """Each time it goes on after its checkpoint; the events record each; and Slurm itself signals before a limit."""
     limited = run_file('setup = ["sleep 50 & wait || true"]\nstop_before = 55\n', name='"limited"', time='"00:01:00"')
     limited = slurm.submit(limited)["limited", "prepare"]
     path = run_file(max_steps=900)
@@ -57,7 +57,7 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
 
 
 def test_a_job_that_stops_at_once_is_queued_again_while_slurm_still_signals_it(slurm, run_file, tmp_path):
-    """Or does not answer. Both pass in an instant, and cannot be brought about: a function stands for `squeue`."""
+    """Or does not answer. Both pass in an instant, and cannot be brought about: a function replaces `squeue`."""
     squeue = f"squeue() {{ [ -e {tmp_path}/asked ] && echo SIGNALING || {{ touch {tmp_path}/asked; false; }}; }}"
     path = run_file(f"setup = [{json.dumps(squeue)}, 'kill -s USR1 $$']\n")
     prepare = slurm.submit(path)["tiny", "prepare"]

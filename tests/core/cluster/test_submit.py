@@ -52,7 +52,7 @@ def test_an_array_of_four_jobs_prepares_the_same_bytes_as_one_process(
 
 
 def test_a_submitted_run_is_what_it_was_when_it_was_submitted(slurm, run_file, home, tmp_path):
-    """Whoever edits the file while jobs wait changes the next submission, not this one."""
+    """Editing the file while jobs wait changes the next submission, not this one."""
     path = run_file('setup = ["while [ ! -e edited ]; do sleep 0.1; done"]\n')
     jobs = slurm.submit(path, "--set", "train.max_steps=2")
     path.write_text("not even a configuration")

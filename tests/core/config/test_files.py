@@ -1,4 +1,4 @@
-"""Files that are no configuration at all: one clear line each."""
+"""Files that are not a configuration at all: one clear line each."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ def test_no_option_is_called_name():
 
 
 def test_what_is_not_a_metric_is_invalid():
-    """Of whatever type."""
+    """Of any type."""
     for value in (None, 5, [], {}, {"name": 5}, "x("):
         with pytest.raises(Invalid):
             parse_metric(value)

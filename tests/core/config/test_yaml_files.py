@@ -254,7 +254,7 @@ def paths_of(value, path=()):
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(keys, values, min_size=1, max_size=4), st.sampled_from([None, 1]))
 def test_any_json_is_yaml_and_every_path_of_it_has_a_line(document, indent):
-    """YAML 1.2 holds all of JSON: the values are JSON's own, and each key stands on its line."""
+    """YAML 1.2 holds all of JSON: the values are JSON's own, and each key is on its line."""
     text = json.dumps(document, indent=indent)
     assert parse(text) == json.loads(text)
     found, text_lines = lines(text), text.split("\n")

@@ -107,7 +107,7 @@ def test_programs_that_are_not_there_or_fail_have_no_version(tmp_path, monkeypat
 
 
 def test_an_impossible_home_is_reported(tmp_path):
-    """With what stands in its way."""
+    """With the reason."""
     (tmp_path / "file").write_text("")
     facts = storage_facts(tmp_path / "file" / "home")
     assert facts["problem"] == f"cannot be created: {tmp_path / 'file'} is a file"

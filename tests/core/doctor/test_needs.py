@@ -1,4 +1,4 @@
-"""What a run would miss is told at once, each in a line that says what to do."""
+"""What a run would lack is reported at once, each in a line that says what to do."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def folder(tmp_path):
 
 
 def test_files_are_listed_by_path_at_any_depth(folder):
-    """Empty folders are no part of a model."""
+    """Empty folders are not part of a model."""
     (folder / "empty").mkdir()
     assert [(file.path, file.size) for file in scan_model(folder)] == [
         ("config.json", 3),

@@ -72,7 +72,7 @@ def test_lines_of_another_version_are_left_to_its_readers(tmp_path):
 
 
 def test_writers_of_one_number_on_two_machines_have_a_file_each(tmp_path, monkeypatch):
-    """A clock that stands still stands for the chance that nobody can wait for: both begin in one microsecond."""
+    """A stopped clock replaces a rare coincidence: both begin in one microsecond."""
     times = iter([datetime(2026, 1, 1, tzinfo=UTC)] * 2)
 
     class Clock:

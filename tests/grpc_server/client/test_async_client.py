@@ -36,7 +36,7 @@ def running(shelf, serve):
 
 
 def test_it_has_the_methods_of_the_client_with_the_same_arguments():
-    """Whoever knows one knows the other."""
+    """Both have the same methods."""
 
     def methods(kind):
         names = {name for name in vars(kind) if not name.startswith("_")}

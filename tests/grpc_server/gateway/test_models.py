@@ -177,7 +177,7 @@ def test_without_tokens_the_aliases_are_for_this_machine_only(unguarded, host, s
 
 
 def test_a_port_that_takes_no_changes_says_why(math, serve_http):
-    """Whoever asks."""
+    """For every caller."""
     web = serve_http("@assistant", access=Access(admin_token="admin-token", no_admin="changes are taken elsewhere"))
     authorization = bearer("admin-token")
     answer = web.ask("PUT", "/admin/aliases/assistant", {"target": "math@2"}, authorization=authorization)

@@ -130,7 +130,7 @@ def test_a_switch_that_cannot_load_its_target_changes_nothing(shelf, serve, conn
 
 
 def test_an_etag_lets_the_first_of_two_switches_win(shelf, serve, connect, wording):
-    """Whoever read the alias before somebody else moved it is told, with the etag that it has now."""
+    """A caller that read the alias before somebody else moved it gets an error, with the etag that it has now."""
     shelf.add("a")
     shelf.add("b")
     client = connect(serve("a", "b"))
@@ -153,7 +153,7 @@ def test_an_etag_lets_the_first_of_two_switches_win(shelf, serve, connect, wordi
 
 
 def test_of_many_switches_with_one_etag_exactly_one_wins(shelf, serve, connect):
-    """They come at the same moment; the others are told."""
+    """They come at the same moment; the others get an error."""
     for name in "abcdef":
         shelf.add(name)
     client = connect(serve("a", *"bcdef"))

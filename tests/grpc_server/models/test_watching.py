@@ -77,7 +77,7 @@ def test_watchers_hear_of_a_model_that_drains_and_of_one_that_is_pinned(shelf, s
 def test_a_watcher_that_does_not_read_is_given_a_snapshot_in_place_of_what_it_missed(
     shelf, serve, connect, monkeypatch
 ):
-    """What waits for it is bounded; what it is told at last is how things are."""
+    """What waits for it is bounded; what it receives at last is the current state."""
     monkeypatch.setattr(watching, "MOST_WAITING", 5)
     shelf.add("math")
     shelf.add("general")
@@ -137,7 +137,7 @@ def test_many_watchers_all_receive_the_same(shelf, serve, connect):
 
 
 def test_there_is_a_bound_on_watchers(shelf, serve, connect, monkeypatch):
-    """Each holds a stream open; whoever finds no place is told when to come back."""
+    """Each holds a stream open; a client without a place learns when to come back."""
     monkeypatch.setattr(watching, "MOST_WATCHERS", 2)
     shelf.add("math")
     client = connect(serve("math"))

@@ -1,4 +1,4 @@
-"""TLS: encrypted connections, and files that are wrong, told before anything is loaded."""
+"""TLS: encrypted connections, and files that are wrong, reported before anything is loaded."""
 
 import pytest
 from attrs import evolve

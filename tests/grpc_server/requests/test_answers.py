@@ -100,7 +100,7 @@ def test_the_models_and_aliases_are_listed(client, shelf):
 
 
 def test_the_newest_version_that_is_served_answers_to_a_bare_name(shelf, serve, connect):
-    """A name means the newest of what this server has, whatever else the registry has."""
+    """A name means the newest of what this server has, even if the registry has more."""
     for _ in range(3):
         shelf.add("math")
     client = connect(serve("math@1", "math@2"))

@@ -63,7 +63,7 @@ def test_bytes_that_are_no_request_are_an_invalid_argument(shared_server, connec
 
 
 def test_reflection_needs_the_token_and_tells_each_port_what_it_has(shelf, serve, connect):
-    """What a server can do is not told to just anyone."""
+    """A server does not describe itself to callers without a token."""
     shelf.add("math")
     running = serve("math", token="secret", admin=Address(host="127.0.0.1", port=0))
     requests = [reflection_pb2.ServerReflectionRequest(list_services="")]

@@ -230,7 +230,7 @@ def test_an_unknown_field_is_refused_at_any_depth(client, ask, wording):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200))
 def test_no_bytes_bring_the_server_down(client, data):
-    """Whatever comes is answered or is the caller's mistake, never UNKNOWN or INTERNAL."""
+    """Any message is answered or is the caller's mistake, never UNKNOWN or INTERNAL."""
     try:
         client._channel.unary_unary(GENERATE)(data, timeout=20)
     except grpc.RpcError as error:

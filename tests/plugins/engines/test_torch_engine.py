@@ -90,7 +90,7 @@ def test_greedy_is_what_transformers_generates(family, small_llama, make_model, 
 
 
 def test_the_model_varies(llama, start):
-    """The random model of these tests is no constant: else they would prove little."""
+    """The random model of these tests is not constant: else they would prove little."""
     outputs = run_all(start(llama), [request(prompt) for prompt in prompts(6)])
     assert len({token for output in outputs for token in output.token_ids}) > 10
 

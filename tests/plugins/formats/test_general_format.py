@@ -43,7 +43,7 @@ def test_alpaca_and_completion_rows_become_one_turn_each(row, question):
     [("question", "answer"), ("question", "response"), ("problem", "solution"), ("prompt", "response")],
 )
 def test_pairs_of_columns_become_one_turn_each(question, said):
-    """Whatever a data set calls what is asked and what is said."""
+    """With any of a data set's names for question and answer."""
     example = read_one({question: "How many?", said: "Two.\n#### 2", "level": 1})
     assert turns(example) == [("user", "How many?"), ("assistant", "Two.\n#### 2")]
     assert example.answer == "Two.\n#### 2"
@@ -59,7 +59,7 @@ def test_self_instruct_rows_become_an_example_for_each_instance(shared_rows):
 
 @pytest.mark.parametrize("answer", ["42", 42])
 def test_the_column_answer_is_the_reference_beside_any_completion(answer):
-    """What is learnt is not always what is graded against."""
+    """What is trained is not always what is graded against."""
     for row in ({"messages": [USER, ASSISTANT]}, {"prompt": "a", "completion": "b"}):
         assert read_one({**row, "answer": answer}).answer == "42"
         assert read_one({**row, "answer": None}).answer == read_one(row).answer
@@ -155,7 +155,7 @@ def test_plain_text_has_no_turns():
 
 
 def test_sides_of_a_pair_may_be_messages():
-    """What the assistant says in a prompt is read and not learnt, unless the message says so itself."""
+    """What the assistant says in a prompt is read and not trained, unless the message says so itself."""
     row = {"prompt": [USER, ASSISTANT, USER, {**ASSISTANT, "train": True}, USER], "completion": [ASSISTANT]}
     example = read_one(row)
     assert [message.role for message in example.messages] == ["user", "assistant"] * 3
@@ -166,7 +166,7 @@ def test_sides_of_a_pair_may_be_messages():
 
 @pytest.mark.parametrize("empty", [None, []])
 def test_history_precedes_the_question(empty):
-    """Its turns are learnt like any other; the instruction goes to the first of its questions."""
+    """Its turns are trained like any other; the instruction goes to the first of its questions."""
     row = {"instruction": "And him?", "input": "Tom", "output": "hi", "history": [["Say hi.", "hi"]]}
     assert turns(read_one(row, instruction="Q: {question}")) == [
         ("user", "Q: Say hi."),
@@ -179,7 +179,7 @@ def test_history_precedes_the_question(empty):
 
 @pytest.mark.parametrize("column", ["system", "system_prompt"])
 def test_a_column_may_hold_the_system_message(column):
-    """It goes before the option's; where the conversation begins with the same, it stands there once."""
+    """It goes before the option's; where the conversation begins with the same, it is there once."""
     own = {"role": "system", "content": "Be kind."}
     for row in (
         {"prompt": "Hello?", "completion": "Good day."},

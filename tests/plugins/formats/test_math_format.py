@@ -62,7 +62,7 @@ def test_answer_alone_keeps_the_marking_of_its_dataset():
     ],
 )
 def test_instruction_is_a_template_or_precedes_the_question(instruction, question):
-    """An instruction with {question} is a template whose other braces are text; another stands before the question."""
+    """An instruction with {question} is a template whose other braces are text; another precedes the question."""
     assert read_one(ROOTS, instruction=instruction).messages[0].content == question
 
 
@@ -169,7 +169,7 @@ def test_every_gsm8k_row_is_read(shared_rows):
 
 
 def test_every_math_row_is_read(shared_rows):
-    """All 1,500 competition problems have an answer that stands in their solution."""
+    """All 1,500 competition problems have an answer that is in their solution."""
     rows = shared_rows("math/sample.jsonl")
     examples = [read_one(row) for row in rows]
     assert len(examples) == 1_500
@@ -201,7 +201,7 @@ def test_a_reference_of_its_own_goes_before_what_the_solution_comes_to():
 
 @pytest.mark.parametrize("none", ["proof", "notfound"])
 def test_numinamath_says_that_there_is_no_answer(wording, none):
-    """Its words for that are no answer; what the solution comes to is one."""
+    """Its words for that are not an answer; what the solution comes to is one."""
     assert read_one({**NUMINA, "answer": none, "solution": r"It is \boxed{42}."}).answer == "42"
     with pytest.raises(RowError) as caught:
         read_one({**NUMINA, "answer": none})
@@ -209,7 +209,7 @@ def test_numinamath_says_that_there_is_no_answer(wording, none):
 
 
 def test_a_solution_that_is_cut_off_in_its_thinking_is_none(wording):
-    """Whatever another column says of its answer."""
+    """Even if another column has another answer."""
     with pytest.raises(RowError) as caught:
         read_one({**NUMINA, "solution": "<think>Six sevens"})
     wording(caught.value)
@@ -265,7 +265,7 @@ def test_a_rationale_is_trained_before_the_letter():
     st.data(),
 )
 def test_the_letter_names_the_right_choice(texts, data):
-    """Whatever the choices, and whether place or text says which is right."""
+    """With any choices, and whether place or text says which is right."""
     place = data.draw(st.integers(0, len(texts) - 1))
     right = data.draw(st.sampled_from([place, texts[place]]))
     example = read_one({"question": "q", "choices": texts, "answerKey": right})

@@ -63,7 +63,7 @@ def test_calls_of_the_older_form_are_read():
 
 
 def test_a_conversation_may_end_with_a_call():
-    """What is learnt then is the call; there is no text to grade against."""
+    """What is trained then is the call; there is no text to grade against."""
     example = read_one({"messages": [USER, CALLING], "tools": [TOOL]})
     assert (example.messages[-1].content, example.answer) == ("", None)
     thinking = read_one({"messages": [USER, {**CALLING, "content": "<think>Add.</think>"}]})
@@ -80,7 +80,7 @@ def test_thinking_before_a_call_is_parted_from_it():
 
 
 def test_several_calls_are_answered_each_by_its_id():
-    """In whatever order the results come; without ids a result of several calls stays without a name."""
+    """In any order of the results; without ids a result of several calls stays without a name."""
     other = {"id": "c2", "function": {"name": "mul", "arguments": {}}}
     calling = {**CALLING, "tool_calls": [CALL, other]}
     results = [{**RESULT, "tool_call_id": "c2"}, RESULT]

@@ -166,7 +166,7 @@ def test_typesetting_does_not_count(written, plain):
 
 @given(st.text(max_size=60))
 def test_any_text_is_itself(text):
-    """Whatever an answer is, it equals itself, and reading it never fails."""
+    """Any answer equals itself, and reading it never fails."""
     answer = normalise(text)
     assert same_answer(answer, answer) is True
     assert read_number(answer) is None or read_number(answer).equals(read_number(answer))

@@ -137,7 +137,7 @@ def test_a_missing_context_length_is_not_a_limit(tmp_path, settings, train):
 
 
 def test_a_folder_without_config_is_refused(tmp_path, settings, train):
-    """A base that is no model is named."""
+    """A base that is not a model is named."""
     job = make_job(tmp_path, Recorder(), settings())
     shutil.rmtree(job.model)
     with pytest.raises(UsageError, match=r"no config\.json"):
@@ -213,7 +213,7 @@ def test_weight_decay_is_on_matrices_only():
 
 
 def test_the_gradient_is_clipped_by_its_norm_over_all_weights(tmp_path, settings):
-    """After the step the first moments are those of a gradient of norm `clip_norm`; the norm told is that before."""
+    """After the step the first moments are those of a gradient of norm `clip_norm`; the event has the norm before."""
     from modelwright.plugins.trainers.local import SingleDevice
 
     model = torch.nn.Linear(2, 2)
@@ -230,7 +230,7 @@ def test_the_gradient_is_clipped_by_its_norm_over_all_weights(tmp_path, settings
 
 
 def test_memory_that_does_not_suffice_is_one_line_with_what_to_set(tmp_path, settings, train, monkeypatch):
-    """The person is told which settings need less."""
+    """The error says which settings need less."""
     from modelwright.plugins.trainers.local import SingleDevice
 
     def full(self, loss):

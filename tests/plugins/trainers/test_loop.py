@@ -215,7 +215,7 @@ class AsksWithin(Recorder):
 
 
 def test_a_stop_in_the_middle_of_a_step_loses_that_step_alone(tmp_path):
-    """What came before it is kept, once; the step is done anew, and the weights are those of a straight training."""
+    """What came before it is kept, once; the step is done again, and the weights are those of a straight training."""
     given = settings(max_steps=6, micro_batch_size=2, checkpoint_every=4)
     straight = make_job(tmp_path / "straight", Recorder(), given)
     train(straight)

@@ -1,4 +1,4 @@
-"""Any conversation, whatever is typed into it, in any family: what holds for all masks."""
+"""Any conversation with any text in any family: what holds for all masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from modelwright.core.api import Example, Message, RowError
 
 KINDS = ("byte_level", "unigram", "llama2")
-# Signs by which what is trained is told from what must not be; no template has them.
+# Signs that mark trained text and text that must not be trained; no template has them.
 TRAINED, CONTEXT, THOUGHT, SEEN = "\u2603", "\u2602", "\u2601", "\u2600"
 
 

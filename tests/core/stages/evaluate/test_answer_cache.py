@@ -78,7 +78,7 @@ def test_another_model_suite_or_seed_generates_again(ask):
 
 
 def test_a_cancelled_answer_is_not_kept(ask, tmp_path):
-    """It is no answer; nor is there a file for nothing."""
+    """It is not an answer, and no file is made for it."""
     ask(Counting(), "stop")
     assert not (tmp_path / "task").exists()
 

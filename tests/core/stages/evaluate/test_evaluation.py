@@ -159,7 +159,7 @@ def test_a_file_names_models_and_suites_in_toml_and_yaml(store, questions, evalu
 def test_what_one_model_cannot_do_costs_the_others_nothing(
     store, questions, tiny_models, broken, modelwright, tmp_path, lengths, monkeypatch
 ):
-    """A context too small, weights cut short, a worker that dies: each is told, the rest is graded, the code is 1."""
+    """A context too small, weights cut short, a worker that dies: each is reported, the rest graded, the code 1."""
     store.add("broken", broken)
     store.add("tight", tiny_models["tight"])
     (tmp_path / "crash").touch()

@@ -51,7 +51,7 @@ def answer(engine, renderer):
     ],
 )
 def test_an_output_is_the_answer_and_beside_it_the_thinking(said, finish, thinking, text):
-    """An answer that never came is empty, whatever number was thought of."""
+    """An answer that never came is empty, even if its number was known."""
     output = answer(Says(said, finish), renderer())
     assert (output.thinking, output.text, output.finish) == (thinking, text, finish)
     assert len(output.token_ids) == len(said)

@@ -50,7 +50,7 @@ def test_lengths_are_counted_in_characters_of_what_is_trained(wording, size, goe
     ids=["a line", "a run of words", "a word", "U+FFFD", "controls"],
 )
 def test_what_repeats_itself_or_is_garbled_goes_with_what_it_was(wording, text):
-    """The text stands beside it in removed.jsonl."""
+    """The text is beside it in removed.jsonl."""
     wording(why(text))
     assert Sanity().check(Example(text=text)).facts == {"text": text}
 
@@ -63,7 +63,7 @@ def test_short_and_foreign_texts_stay(text):
 
 @given(st.lists(st.integers(0, 10**6), min_size=120, max_size=200, unique=True))
 def test_words_that_are_all_different_stay(numbers):
-    """Whatever they are."""
+    """For any of them."""
     assert why(" ".join(map(str, numbers))) is None
 
 

@@ -71,7 +71,7 @@ def test_what_shares_only_a_little_stays(text):
 
 
 def test_short_questions_are_found_if_they_are_the_whole_question():
-    """Three words stand in many texts."""
+    """Three words occur in many texts."""
     check = contamination("What is 2 + 3?")
     assert check.check(example("what is $2 + 3$"))
     assert check.check(example("What is 2 + 3? And what is 4 + 5?")) is None
@@ -79,7 +79,7 @@ def test_short_questions_are_found_if_they_are_the_whole_question():
 
 @given(st.lists(SENTENCE, min_size=1, max_size=5), st.data())
 def test_every_question_is_found_within_any_text(questions, data):
-    """Before and after it stand other words."""
+    """Other words come before and after it."""
     check = contamination(*(" ".join(each) for each in questions))
     chosen = data.draw(st.integers(0, len(questions) - 1))
     before, after = data.draw(st.lists(WORD, max_size=9)), data.draw(st.lists(WORD, max_size=9))

@@ -45,7 +45,7 @@ def sift(deduplicator, folder, examples, verdicts=None):
 
 
 def test_all_but_the_first_of_one_content_go_and_the_first_is_named(wording, tmp_path):
-    """In whatever shard it came."""
+    """In any shard."""
     deduplicator = Deduplicator("exact", tmp_path / "removed.jsonl")
     assert sift(deduplicator, tmp_path / "0", [example("a", 1), example("b", 2), example("a", 5)]) == ["a", "b"]
     assert sift(deduplicator, tmp_path / "1", [example("b", 7)]) == []

@@ -173,7 +173,7 @@ def test_with_a_base_the_jobs_render_too(with_base, home):
 
 
 def test_no_job_waits_for_another(project, home):
-    """One that stands still while it holds the cache keeps nobody from finishing."""
+    """One that hangs while it holds the cache keeps nobody from finishing."""
     still = begin(project, "--shard", "1/2")
     wait_for_entry(home, still)
     still.send_signal(signal.SIGSTOP)

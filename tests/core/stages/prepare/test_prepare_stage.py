@@ -100,7 +100,7 @@ def test_examples_that_checks_have_left_out_are_named_where_none_is_left(wording
 def test_a_source_that_changes_while_it_is_read_is_not_kept_as_what_it_was(
     wording, prepare, tmp_path, home, monkeypatch
 ):
-    """The fingerprint is of the old bytes: whoever has them again must not be given the tokens of the others."""
+    """The fingerprint is of the old bytes, so a run that has them again must not get the tokens of the others."""
     real, path = Preparation.read, tmp_path / "rows.jsonl"
 
     def changed(preparation):
@@ -154,7 +154,7 @@ def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(wordi
 
 
 def test_a_stopped_preparation_leaves_nothing_half_done(prepare, tmp_path, monkeypatch, home):
-    """The next run begins it anew."""
+    """The next run starts it again."""
     from modelwright.core.api import StopRequested
 
     real = Preparation.render

@@ -54,7 +54,7 @@ def prepared(folder, examples, *, kind="bpe", held_out=lambda _: False) -> Rende
 
 
 def test_a_row_is_its_text_with_what_is_trained(tmp_path):
-    """Special tokens are written out: the end of the turn is learnt, the newline after it is not."""
+    """Special tokens are written out: the end of the turn is trained, the newline after it is not."""
     prepared(tmp_path, [example("How much is 2 + 3?", "5")])
     [one] = preview(tmp_path, 5)
     assert one == PreviewRow(

@@ -16,7 +16,7 @@ GONE, REFUSED = 2, 3
 
 
 class NoRenderer:
-    """Stands for a renderer that is not to be asked."""
+    """A renderer that must not be called."""
 
     def __init__(self, renderer):
         self.fingerprint = renderer.fingerprint

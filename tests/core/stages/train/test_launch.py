@@ -56,7 +56,7 @@ def test_a_job_of_fewer_nodes_than_the_file_asks_for_is_one_line(job, tmp_path):
     ],
 )
 def test_the_node_that_failed_first_is_found_in_the_output_of_srun(tmp_path, said, expected):
-    """Nodes that were ended because of it come after it; what earlier attempts said stands before `begin`."""
+    """Nodes that were ended because of it come after it; the output of earlier attempts is before `begin`."""
     log = tmp_path / "train.log"
     old = "srun: error: n9: task 9: Killed\n"
     log.write_text(f"{old}step 1\n{said}\nsrun: error: n7: task 7: Terminated\n" if expected else f"{old}{said}\n")

@@ -31,7 +31,7 @@ trainer = "deepspeed"
 max_steps = 6
 """)
 
-# It meets the others as a real one does, then does what it is told: `WHAT` in the place of each process.
+# It meets the others as a real one does, then does what the test sets: `WHAT` in the place of each process.
 PLUGIN = """
 import os
 import signal
@@ -260,7 +260,7 @@ def test_a_process_of_the_training_that_is_killed_ends_all(pair, launch, folder)
 @pytest.mark.long
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_command_that_is_killed_ends_the_other(pair, launch, folder, killed):
-    """Though no launcher is there to notice, and whatever their processes wait for."""
+    """Though no launcher is there to notice, and their processes may wait for anything."""
     pair("while True: time.sleep(1)")
     processes = [launch(rank) for rank in (0, 1)]
     both_train(folder, *processes)

@@ -23,7 +23,7 @@ token_rows = st.lists(
 
 @given(rows=token_rows)
 def test_a_token_file_counts_what_its_rows_teach(rows, tmp_path_factory):
-    """The counts are those of a plain loop, whatever is empty."""
+    """The counts are those of a plain loop, also if something is empty."""
     file = TokenFolder(write_token_folder(tmp_path_factory.mktemp("tokens") / "rows", rows))
     assert file.trained_tokens().tolist() == [sum(trained[1:]) for _, _, trained in rows]
     assert file.lengths().tolist() == [len(ids) for _, ids, _ in rows]

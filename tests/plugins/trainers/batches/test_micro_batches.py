@@ -97,7 +97,7 @@ documents = st.lists(
 
 @given(st.lists(documents, min_size=1, max_size=4))
 def test_end_to_end_every_token_is_predicted_from_its_own_document(packs):
-    """Positions begin anew in each document and in the padding."""
+    """Positions start again in each document and in the padding."""
     rows = [
         TokenRow("id", np.array([t for t, _ in row], np.int32), np.array([t for _, t in row]))
         for pack in packs

@@ -273,7 +273,7 @@ def test_a_spike_is_dropped_in_every_process(tmp_path, stage):
 @pytest.mark.long
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_packs_are_checked_and_trained_at_every_stage(tmp_path, stage):
-    """Whatever the number of documents in a process's packs: all check the same ones."""
+    """With any number of documents in a process's packs: all check the same ones."""
     packs = [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9], [10], [11, 12, 13, 14], [15, 16]]
     write_token_folder(tmp_path / "train", counting_rows(17), packs=packs)
     _, trained, losses = zero(tmp_path, stage, max_steps=2, batch_size=6)

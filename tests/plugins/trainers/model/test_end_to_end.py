@@ -32,7 +32,7 @@ MODELS = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "afmoe": {"sliding_window": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
 }
-# A state runs on; convolutions too; windows that only a mask tells of.
+# A state runs on; convolutions too; windows that only a mask defines.
 OTHERS = {
     "bamba": HYBRID,
     "lfm2": {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},

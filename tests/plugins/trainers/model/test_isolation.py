@@ -88,7 +88,7 @@ def test_sequences_end_to_end_are_as_good_as_beside_each_other(kind, monkeypatch
 
 @pytest.mark.parametrize(("kind", "attention"), PAIRS[:-2])
 def test_isolation_holds_in_bfloat16(kind, attention):
-    """Its rounding is no leak."""
+    """Its rounding is not a leak."""
     check(small(kind, attention, **MODELS[kind]), torch.bfloat16)
 
 
@@ -117,7 +117,7 @@ LEAKS = [
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "leak", "line"), LEAKS)
 def test_what_leaks_is_refused(kind, leak, line, precision, monkeypatch):
-    """A mask of ones, a model that ignores positions, and positions that go on: each is told in one line."""
+    """A mask of ones, a model that ignores positions, and positions that go on: each is reported in one line."""
     model, right = small(kind, **MODELS[kind]), model_inputs
 
     def wrong(model, batch):

@@ -16,7 +16,7 @@ numpy = pytest.importorskip("numpy", reason="the extra train is not installed")
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_loss_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, scale, bias):
-    """Whatever the size of a chunk, with a bias or a scale or without."""
+    """For any size of a chunk, with a bias or a scale or without."""
     monkeypatch.setattr(loss_module, "CHUNK", rows * 11)
     torch.manual_seed(0)
     hidden, weight = torch.randn(7, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)

@@ -147,7 +147,7 @@ def test_a_changed_schema_is_reported_once_and_its_rows_are_read(wording, tmp_pa
 
 
 def test_only_parquet_and_zstandard_need_pyarrow(tmp_path):
-    """And whoever lacks it is told what to install."""
+    """And the error says what to install if it is missing."""
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     (tmp_path / "a.jsonl.zst").write_bytes(b"x")
@@ -175,7 +175,7 @@ def rows(path):
 
 
 def test_a_data_set_that_was_saved_to_disk_is_read_in_its_order(tmp_path):
-    """In all its shards; its JSON files are no data."""
+    """In all its shards; its JSON files are not data."""
     from datasets import Dataset
 
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"), num_shards=3)
@@ -201,7 +201,7 @@ def test_a_data_set_of_several_splits_has_to_be_named_by_one(wording, tmp_path):
 
 @pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
 def test_an_arrow_file_is_a_file_or_a_stream(tmp_path, write):
-    """By its first bytes, whatever its name."""
+    """By its first bytes, not by its name."""
     table = pa.Table.from_pylist(ROWS)
     with write(str(tmp_path / "a.arrow"), table.schema) as writer:
         writer.write_table(table, max_chunksize=100)
