@@ -145,7 +145,7 @@ def test_tokens_open_what_they_are_for(guarded, authorization, use, admin):
         status, headers, answer = guarded.ask(method, path, sent, authorization=authorization)
         assert status == expected, (method, path, answer)
         assert headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
-        assert "token" not in str(answer).lower() or "-token" not in str(answer), "a token was told"
+        assert "token" not in str(answer).lower() or "-token" not in str(answer), "a token was shown"
 
 
 def test_the_client_raises_authentication_and_permission_errors(math, serve_http):
