@@ -238,7 +238,9 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
     assert len(given) == 12 * 96
     assert all(tokens in given for tokens in kept)
     assert len(answers.read_bytes().splitlines()) == 1 + len(given), "no answer was generated twice"
-    assert evaluate(*arguments[:6], "--limit", 1, *LONG)["models"][0]["address"] == "two@1", "a finished one looks again"
+    assert evaluate(*arguments[:6], "--limit", 1, *LONG)["models"][0]["address"] == "two@1", (
+        "a finished one looks again"
+    )
 
 
 def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(store, questions, start, evaluate, tmp_path):
