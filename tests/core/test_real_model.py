@@ -1,4 +1,4 @@
-"""The chain on a real pretrained model, by examples/smollm2.toml: unchanged, as an adapter, and fully trained."""
+"""The chain on a real pretrained model, by examples/smollm2.toml: as it is, as an adapter, with all weights trained."""
 
 from __future__ import annotations
 
