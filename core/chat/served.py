@@ -216,8 +216,8 @@ def find_thinking_block(template: ChatTemplate, tokenizer: ControlledTokenizer) 
         opening = prompt[gap[0] : len(prompt) - (gap[1] - gap[0])]
         found = thought.locate([index])[index].found
         if thought.text.startswith(f"{prompt}Thought") and {"thinking", "content"} <= found.keys():
-            closing = thought.text[found["thinking"][1] : found["content"][0]]
-            closing = closing.removesuffix(plain.text[gap[1] : served.limit(index)])
+            written = thought.text[found["thinking"][1] : found["content"][0]]
+            closing: str | None = written.removesuffix(plain.text[gap[1] : served.limit(index)])
         else:
             closing = _closing(opening)
         return ThinkingBlock(opening, plain.text[gap[0] : gap[1]], closing)
