@@ -139,6 +139,8 @@ KINDS: Mapping[str, Kind] = {
             "removed": "Number of examples removed by each check of data quality.",
             "rows": "Number of examples for training.",
             "holdout_rows": "Number of examples held out.",
+            "holdout_prompts": "Number of prompts held out, each with all of its examples.",
+            "holdout_shared": "Number of held-out examples that share a later user turn with training examples.",
             **_SHARES,
             "trained_tokens": "Number of trained tokens.",
             "longest": "Length of the longest training example, in tokens.",
