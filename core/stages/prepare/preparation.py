@@ -42,7 +42,7 @@ from modelwright.core.stages.prepare.rendering import (
 from modelwright.core.stages.prepare.tokenizers import scratch_renderer
 
 # Raise this when the same rows give other examples, reasons or verdicts than before.
-READING_VERSION = 2
+READING_VERSION = 3
 
 # The most selections that an error names.
 NAMED = 5

@@ -1,4 +1,4 @@
-"""What is held out: whole prompts, at least one, about the fraction that was asked for; and what is shared is counted."""
+"""What is held out: whole prompts, at least one, about the fraction that was asked for; what is shared is counted."""
 
 from __future__ import annotations
 
