@@ -192,7 +192,8 @@ KINDS: Mapping[str, Kind] = {
             "order": "Digest of which sequences the step trained on.",
             "by_source": "Mean loss by source of the data, in nats; empty if there is one source.",
             "seconds": "How long the step took.",
-            "mfu": "Model FLOPs utilization, 0 to 1: the share of `peak_flops` that the step reached.",
+            "mfu": "Model FLOPs utilization, 0 to 1: the share of the device's speed that the step reached. Missing if "
+            "the step was faster than the measured speed.",
             "memory": "Peak memory so far, in bytes: the GPU's, or the process's on a CPU.",
         },
     ),
