@@ -318,10 +318,6 @@ class RunConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         yield from _same_names(self.evaluate)
-        if self.registry.promote is not None:
-            measured = [f"{suite.name}.{metric}" for suite in self.evaluate for metric in suite.metrics]
-            for message in self.registry.promote.complaints(measured):
-                yield "registry.promote.if", message
         if self.adapter is not None and self.model.scratch is not None:
             yield "adapter", "needs a trained model to adapt: give [model] base instead of [model.scratch]"
         if self.train.early_stopping is not None and not self.data.holdout.fraction:
