@@ -189,7 +189,8 @@ class HoldoutConfig:
     """`[data.holdout]`: Examples that are not trained on, to measure the loss on unseen data.
 
     Attributes:
-        fraction: Share of the examples to hold out. Set it to see overfitting, and for `early_stopping`.
+        fraction: Share of the examples to hold out: whole prompts (first user turns) with all of their answers, and at
+            least one. Set it to see overfitting, and for `early_stopping`.
     """
 
     fraction: float = field(default=0.0, validator=validators.and_(validators.ge(0.0), validators.lt(1.0)))
