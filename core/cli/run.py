@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from modelwright.core.runner import Result
     from modelwright.core.runs.stage import Listener, Run
     from modelwright.core.stages.evaluate.stage import Ranking
-    from modelwright.core.stages.train.external_launcher import Launched
+    from modelwright.core.stages.train.external_launcher import LauncherProcess
     from modelwright.core.stages.train.verify_resume import Verification
 
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
@@ -97,25 +97,27 @@ def perform_stages(
         merging: see `Run`.
         chosen: see `open_runs`.
     """
-    from modelwright.core.stages.train.external_launcher import launched
+    from modelwright.core.stages.train.external_launcher import launcher_process
 
     how = {"dry_run": dry_run, "fresh": fresh, "as_json": as_json, "registry": chosen["registry"]}
     # The other stages share nothing: one process of a launcher's may well do them.
-    here = launched() if only in (None, "train") else None
+    here = launcher_process() if only in (None, "train") else None
     if here is not None:
-        return _perform_launched(here, only, chosen, how)
+        return _perform_in_launcher(here, only, chosen, how)
     _perform(open_runs(**chosen), only, merging=merging, **how)
     return 0
 
 
-def _perform_launched(here: Launched, only: str | None, chosen: Mapping[str, Any], how: Mapping[str, Any]) -> int:
+def _perform_in_launcher(
+    here: LauncherProcess, only: str | None, chosen: Mapping[str, Any], how: Mapping[str, Any]
+) -> int:
     """Train one run together with the other processes of a launcher; the first does all that is not training."""
-    from modelwright.core.stages.train.external_launcher import check_launched, leave_to_the_first
+    from modelwright.core.stages.train.external_launcher import check_training_only, leave_to_the_first
     from modelwright.core.stages.train.rendezvous import follow, leading
 
     try:
         runs = open_runs(**chosen)
-        check_launched(here, runs, only)
+        check_training_only(here, runs, only)
     except ModelwrightError as error:
         return leave_to_the_first(here, error)
     if here.rank:
@@ -157,7 +159,7 @@ def _perform(
             one.listener, one.merging, one.gather = display, merging, gather
             results.append(runner.execute(one, only=only, fresh=fresh))
             if one is not runs[-1]:
-                one.folder.check_stop()  # asked for in this run's last moments; the next one has not heard of it
+                one.folder.check_stop()  # a request in this run's last moments has not reached the next one
     _print_results(results, registry, as_json=as_json)
 
 
@@ -172,9 +174,9 @@ def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) 
 
     from modelwright.core import runner
     from modelwright.core.cli.progress import Display
-    from modelwright.core.stages.train.external_launcher import launched, leave_to_the_first, refusal
+    from modelwright.core.stages.train.external_launcher import launcher_process, leave_to_the_first, refusal
 
-    if here := launched():
+    if here := launcher_process():
         return leave_to_the_first(here, refusal(here, "--verify-resume", "call it without the launcher"))
     if dry_run or fresh:
         flag = "--dry-run" if dry_run else "--fresh"

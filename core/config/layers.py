@@ -14,7 +14,7 @@ from typing import Any
 import tomli
 from attrs import field, frozen
 
-from modelwright.core.api.wording import closest
+from modelwright.core.api.wording import closest, printable
 from modelwright.core.config.errors import (
     DEEPEST,
     ConfigError,
@@ -23,7 +23,6 @@ from modelwright.core.config.errors import (
     Problem,
     dotted,
     fail,
-    printable,
     quoted,
     shown,
 )

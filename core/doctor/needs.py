@@ -44,9 +44,9 @@ def missing(runs: Sequence[Run], facts: Facts) -> list[Missing]:
 
 
 def _of_run(run: Run, facts: Facts) -> Iterator[str]:
-    for look in _LOOKS:
+    for check in _CHECKS:
         try:
-            yield from look(run, facts)
+            yield from check(run, facts)
         except SeveralErrors as error:
             yield from map(str, error.errors)
         except ModelwrightError as error:
@@ -192,7 +192,7 @@ def _cluster(run: Run, facts: Facts) -> Iterator[str]:
         )
 
 
-_LOOKS: tuple[Callable[[Run, Facts], Iterator[str]], ...] = (
+_CHECKS: tuple[Callable[[Run, Facts], Iterator[str]], ...] = (
     *(_shared, _torch, _components),
     *(_gpus, _deepspeed, _storage, _cluster),
 )

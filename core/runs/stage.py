@@ -131,13 +131,13 @@ class Stage(Protocol):
     name: str
 
     def inputs(self, run: Run) -> dict[str, Any]:
-        """All that the stage's result depends on, as JSON values; only asked when the stages before it are done."""
+        """All that the stage's result depends on, as JSON values; read only when the stages before it are done."""
         ...
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
         """What of a finished stage's results is gone or another, as a clause; None where all is there.
 
-        Looks at names and sizes only: it is asked at every run.
+        Looks at names and sizes only: it is called at every run.
         """
         ...
 

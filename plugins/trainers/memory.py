@@ -132,7 +132,7 @@ class Meter:
     MFU (model FLOPs utilization; A. Chowdhery et al., "PaLM", 2022, appendix B) is the model's own arithmetic as a
     share of what the hardware can do: for each token, 6 operations per weight that it is multiplied by, plus
     6 · layers · width · length for causal attention, half of full attention. Recomputed activations do not count. The
-    weights of the output layer count for supervised tokens only, because it computes no others. A frozen weight under
+    weights of the output layer count for trained tokens only, because it computes no others. A frozen weight under
     an adapter takes 4 operations, because it has no gradient. Of experts, those count that a token is sent to. What the
     hardware can do is measured by multiplying matrices in the same precision; again, if a step is faster, because the
     machine may have been busy. There is no MFU for a step that is still faster than the device.
@@ -172,18 +172,18 @@ class Meter:
         """The size of the model and the peak speed of the device, for the event `started`."""
         return {**asdict(self.size), "peak_flops": float(f"{self._peak:.4g}")}
 
-    def flops(self, tokens: int, supervised: int) -> float:
-        """The operations of a step with this many tokens, of which the output layer computes the supervised ones."""
+    def flops(self, tokens: int, trained_tokens: int) -> float:
+        """The operations of a step with this many tokens, of which the output layer computes the trained ones."""
         body = _operations(self._counted) + self._attention * self._length
-        return body * tokens + _operations(self._output) * supervised
+        return body * tokens + _operations(self._output) * trained_tokens
 
-    def measured(self, tokens: int, supervised: int, began: float) -> dict[str, Any]:
+    def measured(self, tokens: int, trained_tokens: int, began: float) -> dict[str, Any]:
         """Time, MFU and memory for the event `step`; `began` is a time of `time.perf_counter`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         seconds = time.perf_counter() - began
         facts = {"seconds": round(seconds, 6), "memory": self._memory()}
-        reached = self.flops(tokens, supervised) / (seconds * self._ranks.size)
+        reached = self.flops(tokens, trained_tokens) / (seconds * self._ranks.size)
         if reached > self._peak and self._repeats:
             self._repeats -= 1
             self._peak = max(self._peak, peak_flops(self._device, self._precision))

@@ -95,7 +95,7 @@ class FindPrompts:
                 row = orjson.loads(line)
                 if not repeats(row["id"], given.weight, self.seed):
                     continue
-                turns = [self._number(text) for text in _asked(row)]
+                turns = [self._number(text) for text in _user_turns(row)]
                 found.numbers.append(number)
                 found.counts.append(len(turns))
                 found.turns.extend(turns)
@@ -106,7 +106,7 @@ class FindPrompts:
         return int.from_bytes(hashlib.sha256(f"{self.seed}:holdout:{plain}".encode()).digest()[:8], "big")
 
 
-def _asked(row: dict[str, Any]) -> list[str]:
+def _user_turns(row: dict[str, Any]) -> list[str]:
     """The user turns of an example; at least one text."""
     if "text" in row:
         return [row["text"]]

@@ -16,7 +16,7 @@ from modelwright.core.config import to_plain
 from modelwright.core.runs.events import read_events
 from modelwright.core.runs.stage import Run
 from modelwright.core.runs.supervisor import WorkerDiedError, run_worker
-from modelwright.core.stages.train.external_launcher import launched
+from modelwright.core.stages.train.external_launcher import launcher_process
 from modelwright.core.stages.train.launch import (
     KILLED,
     Launch,
@@ -113,7 +113,7 @@ class Train:
 def _launch(run: Run, emit: Callable[[str, Mapping[str, Any]], None]) -> Launch:
     """How this runner starts the training, or only its own process of it if a launcher started several runners."""
     settings = run.config.training
-    here = launched() if run.gather else None
+    here = launcher_process() if run.gather else None
     if here is None:
         spec = run.plugins.get(TrainerSpec, settings.trainer)
         return training_launch(run.folder, spec.launcher, settings.processes, run.config.cluster)

@@ -249,7 +249,7 @@ def has_fields(kind) -> bool:
 
 @needs_example
 def test_every_key_of_the_annotated_example_is_known():
-    """Commented keys too; `extends` and `variants` are no part of one run."""
+    """Commented keys too; `extends` and `variants` are not part of one run."""
     example = _example()
     assert {"adapter", "cluster", "extends", "variants", "registry"} <= example.keys()
     assert "scratch" in example["model"]
