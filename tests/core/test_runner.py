@@ -109,13 +109,13 @@ def test_a_metric_with_options_is_one_figure_from_the_run_to_the_card(finished, 
     )
     _ok(command("run", finished, *changes))
     _ok(command("run", finished, *changes, "--set", "train.max_steps=5"))
-    second, first = _models(command)
+    first, second = _models(command)
     assert (first["version"], second["version"], second["aliases"]) == (1, 2, ["best"])
     assert label in first["metrics"]["sums"].keys() & second["metrics"]["sums"].keys()
     compared = json.loads(_ok(command("models", "compare", "tiny@1", "@best", "--json")).stdout)
     assert {"exact_match", label} <= {each["metric"] for each in compared["metrics"] if all(each["differences"])}
     assert label in _ok(command("models", "compare", "tiny@1", "@best")).stdout
-    assert f"| {label} |" in _ok(command("models", "card", "@best")).stdout
+    assert f"| `{label}` |" in _ok(command("models", "card", "@best")).stdout
     unmet = _ok(command("run", finished, *changes, "--set", f"registry.promote.if='sums.{label} > 1'"))
     assert f"sums.{label} > 1.0 does not hold" in unmet.stderr
 
