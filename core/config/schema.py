@@ -196,7 +196,8 @@ class HoldoutConfig:
     """`[data.holdout]`: Examples that are not trained on, to measure the loss on unseen data.
 
     Attributes:
-        fraction: Share of the examples to hold out. Set it to see overfitting, and for `early_stopping`.
+        fraction: Share of the examples to hold out: whole prompts (first user turns) with all of their answers, and at
+            least one. Set it to see overfitting, and for `early_stopping`.
     """
 
     fraction: float = field(default=0.0, validator=validators.and_(validators.ge(0.0), validators.lt(1.0)))
@@ -327,10 +328,6 @@ class RunConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         yield from _same_names(self.evaluate)
-        if self.registry.promote is not None:
-            measured = [f"{suite.name}.{metric}" for suite in self.evaluate for metric in suite.metrics]
-            for message in self.registry.promote.complaints(measured):
-                yield "registry.promote.if", message
         if self.adapter is not None and self.model.scratch is not None:
             yield "adapter", "needs a trained model to adapt: give [model] base instead of [model.scratch]"
         if self.train is False:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from attrs import asdict
+from attrs import asdict, evolve
 
 from modelwright.core import home
 from modelwright.core.api import files
@@ -29,6 +29,7 @@ from modelwright.core.stages.prepare import reading, rendering
 from modelwright.core.stages.prepare.cache import Cache, link, naming_full_disk
 from modelwright.core.stages.prepare.deduplicate import Deduplicator
 from modelwright.core.stages.prepare.examples import Rejected, written_examples
+from modelwright.core.stages.prepare.holdout import Drawn, FindPrompts, draw
 from modelwright.core.stages.prepare.packs import PackReport, write_packs
 from modelwright.core.stages.prepare.pool import Pool, available_processes
 from modelwright.core.stages.prepare.quality import check_inputs, check_names
@@ -43,7 +44,7 @@ from modelwright.core.stages.prepare.rendering import (
 from modelwright.core.stages.prepare.tokenizers import scratch_renderer
 
 # Raise this when the same rows give other examples, reasons or verdicts than before.
-READING_VERSION = 2
+READING_VERSION = 3
 
 # The most selections that an error names.
 NAMED = 5
@@ -121,6 +122,7 @@ class Preparation:
         self._detected: Counter[str] = Counter()
         self._deduplicator = Deduplicator(run.config.data.quality.deduplicate, folder / "removed.jsonl")
         self._files: list[ExamplesFile] = []
+        self._drawn: Drawn | None = None
         self._packs: PackReport | None = None
         self._pool = pool_of(run, cache)
 
@@ -162,9 +164,11 @@ class Preparation:
         """Turn examples into tokens.
 
         Raises:
-            ModelwrightError: there is no tokenizer or template.
+            ModelwrightError: there is no tokenizer or template; or all examples have one prompt, and some are to be
+                held out.
         """
         config = self.run.config
+        self._hold_out(config.data.holdout.fraction)
         renderer = self._renderer()
         self.block = renderer.thinking_block
         tokenizer = self.folder / "tokenizer"
@@ -174,7 +178,6 @@ class Preparation:
         settings = TokenSettings(
             max_length=config.data.tokens.max_length,
             turns=config.data.tokens.turns,
-            holdout=config.data.holdout.fraction,
             seed=config.seed,
             empty_thinking=config.data.tokens.thinking == "empty",
         )
@@ -203,8 +206,28 @@ class Preparation:
             "notices": self._notices,
             "removed": self.removed,
             **self.report.to_plain(),
+            "holdout_prompts": self._drawn.prompts if self._drawn else 0,
+            "holdout_shared": self._drawn.shared if self._drawn else 0,
             "packs": self._packs and asdict(self._packs),
         }
+
+    def _hold_out(self, fraction: float) -> None:
+        """Mark the examples that are not trained on."""
+        if not fraction:
+            return
+        found = list(self._pool.ordered(FindPrompts(self.run.config.seed), self._files, self.run.folder.check_stop))
+        count = sum(len(each.numbers) for each in found)
+        if not count:
+            return
+        self._drawn = draw(found, fraction)
+        if self._drawn.of == 1:
+            raise ModelwrightError(
+                f"all {count} examples have the same prompt, which cannot be both trained and held out: add data, or "
+                "set [data.holdout] fraction = 0"
+            )
+        for text in self._drawn.notices():
+            self._notice(text)
+        self._files = [evolve(file, held=held) for file, held in zip(self._files, self._drawn.held, strict=True)]
 
     def _packed(self) -> bool:
         """Whether to pack rows: with "auto", only if all rows are plain text."""

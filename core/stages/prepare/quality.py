@@ -14,8 +14,7 @@ from modelwright.core.config.components import metric_with_options
 from modelwright.core.config.metrics import metric_name
 from modelwright.core.config.schema import QualityConfig, RunConfig, SourceConfig
 from modelwright.core.plugins import Plugins
-from modelwright.core.stages.prepare.checks import AnswerCheck, Check, Length, Sanity
-from modelwright.core.stages.prepare.decontaminate import Contamination
+from modelwright.core.stages.prepare.checks import AnswerCheck, Check, Contamination, Length, Sanity
 from modelwright.core.stages.prepare.deduplicate import check_datasketch
 from modelwright.core.stages.prepare.examples import read_examples
 from modelwright.core.stages.prepare.sources import Row, read_source, source_digests

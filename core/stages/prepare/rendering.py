@@ -29,7 +29,7 @@ from modelwright.core.stages.prepare.pool import Tick
 from modelwright.core.stages.prepare.sources import Row, share
 
 # Raise these when the same examples give other token rows, or another file of renderings, than before.
-TOKENS_VERSION = 4
+TOKENS_VERSION = 5
 RENDERINGS_VERSION = 2
 TOKENS, RENDERINGS = "tokens", "renderings"
 RENDERINGS_FILE = "renderings.jsonl"
@@ -252,14 +252,12 @@ class TokenSettings:
     Attributes:
         max_length: longer renderings are dropped and counted, because truncation would cut off the answer.
         turns: which assistant turns are trained.
-        holdout: the fraction of examples held out from training.
-        seed: of both samples, the holdout and fractional weights.
+        seed: of the sample by fractional weights.
         empty_thinking: as `Renderer`.
     """
 
     max_length: int
     turns: Literal["all", "last", "split"]
-    holdout: float
     seed: int
     empty_thinking: bool = False
 
@@ -272,11 +270,18 @@ class ExamplesFile:
         path: the examples that are kept.
         weight: how often each example is repeated; a fraction samples.
         entry: the cache entry with all examples of the shard (see `reading`), if there is one.
+        held: the numbers of those that are held out from training.
     """
 
     path: Path
     weight: float
     entry: Path | None = None
+    held: tuple[int, ...] = ()
+
+
+def repeats(example_id: str, weight: float, seed: int) -> int:
+    """How often an example of a source with this weight is trained on in an epoch; a fraction samples."""
+    return int(weight) + (share(f"{seed}:weight:{example_id}") < weight % 1)
 
 
 @frozen
@@ -307,13 +312,12 @@ class RenderExamples:
             self.fingerprint,
             settings.max_length,
             settings.turns,
-            settings.holdout,
             settings.seed,
             settings.empty_thinking,
         ]
 
         def render(given: ExamplesFile, tick: Tick) -> Path:
-            key = digest_json([*recipe, given.weight, files.sha256_file(given.path)])
+            key = digest_json([*recipe, given.weight, given.held, files.sha256_file(given.path)])
 
             def write(folder: Path) -> None:
                 shard = ShardRenderer(renderer, settings.turns, self.cache, given.entry)
@@ -338,22 +342,21 @@ class _Rendering:
 
     def write(self, given: ExamplesFile, tick: Tick) -> None:
         """Render every example of a file, and write the results."""
+        held = frozenset(given.held)
         with given.path.open("rb") as file:
             for number, line in enumerate(file):
                 if number % EXAMPLES_BETWEEN == 0:
                     tick()
-                self._add(line, given.weight)
+                self._add(line, given.weight, held_out=number in held)
         self.train.write(self.folder / TRAIN)
         self.holdout.write(self.folder / HOLDOUT)
         facts = {"rejected": self.rejected.count, "reasons": self.rejected.reasons, "first": self.rejected.first}
         files.write_json(self.folder / FACTS, {"report": self.report.to_plain(), **facts})
 
-    def _add(self, line: bytes, weight: float) -> None:
+    def _add(self, line: bytes, weight: float, *, held_out: bool) -> None:
         row = orjson.loads(line)
-        example_id, example, seed = row["id"], Example.from_row(row), self.settings.seed
-        times = int(weight)
-        if times != weight:
-            times += share(f"{seed}:weight:{example_id}") < weight % 1
+        example_id, example = row["id"], Example.from_row(row)
+        times = repeats(example_id, weight, self.settings.seed)
         if not times:
             self.report.undrawn += 1
             return
@@ -363,7 +366,6 @@ class _Rendering:
             self._reject(example, str(error))
             return
         source = example.source.rpartition(":")[0]
-        held_out = bool(self.settings.holdout) and share(f"{seed}:holdout:{example_id}") < self.settings.holdout
         for rendered in turns:
             if not self._admitted(example_id, example, rendered):
                 continue

@@ -112,7 +112,12 @@ class Prepare:
             trouble = _too_many_rejected(done, target)
             if trouble is None:
                 done.render()
-                trouble = _too_many_rejected(done, target) or _mislabelled(done) or _nothing_left(done)
+                trouble = (
+                    _too_many_rejected(done, target)
+                    or _mislabelled(done)
+                    or _nothing_left(done)
+                    or _nothing_held_out(done)
+                )
             files.write_json(folder / REPORT, done.summary())
             if trouble is None:
                 files.write_json(folder / MANIFEST, files.folder_manifest(folder))
@@ -219,16 +224,36 @@ def _nothing_left(done: Preparation) -> str | None:
     report = done.report
     if report.rows:
         return None
-    most = done.run.config.data.tokens.max_length
     gone = {
-        f"longer than [data.tokens] max_length {most}": report.too_long,
         "held out": report.holdout_rows,
-        "left out by the weight of their source": report.undrawn,
-        "without trained tokens": report.untrained,
         **{f"removed by the check {name}": count for name, count in done.removed.items()},
     }
-    fates = ", ".join(f"{count} {what}" for what, count in gone.items() if count)
-    return f"no training examples are left ({fates or 'no row gave an example'}): add data, or relax these limits"
+    return (
+        f"no training examples are left ({_fates(done, gone) or 'no row gave an example'}): add data, or relax these "
+        "limits"
+    )
+
+
+def _nothing_held_out(done: Preparation) -> str | None:
+    """The error if examples were drawn to be held out, and none of them is left."""
+    if not done.run.config.data.holdout.fraction or done.report.holdout_rows:
+        return None
+    return (
+        f"no held-out examples are left (of all examples, {_fates(done, {})}): raise [data.holdout] fraction, or relax "
+        "these limits"
+    )
+
+
+def _fates(done: Preparation, more: Mapping[str, int]) -> str:
+    """What became of examples that gave no rows; with `more` numbers."""
+    report, most = done.report, done.run.config.data.tokens.max_length
+    gone = {
+        f"longer than [data.tokens] max_length {most}": report.too_long,
+        "left out by the weight of their source": report.undrawn,
+        "without trained tokens": report.untrained,
+        **more,
+    }
+    return ", ".join(f"{count} {what}" for what, count in gone.items() if count)
 
 
 def _digest(folder: Path) -> str:

@@ -27,7 +27,7 @@ def batch_rows(
     """The rows of `batches`, pyarrow's record batches, numbered from 1.
 
     Times become ISO 8601 strings, decimals and UUIDs strings, maps objects, and binary values strings if they are
-    UTF-8.
+    UTF-8. Objects lose the keys with null, because Arrow adds those for every key that any other row's object has.
 
     Args:
         file: where they come from.
@@ -99,13 +99,13 @@ def _iso(value: dt.datetime | dt.date | dt.time) -> str:
 
 
 def _object(value: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(plain(key)): plain(item) for key, item in value.items()}
+    return {str(key): plain(item) for key, item in value.items() if item is not None}
 
 
 def _array(value: list[Any]) -> Any:
-    # Arrow returns a map as a list of tuples; no other value contains tuples.
+    # Arrow returns a map as a list of tuples, whose nulls somebody wrote; no other value contains tuples.
     if value and all(isinstance(item, tuple) for item in value):
-        return _object(dict(value))
+        return {str(plain(key)): plain(item) for key, item in value}
     return [plain(item) for item in value]
 
 

@@ -67,6 +67,18 @@ def test_duplicates_and_long_examples_are_dropped_and_counted(prepare):
     assert (outputs["rows"], outputs["removed"]) == (61, {})
 
 
+def test_rows_of_each_kind_are_counted_as_such(prepare):
+    """Though all of them have the same columns, as in files that were put together."""
+    talks = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        [{"from": "human", "value": "p"}, {"from": "gpt", "value": "b"}],
+    ]
+    rows = [{"text": "t", "prompt": None}, {"prompt": "p", "completion": "c"}, *({"messages": talk} for talk in talks)]
+    empty = dict.fromkeys(("text", "prompt", "completion", "messages"))
+    outputs, _ = prepare([empty | row for row in rows])
+    assert (outputs["rejected"], list(outputs["detected"].values())) == (0, [1, 1, 1, 1])
+
+
 def test_held_out_examples_are_not_trained_on(prepare):
     """Each is in one file, the same one in every run."""
     outputs, folder = prepare(ROWS, "data.holdout.fraction=0.3")
