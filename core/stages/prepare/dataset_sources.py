@@ -1,8 +1,8 @@
 """Rows that the package `datasets` reads: a data set of the hub, a folder of data files, or a saved data set.
 
 A data set of the hub is pinned by its commit, which is looked up once in a process; one in a folder by the content of
-its files. (The package's own fingerprints depend on paths and times.) Raw files and the package's Arrow files are in its
-caches, where they are found again without a network.
+its files, since the package's own fingerprints depend on paths and times. Raw files and the package's Arrow files are
+in its caches, where they are found again without a network.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ class _Built(DatasetSource):
             if script is None:
                 raise self._unread(error) from error
             raise UsageError(
-                f"{self.where}: it needs its own code to be read ({script[0]}), which is not run: use a copy in Parquet "
-                '(the hub has one of many data sets: revision = "refs/convert/parquet")'
+                f"{self.where}: it needs its own code to be read ({script[0]}), which is not run: use a copy in Parquet"
+                ' (the hub has one of many data sets: revision = "refs/convert/parquet")'
             ) from error
         except Exception as error:
             if isinstance(error, ValueError) and (wrong := self._wrong_config(error, place, **options)):
@@ -240,8 +240,8 @@ class _OnHub(_Built):
         builder = self._build(self._name, revision=self.commit)
         return builder if builder.hash == self.commit else None
 
-    def cached(self) -> Any:
-        """The builder of what the package prepared of this commit earlier, or of all its files."""
+    def prepared(self) -> Any:
+        """The builder of what the package prepared of this commit earlier; None if it did not."""
         organization, _, name = self._name.partition("/")
         root = Path(require("datasets.config").HF_DATASETS_CACHE).expanduser()
         folder = f"{organization}___{require('datasets.naming').camelcase_to_snakecase(name)}"
@@ -250,20 +250,26 @@ class _OnHub(_Built):
             return require("datasets.packaged_modules.cache.cache").Cache(
                 repo_id=self._name, dataset_name=name, config_name=config, version=found.parent.name, hash=self.commit
             )
+        return None
+
+    def downloaded(self) -> Any:
+        """The builder of the files in the hub's cache."""
         return self._build(str(dataset_snapshot(self._name, self.commit)))
 
 
 @functools.cache
 def _hub_builder(data: _OnHub) -> Any:
+    if (prepared := data.prepared()) is not None:
+        return prepared
     if offline():
-        return data.cached()
+        return data.downloaded()
     try:
-        return data.online() or data.cached()
+        return data.online() or data.downloaded()
     except UsageError:
         raise
     except ModelwrightError as error:
         try:
-            return data.cached()
+            return data.downloaded()
         except ModelwrightError:
             raise error from None
 
