@@ -106,7 +106,7 @@ class DatasetSource(ABC):
         except ModelwrightError:
             raise
         except Exception as error:
-            raise self._unread(error) from error
+            raise self._unread(error, 0) from error
         number = 0
         while True:
             try:
@@ -147,11 +147,21 @@ class DatasetSource(ABC):
             )
         return self.source.split
 
-    def _unread(self, error: Exception, rows: int = 0) -> ModelwrightError:
-        """The error for what the package, its readers or its HTTP clients raised."""
+    def _unread(self, error: Exception, rows: int | None = None) -> ModelwrightError:
+        """The error for what the package, its readers or its HTTP clients raised.
+
+        Args:
+            error: what they raised.
+            rows: how many rows were read; None if none were asked for yet.
+        """
         cause = error.__cause__ or error
         after = f" after row {rows}" if rows else ""
-        return ModelwrightError(f"{self.where}: cannot be read{after}: {type(cause).__name__}: {first_line(cause)}")
+        instead = (
+            "" if rows is None else ' (path = "FILES" reads its files without the package, and rejects single rows)'
+        )
+        return ModelwrightError(
+            f"{self.where}: cannot be read{after}: {type(cause).__name__}: {first_line(cause)}{instead}"
+        )
 
 
 @frozen(kw_only=True)
@@ -195,6 +205,8 @@ class _Built(DatasetSource):
                 ' (the hub has one of many data sets: revision = "refs/convert/parquet")'
             ) from error
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and Path(place).is_dir():
+                raise UsageError(f"{self.where}: it has no data files that the package datasets can read") from error
             if isinstance(error, ValueError) and (wrong := self._wrong_config(error, place, **options)):
                 raise UsageError(f"{self.where}: {wrong}") from error
             raise self._unread(error) from error

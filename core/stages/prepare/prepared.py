@@ -61,9 +61,9 @@ class Prepared:
         `tool_call_id`, `name`, `train`; `answer`, `tools` (JSON text), `text`, `source`; `choices`, a list; `meta`
         (JSON text). What an example lacks is None.
         """
-        datasets = require("datasets")
-        text = datasets.Value("string")
-        message = {**dict.fromkeys(_MESSAGE_TEXTS, text), "train": datasets.Value("bool")}
+        value = require("datasets").Value
+        text = value("string")
+        message = {**dict.fromkeys(_MESSAGE_TEXTS, text), "train": value("bool")}
         columns = {"id": text, "messages": [message], **dict.fromkeys(_TEXTS, text), "choices": [text], "meta": text}
         return self._made(_examples, self.folder / "examples", columns)
 
@@ -91,14 +91,14 @@ class Prepared:
     def _made(
         self, rows: Callable[[Path, str], Iterator[dict[str, Any]]], folder: Path, columns: Mapping[str, Any]
     ) -> datasets.Dataset:
-        datasets = require("datasets")
-        features = datasets.Features(columns)
+        package = require("datasets")
+        features = package.Features(columns)
         if not folder.is_dir() or next(rows(folder, ""), None) is None:
-            empty: datasets.Dataset = datasets.Dataset.from_dict({name: [] for name in columns}, features=features)
+            empty: datasets.Dataset = package.Dataset.from_dict({name: [] for name in columns}, features=features)
             return empty
         # The package's cache goes by the arguments of `rows`; the digest tells other data of the same run apart.
         digest = files.manifest_digest(files.read_json(self.folder / "manifest.json"))
-        made: datasets.Dataset = datasets.Dataset.from_generator(
+        made: datasets.Dataset = package.Dataset.from_generator(
             rows, features=features, gen_kwargs={"folder": folder, "digest": digest}
         )
         return made
