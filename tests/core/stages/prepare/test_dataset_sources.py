@@ -1,4 +1,4 @@
-"""Data sets that the package `datasets` reads: on a hub that a test serves, in its caches, in folders, saved on a disk."""
+"""Data sets that the package `datasets` reads: on a hub that a test serves, in its caches, in folders, saved ones."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_streamed_rows_are_the_same(folder):
 
 
 def test_values_are_those_of_the_same_file_as_a_path(tmp_path):
-    """Times, decimals and objects become JSON as those of a Parquet file do; what JSON cannot hold is a rejected row."""
+    """Typed columns become JSON as those of a Parquet file do; what JSON cannot hold is a rejected row."""
     rows = {"text": ["a", "b"], "calls": [[{"name": "x", "of": {"a": 1}}], []], "blob": [b"\xff", b"ok"]}
     (tmp_path / "typed").mkdir()
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "typed" / "train.parquet")
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_read(folder, wording):
     """Not there, a file, with code of its own, without data, damaged; or keys that a saved one does not have."""
     coded, empty, broken = (folder.parent / name for name in ("coded", "empty", "broken"))
     write(coded, {"coded.py": b"raise SystemExit", "a.jsonl": jsonl(1, 1)})
-    write(empty, {"notes.md": b"nothing"})
+    write(empty, {"notes": b"nothing"})
     write(broken, {"train.jsonl": b'{"a": 1}\n{"a"\n'})
     saved = folder.parent / "saved"
     datasets.load_dataset(str(folder), "hard", split="train").save_to_disk(saved)
