@@ -216,6 +216,13 @@ def padded(batch: Sequence[tuple[list[int], list[bool]]]) -> tuple[Any, Any, Any
 
 
 def trl(name: str, folder: Path, steps: int) -> dict[str, float]:
+    """The small Llama by TRL."""
+    return train_by_trl(folder, load(folder / "model"), steps, TRL[name])
+
+
+def train_by_trl(
+    folder: Path, model: Any, steps: int, settings: dict[str, Any], adapter: Any = None
+) -> dict[str, float]:
     """SFTTrainer with its own collator, on rows that have their ids and labels already."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -253,11 +260,17 @@ def trl(name: str, folder: Path, steps: int) -> dict[str, float]:
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_cpu=True,
-        **TRL[name],
+        **settings,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder / "home/runs/bench/prepare/tokenizer")
-    model = load(folder / "model")
-    Counting(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]).train()
+    Counting(
+        model=model,
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+        peft_config=adapter,
+    ).train()
     seconds = [end - begin for begin, end in itertools.pairwise(ends)]  # the first step's are not known
     return {"rate": rate(list(zip(seen[1:], seconds, strict=False))[WARMUP - 1 :])}
 
@@ -388,6 +401,14 @@ def others(names: list[str], folder: Path, given: argparse.Namespace) -> Iterato
         yield f"the loss went from {found['first']:.3f} to {found['last']:.3f} in {given.zero_steps} steps"
 
 
+def set_environment(folder: Path, threads: int) -> None:
+    """What every process of a benchmark shares."""
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    # Threads that spin while they wait for one which a neighbour has displaced lose most of a busy machine's time.
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE"}
+    os.environ |= {"MODELWRIGHT_HOME": str(folder / "home"), "HF_HOME": str(folder / "hf")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("rows", type=Path, nargs="?")
@@ -410,10 +431,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "run.toml").write_text(RUN.format(path=given.rows.resolve()))
-        os.environ |= {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-        # Threads that spin while they wait for one which a neighbour has displaced lose most of a busy machine's time.
-        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE"}
-        os.environ |= {"MODELWRIGHT_HOME": str(folder / "home"), "HF_HOME": str(folder / "hf")}
+        set_environment(folder, given.threads)
         prepare = [sys.executable, "-m", "modelwright.core", "prepare", "run.toml"]
         subprocess.run(prepare, cwd=folder, check=True, capture_output=True)
         write_llama(folder / "model", 8192)

@@ -93,7 +93,8 @@ def _read(path: Path, variants: Sequence[str], overrides: Sequence[str]) -> list
 
 
 def _summary(config: RunConfig) -> str:
-    return f"{config.name}: {config.data.format} data, {config.train.trainer} trainer, {_evaluated(config)}"
+    trainer = f"{config.train.trainer} trainer" if config.train else "not trained"
+    return f"{config.name}: {config.data.format} data, {trainer}, {_evaluated(config)}"
 
 
 def _evaluated(config: RunConfig | EvalConfig) -> str:

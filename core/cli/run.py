@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, UsageError
+from modelwright.core.api.wording import listed
 from modelwright.core.cli.common import Command, json_option, print_json, print_table, registry_option, run_options
 
 if TYPE_CHECKING:
     from modelwright.core.runner import Result
     from modelwright.core.runs.stage import Listener, Run
+    from modelwright.core.stages.evaluate.stage import Ranking
     from modelwright.core.stages.train.external_launcher import Launched
     from modelwright.core.stages.train.verify_resume import Verification
 
@@ -142,6 +144,10 @@ def _perform(
 
     # A training on a cluster asks nothing of the registry's database: many nodes would, on a shared file system.
     runner.check(runs, [only] if only else runner.NAMES, registry=only != "train")
+    names = [one.config.name for one in runs]
+    runs = [one for one in runs if only is None or one.has(only)]
+    if not runs:
+        raise UsageError(f"there is nothing to {only}: {listed(names, 3)} sets train = false")
     if dry_run:
         _print_plan(runs, only, fresh=fresh, as_json=as_json)
         return
@@ -174,7 +180,7 @@ def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) 
         flag = "--dry-run" if dry_run else "--fresh"
         raise UsageError(f"--verify-resume leaves the run's own training alone: leave out {flag}")
     with Display() as display:
-        runs = open_runs(**chosen, listener=display)
+        runs = [one for one in open_runs(**chosen, listener=display) if one.has("train")]
         runner.check(runs, ["train"])
         verified = {one.config.name: runner.verify(one) for one in runs}
     if as_json:
@@ -234,9 +240,17 @@ def _aliases(result: Result) -> str:
 
 def _print_results(results: Sequence[Result], registry: str | None, *, as_json: bool) -> None:
     from modelwright.core.cli.progress import named_figures
+    from modelwright.core.stages.evaluate.stage import rank
 
+    rankings = list(rank([result.run for result in results if "evaluate" in result.outputs]))
     if as_json:
-        print_json([{"run": r.run.config.name, "folder": str(r.run.folder.path), **r.outputs} for r in results])
+        print_json(
+            [
+                {"run": r.run.config.name, "folder": str(r.run.folder.path), **r.outputs}
+                | _behind(rankings, r.outputs.get("register", {}).get("address"))
+                for r in results
+            ]
+        )
         return
     if not any(result.performed for result in results):
         click.echo("Nothing to do: all stages are done, and their inputs have not changed.")
@@ -248,6 +262,8 @@ def _print_results(results: Sequence[Result], registry: str | None, *, as_json: 
         rows.append((registered.get("address", result.run.config.name), "\n".join(figures), _aliases(result)))
     if any(result.outputs.get("register") for result in results):
         print_table(("model", "metrics (95 % interval)", "alias"), rows)
+    for ranking in rankings:
+        _print_ranking(ranking)
     click.echo(f"Runs:      {results[0].run.folder.path.parent}")
     click.echo(f"Registry:  {results[0].run.registry_url}")
     addresses = [row[0] for row, result in zip(rows, results, strict=True) if result.outputs.get("register")]
@@ -257,3 +273,29 @@ def _print_results(results: Sequence[Result], registry: str | None, *, as_json: 
         where = f" --registry {registry}" if registry else ""
         click.echo(f"  modelwright serve {names}{where}")
         click.echo(f"  modelwright chat --model {addresses[-1].partition('@')[0]}      (in another terminal)")
+
+
+def _print_ranking(ranking: Ranking) -> None:
+    """Which model is the best on a suite, and how far the others are from it."""
+    from attrs import asdict
+
+    from modelwright.core.stages.evaluate.report import figure_text
+
+    rows = [
+        (each.model, figure_text(asdict(each), signed=True), "yes" if each.sign else "no") for each in ranking.others
+    ]
+    columns = (f"{ranking.suite}.{ranking.metric}", f"difference from {ranking.leader} (95 % interval)", "significant")
+    print_table(columns, rows)
+
+
+def _behind(rankings: Sequence[Ranking], address: str | None) -> dict[str, Any]:
+    """For JSON: how a model differs from the best one of each suite and metric, itself aside."""
+    from attrs import asdict
+
+    found = [
+        {"suite": ranking.suite, "metric": ranking.metric, **asdict(each)}
+        for ranking in rankings
+        for each in ranking.others
+        if each.model == address
+    ]
+    return {"comparisons": found} if found else {}

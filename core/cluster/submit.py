@@ -252,6 +252,8 @@ def _idle(run: Run) -> list[str]:
 
 
 def _check_processes(run: Run, cluster: ClusterConfig) -> None:
+    if not run.config.train:
+        return
     name = run.config.train.trainer
     processes = cluster.nodes * (cluster.processes or 1)
     if processes > 1 and run.plugins.get(TrainerSpec, name).launcher == "python":

@@ -108,6 +108,10 @@ class Run:
         with naming(self.registry_url):
             return find_base(source, lambda: self.registry, self.folder)
 
+    def has(self, stage: str) -> bool:
+        """Whether the run has a stage; one with `train = false` neither prepares data nor trains."""
+        return bool(self.config.train) or stage not in ("prepare", "train")
+
     @property
     def writing(self) -> int:
         """The workers' lock; asking for it without holding it is a mistake in this program."""

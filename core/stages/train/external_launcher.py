@@ -80,11 +80,13 @@ def check_launched(here: Launched, runs: Sequence[Run], only: str | None) -> Non
         )
     if len(runs) > 1:
         raise refusal(here, f"{len(runs)} variants", "choose one with --variant")
-    config = runs[0].config
-    if runs[0].plugins.get(TrainerSpec, config.train.trainer).launcher == "python":
+    if not runs[0].has("train"):
+        raise UsageError(f"{runs[0].config.name} has nothing to train: it sets train = false")
+    trainer = runs[0].config.training.trainer
+    if runs[0].plugins.get(TrainerSpec, trainer).launcher == "python":
         raise refusal(
             here,
-            f"a training with {config.train.trainer!r}, which runs in one process,",
+            f"a training with {trainer!r}, which runs in one process,",
             'set [train] trainer = "deepspeed", or start the command without the launcher',
         )
 
