@@ -35,12 +35,11 @@ from modelwright.core.config import to_plain
 from modelwright.core.config.schema import ScratchConfig
 from modelwright.core.runs.stage import Run
 from modelwright.core.stages.prepare import rendering
-from modelwright.core.stages.prepare.builtin import parse_builtin
 from modelwright.core.stages.prepare.cache import ENTRY, Cache, link, naming_full_disk
 from modelwright.core.stages.prepare.preparation import READING_VERSION, Preparation
 from modelwright.core.stages.prepare.preview import html_page, preview
 from modelwright.core.stages.prepare.quality import check_inputs
-from modelwright.core.stages.prepare.sources import source_digests, source_files
+from modelwright.core.stages.prepare.sources import source_digests, source_lineage, without_place
 
 # Raise this when the same inputs give another folder than before; shards have their own versions.
 VERSION = 4
@@ -69,7 +68,7 @@ class Prepare:
         scratch = config.model.scratch
         return {
             "version": [VERSION, READING_VERSION, rendering.TOKENS_VERSION, RENDERER_VERSION],
-            "data": data | {"sources": [{**given, "path": None} for given in data["sources"]]},
+            "data": data | {"sources": [without_place(given) for given in data["sources"]]},
             "sources": [source_digests(source, config.seed) for source in config.data.sources],
             "format": run.plugins.origin(spec),
             "quality": check_inputs(config, run.plugins),
@@ -174,9 +173,7 @@ def _lineage(run: Run) -> dict[str, str]:
     """The digest of every source file, by its path."""
     lineage: dict[str, str] = {}
     for source in run.config.data.sources:
-        digests = source_digests(source, run.config.seed)
-        paths = [source.path] if parse_builtin(source.path) else map(str, source_files(source))
-        lineage |= {path: digest for path, (_, digest) in zip(paths, digests, strict=True)}
+        lineage |= source_lineage(source, run.config.seed)
     return lineage
 
 
