@@ -357,6 +357,8 @@ def _weight_files(folder: Path) -> list[str]:
             raise BadFolderError(f"{WEIGHTS_INDEX} lists no files: expected a table weight_map")
         return sorted(set(names.values()))
     if others := other_weights(folder):
+        if ggufs := [name for name in others if name.lower().endswith(".gguf")]:
+            raise BadFolderError(f"the weights are in {listed(ggufs, 4)}: name the GGUF file itself, not its folder")
         raise BadFolderError(
             f"the weights are in {listed(others, 4)}, but only safetensors files are read (a pickle can run any "
             "code): convert them by save_pretrained() of a recent transformers"

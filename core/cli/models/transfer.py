@@ -17,6 +17,7 @@ from modelwright.core.api.wording import either
 from modelwright.core.cli.common import DiskPath, json_option, print_json, registry_option
 from modelwright.core.cli.models.change import move_alias
 from modelwright.core.cli.models.shared import opened, summary
+from modelwright.core.models.gguf_base import dequantize, is_gguf
 from modelwright.core.models.hf_folder import folder_context, folder_problems
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.export import export_model
@@ -54,13 +55,19 @@ def export(address: str, destination: Path, registry: str | None, as_json: bool)
 def import_(source: Path, name: str | None, alias: str | None, registry: str | None, as_json: bool) -> None:
     """Register a model from a folder or an archive.
 
-    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout. A model that is already
-    registered is not registered again. The weights must be safetensors.
+    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout with safetensors, or a
+    GGUF file, which transformers dequantizes. A model that is already registered is not registered again.
     """
     if alias is not None:
         alias = check_alias(alias.removeprefix("@"))
     models, url = opened(registry)
-    done = import_model(models, source, name=name, check=_check)
+    folder, gguf = source, None
+    if is_gguf(source):
+        path = absolute(source)
+        made = dequantize(path, f"{source} cannot be imported")
+        click.echo(f"{source}: {made}", err=True)
+        folder, gguf = made.folder, (path, made.digest)
+    done = import_model(models, folder, name=name, check=_check, gguf=gguf)
     version = done.version
     for each in done.left_out:
         click.echo(f"not imported: {each!r}" if not each.isprintable() else f"not imported: {each}", err=True)

@@ -17,6 +17,8 @@ from modelwright.core.api.hf_folder import ADAPTER_CONFIG, CONFIG, vocabulary_si
 from modelwright.core.api.training import Job
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.config.schema import RunConfig, ScratchConfig
+from modelwright.core.models.finishing import complete_generation_config, round_like
+from modelwright.core.models.gguf_base import Dequantized, dequantized_from
 from modelwright.core.models.hf_folder import token_count
 from modelwright.core.runs.worker import Place, Worker, read_run_config, work
 from modelwright.core.stages.train.report import Emit, with_tensorboard
@@ -36,6 +38,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             files.write_json(base / "config.json", initial)
     else:
         base = Path(order["base"]["folder"])
+        if worker.place.rank == 0 and (gguf := dequantized_from(base)):
+            worker.emit("notice", {"text": f"the base is a GGUF: {Dequantized(folder=base, **gguf)}"})
     trainer = worker.plugins.get(TrainerSpec, config.train.trainer).create(config.train.options)
     trained = trainer.train(
         Job(
@@ -75,7 +79,13 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     files.remove_temporaries(model)
     renderer.save(model)
     record: dict[str, Any] = {"renderer": renderer.fingerprint}
-    if config.adapter is not None:
+    if not config.model.scratch and (gguf := dequantized_from(base)):
+        record["gguf"] = gguf
+    if config.adapter is None:
+        if not config.model.scratch:
+            round_like(model, base)
+        complete_generation_config(model, renderer.stop_token_ids)
+    else:
         record["base"] = {"address": order["base"]["parent"], "digest": order["base"]["digest"]}
     files.write_json(model / "modelwright.json", record)
     manifest = files.folder_manifest(model)
