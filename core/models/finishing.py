@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,12 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
     return before != [dtype] * len(places)
 
 
-def complete_generation_config(folder: Path, stops: Collection[int]) -> bool:
+def missing_stops(folder: Path, stops: Collection[int]) -> frozenset[int]:
+    """The tokens of `stops` that a model's generation config does not list."""
+    return frozenset(stops) - frozenset(_listed(_generation(folder)))
+
+
+def complete_generation_config(folder: Path, stops: Collection[int]) -> None:
     """List every token that ends a turn in a model's generation config, which transformers and vLLM stop at.
 
     A template often ends turns by another token than the end-of-sequence token in config.json.
@@ -129,20 +134,24 @@ def complete_generation_config(folder: Path, stops: Collection[int]) -> bool:
     Args:
         folder: a model in Hugging Face layout.
         stops: the tokens that end an answer, as `Renderer.stop_token_ids`.
-
-    Returns:
-        Whether anything was missing.
     """
-    path, config = folder / GENERATION_CONFIG, files.read_json(folder / CONFIG) or {}
-    settings = files.read_json(path)
-    if settings is None:
-        # What transformers makes of a model without this file.
-        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-        settings = {key: value for key in keys if (value := text_value(config, key)) is not None}
-    there = settings.get("eos_token_id")
-    listed = [] if there is None else there if isinstance(there, list) else [there]
-    every = sorted({*listed, *stops})
-    if set(every) == set(listed):
-        return False
-    files.write_json(path, {**settings, "eos_token_id": every if len(every) > 1 else every[0]})
-    return True
+    if missing_stops(folder, stops):
+        settings = _generation(folder)
+        every = sorted({*_listed(settings), *stops})
+        eos = every if len(every) > 1 else every[0]
+        files.write_json(folder / GENERATION_CONFIG, {**settings, "eos_token_id": eos})
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    """A model's generation config; what transformers makes of config.json if there is none."""
+    settings: dict[str, Any] | None = files.read_json(folder / GENERATION_CONFIG)
+    if settings is not None:
+        return settings
+    config = files.read_json(folder / CONFIG) or {}
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {key: value for key in keys if (value := text_value(config, key)) is not None}
+
+
+def _listed(settings: Mapping[str, Any]) -> list[int]:
+    eos = settings.get("eos_token_id")
+    return [] if eos is None else eos if isinstance(eos, list) else [eos]

@@ -75,21 +75,28 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
         raise ModelwrightError(
             f"trainer {config.train.trainer!r} finished without an adapter: expected {ADAPTER_CONFIG} in {model}"
         )
+    _finish(worker, model, base, renderer, order["base"])
+    manifest = files.folder_manifest(model)
+    return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest), "files": files.sizes(model)}
+
+
+def _finish(
+    worker: Worker[RunConfig], model: Path, base: Path, renderer: Renderer, origin: Mapping[str, Any] | None
+) -> None:
+    """Add to the trainer's files: the tokenizer, the record, and for a whole model the base's dtype and every stop."""
     # An earlier worker that was killed here may have left half a file, which would count as part of the model.
     files.remove_temporaries(model)
     renderer.save(model)
     record: dict[str, Any] = {"renderer": renderer.fingerprint}
-    if not config.model.scratch and (gguf := dequantized_from(base)):
+    if origin and (gguf := dequantized_from(base)):
         record["gguf"] = gguf
-    if config.adapter is None:
-        if not config.model.scratch:
+    if worker.config.adapter is None:
+        if origin:
             round_like(model, base)
         complete_generation_config(model, renderer.stop_token_ids)
-    else:
-        record["base"] = {"address": order["base"]["parent"], "digest": order["base"]["digest"]}
+    elif origin:
+        record["base"] = {"address": origin["parent"], "digest": origin["digest"]}
     files.write_json(model / "modelwright.json", record)
-    manifest = files.folder_manifest(model)
-    return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest), "files": files.sizes(model)}
 
 
 def scratch_config(scratch: ScratchConfig, renderer: Renderer, *, max_length: int) -> dict[str, Any]:
