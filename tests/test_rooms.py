@@ -21,7 +21,6 @@ SHORT = {
     "core/cli/plugins.py": "one module a command",
     "core/extras.py": "optional imports",
     "core/home.py": "the three default places",
-    "core/models/base.py": "what a base is, for models that folders, the registry and the hub hold",
     "core/runs/allocation.py": "the Slurm job of this process, which runs and stages read; cluster/ is above them",
     "core/stages/promote.py": "one stage a file",
     "core/stages/register.py": "one stage a file",
