@@ -199,8 +199,8 @@ def _convert(path: Path, folder: Path) -> dict[str, Any]:
         )
     except Exception as error:
         raise _UnusableError(
-            f"transformers {version} cannot read a GGUF of architecture {kind!r} ({one_line(error):.200}): use the "
-            "model's folder in Hugging Face layout, or upgrade transformers"
+            f"transformers {version} cannot read a GGUF of architecture {kind!r} ({one_line(error).rstrip('.'):.200}): use "
+            "the model's folder in Hugging Face layout, or upgrade transformers"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise _UnusableError(
