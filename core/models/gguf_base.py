@@ -198,9 +198,10 @@ def _convert(path: Path, folder: Path) -> dict[str, Any]:
             path.parent, gguf_file=path.name, dtype=getattr(torch, dtype), output_loading_info=True
         )
     except Exception as error:
+        reason = one_line(error).rstrip(".")[:200]
         raise _UnusableError(
-            f"transformers {version} cannot read a GGUF of architecture {kind!r} ({one_line(error).rstrip('.'):.200}): use "
-            "the model's folder in Hugging Face layout, or upgrade transformers"
+            f"transformers {version} cannot read a GGUF of architecture {kind!r} ({reason}): use the model's folder in "
+            "Hugging Face layout, or upgrade transformers"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise _UnusableError(
