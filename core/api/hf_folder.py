@@ -37,9 +37,10 @@ def other_weights(folder: Path) -> str | None:
     names = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_OTHER_WEIGHTS))
     if not names:
         return None
+    hint = ", or name the GGUF file itself" if any(name.lower().endswith(".gguf") for name in names) else ""
     return (
         f"the weights are in {listed(names, 4)}, but only safetensors files are read (a pickle can run any code): "
-        "convert them with save_pretrained() of a recent transformers"
+        f"convert them with save_pretrained() of a recent transformers{hint}"
     )
 
 

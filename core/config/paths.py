@@ -117,11 +117,12 @@ def file_path(value: str) -> str:
 
 
 def model_source(value: str) -> str:
-    """An absolute path if it starts like one (`./ ../ / ~`) or names an existing folder; otherwise unchanged."""
+    """An absolute path if it starts like one (`./ ../ / ~`), names an existing folder, or ends in `.gguf`."""
     folder = _folder(value)
     if folder is None:
         return str(value)
-    if _EXPLICIT.match(value) or os.path.isdir(folder / value):  # noqa: PTH112 - false for a name that is too long
+    is_path = _EXPLICIT.match(value) or value.lower().endswith(".gguf")
+    if is_path or os.path.isdir(folder / value):  # noqa: PTH112 - false for a name that is too long
         return _absolute(value, folder)
     return str(value)
 

@@ -92,9 +92,9 @@ class ModelConfig:
     """`[model]`: The model that training starts from.
 
     Attributes:
-        base: Model to continue from: a folder in Hugging Face layout, a registry address such as `math@3` or
-            `@production`, or `ORG/NAME` on the Hugging Face hub. A value that starts with `./`, `../`, `/` or `~`, or
-            that names an existing folder, is a folder.
+        base: Model to continue from: a folder in Hugging Face layout, a GGUF file (dequantized by transformers), a
+            registry address such as `math@3` or `@production`, or `ORG/NAME` on the Hugging Face hub. A value that
+            starts with `./`, `../`, `/` or `~`, names an existing folder, or ends in `.gguf`, is a path.
         chat_template: Template that turns messages into text: a built-in name such as `chatml`, or a Jinja file.
             Default: the tokenizer's own. Set it for a base model whose tokenizer has no template.
         dtype: Data type of the weights in memory.

@@ -16,9 +16,10 @@ from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, Us
 from modelwright.core.api.files import failing_as
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import ModelVersion
-from modelwright.core.models.base import BASE_FILES, folder_digest
+from modelwright.core.models.base import BASE_FILES, local_base, path_digest
 from modelwright.core.models.hub import fetch
 from modelwright.core.registry import resolve
+from modelwright.core.registry.importing import dequantized_fingerprint
 
 
 @frozen(kw_only=True)
@@ -47,11 +48,14 @@ def adapter_base(registry: Registry, version: ModelVersion) -> AdapterBase | Non
         return None
     parent, digest = version.model.parent, version.model.base
     if parent is not None and "/" in parent:
-        return _in_folder(version, fetch(parent, BASE_FILES).folder, parent)
+        folder = fetch(parent, BASE_FILES).folder
+        _check_digest(version, folder, parent)
+        return AdapterBase(folder=folder)
     registered = _registered(registry, digest, parent)
     folder = Path(str(_source(version)))
-    if parent is None and folder.is_dir() and (registered is None or _digest(folder) == digest):
-        return _in_folder(version, folder, str(folder))
+    if parent is None and folder.exists() and (registered is None or _digest(folder) == digest):
+        _check_digest(version, folder, str(folder))
+        return AdapterBase(folder=local_base(folder, str(folder)).folder)
     if registered is not None:
         return AdapterBase(folder=registry.folder(registered), version=registered)
     if parent is not None:
@@ -62,11 +66,10 @@ def adapter_base(registry: Registry, version: ModelVersion) -> AdapterBase | Non
     )
 
 
-def _in_folder(version: ModelVersion, folder: Path, where: str) -> AdapterBase:
-    there = _digest(folder)
+def _check_digest(version: ModelVersion, path: Path, where: str) -> None:
+    there = _digest(path)
     if there != version.model.base:
         raise _other_base(version, there, where)
-    return AdapterBase(folder=folder)
 
 
 def base_name(version: ModelVersion) -> str:
@@ -119,9 +122,11 @@ def _registered(registry: Registry, digest: str, parent: str | None) -> ModelVer
 
 
 def _is_base(model: ModelVersion, digest: str) -> bool:
-    """Whether a version has the digest: as a registered model, or as the folder that it was imported from."""
+    """Whether a version has the digest: as a registered model, or as the folder or GGUF that it was imported from."""
     if model.is_adapter:
         return False
+    if model.model.fingerprint == dequantized_fingerprint(digest):
+        return True
     parts = {
         file.path: file.sha256
         for file in model.files
@@ -143,7 +148,7 @@ def _not_registered(registry: Registry, version: ModelVersion, parent: str) -> M
 
 def _digest(folder: Path) -> str:
     with failing_as(f"{folder} cannot be read"):
-        return folder_digest(folder)
+        return path_digest(folder)
 
 
 def _other_base(version: ModelVersion, found: str, where: str) -> ModelwrightError:

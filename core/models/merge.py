@@ -4,7 +4,7 @@
          │                                     ├─ equal? → registered
       merged, written, read again → logits ────┘
 
-The comparison loads the folder that is registered, as everyone will load it.
+The comparison loads the merged folder, as everyone will load it, before it is rounded to the dtype of the base.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from modelwright.core.api.wording import one_line
 from modelwright.core.chat.renderer import MODEL_RECORD, checked_renderer
 from modelwright.core.extras import require
 from modelwright.core.models.adapters import AdapterBase, adapter_base
+from modelwright.core.models.finishing import complete_generation_config, round_like
+from modelwright.core.models.gguf_base import dequantized_from
 from modelwright.core.registry.importing import gathering
 from modelwright.core.registry.record import environment
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
 # Increased when the same adapter and base give other weights than before.
-VERSION = 1
+VERSION = 2
 # Relative to the largest logit. Both sides are computed in float32, with a relative rounding error of at most 6e-8; the
 # order of summation differs, which adds up to about 1e-6 over the layers. A wrong merge (scale, missing layer) is
 # off by a share of the adapter's own effect, which is measured as well.
@@ -146,8 +148,13 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
             f"{version.address} was not merged: the merged model's logits differ from those of base and adapter by "
             f"{compared.difference:.2g}, which is more than rounding ({compared.allowed:.2g}); nothing was registered"
         )
+    round_like(folder, base.folder)
     renderer.save(folder)
-    files.write_json(folder / MODEL_RECORD, {"renderer": renderer.fingerprint})
+    complete_generation_config(folder, renderer.stop_token_ids)
+    record: dict[str, Any] = {"renderer": renderer.fingerprint}
+    if gguf := dequantized_from(adapter):
+        record["gguf"] = gguf
+    files.write_json(folder / MODEL_RECORD, record)
     return compared
 
 
@@ -188,7 +195,7 @@ def _merge_weights(adapter: Path, base: Path, folder: Path) -> Compared:
 
 
 def _load(folder: Path) -> Any:
-    """Load a whole model in float32, as registered weights are: lower precision would hide what was merged."""
+    """Load a whole model in float32: lower precision would hide what was merged."""
     transformers, torch = require("transformers"), require("torch")
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True

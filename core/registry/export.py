@@ -34,7 +34,9 @@ CHUNK = 1 << 20
 Advance = Callable[[int], None]
 
 
-def export_model(registry: Registry, version: ModelVersion, destination: Path, advance: Advance) -> None:
+def export_model(
+    registry: Registry, version: ModelVersion, destination: Path, advance: Advance, *, folder: Path | None = None
+) -> None:
     """Write a model to `destination`: an archive if the name ends in .tar, .tar.gz or .tgz, else a folder.
 
     Args:
@@ -42,6 +44,7 @@ def export_model(registry: Registry, version: ModelVersion, destination: Path, a
         version: the model.
         destination: a path that does not exist yet, or an empty folder.
         advance: called with the number of bytes written since the last call.
+        folder: where the model's files are; None for the registry.
 
     Raises:
         UsageError: the destination already exists.
@@ -49,11 +52,11 @@ def export_model(registry: Registry, version: ModelVersion, destination: Path, a
     """
     destination = absolute(destination)
     archive = _is_archive(destination)
-    _refuse_taken(destination, archive=archive)
+    refuse_taken(destination, folder=not archive)
     names = {file.path for file in version.files}
     if RECORD in names:
         raise RegistryError(f"{version.address} cannot be exported: one of its files is called {RECORD}")
-    folder = registry.folder(version)
+    folder = folder or registry.folder(version)
     extra = {RECORD: _json(version)}
     if README not in names:
         extra[README] = model_card(version).encode()
@@ -84,7 +87,16 @@ def _json(version: ModelVersion) -> bytes:
     return (json.dumps(to_record(version), indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _refuse_taken(destination: Path, *, archive: bool) -> None:
+def refuse_taken(destination: Path, *, folder: bool) -> None:
+    """Check that something can be written at a path, and make its parent.
+
+    Args:
+        destination: the path.
+        folder: whether a folder is to be written, which may replace an empty one.
+
+    Raises:
+        UsageError: something is there, or nothing can be written.
+    """
     try:
         if not os.path.lexists(destination):
             # Finds a parent that is a file or not writable now, not after gigabytes are written.
@@ -92,7 +104,7 @@ def _refuse_taken(destination: Path, *, archive: bool) -> None:
                 raise UsageError(f"{destination} {why}: expected a new name, or an empty folder")
             destination.parent.mkdir(parents=True, exist_ok=True)
             return
-        empty = not archive and destination.is_dir() and not any(destination.iterdir())
+        empty = folder and destination.is_dir() and not any(destination.iterdir())
     except OSError as error:
         raise UsageError(f"{destination} cannot be written: {error.strerror}") from error
     if not empty:

@@ -49,7 +49,12 @@ class Imported:
 
 
 def import_model(
-    registry: Registry, source: Path, *, name: str | None, check: Callable[[Path, Path], None]
+    registry: Registry,
+    source: Path,
+    *,
+    name: str | None,
+    check: Callable[[Path, Path], None],
+    gguf: tuple[Path, str] | None = None,
 ) -> Imported:
     """Register the model at `source`, or find the version if it is already registered.
 
@@ -59,6 +64,7 @@ def import_model(
         name: the model's name; None for the one in its record.
         check: called for a folder without a record, with the folder of gathered files and the source (for messages);
             raises an error if the model could not be served.
+        gguf: the file that the folder was dequantized from, and its sha256.
 
     Raises:
         UsageError: the source cannot be imported, or the model needs a name.
@@ -71,10 +77,18 @@ def import_model(
             record, left_out = _gather(source, folder)
             if record is None:
                 check(folder, source)
-            model = _new_model(record, folder, source, name)
+            model = _new_model(record, folder, source if gguf is None else gguf[0], name)
+            if gguf is not None:
+                origin = {"model": {"base": str(gguf[0])}}
+                model = evolve(model, fingerprint=dequantized_fingerprint(gguf[1]), base=gguf[1], config=origin)
             return _register(registry, model, record, folder, left_out)
     except OSError as error:
         raise RegistryError(f"{source} cannot be imported: {error.strerror or error}: {error.filename}") from error
+
+
+def dequantized_fingerprint(digest: str) -> str:
+    """The fingerprint of a model that was imported from the GGUF with this sha256."""
+    return digest_json({"dequantized": digest})
 
 
 def _check_source(source: Path) -> None:

@@ -23,6 +23,7 @@ from modelwright.core.chat.tokenizer_files import check_template
 from modelwright.core.config.schema import ScratchConfig, SourceConfig
 from modelwright.core.extras import check_installed
 from modelwright.core.models.base import BASE_FILES
+from modelwright.core.models.gguf_base import cached, is_gguf
 from modelwright.core.models.hf_folder import BadFolderError, check_base_folder, parameter_count
 from modelwright.core.models.hub import fetch, offline
 from modelwright.core.runs.stage import Run
@@ -127,8 +128,10 @@ def _here(sources: Iterable[SourceConfig], *, download: bool) -> bool:
 
 
 def _base_folder(run: Run, *, download: bool) -> Path | None:
-    """The folder of the base, checked; None if the model is made from scratch or the base is yet to be downloaded."""
+    """The folder of the base, checked; None if the model is made from scratch, or the base yet to be got."""
     source = run.config.model.base
+    if source and not download and is_gguf(Path(source)):
+        return cached(Path(source), f"[model] base {source}")
     if source and not download and not offline() and "/" in source and not Path(source).is_absolute():
         try:
             model = fetch(source, BASE_FILES, only_cached=True)

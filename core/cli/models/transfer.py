@@ -17,30 +17,61 @@ from modelwright.core.api.wording import either
 from modelwright.core.cli.common import DiskPath, json_option, print_json, registry_option
 from modelwright.core.cli.models.change import move_alias
 from modelwright.core.cli.models.shared import opened, summary
+from modelwright.core.models.exporting import TARGETS, ExportOptions
+from modelwright.core.models.exporting import export as export_to
+from modelwright.core.models.finishing import DTYPES
+from modelwright.core.models.gguf_base import dequantize, is_gguf
+from modelwright.core.models.gguf_export import QUANTIZATIONS
 from modelwright.core.models.hf_folder import folder_context, folder_problems
 from modelwright.core.registry import naming, resolve
-from modelwright.core.registry.export import export_model
 from modelwright.core.registry.importing import import_model
 
 
 @click.command("export")
 @click.argument("address")
 @click.argument("destination", type=DiskPath())
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(tuple(TARGETS)),
+    help="Write for another tool: a GGUF file for llama.cpp, or a folder with GGUF and Modelfile for Ollama.",
+)
+@click.option("--dtype", type=click.Choice(DTYPES), help="Round the weights to this type; default: as in its base.")
+@click.option("--quantize", type=click.Choice(QUANTIZATIONS), help="Quantize the weights of a GGUF.")
+@click.option(
+    "--llama-cpp",
+    type=DiskPath(),
+    help="Folder of a llama.cpp; its converter and quantizer are used. Needed for q4_k_m, and for most architectures.",
+)
 @registry_option
 @json_option
-def export(address: str, destination: Path, registry: str | None, as_json: bool) -> None:
-    """Export a model to a folder or an archive.
+def export(
+    address: str,
+    destination: Path,
+    target: str | None,
+    dtype: str | None,
+    quantize: str | None,
+    llama_cpp: Path | None,
+    registry: str | None,
+    as_json: bool,
+) -> None:
+    """Export a model to a folder or an archive, or for another tool.
 
     DESTINATION is a new folder, or a .tar or .tar.gz file. transformers can load the folder; it also has the model
-    card, and the record that `models import` reads.
+    card, and the record that `models import` reads. With --to gguf, DESTINATION is a .gguf file; with --to ollama, a
+    new folder.
     """
+    options = ExportOptions(dtype=dtype, quantize=quantize, llama_cpp=llama_cpp)
     models, url = opened(registry)
     with naming(url):
         version = resolve(models, address)
+    notes: list[str] = []
     with _progress("exporting", sum(file.size for file in version.files)) as advance:
-        export_model(models, version, destination, advance)
+        export_to(models, version, destination, to=target, options=options, advance=advance, note=notes.append)
+    for each in notes:
+        click.echo(f"note: {each}", err=True)
     if as_json:
-        print_json({**summary(version), "destination": str(absolute(destination))})
+        print_json({**summary(version), "destination": str(absolute(destination)), "notes": notes})
     else:
         click.echo(f"exported {version.address} to {destination}")
 
@@ -54,13 +85,19 @@ def export(address: str, destination: Path, registry: str | None, as_json: bool)
 def import_(source: Path, name: str | None, alias: str | None, registry: str | None, as_json: bool) -> None:
     """Register a model from a folder or an archive.
 
-    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout. A model that is already
-    registered is not registered again. The weights must be safetensors.
+    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout with safetensors, or a
+    GGUF file, which transformers dequantizes. A model that is already registered is not registered again.
     """
     if alias is not None:
         alias = check_alias(alias.removeprefix("@"))
     models, url = opened(registry)
-    done = import_model(models, source, name=name, check=_check)
+    folder, gguf = source, None
+    if is_gguf(source):
+        path = absolute(source)
+        made = dequantize(path, f"{source} cannot be imported")
+        click.echo(f"{source}: {made}", err=True)
+        folder, gguf = made.folder, (path, made.digest)
+    done = import_model(models, folder, name=name, check=_check, gguf=gguf)
     version = done.version
     for each in done.left_out:
         click.echo(f"not imported: {each!r}" if not each.isprintable() else f"not imported: {each}", err=True)

@@ -17,6 +17,8 @@ from modelwright.core.api.hf_folder import ADAPTER_CONFIG, CONFIG, vocabulary_si
 from modelwright.core.api.training import Job
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.config.schema import RunConfig, ScratchConfig
+from modelwright.core.models.finishing import complete_generation_config, round_like
+from modelwright.core.models.gguf_base import Dequantized, dequantized_from
 from modelwright.core.models.hf_folder import token_count
 from modelwright.core.runs.worker import Place, Worker, read_run_config, work
 from modelwright.core.stages.train.report import Emit, with_tensorboard
@@ -36,6 +38,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             files.write_json(base / "config.json", initial)
     else:
         base = Path(order["base"]["folder"])
+        if worker.place.rank == 0 and (gguf := dequantized_from(base)):
+            worker.emit("notice", {"text": f"the base is a GGUF: {Dequantized(folder=base, **gguf)}"})
     settings = config.training
     trainer = worker.plugins.get(TrainerSpec, settings.trainer).create(settings.options)
     trained = trainer.train(
@@ -71,15 +75,28 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
         raise ModelwrightError(
             f"trainer {settings.trainer!r} finished without an adapter: expected {ADAPTER_CONFIG} in {model}"
         )
+    _finish(worker, model, base, renderer, order["base"])
+    manifest = files.folder_manifest(model)
+    return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest), "files": files.sizes(model)}
+
+
+def _finish(
+    worker: Worker[RunConfig], model: Path, base: Path, renderer: Renderer, origin: Mapping[str, Any] | None
+) -> None:
+    """Add to the trainer's files: the tokenizer, the record, and for a whole model the base's dtype and every stop."""
     # An earlier worker that was killed here may have left half a file, which would count as part of the model.
     files.remove_temporaries(model)
     renderer.save(model)
     record: dict[str, Any] = {"renderer": renderer.fingerprint}
-    if config.adapter is not None:
-        record["base"] = {"address": order["base"]["parent"], "digest": order["base"]["digest"]}
+    if origin and (gguf := dequantized_from(base)):
+        record["gguf"] = gguf
+    if worker.config.adapter is None:
+        if origin:
+            round_like(model, base)
+        complete_generation_config(model, renderer.stop_token_ids)
+    elif origin:
+        record["base"] = {"address": origin["parent"], "digest": origin["digest"]}
     files.write_json(model / "modelwright.json", record)
-    manifest = files.folder_manifest(model)
-    return {"training": attrs.asdict(trained), "digest": files.manifest_digest(manifest), "files": files.sizes(model)}
 
 
 def scratch_config(scratch: ScratchConfig, renderer: Renderer, *, max_length: int) -> dict[str, Any]:

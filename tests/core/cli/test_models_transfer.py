@@ -41,6 +41,7 @@ def saved(tmp_path_factory):
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=128,
+        eos_token_id=257,  # its template's <|im_end|>
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

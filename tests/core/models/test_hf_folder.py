@@ -68,6 +68,7 @@ def test_weights_are_known_by_their_files_names(names, whole, others, tmp_path):
     assert has_weights(tmp_path) == whole
     problem = other_weights(tmp_path)
     assert (problem or "").count("convert them") == bool(others)
+    assert (problem or "").endswith("or name the GGUF file itself") == ("model.gguf" in others)
     assert all(name in problem for name in others)
 
 
