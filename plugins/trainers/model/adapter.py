@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,8 +91,8 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequ
         UsageError: a target is not a layer of the model, or cannot have an adapter with these settings.
     """
     targets = find_targets(model, settings)
-    on_meta = any(parameter.is_meta for parameter in model.parameters())
-    chosen = targets.for_peft(model)
+    # A model without values has no matrices to start from.
+    starts = settings.init != "default" and not any(parameter.is_meta for parameter in model.parameters())
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
@@ -99,11 +100,10 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequ
         lora_dropout=settings.dropout,
         use_rslora=settings.kind == "rslora",
         use_dora=settings.dora,
-        # Without values there are no matrices to start from.
-        init_lora_weights=True if on_meta or settings.init == "default" else settings.init,
+        init_lora_weights=settings.init if starts else True,
         ensure_weight_tying=_tied(model) and bool(targets.saved & _embeddings(model)),
         trainable_token_indices=_token_rows(model, targets, list(new_tokens)) if new_tokens else None,
-        **chosen,
+        **targets.for_peft(model),
     )
     torch.manual_seed(seed)
     with warnings.catch_warnings():
@@ -112,14 +112,17 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequ
         try:
             adapted = peft.get_peft_model(model, config)
         except (ValueError, TypeError) as error:
-            kind = model.config.model_type
+            # Such as "[PEFT:LORA] Module 'out_proj' is incompatible with Mamba-based models. Incompatible modules: …".
+            reason = one_line(error).rpartition("] ")[2].partition(". ")[0]
+            named = re.search(r"Module '(\w+)'", reason)
+            example = f', such as exclude = ["{named[1]}"]' if named else ""
             raise UsageError(
-                f"[adapter] targets: peft cannot adapt these layers of a {kind} model: {one_line(error):.200}; name "
-                "others in targets, or leave some out with exclude"
+                f"[adapter] targets: peft cannot adapt this model ({model.config.model_type}): {reason:.200}: leave "
+                f"the layer out with exclude{example}, or name others in targets"
             ) from error
     model.attached = Attached(
         lora_plus=settings.lora_plus,
-        start={} if settings.init == "default" else {name: each.clone() for name, each in _matrices(model).items()},
+        start=_matrices(model) if starts else {},
     )
     return adapted
 
@@ -159,13 +162,14 @@ def export_adapter(model: Any, folder: Path, *, state: Mapping[str, Tensor] | No
         state: the tensors of `adapter_state`, if they had to be gathered; may hold other tensors too. Default: those of
             the model as it is here.
     """
-    state = adapter_state(model) if state is None else state
+    state = _with_tied(model) if state is None else state
     tensors = peft.get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
     config = _config(model).to_dict() | {"inference_mode": True}
     if model.attached.start:
         tensors, config = _on_the_unchanged_base(tensors, config, model.attached.start)
     safetensors.torch.save_file(
-        {f"{_PREFIX}{name}": value.detach().to("cpu", torch.float32).contiguous() for name, value in tensors.items()},
+        # Clones, since safetensors refuses tied modules, which are one tensor.
+        {f"{_PREFIX}{name}": value.detach().to("cpu", torch.float32).clone() for name, value in tensors.items()},
         folder / ADAPTER_WEIGHTS,
         metadata={"format": "pt"},
     )
@@ -198,15 +202,24 @@ def _on_the_unchanged_base(
 
 
 def _matrices(model: Any) -> dict[str, Tensor]:
-    """A and B of every layer, by their names in peft's file."""
+    """Copies of A and B of every layer, by their names in peft's file."""
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: each.detach().cpu() for name, each in tensors.items() if ".lora_A." in name or ".lora_B." in name}
+    return {name: each.detach().clone() for name, each in tensors.items() if ".lora_A." in name or ".lora_B." in name}
 
 
 def _config(model: Any) -> Any:
     """Peft's settings of the attached adapter, which peft also keeps on the model itself."""
     (config,) = model.peft_config.values()
     return config
+
+
+def _with_tied(model: Any) -> dict[str, Tensor]:
+    """The trained tensors with those that are tied to one of them, which peft's file has twice."""
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
+    }
 
 
 def _tied(model: Any) -> bool:

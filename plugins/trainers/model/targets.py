@@ -14,12 +14,13 @@ import peft
 import torch
 from attrs import frozen
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from modelwright.core.api import AdapterSettings, UsageError
-from modelwright.core.api.wording import closest, listed
+from modelwright.core.api.wording import closest, either, listed
 
 ALL_LINEAR = "all-linear"
 # The layers that can have an adapter; models like GPT-2 use Conv1D for a linear layer.
@@ -206,7 +207,7 @@ def _saved(model: Any, wanted: Sequence[str]) -> set[str]:
     """The modules that are trained whole, by their full names.
 
     Raises:
-        UsageError: a name that no module has, or the output layer where it shares its weights.
+        UsageError: a name that no module has, or a layer that shares its weights and cannot be trained so.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     saved: set[str] = set()
@@ -220,10 +221,18 @@ def _saved(model: Any, wanted: Sequence[str]) -> set[str]:
             )
         saved |= found
     output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
-    if output is not None and output.weight is inputs.weight and _name_of(model, output) in saved:
+    names = [_name_of(model, layer) for layer in (inputs, output) if layer is not None]
+    if output is None or output.weight is not inputs.weight or not saved.intersection(names):
+        return saved
+    if _short(names[0]) not in EMBEDDING_LAYER_NAMES:
         raise UsageError(
-            f"[adapter] modules_to_save: {_name_of(model, output)} shares its weights with the embeddings: name "
-            f"{_short(_name_of(model, inputs))!r} instead, and both are trained"
+            f"[adapter] modules_to_save: {names[0]} and {names[1]} share their weights, and peft keeps only layers "
+            f"together that are named {either(EMBEDDING_LAYER_NAMES)}: remove them from modules_to_save"
+        )
+    if names[1] in saved:
+        raise UsageError(
+            f"[adapter] modules_to_save: {names[1]} shares its weights with {names[0]}: name {_short(names[0])!r} "
+            "instead, and both are trained"
         )
     return saved
 
@@ -250,11 +259,10 @@ def _check_parameters(settings: AdapterSettings, parameters: Collection[str]) ->
     wanted = {"dropout": bool(settings.dropout), "dora": settings.dora, "init": settings.init != "default"}
     for key in (key for key, is_set in wanted.items() if is_set and parameters):
         names = sorted({_label(name) for name in parameters})
+        quoted = ", ".join(f'"{name}"' for name in names)
         raise UsageError(
-            f"[adapter] {key}: experts cannot have it, since peft adds their adapter to the weights themselves: "
-            f"remove {key}, or leave them out with exclude = [{', '.join(f'{name!r}' for name in names)}]".replace(
-                "'", '"'
-            )
+            f"[adapter] {key}: peft does not support it for {listed(names, _NAMED)}, whose adapter it adds to the "
+            f"weights themselves: remove {key}, or leave these out with exclude = [{quoted}]"
         )
 
 
