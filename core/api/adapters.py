@@ -138,8 +138,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     if config.get("init_lora_weights", True) not in _STARTS:
         raise ModelwrightError(
             f"{folder}: {ADAPTER_CONFIG} says init_lora_weights = {config['init_lora_weights']!r:.60}: it was trained "
-            "on weights changed by this, which it does not contain: save it again with peft's save_pretrained(…, "
-            "path_initial_model_for_weight_conversion=…), which makes a plain LoRA adapter of it"
+            "on weights changed by this, which it does not contain: save it as plain LoRA (peft's save_pretrained with "
+            "path_initial_model_for_weight_conversion), or merge it with peft and import the result"
         )
     for key, value in config.items():
         # Newer versions write what they added, mostly turned off.

@@ -129,7 +129,7 @@ class TrainSettings:
 
 @frozen(kw_only=True)
 class AdapterSettings:
-    """`[adapter]`: Train a small adapter and leave the model's own weights unchanged.
+    r"""`[adapter]`: Train a small adapter and leave the model's own weights unchanged.
 
     A layer W becomes W x + scale · B A x, and only A and B, matrices of low rank, are trained (E. Hu et al., "LoRA:
     Low-Rank Adaptation of Large Language Models", 2021). `targets`, `exclude` and `modules_to_save` take names: the
@@ -150,7 +150,7 @@ class AdapterSettings:
         lora_plus: Learning rate of B as a multiple of A's (S. Hayou et al., "LoRA+", 2024). 16 is usual, with a lower
             `learning_rate`; 1 trains both at the same rate.
         targets: Layers that get an adapter: names, such as `["q_proj", "v_proj"]`, names of the modules they are in,
-            such as `"self_attn"`, regular expressions for whole names, such as `".*layers\\.[0-3]\\..*_proj"`, or
+            such as `"self_attn"`, regular expressions for whole names, such as `'.*layers\.[0-3]\..*_proj'`, or
             `"all-linear"` for every linear layer and all experts, except the output layer.
         layers: Numbers of the model's blocks that get an adapter, counted from 0. Default: all.
         exclude: Layers of `targets` that get no adapter, named in the same way: `["experts"]` leaves out all experts.

@@ -184,7 +184,7 @@ def _on_the_unchanged_base(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and config of the plain LoRA that computes, on the base as it was, what was trained on a changed one.
 
-    In training a layer is W − s·B₀A₀ + s·BA. That is W + s·[B, −B₀][A; A₀], an adapter of twice the rank; peft's
+    In training a layer is W - s·B₀A₀ + s·BA. That is W + s·[B, -B₀][A; A₀], an adapter of twice the rank; peft's
     `subtract_mutated_init` does the same for a model that it saves itself.
     """
     plain = dict(tensors)

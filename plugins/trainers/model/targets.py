@@ -154,7 +154,7 @@ def _named(model: Any, key: str, wanted: str | Sequence[str], parts: Mapping[str
     for entry in entries:
         matching = {name for name in parts if _matches(name, entry)}
         if not matching:
-            raise UsageError(f"[adapter] {key}: {_unknown(model, entry, parts)}")
+            raise UsageError(_unknown(model, key, entry, parts))
         found |= matching
     return found
 
@@ -169,13 +169,14 @@ def _matches(name: str, entry: str) -> bool:
         return False
 
 
-def _unknown(model: Any, entry: str, parts: Mapping[str, Any]) -> str:
+def _unknown(model: Any, key: str, entry: str, parts: Mapping[str, Any]) -> str:
     near = closest(entry.rpartition(".")[2], map(_short, parts))
     meant = f", did you mean {near!r}?" if near else ""
+    every = f'; or "{ALL_LINEAR}"' if key == "targets" else ""
     return (
-        f"the model ({model.config.model_type}) has no layer {entry!r} that can have an adapter{meant} (it has: "
-        f'{_short_names(parts) or "none"}; or "{ALL_LINEAR}", or a regular expression for whole names such as '
-        f"{min(parts, default='model.layers.0.q_proj')!r})"
+        f"[adapter] {key}: the model ({model.config.model_type}) has no layer {entry!r} that can have an adapter"
+        f"{meant} (it has: {_short_names(parts) or 'none'}{every}; or a regular expression for whole names, such as "
+        f"{max(parts, default='model.layers.0.self_attn.q_proj')!r})"
     )
 
 

@@ -1,4 +1,4 @@
-"""An adapter of each family of models: trained, registered, served, merged, exported, and read by plain transformers."""
+"""An adapter of each family of models: trained, registered, served, merged, exported, read by plain transformers."""
 
 from __future__ import annotations
 
