@@ -81,7 +81,7 @@ def find_targets(model: Any, settings: AdapterSettings) -> Targets:
     experts = chosen - layers
     converted = {name for name in layers if _taken_for_experts(model, name)}
     _check_parameters(settings, experts | converted)
-    _check_start(settings, [parts[name] for name in layers])
+    _check_layers(settings, [parts[name] for name in layers])
     return Targets(
         layers=frozenset(layers - converted),
         parameters=frozenset(experts | {f"{name}.weight" for name in converted}),
@@ -267,19 +267,20 @@ def _check_parameters(settings: AdapterSettings, parameters: Collection[str]) ->
         )
 
 
-def _check_start(settings: AdapterSettings, layers: Sequence[Any]) -> None:
-    """PiSSA and OLoRA take the adapter's start out of the weights, which must have that many directions.
+def _check_layers(settings: AdapterSettings, layers: Sequence[Any]) -> None:
+    """DoRA, PiSSA and OLoRA compute with the weights: PiSSA and OLoRA take the adapter's start out of them.
 
     Raises:
-        UsageError: they do not, or are split or transposed.
+        UsageError: the weights are split, transposed, or have fewer directions than the adapter.
     """
+    key = "init" if settings.init != "default" else "dora"
+    if (settings.dora or key == "init") and any(hasattr(layer.weight, "ds_id") for layer in layers):
+        raise UsageError(
+            f"[adapter] {key}: it needs whole matrices, which zero_stage = 3 splits: set zero_stage to 2 or less in "
+            f"[train.options], or remove {key}"
+        )
     if settings.init == "default":
         return
-    if any(hasattr(layer.weight, "ds_id") for layer in layers):
-        raise UsageError(
-            f'[adapter] init: "{settings.init}" needs whole matrices, which zero_stage = 3 has split: set zero_stage '
-            'to 2 or less in [train.options], or init = "default"'
-        )
     if settings.init == "olora" and any(isinstance(layer, Conv1D) for layer in layers):
         raise UsageError('[adapter] init: peft has no "olora" for the transposed layers of this model: set "pissa"')
     smallest = min(min(layer.weight.shape) for layer in layers)

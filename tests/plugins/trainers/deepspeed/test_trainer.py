@@ -191,10 +191,13 @@ def test_weights_that_are_shared_out_as_they_are_read_learn_the_same(tmp_path, c
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", [2, 3])
-def test_an_adapter_is_trained_resumed_and_exported(tmp_path, stage):
-    """LoRA with dropout: two processes export an adapter, and one that was stopped the same bytes."""
-    changes = {"adapter": AdapterSettings(rank=4, alpha=8, dropout=0.2)}
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [(2, {"dora": True}), (2, {"init": "pissa", "lora_plus": 4}), (3, {"dropout": 0.2, "lora_plus": 4})],
+)
+def test_an_adapter_is_trained_resumed_and_exported(tmp_path, stage, settings):
+    """Two processes export an adapter, and after a stop the same bytes."""
+    changes = {"adapter": AdapterSettings(rank=4, alpha=8, **settings)}
     for name in ("through", "stopped"):
         base(tmp_path / name, weights=True)
     job, _, losses = zero(tmp_path / "through", stage, changes=changes)

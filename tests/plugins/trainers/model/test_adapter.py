@@ -310,6 +310,16 @@ def test_the_layers_beside_the_experts_are_not_taken_for_them():
     }
 
 
+@pytest.mark.parametrize("settings", [{"init": "pissa"}, {"dora": True}])
+def test_settings_that_need_whole_weights_are_refused_where_they_are_split(settings, wording):
+    """At stage 3 of ZeRO, which marks the parameters that it has split."""
+    model = small("llama")
+    model.model.layers[0].self_attn.q_proj.weight.ds_id = 7
+    with pytest.raises(UsageError) as caught:
+        attach(model, AdapterSettings(**settings), seed=1)
+    wording(caught.value)
+
+
 def test_b_is_trained_at_its_own_rate(tmp_path):
     """LoRA+: a multiple of A's; nothing else is."""
     model = load(write_model(tmp_path / "base", weights=True))
