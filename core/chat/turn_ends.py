@@ -33,11 +33,13 @@ class TurnEnds:
         stops: those that stop generation. The end of an earlier answer need not be one, since some templates (gpt-oss)
             put the same token after thinking.
         closers: tokens between a text and such a token, such as Command-R's `<|END_RESPONSE|>`.
+        answers: those that the template puts after the last answer.
     """
 
     ends: frozenset[int] = frozenset()
     stops: frozenset[int] = frozenset()
     closers: frozenset[int] = frozenset()
+    answers: frozenset[int] = frozenset()
 
     def after(self, text: str, position: int, controls: Sequence[Control]) -> Control | None:
         """The end token after `position`, the end of a text, with only white space and closers between them."""
@@ -56,7 +58,7 @@ def find_turn_ends(template: ChatTemplate, tokenizer: ControlledTokenizer) -> Tu
     eos = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
     answers = _ends_of_answers(template, tokenizer)
     calls = _ends_of_calls(template, tokenizer, eos | answers.ends)
-    return TurnEnds(eos | answers.ends | calls, eos | answers.stops | calls, answers.closers)
+    return TurnEnds(eos | answers.ends | calls, eos | answers.stops | calls, answers.closers, answers.stops)
 
 
 def _ends_of_answers(template: ChatTemplate, tokenizer: ControlledTokenizer) -> TurnEnds:

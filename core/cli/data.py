@@ -58,8 +58,8 @@ def show(run: str, variant: str | None, count: int, skip: int, holdout: bool, pa
 
     from modelwright.core.api.errors import UsageError
     from modelwright.core.api.files import write_text
-    from modelwright.core.cli.common import prepared_folder
     from modelwright.core.stages.prepare import preview
+    from modelwright.core.stages.prepare.prepared import prepared_folder
 
     folder = prepared_folder(run, variant)
     rows = preview.preview(folder, count, skip=skip, split=preview.HOLDOUT if holdout else preview.TRAIN)
@@ -87,7 +87,7 @@ def stats(run: str, variant: str | None, as_json: bool) -> None:
     """
     from attrs import asdict
 
-    from modelwright.core.cli.common import prepared_folder
+    from modelwright.core.stages.prepare.prepared import prepared_folder
     from modelwright.core.stages.prepare.preview import statistics
 
     found = statistics(prepared_folder(run, variant))

@@ -139,6 +139,8 @@ KINDS: Mapping[str, Kind] = {
             "removed": "Number of examples removed by each check of data quality.",
             "rows": "Number of examples for training.",
             "holdout_rows": "Number of examples held out.",
+            "holdout_prompts": "Number of prompts held out, each with all of its examples.",
+            "holdout_shared": "Number of held-out examples that share a later user turn with training examples.",
             **_SHARES,
             "trained_tokens": "Number of trained tokens.",
             "longest": "Length of the longest training example, in tokens.",
@@ -196,7 +198,8 @@ KINDS: Mapping[str, Kind] = {
             "order": "Digest of which sequences the step trained on.",
             "by_source": "Mean loss by source of the data, in nats; empty if there is one source.",
             "seconds": "How long the step took.",
-            "mfu": "Model FLOPs utilization, 0 to 1: the share of `peak_flops` that the step reached.",
+            "mfu": "Model FLOPs utilization, 0 to 1: the share of the device's speed that the step reached. Missing if "
+            "the step was faster than the measured speed.",
             "memory": "Peak memory so far, in bytes: the GPU's, or the process's on a CPU.",
         },
     ),

@@ -30,9 +30,11 @@ from typing import Any
 
 from attrs import Factory, field, frozen
 
+from modelwright.core import home
 from modelwright.core.api import files
-from modelwright.core.api.errors import ModelwrightError, StopRequested
+from modelwright.core.api.errors import ModelwrightError, StopRequested, UsageError
 from modelwright.core.api.files import why_no_folder
+from modelwright.core.config import read_run
 
 # Each of these signals asks a run to stop.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -40,6 +42,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 KILLED_ENDS_WITHIN = 1.0
 # How long the workers of a killed runner may take to notice that it is gone.
 ORPHANS_END_WITHIN = 60.0
+
+# The suffixes of run files.
+CONFIGURATIONS = (".toml", ".yaml", ".yml")
 
 _FOLDERS = ("done", "events", "logs", "rendezvous", "status")
 _FILES = ("runner.lock", "workers.lock", "ranks.lock", "config.json", "stop")
@@ -276,3 +281,37 @@ def _opened(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def find_run(named: str, variant: str | None = None) -> RunFolder:
+    """The folder of a run.
+
+    Args:
+        named: a run.toml (or YAML file), the name of a run as it is below `runs/`, or a run's folder.
+        variant: which one, of a run.toml with several.
+
+    Raises:
+        UsageError: there is no such run, or there are several.
+        ConfigError: the run.toml is wrong.
+    """
+    folders = find_runs(named, variant)
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise UsageError(f"{named} has several variants ({names}): choose one with --variant")
+    return folders[0]
+
+
+def find_runs(named: str, variant: str | None = None) -> list[RunFolder]:
+    """The folders of a run, one for each variant; arguments and errors are those of `find_run`."""
+    path = Path(named)
+    if path.suffix in CONFIGURATIONS and not path.is_dir():
+        configs = read_run(path, variants=None if variant is None else [variant]).configs
+        return [RunFolder(home.runs() / config.name) for config in configs]
+    if variant is not None:
+        raise UsageError(f"--variant needs a run.toml: write {named}-{variant} instead")
+    folder = path if len(path.parts) > 1 or not (home.runs() / named).is_dir() else home.runs() / named
+    if not named or not folder.is_dir():
+        there = sorted(each.name for each in home.runs().iterdir() if each.is_dir()) if home.runs().is_dir() else []
+        known = f"runs in {home.runs()}: {', '.join(there) or 'none'}"
+        raise UsageError(f"there is no run {named!r}: expected a run.toml, a run's name or its folder ({known})")
+    return [RunFolder(folder.absolute())]

@@ -99,6 +99,27 @@ def test_a_plan_says_what_has_changed_and_only_that_runs_again(finished, command
     assert [model["version"] for model in _models(command)] == [1, 2]
 
 
+def test_a_metric_with_options_is_one_figure_from_the_run_to_the_card(finished, command):
+    """Its label is the name in the condition, the promotion, the comparison of two versions and the model card."""
+    label = "exact_match(ignore_case=true)"
+    condition = f"sums.{label} >= 0.0 and sums.exact_match >= 0.0"
+    changes = (
+        *("--set", 'evaluate.0.metrics=["exact_match", { name = "exact_match", ignore_case = true }]'),
+        *("--set", f"registry.promote={{ alias = 'best', if = '{condition}' }}"),
+    )
+    _ok(command("run", finished, *changes))
+    _ok(command("run", finished, *changes, "--set", "train.max_steps=5"))
+    first, second = _models(command)
+    assert (first["version"], second["version"], second["aliases"]) == (1, 2, ["best"])
+    assert label in first["metrics"]["sums"].keys() & second["metrics"]["sums"].keys()
+    compared = json.loads(_ok(command("models", "compare", "tiny@1", "@best", "--json")).stdout)
+    assert {"exact_match", label} <= {each["metric"] for each in compared["metrics"] if all(each["differences"])}
+    assert label in _ok(command("models", "compare", "tiny@1", "@best")).stdout
+    assert f"| `{label}` |" in _ok(command("models", "card", "@best")).stdout
+    unmet = _ok(command("run", finished, *changes, "--set", f"registry.promote.if='sums.{label} > 1'"))
+    assert f"sums.{label} > 1.0 does not hold" in unmet.stderr
+
+
 def test_an_unmet_condition_leaves_a_registered_unpromoted_version_and_is_not_a_failure(finished, command):
     """It says what was measured."""
     done = _ok(

@@ -252,7 +252,7 @@ def _suite(
     metrics = {label: _metric(label, plugins) for label in suite.metrics}
     return {
         "name": suite.name,
-        "path": suite.path,
+        "path": suite.place,
         "format": suite.format,
         "options": values.get("options", {}),
         "metrics": metrics,

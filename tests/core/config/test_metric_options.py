@@ -153,6 +153,17 @@ def test_a_condition_on_other_options_is_refused(write, wording):
     wording(problem)
 
 
+@pytest.mark.parametrize("metric", ["exact_match(ignore_cas=true)", "exact_mach", "exact_match("])
+def test_beside_a_misspelt_metric_nothing_is_said_of_the_condition(write, metric):
+    """The run may well measure what the condition names, once the metric is right."""
+    promote = '[registry.promote]\nalias = "best"\nif = "test.exact_match(ignore_case=true) >= 0.5"\n'
+    text = RUN.replace('{ name = "exact_match", ignore_case = true }', f'"{metric}"')
+    with pytest.raises(ConfigError) as caught:
+        read_run(write(text + promote), plugins=discover())
+    (problem,) = caught.value.problems
+    assert problem.table.startswith("evaluate.0")
+
+
 @pytest.mark.parametrize("options", ["(", "(ignore_case)", "(ignore_case=true"])
 def test_broken_options_in_a_condition(options, wording):
     """It says where."""

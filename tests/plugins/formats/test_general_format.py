@@ -40,7 +40,14 @@ def test_alpaca_and_completion_rows_become_one_turn_each(row, question):
 
 @pytest.mark.parametrize(
     ("question", "said"),
-    [("question", "answer"), ("question", "response"), ("problem", "solution"), ("prompt", "response")],
+    [
+        ("question", "answer"),
+        ("question", "response"),
+        ("question", "generated_solution"),
+        ("problem", "solution"),
+        ("problem", "generated_solution"),
+        ("prompt", "response"),
+    ],
 )
 def test_pairs_of_columns_become_one_turn_each(question, said):
     """With any of a data set's names for question and answer."""
@@ -306,7 +313,7 @@ def test_names_of_columns_that_go_together_in_no_way_are_refused(wording, named)
         {"instruction": "a", "instances": []},
         {"instruction": "a", "instances": [{"input": "x"}]},
         {"question": "q", "answer": " "},
-        {"messages": [USER, {"role": "bot", "content": "x"}]},
+        {"messages": [USER, {"role": "narrator", "content": "x"}]},
         {"messages": [USER, {"role": ["user"], "content": "x"}]},
         {"messages": [USER, {"role": "assistant", "content": None}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ASSISTANT]},

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelwright import Example, Message
-from modelwright.core.stages.prepare.decontaminate import Contamination
+from modelwright.core.stages.prepare.checks import Contamination
 
 NATALIA = (
     "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "

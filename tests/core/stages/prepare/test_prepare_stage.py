@@ -67,6 +67,18 @@ def test_duplicates_and_long_examples_are_dropped_and_counted(prepare):
     assert (outputs["rows"], outputs["removed"]) == (61, {})
 
 
+def test_rows_of_each_kind_are_counted_as_such(prepare):
+    """Though all of them have the same columns, as in files that were put together."""
+    talks = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        [{"from": "human", "value": "p"}, {"from": "gpt", "value": "b"}],
+    ]
+    rows = [{"text": "t", "prompt": None}, {"prompt": "p", "completion": "c"}, *({"messages": talk} for talk in talks)]
+    empty = dict.fromkeys(("text", "prompt", "completion", "messages"))
+    outputs, _ = prepare([empty | row for row in rows])
+    assert (outputs["rejected"], list(outputs["detected"].values())) == (0, [1, 1, 1, 1])
+
+
 def test_held_out_examples_are_not_trained_on(prepare):
     """Each is in one file, the same one in every run."""
     outputs, folder = prepare(ROWS, "data.holdout.fraction=0.3")
@@ -255,3 +267,25 @@ def test_the_proof_of_the_labels_is_reported_with_three_rows(prepare, home):
     assert [one["source"] for one in first["examples"]] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
     assert first["trained_by_role"] == outputs["trained_by_role"]
     assert (folder / "labels.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("tail", "overrides"),
+    [
+        ("assistant\\n<think>\\n' }}{% endif %}{# </think> #}", ()),
+        ("assistant\\n<|reason|>' }}{% endif %}", ()),
+        ("assistant\\n' }}{% endif %}", ("data.tokens.end='<|stop|>'",)),
+    ],
+    ids=["thinking", "no counterpart", "end"],
+)
+def test_a_template_that_is_not_served_as_it_is_trained_says_what_settles_it(
+    wording, prepare, tmp_path, tail, overrides
+):
+    """One line with the option; nothing is trained."""
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>" + tail
+    )
+    with pytest.raises(ModelwrightError) as caught:
+        prepare(ROWS, *overrides, model='chat_template = "t.jinja"')
+    wording(caught.value)

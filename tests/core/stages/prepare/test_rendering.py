@@ -20,6 +20,7 @@ class NoRenderer:
 
     def __init__(self, renderer):
         self.fingerprint = renderer.fingerprint
+        self.empty_thinking = renderer.empty_thinking
 
     def train(self, *examples):
         raise AssertionError(examples)

@@ -65,7 +65,8 @@ SECOND = dt.datetime(2026, 3, 1, 12, 30, 1, tzinfo=dt.UTC)
         (pa.array([[]], pa.list_(pa.int64())), []),
         (pa.array([{"role": "user", "turns": [{"at": SECOND}]}]),
          {"role": "user", "turns": [{"at": "2026-03-01T12:30:01+00:00"}]}),
-        (pa.array([[("a", 1), ("b", 2)]], pa.map_(pa.string(), pa.int64())), {"a": 1, "b": 2}),
+        (pa.array([[("a", 1), ("b", None)]], pa.map_(pa.string(), pa.int64())), {"a": 1, "b": None}),
+        (pa.array([{"a": None, "b": [{"c": None, "d": 1}, None]}]), {"b": [{"d": 1}, None]}),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )  # fmt: skip
