@@ -1,7 +1,8 @@
 """A saved adapter, and how it is applied to its base, in one way for every engine and for merging.
 
     FOLDER/adapter_config.json           kind, rank, scale and targets, as peft writes and reads them
-    FOLDER/adapter_model.safetensors     the adapter's tensors, float32, and the rows of tokens that were added
+    FOLDER/adapter_model.safetensors     the adapter's tensors, float32, the rows of tokens that were added, and modules
+                                         that were trained whole
     FOLDER/config.json                   the base's, with the vocabulary that the adapter was trained with
 
 The base's weights are elsewhere. peft and torch are imported when they are used.
@@ -9,6 +10,7 @@ The base's weights are elsewhere. peft and torch are imported when they are used
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,46 @@ from modelwright.core.api.files import read_json
 from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, vocabulary_size
 from modelwright.core.api.wording import one_line
 
-# The settings of the adapters that are trained here. All others of peft are at their defaults: another value makes
-# another kind of adapter.
+# The settings of peft that decide what an adapter computes, and that are read. All others must be at their defaults:
+# another value makes another kind of adapter.
 _SETTINGS = frozenset(
-    {"r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "trainable_token_indices", "fan_in_fan_out"}
+    {
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+        "target_modules",
+        "target_parameters",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "modules_to_save",
+        "ensure_weight_tying",
+        "trainable_token_indices",
+        "fan_in_fan_out",
+        "bias",
+        "lora_bias",
+    }
 )
-# Settings that change nothing in the computation.
+# Settings that change nothing in the computation: where an adapter came from, and how its matrices began.
 _ABOUT = frozenset(
-    {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "task_type", "init_lora_weights"}
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "eva_config",
+        "inference_mode",
+        "init_lora_weights",
+        "peft_version",
+        "revision",
+        "task_type",
+    }
 )
+# Starts that leave the base's weights as they are. With others (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA), an adapter that
+# was saved without conversion belongs to changed weights, which are not in its files.
+_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def embedding_rows(model: Any) -> int:
@@ -69,14 +102,19 @@ def apply_adapter(model: Any, folder: Path) -> Any:
     """
     import peft
     import torch
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
     settings = _settings(folder)
     tensors = _tensors(folder)
     grow_embeddings(model, _vocabulary(folder))
     try:
         # The matrices drawn here are replaced; the global random state stays as it is.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # It warns that two kinds of targets are given, which is how experts and other layers are.
+            warnings.simplefilter("ignore")
             adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+        # The experts of transformers 4 have tensors of their own, those of 5 share one.
+        tensors = convert_peft_adapter_state_dict_for_transformers(adapted, adapted.peft_config["default"], tensors)
     except (ValueError, TypeError, IndexError) as error:
         raise ModelwrightError(f"{folder}: this is an adapter for another base: {one_line(error):.200}") from error
     _check_same(folder, peft.get_peft_model_state_dict(adapted, save_embedding_layers=False), tensors)
@@ -97,7 +135,19 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not config.keys() >= {"r", "lora_alpha"}:
         raise ModelwrightError(f"{folder}: {ADAPTER_CONFIG} does not describe a LoRA adapter, the only supported kind")
     usual = peft.LoraConfig().to_dict()
+    if config.get("init_lora_weights", True) not in _STARTS:
+        raise ModelwrightError(
+            f"{folder}: {ADAPTER_CONFIG} says init_lora_weights = {config['init_lora_weights']!r:.60}: it was trained "
+            "on weights changed by this, which it does not contain: save it as plain LoRA (peft's save_pretrained with "
+            "path_initial_model_for_weight_conversion), or merge it with peft and import the result"
+        )
     for key, value in config.items():
+        # Newer versions write what they added, mostly turned off.
+        if key not in usual and value:
+            raise ModelwrightError(
+                f"{folder}: {ADAPTER_CONFIG} says {key} = {value!r:.60}, which peft {peft.__version__} does not know "
+                f"(it was written by {config.get('peft_version') or 'another version'}): pip install --upgrade peft"
+            )
         if key in usual.keys() - _SETTINGS - _ABOUT and value != usual[key]:
             raise ModelwrightError(
                 f"{folder}: {ADAPTER_CONFIG} says {key} = {value!r:.60}, which is not supported: merge the "

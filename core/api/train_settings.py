@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -28,6 +29,26 @@ _less_than_all = validators.and_(validators.ge(0.0), validators.lt(1.0))
 def _some_targets(_instance: Any, _attribute: Any, value: str | tuple[str, ...]) -> None:
     if not value or not all(value):
         raise ValueError('must not be empty: name layers, such as ["q_proj", "v_proj"], or write "all-linear"')
+
+
+def _no_empty_names(_instance: Any, _attribute: Any, value: str | tuple[str, ...]) -> None:
+    if not all(value):
+        raise ValueError('must not have empty names: name layers, such as ["lm_head"]')
+
+
+def _some_layers(_instance: Any, _attribute: Any, value: tuple[int, ...]) -> None:
+    if not value or min(value) < 0:
+        raise ValueError("must be numbers of the model's blocks, counted from 0, such as [0, 1, 2]")
+
+
+def _known_init(_instance: Any, _attribute: Any, value: str) -> None:
+    if value == "loftq":
+        raise ValueError(
+            'cannot be "loftq": it replaces the base\'s weights by 4-bit ones, and no adapter on the unchanged base '
+            'computes the same; use "pissa"'
+        )
+    if not re.fullmatch(r"default|pissa|pissa_niter_[0-9]{1,3}|olora", value):
+        raise ValueError('must be "default", "pissa", "pissa_niter_N" with a number N of iterations, or "olora"')
 
 
 @frozen(kw_only=True)
@@ -108,23 +129,43 @@ class TrainSettings:
 
 @frozen(kw_only=True)
 class AdapterSettings:
-    """`[adapter]`: Train a small adapter and leave the model's own weights unchanged.
+    r"""`[adapter]`: Train a small adapter and leave the model's own weights unchanged.
 
     A layer W becomes W x + scale · B A x, and only A and B, matrices of low rank, are trained (E. Hu et al., "LoRA:
-    Low-Rank Adaptation of Large Language Models", 2021).
+    Low-Rank Adaptation of Large Language Models", 2021). `targets`, `exclude` and `modules_to_save` take names: the
+    last part of a layer's name, such as `"q_proj"`, or several, such as `"mlp.down_proj"`.
 
     Attributes:
         kind: `"lora"` scales by alpha / rank; `"rslora"` by alpha / √rank, so that the adapter's effect does not fade
             as the rank grows (D. Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023).
+        dora: Also train the length of each row of W, apart from its direction (S. Liu et al., "DoRA: Weight-Decomposed
+            Low-Rank Adaptation", 2024). It can learn more at a low rank, and each step takes longer.
+        init: Start of A and B. `"default"` is a random A, and B = 0. `"pissa"` starts from the largest singular values
+            of W (F. Meng et al., "PiSSA", 2024), `"pissa_niter_4"` computes them faster and approximately, and
+            `"olora"` starts from W's QR decomposition (K. Büyükakyüz, "OLoRA", 2024): the loss falls faster at first.
+            They are saved as plain LoRA of twice the rank, which fits the unchanged base.
         rank: Rank of A and B. A higher rank can learn more and takes more memory.
         alpha: Strength of the adapter; see `kind` for the scale.
         dropout: Share of the inputs of the adapter that are zeroed in training. Raise it against overfitting.
-        targets: Layers that get an adapter: the last parts of their names, such as `["q_proj", "v_proj"]`, or
-            `"all-linear"` for every linear layer except the output layer.
+        lora_plus: Learning rate of B as a multiple of A's (S. Hayou et al., "LoRA+", 2024). 16 is usual, with a lower
+            `learning_rate`; 1 trains both at the same rate.
+        targets: Layers that get an adapter: names, such as `["q_proj", "v_proj"]`, names of the modules they are in,
+            such as `"self_attn"`, regular expressions for whole names, such as `'.*layers\.[0-3]\..*_proj'`, or
+            `"all-linear"` for every linear layer and all experts, except the output layer.
+        layers: Numbers of the model's blocks that get an adapter, counted from 0. Default: all.
+        exclude: Layers of `targets` that get no adapter, named in the same way: `["experts"]` leaves out all experts.
+        modules_to_save: Modules that are trained whole and saved with the adapter, such as `["embed_tokens"]`. Use it
+            for parts that an adapter cannot change enough.
     """
 
     kind: Literal["lora", "rslora"] = "lora"
+    dora: bool = False
+    init: str = field(default="default", validator=_known_init)
     rank: int = field(default=16, validator=_positive)
     alpha: float = field(default=32, validator=_positive)
     dropout: float = field(default=0.0, validator=_less_than_all)
+    lora_plus: float = field(default=1.0, validator=validators.ge(1.0))
     targets: str | tuple[str, ...] = field(default="all-linear", validator=_some_targets)
+    layers: tuple[int, ...] | None = field(default=None, validator=validators.optional(_some_layers))
+    exclude: str | tuple[str, ...] = field(default=(), validator=_no_empty_names)
+    modules_to_save: tuple[str, ...] = field(default=(), validator=_no_empty_names)

@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from modelwright.core.api.wording import listed
 from modelwright.core.cli.common import figure_text
 from modelwright.core.cli.data import label_text, print_examples
 from modelwright.core.runs.events import Event
 
 LINE_EVERY = 5.0
+# Number of an adapter's targets that a line names.
+_TARGETS = 10
 
 
 def describe(event: Event) -> str | None:
@@ -55,7 +58,18 @@ def _started(data: Any) -> str:
     trained = data.get("trainable", data["parameters"])
     of = "" if trained == data["parameters"] else f"{trained:,} of "
     how = "".join(f", {data[key]}" for key in ("precision", "attention") if key in data)
-    return f"{of}{data['parameters']:,} parameters on {where}{how}, {data['steps']:,} steps"
+    return f"{of}{data['parameters']:,} parameters on {where}{how}, {data['steps']:,} steps{_adapted(data)}"
+
+
+def _adapted(data: Any) -> str:
+    """What share of the base an adapter is on, and which larger parts of the base have none."""
+    if "adapted" not in data:
+        return ""
+    left = data["unadapted"]
+    base = data["adapted"] + sum(left.values())
+    without = [f"{name} {count / base:.0%}" for name, count in left.items() if count >= base / 100]
+    on = f"adapter on {data['adapted'] / base:.0%} of the base ({listed(list(data['adapter_parameters']), _TARGETS)})"
+    return f"; {on}" + (f", none on {listed(without, _TARGETS)}" if without else "")
 
 
 def _graded(data: Any) -> str:

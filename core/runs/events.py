@@ -172,7 +172,13 @@ KINDS: Mapping[str, Kind] = {
             "device": "The device of the first process.",
             "precision": "Number format of the forward and backward pass.",
         },
-        {"threads": "Number of CPU threads of each process.", "zero_stage": "DeepSpeed's ZeRO stage."},
+        {
+            "threads": "Number of CPU threads of each process.",
+            "zero_stage": "DeepSpeed's ZeRO stage.",
+            "adapter_parameters": "With `[adapter]`: number of trained parameters by the layers that they adapt.",
+            "adapted": "With `[adapter]`: number of the base's parameters that have an adapter or are trained whole.",
+            "unadapted": "With `[adapter]`: number of the base's other parameters, by name.",
+        },
     ),
     "preflight": Kind(
         "The rehearsal before the first step passed.",

@@ -10,7 +10,7 @@ return MyTrainer(MyOptions())
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -30,7 +30,16 @@ from modelwright.core.testing.trainer import (
 )
 
 LORA = AdapterSettings(rank=4, alpha=8)
-Kind = Literal["lora", "rslora"]
+# Adapters that differ in what is trained, saved or loaded.
+VARIANTS = {
+    "lora": LORA,
+    "rslora": evolve(LORA, kind="rslora"),
+    "dora": evolve(LORA, dora=True),
+    "pissa": evolve(LORA, init="pissa"),
+    "olora": evolve(LORA, init="olora", kind="rslora"),
+    "lora-plus": evolve(LORA, lora_plus=8),
+    "whole-norm": evolve(LORA, layers=(1,), exclude="mlp", modules_to_save=("norm",)),
+}
 
 
 class AdapterContract:
@@ -94,11 +103,12 @@ class AdapterContract:
     def test_it_begins_as_its_base(self, tmp_path: Path) -> None:
         """Before the first step the adapter changes nothing: the first loss is that of training the whole model."""
         losses = []
-        for adapter in (None, LORA):
+        for name, adapter in (("none", None), ("lora", LORA), ("pissa", VARIANTS["pissa"])):
             recorder = Recorder()
-            self.train(self.job(tmp_path / str(adapter and "lora"), recorder, adapter=adapter))
+            job = self.job(tmp_path / name, recorder, adapter=adapter, settings=self.settings(max_steps=1))
+            self.train(job)
             losses.append(recorder.of("step")[0]["loss"])
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
     def test_the_base_is_not_touched(self, tmp_path: Path) -> None:
         """Its folder stays byte for byte."""
@@ -107,12 +117,10 @@ class AdapterContract:
         self.train(job)
         assert (job.model / "model.safetensors").read_bytes() == before
 
-    @pytest.mark.parametrize("kind", ["lora", "rslora"])
-    def test_it_goes_on_where_it_stopped_with_dropout_too(
-        self, tmp_path: Path, kind: Literal["lora", "rslora"]
-    ) -> None:
-        """Stopped twice and gone on with: the adapter of a training that was not."""
-        adapter = evolve(LORA, kind=kind, dropout=0.2)
+    @pytest.mark.parametrize("variant", ["rslora", "dora", "pissa", "lora-plus"])
+    def test_it_resumes_where_it_stopped_with_dropout_too(self, tmp_path: Path, variant: str) -> None:
+        """Stopped twice and resumed: the adapter of a training that ran through."""
+        adapter = evolve(VARIANTS[variant], dropout=0.2)
         straight = self.job(tmp_path / "straight", adapter=adapter)
         self.train(straight)
         for stop_after in (3, 7):
@@ -123,13 +131,13 @@ class AdapterContract:
         assert self.same(straight.output, resumed.output)
         assert (straight.output / ADAPTER_CONFIG).read_bytes() == (resumed.output / ADAPTER_CONFIG).read_bytes()
 
-    @pytest.mark.parametrize("kind", ["lora", "rslora"])
-    def test_trained_loaded_and_merged_say_the_same(self, tmp_path: Path, kind: Kind) -> None:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_trained_loaded_and_merged_say_the_same(self, tmp_path: Path, variant: str) -> None:
         """The exported adapter on its base, peft's own reading of it, and the merged weights: the same logits."""
         import peft
         import torch
 
-        job = self.job(tmp_path / kind, adapter=evolve(LORA, kind=kind), settings=self.settings(max_steps=20))
+        job = self.job(tmp_path / variant, adapter=VARIANTS[variant], settings=self.settings(max_steps=20))
         self.train(job)
         adapted = apply_adapter(_load(job.model), job.output)
         with_adapter = _logits(adapted)

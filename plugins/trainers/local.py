@@ -17,7 +17,7 @@ from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
 from modelwright.plugins.trainers.memory import Size, check_memory, needs
 from modelwright.plugins.trainers.model.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import adamw, device_facts, precision_of
+from modelwright.plugins.trainers.strategy import adamw, device_facts, precision_of, set_learning_rate
 from modelwright.plugins.trainers.training import train
 
 
@@ -103,8 +103,7 @@ class SingleDevice:
         if torch.isfinite(total):
             if self._clip_norm:
                 torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, total)
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
+            set_learning_rate(self._optimizer, learning_rate)
             self._optimizer.step()
         self._optimizer.zero_grad()
         return norm

@@ -34,9 +34,11 @@ from modelwright.plugins.trainers.checkpoints import (
     write_finished,
 )
 from modelwright.plugins.trainers.memory import Meter
+from modelwright.plugins.trainers.model.adapter import is_adapted
 from modelwright.plugins.trainers.model.attention import attention_of
 from modelwright.plugins.trainers.model.isolation import check_isolation, lay_end_to_end
 from modelwright.plugins.trainers.model.loss import TrainedLogits
+from modelwright.plugins.trainers.model.targets import coverage
 from modelwright.plugins.trainers.strategy import Strategy
 
 # Number of packs that a model is checked with, whether it keeps their documents apart.
@@ -193,6 +195,8 @@ class Loop:
             "processes": self.ranks.size,
         }
         facts |= {"attention": attention_of(self.strategy.model)}
+        if is_adapted(self.strategy.model):
+            facts |= coverage(self.strategy.model)
         self.job.emit("started", facts | self.meter.facts() | self.strategy.facts())
 
     def _check_isolation(self) -> None:

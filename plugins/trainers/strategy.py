@@ -12,6 +12,7 @@ import torch
 from modelwright.core.api import UsageError
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.memory import Size
+from modelwright.plugins.trainers.model.adapter import learning_rate_factor
 from modelwright.plugins.trainers.ranks import Ranks
 
 # The second moment forgets faster than Adam's 0.999: the usual choice for language models since T. Brown et al.,
@@ -110,13 +111,24 @@ def adamw(model: Any, weight_decay: float) -> torch.optim.AdamW:
 
 
 def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices (also embeddings) decay; norms and biases, which are vectors, do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [each for each in parameters if _dimensions(each) >= 2], "weight_decay": weight_decay},
-        {"params": [each for each in parameters if _dimensions(each) < 2], "weight_decay": 0.0},
+    """Parameter groups for AdamW: matrices (also embeddings) decay; norms and biases, which are vectors, do not.
+
+    Each group has a `factor`, by which `set_learning_rate` multiplies the rate.
+    """
+    groups: dict[tuple[bool, float], list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((_dimensions(parameter) < 2, learning_rate_factor(model, name)), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": 0.0 if vectors else weight_decay, "factor": factor}
+        for (vectors, factor), parameters in sorted(groups.items(), key=lambda group: group[0])
     ]
-    return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """Set the rate of a step in all groups of an optimizer."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["factor"]
 
 
 def _dimensions(parameter: torch.Tensor) -> int:

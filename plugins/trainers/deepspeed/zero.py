@@ -18,7 +18,7 @@ from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import writing_to
 from modelwright.plugins.trainers.model.adapter import export_adapter, is_adapted
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import adamw, device_facts
+from modelwright.plugins.trainers.strategy import adamw, device_facts, set_learning_rate
 
 # The folder in a checkpoint that holds all of DeepSpeed's files.
 TAG = "zero"
@@ -81,8 +81,7 @@ class Zero:
 
     def step(self, learning_rate: float) -> float:
         """Clip, step, reset the gradients; returns the norm before clipping. ZeRO drops a step if it is not finite."""
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.engine.optimizer, learning_rate)
         if self._options.zero_stage == 0:
             return self._step_alone()
         self.engine.step()
@@ -136,10 +135,10 @@ class Zero:
         then counts up.
         """
         groups = self.engine.optimizer.param_groups
-        decays = [group["weight_decay"] for group in groups]
+        own = [{key: group[key] for key in ("weight_decay", "factor")} for group in groups]
         self._read(place.parent, place.name)
-        for group, decay in zip(groups, decays, strict=True):
-            group["weight_decay"] = decay
+        for group, settings in zip(groups, own, strict=True):
+            group.update(settings)
         for state in self.engine.optimizer.state.values():
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()

@@ -8,6 +8,8 @@ adapter's.
 from __future__ import annotations
 
 import json
+import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,21 +18,31 @@ from typing import Any
 import peft
 import safetensors.torch
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from attrs import frozen
+from torch import Tensor
 
 from modelwright.core.api import AdapterSettings, Job, UsageError
 from modelwright.core.api.adapters import embedding_rows, grow_embeddings
 from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from modelwright.core.api.wording import listed
+from modelwright.core.api.wording import one_line
+from modelwright.plugins.trainers.model.targets import Targets, find_targets
 
-ALL_LINEAR = "all-linear"
-# The layers that can have an adapter; models like GPT-2 use Conv1D for a linear layer.
-_LINEAR = (nn.Linear, Conv1D)
 # peft names tensors from its own two layers around the model.
 _PREFIX = "base_model.model."
-# Number of a model's layers that an error names.
-_NAMED = 12
+
+
+@frozen(kw_only=True)
+class Attached:
+    """What a training must know of the adapter that is attached to its model, as `model.attached`.
+
+    Attributes:
+        lora_plus: the learning rate of B as a multiple of A's.
+        start: A and B before the first step, by their names in peft's file, where `init` took their product out of the
+            model's weights; else empty.
+    """
+
+    lora_plus: float
+    start: Mapping[str, Tensor]
 
 
 def adapt(model: Any, job: Job) -> None:
@@ -62,11 +74,12 @@ def is_adapted(model: Any) -> bool:
 def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequence[int] = ()) -> Any:
     """Put a new adapter on a model, in place: everything else in it is frozen.
 
-    The adapter changes nothing at first: A is drawn from `seed`, B is 0.
+    The adapter changes nothing at first: A is drawn from `seed`, B is 0; or with another `init`, the weights are less
+    by what the adapter adds to them.
 
     Args:
         model: a causal language model of transformers.
-        settings: kind, rank, scale, dropout and targets.
+        settings: the table `[adapter]`.
         seed: of A's random values.
         new_tokens: tokens that the base does not have. Their rows of the embeddings, and of an output layer with its
             own weights, are trained and saved with the adapter.
@@ -75,23 +88,48 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequ
         The `PeftModel`; `get_base_model()` is `model`.
 
     Raises:
-        UsageError: a target is not a layer of the model.
+        UsageError: a target is not a layer of the model, or cannot have an adapter with these settings.
     """
-    targets = _targets(model, settings.targets)
+    targets = find_targets(model, settings)
+    # A model without values has no matrices to start from.
+    starts = settings.init != "default" and not any(parameter.is_meta for parameter in model.parameters())
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         use_rslora=settings.kind == "rslora",
-        target_modules=targets,
+        use_dora=settings.dora,
+        init_lora_weights=settings.init if starts else True,
+        ensure_weight_tying=_tied(model) and bool(targets.saved & _embeddings(model)),
         trainable_token_indices=_token_rows(model, targets, list(new_tokens)) if new_tokens else None,
+        **targets.for_peft(model),
     )
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        # It warns that Conv1D is transposed, which is intended.
-        warnings.filterwarnings("ignore", message=r".*fan_in_fan_out")
-        return peft.get_peft_model(model, config)
+        # It warns that Conv1D is transposed, and of two kinds of targets at once, which are intended.
+        warnings.simplefilter("ignore")
+        try:
+            adapted = peft.get_peft_model(model, config)
+        except (ValueError, TypeError) as error:
+            # Such as "[PEFT:LORA] Module 'out_proj' is incompatible with Mamba-based models. Incompatible modules: …".
+            reason = one_line(error).rpartition("] ")[2].partition(". ")[0]
+            named = re.search(r"Module '(\w+)'", reason)
+            example = f', such as exclude = ["{named[1]}"]' if named else ""
+            raise UsageError(
+                f"[adapter] targets: peft cannot adapt this model ({model.config.model_type}): {reason:.200}: leave "
+                f"the layer out with exclude{example}, or name others in targets"
+            ) from error
+    model.attached = Attached(
+        lora_plus=settings.lora_plus,
+        start=_matrices(model) if starts else {},
+    )
+    return adapted
+
+
+def learning_rate_factor(model: Any, name: str) -> float:
+    """By how much a parameter's learning rate is multiplied: B's by `lora_plus`, if there is an adapter."""
+    return model.attached.lora_plus if is_adapted(model) and ".lora_B." in name else 1.0
 
 
 def adapter_state(model: Any) -> dict[str, Tensor]:
@@ -124,18 +162,49 @@ def export_adapter(model: Any, folder: Path, *, state: Mapping[str, Tensor] | No
         state: the tensors of `adapter_state`, if they had to be gathered; may hold other tensors too. Default: those of
             the model as it is here.
     """
-    state = adapter_state(model) if state is None else state
+    state = _with_tied(model) if state is None else state
     tensors = peft.get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
+    config = _config(model).to_dict() | {"inference_mode": True}
+    if model.attached.start:
+        tensors, config = _on_the_unchanged_base(tensors, config, model.attached.start)
     safetensors.torch.save_file(
-        {f"{_PREFIX}{name}": value.detach().to("cpu", torch.float32).contiguous() for name, value in tensors.items()},
+        # Clones, since safetensors refuses tied modules, which are one tensor.
+        {f"{_PREFIX}{name}": value.detach().to("cpu", torch.float32).clone() for name, value in tensors.items()},
         folder / ADAPTER_WEIGHTS,
         metadata={"format": "pt"},
     )
-    config = _config(model).to_dict() | {"inference_mode": True}
     # Sets have no order, and the same adapter must have the same digest.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
     model.config.save_pretrained(folder)
+
+
+def _on_the_unchanged_base(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], start: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and config of the plain LoRA that computes, on the base as it was, what was trained on a changed one.
+
+    In training a layer is W - s·B₀A₀ + s·BA. That is W + s·[B, -B₀][A; A₀], an adapter of twice the rank; peft's
+    `subtract_mutated_init` does the same for a model that it saves itself.
+    """
+    plain = dict(tensors)
+    for name, before in start.items():
+        after = plain[name].to("cpu")
+        plain[name] = torch.cat([after, before]) if ".lora_A." in name else torch.cat([after, -before], dim=1)
+    # The scale stays the same: alpha / rank, or alpha / sqrt(rank).
+    grown = math.sqrt(2) if config["use_rslora"] else 2
+    return plain, {
+        **config,
+        "r": 2 * config["r"],
+        "lora_alpha": grown * config["lora_alpha"],
+        "init_lora_weights": True,
+    }
+
+
+def _matrices(model: Any) -> dict[str, Tensor]:
+    """Copies of A and B of every layer, by their names in peft's file."""
+    tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: each.detach().clone() for name, each in tensors.items() if ".lora_A." in name or ".lora_B." in name}
 
 
 def _config(model: Any) -> Any:
@@ -144,52 +213,39 @@ def _config(model: Any) -> Any:
     return config
 
 
-def _targets(model: Any, requested: str | Sequence[str]) -> list[str]:
-    """The shortest unambiguous names of the layers that get an adapter.
-
-    Raises:
-        UsageError: the model does not have a requested layer.
-    """
-    output = model.get_output_embeddings()
-    tied = output is not None and output.weight is model.get_input_embeddings().weight
-    # An output layer that shares its weights with the embeddings cannot have an adapter of its own.
-    found = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, _LINEAR) and not (tied and layer is output)
+def _with_tied(model: Any) -> dict[str, Tensor]:
+    """The trained tensors with those that are tied to one of them, which peft's file has twice."""
+    return {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
     }
-    if requested == ALL_LINEAR:
-        wanted = {_short(name) for name, layer in found.items() if layer is not output}
-    else:
-        wanted = {requested} if isinstance(requested, str) else set(requested)
-    unknown = sorted(name for name in wanted if not any(f".{each}".endswith(f".{name}") for each in found))
-    if unknown or not wanted:
-        named = sorted({_short(name) for name in found})
-        what = f"has no layer {unknown[0]!r} that can have an adapter" if unknown else "has no linear layer"
-        raise UsageError(
-            f"[adapter] targets: the model ({model.config.model_type}) {what} (it has: "
-            f'{listed(named, _NAMED) or "none"}; or "{ALL_LINEAR}")'
-        )
-    return sorted(wanted)
 
 
-def _short(name: str) -> str:
-    """The last part of a layer's name, or the whole name if that part is a number in a list."""
-    last = name.rpartition(".")[2]
-    return name if last.isdecimal() else last
+def _tied(model: Any) -> bool:
+    output = model.get_output_embeddings()
+    return output is not None and output.weight is model.get_input_embeddings().weight
 
 
-def _token_rows(model: Any, targets: Sequence[str], tokens: list[int]) -> dict[str, list[int]]:
-    """The rows of new tokens, by the layers that have them; a tied output layer shares those of the embeddings."""
+def _embeddings(model: Any) -> set[str]:
+    """The names of the embeddings and of the output layer."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {name for name, module in model.named_modules() if any(module is each for each in layers)}
+
+
+def _token_rows(model: Any, targets: Targets, tokens: list[int]) -> dict[str, list[int]] | None:
+    """The rows of new tokens, by the layers that have them; a tied output layer shares those of the embeddings.
+
+    A layer that is trained anyway trains its new rows, too.
+    """
     names = {layer: name for name, layer in model.named_modules()}
     inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
-    rows = {names[inputs]: tokens}
-    if output is None or output.weight is inputs.weight or _short(names[output]) in targets:
-        return rows
-    if getattr(output, "bias", None) is not None:
+    rows = {names[layer]: tokens for layer in (inputs, *(() if _tied(model) or output is None else (output,)))}
+    rows = {name: each for name, each in rows.items() if name not in targets.layers | targets.saved}
+    if output is not None and names[output] in rows and getattr(output, "bias", None) is not None:
         raise UsageError(
             f"[adapter]: {len(tokens)} tokens were added to the base's tokenizer, and its output layer "
             f"{names[output]} has a bias, which peft cannot train for single tokens: remove [adapter], or add the "
             "tokens to the base itself with resize_token_embeddings()"
         )
-    return rows | {names[output]: tokens}
+    return rows or None

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
+from small_models import small
+
 from modelwright.core.api import AdapterSettings, ModelwrightError, UsageError
 from modelwright.core.testing.ranks import train_in_ranks
 from modelwright.core.testing.trainer import (
@@ -191,10 +193,13 @@ def test_weights_that_are_shared_out_as_they_are_read_learn_the_same(tmp_path, c
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", [2, 3])
-def test_an_adapter_is_trained_resumed_and_exported(tmp_path, stage):
-    """LoRA with dropout: two processes export an adapter, and one that was stopped the same bytes."""
-    changes = {"adapter": AdapterSettings(rank=4, alpha=8, dropout=0.2)}
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [(2, {"dora": True}), (2, {"init": "pissa", "lora_plus": 4}), (3, {"dropout": 0.2, "lora_plus": 4})],
+)
+def test_an_adapter_is_trained_resumed_and_exported(tmp_path, stage, settings):
+    """Two processes export an adapter, and after a stop the same bytes."""
+    changes = {"adapter": AdapterSettings(rank=4, alpha=8, **settings)}
     for name in ("through", "stopped"):
         base(tmp_path / name, weights=True)
     job, _, losses = zero(tmp_path / "through", stage, changes=changes)
@@ -204,6 +209,19 @@ def test_an_adapter_is_trained_resumed_and_exported(tmp_path, stage):
     exported = [(each.output / "adapter_model.safetensors").read_bytes() for each in (job, again)]
     assert exported[0] == exported[1]
     assert not (job.output / "model.safetensors").exists()
+
+
+@pytest.mark.long
+def test_experts_are_adapted_where_they_are_split(tmp_path):
+    """At stage 3, which gathers a layer's parameters around its forward pass."""
+    moe = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    small("qwen3_moe", **moe).save_pretrained(tmp_path / "moe")
+    changes = {"model": tmp_path / "moe", "adapter": AdapterSettings(rank=4, alpha=8)}
+    recorder = Recorder()
+    one = make_job(tmp_path / "one", recorder, make_settings(), **changes)
+    LOCAL.create().train(one)
+    _, _, losses = zero(tmp_path / "two", 3, changes=changes)
+    assert losses == pytest.approx({data["step"]: data["loss"] for data in recorder.of("step")}, abs=1e-4)
 
 
 @pytest.mark.long

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 
+import peft
 import pytest
 import torch
 from attrs import evolve
 from safetensors.torch import load_file, save_file
+from small_models import small
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from modelwright.core.api import AdapterSettings, ModelwrightError, UsageError
@@ -29,6 +31,8 @@ from modelwright.core.testing.trainer import (
 from modelwright.plugins.trainers import LocalOptions, modelwright_trainers
 from modelwright.plugins.trainers.local import LocalTrainer
 from modelwright.plugins.trainers.model.adapter import adapter_state, attach, export_adapter, load_adapter_state
+from modelwright.plugins.trainers.model.targets import find_targets
+from modelwright.plugins.trainers.strategy import adamw, set_learning_rate
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]])
 
@@ -234,6 +238,7 @@ def test_an_adapter_is_exported_from_a_state_that_was_gathered(tmp_path):
         (("q_proj", "query"), "query"),
         (("lm_head",), "lm_head"),  # tied to the embeddings
         ("q_pro", "q_pro"),
+        ((r".*\.layers\.[7-9]\..*",), r".*\.layers\.[7-9]\..*"),
     ],
 )
 def test_a_target_that_is_not_there_is_one_line_with_those_that_are(job, train, targets, named, wording):
@@ -242,6 +247,112 @@ def test_a_target_that_is_not_there_is_one_line_with_those_that_are(job, train, 
         train(job(adapter=AdapterSettings(targets=targets)))
     assert f"{named!r}" in str(caught.value)
     wording(caught.value)
+
+
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "settings", "key"),
+    [
+        ("llama", {}, {"exclude": ("experts",)}, "exclude"),
+        ("llama", {}, {"layers": (0, 7)}, "layers"),
+        ("llama", {}, {"targets": "self_attn", "exclude": "self_attn"}, "targets"),
+        ("llama", {}, {"modules_to_save": ("embed_token",)}, "modules_to_save"),
+        ("gemma3_text", {}, {"modules_to_save": ("lm_head",)}, "modules_to_save"),
+        ("gpt2", {}, {"modules_to_save": ("wte",)}, "modules_to_save"),
+        ("gpt2", {}, {"init": "olora"}, "init"),
+        ("llama", {}, {"init": "pissa", "rank": 64}, "rank"),
+        ("mamba", {"state_size": 4, "attention": "eager"}, {}, "targets"),
+        ("qwen3_moe", MOE, {"dora": True}, "dora"),
+        ("qwen3_moe", MOE, {"dropout": 0.1}, "dropout"),
+        ("qwen3_moe", MOE, {"init": "pissa"}, "init"),
+        ("qwen3_moe", MOE, {"targets": ("gate_proj",)}, "targets"),
+    ],
+)
+def test_settings_that_a_model_cannot_have_are_one_line(kind, changes, settings, key, wording):
+    """The key to change, and to what."""
+    with pytest.raises(UsageError) as caught:
+        attach(small(kind, **changes), AdapterSettings(**settings), seed=1)
+    assert str(caught.value).startswith(f"[adapter] {key}: ")
+    wording(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers", "parameters"),
+    [
+        ({"targets": "self_attn"}, {"k_proj", "o_proj", "q_proj", "v_proj"}, None),
+        ({"targets": "experts"}, set(), ["experts.down_proj", "experts.gate_up_proj"]),
+        ({"targets": r".*layers\.1\..*\.[qk]_proj"}, {f"model.layers.1.self_attn.{n}_proj" for n in "qk"}, None),
+        (
+            {"layers": (0,), "exclude": ("experts", "o_proj")},
+            {f"model.layers.0.self_attn.{n}_proj" for n in "qkv"},
+            None,
+        ),
+        ({"targets": "down_proj", "layers": (1,)}, set(), ["model.layers.1.mlp.experts.down_proj"]),
+    ],
+)
+def test_targets_are_names_modules_or_regular_expressions(settings, layers, parameters):
+    """Written for peft as short as they are not mistaken."""
+    model = small("qwen3_moe", **MOE)
+    chosen = find_targets(model, AdapterSettings(**settings)).for_peft(model)
+    assert set(chosen["target_modules"]) == layers
+    assert chosen["target_parameters"] == parameters
+
+
+def test_the_layers_beside_the_experts_are_not_taken_for_them():
+    """DeepSeek's shared expert has the names that the experts had in files of transformers 4."""
+    settings = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "head_dim": 64}
+    model = small("deepseek_v3", **MOE | settings, num_key_value_heads=2, kv_lora_rank=8, q_lora_rank=8)
+    attach(model, AdapterSettings(rank=2, targets=("shared_experts",)), seed=1)
+    assert {name.partition(".lora_")[0] for name in adapter_state(model)} == {
+        f"model.layers.{block}.mlp.shared_experts.{name}_proj" for block in range(2) for name in ("gate", "up", "down")
+    }
+
+
+@pytest.mark.parametrize("settings", [{"init": "pissa"}, {"dora": True}])
+def test_settings_that_need_whole_weights_are_refused_where_they_are_split(settings, wording):
+    """At stage 3 of ZeRO, which marks the parameters that it has split."""
+    model = small("llama")
+    model.model.layers[0].self_attn.q_proj.weight.ds_id = 7
+    with pytest.raises(UsageError) as caught:
+        attach(model, AdapterSettings(**settings), seed=1)
+    wording(caught.value)
+
+
+def test_b_is_trained_at_its_own_rate(tmp_path):
+    """LoRA+: a multiple of A's; nothing else is."""
+    model = load(write_model(tmp_path / "base", weights=True))
+    attach(model, AdapterSettings(rank=2, lora_plus=16, modules_to_save=("norm",)), seed=1)
+    optimizer = adamw(model, 0.1)
+    set_learning_rate(optimizer, 0.5)
+    rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
+    assert {rates[id(each)] for name, each in model.named_parameters() if ".lora_B." in name} == {8.0}
+    others = [name for name, each in model.named_parameters() if each.requires_grad and ".lora_B." not in name]
+    assert {rates[id(model.get_parameter(name))] for name in others} == {0.5}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1, 0.0}
+
+
+def test_a_start_from_the_weights_is_saved_as_plain_lora(job, train):
+    """Of twice the rank and the same scale, for the base as it is."""
+    done = job(adapter=evolve(LORA, init="pissa", kind="rslora"))
+    train(done)
+    config = json.loads((done.output / ADAPTER_CONFIG).read_text())
+    assert (config["r"], config["init_lora_weights"]) == (2 * LORA.rank, True)
+    assert config["lora_alpha"] / config["r"] ** 0.5 == pytest.approx(LORA.alpha / LORA.rank**0.5)
+
+
+def test_the_event_says_how_much_of_what_is_trained(job, train, tmp_path):
+    """Also what has no adapter, by name."""
+    recorder = Recorder()
+    small("qwen3_moe", **MOE).save_pretrained(tmp_path / "moe")
+    train(job(recorder=recorder, model=tmp_path / "moe", adapter=evolve(LORA, targets="experts")))
+    (started,) = recorder.of("started")
+    assert started["adapter_parameters"].keys() == {"experts.gate_up_proj", "experts.down_proj"}
+    assert sum(started["adapter_parameters"].values()) == started["trainable"]
+    assert started["adapted"] == 2 * 4 * (32 * 32 + 16 * 32)
+    assert {"q_proj", "embed_tokens", "gate"} <= started["unadapted"].keys()
+    assert started["adapted"] + sum(started["unadapted"].values()) == started["parameters"] - started["trainable"]
 
 
 def _scramble(adapter):
@@ -309,9 +420,9 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(trained):
         (lambda f: (f / ADAPTER_CONFIG).write_text('{"peft_type": "IA3"}'), "does not describe a LoRA adapter"),
         (
             lambda f: (f / ADAPTER_CONFIG).write_text(
-                json.dumps(json.loads((f / ADAPTER_CONFIG).read_text()) | {"use_dora": True})
+                json.dumps(json.loads((f / ADAPTER_CONFIG).read_text()) | {"alora_invocation_tokens": [1]})
             ),
-            "says use_dora = True, which is not supported",
+            "says alora_invocation_tokens = [1], which is not supported",
         ),
     ],
 )
@@ -322,6 +433,94 @@ def test_a_damaged_adapter_is_one_line(trained, damage, line):
         apply_adapter(load(trained.model), trained.output)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def _configured(folder, **settings):
+    """Change an adapter's config."""
+    config = json.loads((folder / ADAPTER_CONFIG).read_text()) | settings
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"peft_version": "9.1.0", "use_telepathy": True},
+        {"init_lora_weights": "pissa"},
+        {"loftq_config": {"loftq_bits": 4}, "init_lora_weights": "loftq"},
+    ],
+)
+def test_an_adapter_that_cannot_be_computed_is_one_line(trained, settings, wording):
+    """By a setting of a newer peft, or since its base is not the one that it was trained on."""
+    _configured(trained.output, **settings)
+    with pytest.raises(ModelwrightError) as caught:
+        apply_adapter(load(trained.model), trained.output)
+    wording(str(caught.value).replace(str(trained.output), "FOLDER").replace(peft.__version__, "VERSION"))
+
+
+def test_settings_of_a_newer_peft_that_are_off_change_nothing(trained):
+    """It writes all that it knows."""
+    before = logits(apply_adapter(load(trained.model), trained.output))
+    _configured(trained.output, peft_version="9.1.0", use_telepathy=False, telepathy_config=None)
+    assert torch.equal(logits(apply_adapter(load(trained.model), trained.output)), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {"target_modules": r".*\.[qv]_proj", "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}),
+        ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}),
+        (
+            "llama",
+            {
+                "target_modules": "all-linear",
+                "init_lora_weights": "gaussian",
+                "exclude_modules": ["down_proj"],
+                "bias": "all",
+            },
+        ),
+        (
+            "gemma3_text",
+            {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        ),
+        ("qwen2", {"target_modules": ["q_proj"], "lora_bias": True}),
+        ("qwen3_moe", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}),
+    ],
+)
+def test_what_peft_writes_is_read(kind, settings, tmp_path):
+    """Adapters that others trained: the logits are those of peft."""
+    base = small(kind, **MOE)
+    base.save_pretrained(tmp_path / "base")
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=4, **settings))
+    _scramble(model)
+    model.save_pretrained(tmp_path / "adapter")
+    model.config.save_pretrained(tmp_path / "adapter")
+    expected = logits(peft.PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter"))
+    applied = apply_adapter(load(tmp_path / "base"), tmp_path / "adapter")
+    assert torch.equal(logits(applied), expected)
+    assert (expected - logits(load(tmp_path / "base"))).abs().max() > 0.01
+    assert torch.allclose(logits(applied.merge_and_unload()), expected, atol=1e-5)
+
+
+def test_experts_of_files_of_transformers_4_are_read(tmp_path):
+    """Each expert has tensors of its own there; peft puts them together."""
+    base = small("qwen3_moe", **MOE)
+    base.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["gate_proj", "up_proj", "down_proj"])
+    config.inference_mode = True
+    config.save_pretrained(tmp_path / "adapter")
+    base.config.save_pretrained(tmp_path / "adapter")
+    generator = torch.Generator().manual_seed(3)
+    sizes = {"gate_proj": (32, 16), "up_proj": (32, 16), "down_proj": (16, 32)}
+    tensors = {}
+    for name, (inputs, outputs) in sizes.items():
+        for place in (f"layers.{block}.mlp.experts.{expert}.{name}" for block in range(2) for expert in range(4)):
+            path = f"base_model.model.model.{place}"
+            tensors[f"{path}.lora_A.weight"] = torch.randn(2, inputs, generator=generator)
+            tensors[f"{path}.lora_B.weight"] = torch.randn(outputs, 2, generator=generator) * 0.1
+    save_file(tensors, tmp_path / "adapter" / ADAPTER_WEIGHTS)
+    expected = logits(peft.PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter"))
+    assert torch.equal(logits(apply_adapter(load(tmp_path / "base"), tmp_path / "adapter")), expected)
+    assert (expected - logits(load(tmp_path / "base"))).abs().max() > 0.01
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
