@@ -23,7 +23,7 @@ from modelwright.core.chat.sentinels import Conversation, FieldKind, Fields
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError
 from modelwright.core.chat.tokenizer import ControlledTokenizer, Range
 
-_RULE, _ASKED = Message(role="system", content="Rule"), Message(role="user", content="Question")
+_RULE, _QUESTION = Message(role="system", content="Rule"), Message(role="user", content="Question")
 
 # What looks like a tag: <think>, [THINK], <|START_THINKING|>, <|channel>.
 _TAG = re.compile(r"[<\[◁][^\s<>\[\]◁▷]+[>\]▷]")
@@ -199,10 +199,10 @@ def _gap(served: Served, index: int, history: str, tokenizer: ControlledTokenize
 
 def find_thinking_block(template: ChatTemplate, tokenizer: ControlledTokenizer) -> ThinkingBlock:
     """Find what a template's generation prompt opens, by rendering conversations with known texts."""
-    for asked in ((_ASKED,), (_RULE, _ASKED)):
-        index = len(asked)
-        messages = [*asked, Message(role="assistant", content="Answer")]
-        thinking = [*asked, Message(role="assistant", content="Answer", thinking="Thought")]
+    for turns in ((_QUESTION,), (_RULE, _QUESTION)):
+        index = len(turns)
+        messages = [*turns, Message(role="assistant", content="Answer")]
+        thinking = [*turns, Message(role="assistant", content="Answer", thinking="Thought")]
         try:
             plain = Conversation(template, tokenizer, messages, None)
             thought = Conversation(template, tokenizer, thinking, None)

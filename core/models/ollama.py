@@ -132,7 +132,7 @@ def fixed_texts(renderer: Renderer, name: str) -> Fixed:
     user, system = Message(role="user", content=_U), Message(role="system", content=_S)
     answer = Message(role="assistant", content=_A)
     try:
-        first, asked = _cut(_render(renderer, [user]), (_U,))
+        first, generation = _cut(_render(renderer, [user]), (_U,))
         _, between, opened = _cut(_render(renderer, [user, answer, user]), (_U, _A, _U))[:3]
     except (TemplateRefusedError, UsageError, ValueError) as error:
         raise UsageError(f"{name}: no Modelfile can be made of its chat template: {error}") from error
@@ -156,7 +156,7 @@ def fixed_texts(renderer: Renderer, name: str) -> Fixed:
         system=around,
         user=user_before,
         assistant=(between, opened.removesuffix(user_before)),
-        generation=asked,
+        generation=generation,
     )
     _check(renderer, fixed, name)
     return fixed
@@ -194,9 +194,9 @@ def _cut(text: str, marks: Sequence[str]) -> list[str]:
     return [*parts, text]
 
 
-def _token_starts(renderer: Renderer, asked: Message) -> set[int]:
+def _token_starts(renderer: Renderer, question: Message) -> set[int]:
     """The characters of a question's prompt at which tokens begin."""
-    pieces = [renderer.spell([number]) for number in renderer.prompt([asked])]
+    pieces = [renderer.spell([number]) for number in renderer.prompt([question])]
     return {0, *itertools.accumulate(map(len, pieces))}
 
 

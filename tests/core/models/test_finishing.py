@@ -100,10 +100,10 @@ def test_plain_transformers_stops_where_the_template_ends_a_turn(tmp_path):
 
     def answer():
         model = AutoModelForCausalLM.from_pretrained(folder)
-        asked = tokenizer.apply_chat_template(
+        prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
         )
-        return model.generate(**asked, max_new_tokens=8, do_sample=False)[0, asked["input_ids"].shape[1] :].tolist()
+        return model.generate(**prompt, max_new_tokens=8, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
 
     assert missing_stops(folder, stops) == {end}
     assert answer() == [end] * 8

@@ -146,9 +146,9 @@ def test_speakers_have_many_names(names, role):
 
 def test_parts_of_a_content_have_the_names_of_each_api():
     """OpenAI's chat completions and its responses."""
-    asked = {"role": "user", "content": [{"type": "input_text", "text": "How "}, {"type": "text", "text": "many?"}]}
+    question = {"role": "user", "content": [{"type": "input_text", "text": "How "}, {"type": "text", "text": "many?"}]}
     said = {"role": "assistant", "content": [{"type": "output_text", "text": "Two."}]}
-    (example,) = READERS["general"].read({"messages": [asked, said]})
+    (example,) = READERS["general"].read({"messages": [question, said]})
     assert [message.content for message in example.messages] == ["How many?", "Two."]
 
 

@@ -18,8 +18,8 @@ from modelwright.core.chat.tokenizer_files import TokenizerFiles
 
 OPENING = Path(__file__).parent / "opening"
 ENDLESS = {"glm": "<|user|>", "apertus": "<|bot_end|>"}
-ASKED, ANSWERED = Message(role="user", content="Ask"), Message(role="assistant", content="Reply")
-THOUGHT = attrs.evolve(ANSWERED, thinking="Muse")
+QUESTION, ANSWER = Message(role="user", content="Ask"), Message(role="assistant", content="Reply")
+THOUGHT = attrs.evolve(ANSWER, thinking="Muse")
 MORE, LATER = Message(role="user", content="More"), Message(role="assistant", content="Later")
 
 
@@ -46,8 +46,8 @@ def train(renderer, *messages, turns="all"):
     """The text with its trained stretches as «…», and the anomalies."""
     (rendered,) = renderer.train(Example(messages=messages), turns)
     runs = itertools.groupby(zip(rendered.ids, rendered.trained, strict=True), key=lambda pair: pair[1])
-    parts = [(learnt, renderer.spell([number for number, _ in run])) for learnt, run in runs]
-    return "".join(f"«{text}»" if learnt else text for learnt, text in parts), set(rendered.anomalies)
+    parts = [(trained, renderer.spell([number for number, _ in run])) for trained, run in runs]
+    return "".join(f"«{text}»" if trained else text for trained, text in parts), set(rendered.anomalies)
 
 
 def check_served(renderer, messages, tools, turns):
@@ -109,10 +109,10 @@ USER = "<|im_start|>user\nAsk<|im_end|>\n<|im_start|>assistant\n"
 )
 def test_an_open_block_stops_an_answer_without_thinking_unless_it_is_to_be_closed(opening, name, expected):
     """`empty` closes it as the family does; the model is trained to write that."""
-    text, anomalies = train(opening(name), ASKED, ANSWERED)
+    text, anomalies = train(opening(name), QUESTION, ANSWER)
     assert anomalies == {"prompt-boundary"}
     assert expected.rpartition("«")[0] not in text
-    assert train(opening(name, empty=True), ASKED, ANSWERED) == (expected, set())
+    assert train(opening(name, empty=True), QUESTION, ANSWER) == (expected, set())
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_an_open_block_stops_an_answer_without_thinking_unless_it_is_to_be_close
 )
 def test_thinking_is_trained_in_the_block_that_the_prompt_opens(opening, name, expected):
     """Whether or not the template shows it: the model has to write it there."""
-    assert train(opening(name), ASKED, THOUGHT) == (expected, set())
+    assert train(opening(name), QUESTION, THOUGHT) == (expected, set())
     masked = attrs.evolve(THOUGHT, train_thinking=False)
     before, _, after = expected.partition("«")
     thinking, close, reply = after.partition("\n</think>\n\n")
-    assert train(opening(name), ASKED, masked) == (f"{before}{thinking}{close}«{reply}", set())
+    assert train(opening(name), QUESTION, masked) == (f"{before}{thinking}{close}«{reply}", set())
 
 
 @pytest.mark.parametrize(
@@ -146,18 +146,18 @@ def test_thinking_is_trained_in_the_block_that_the_prompt_opens(opening, name, e
 )
 def test_a_block_that_the_prompt_closes_needs_no_option(opening, name, expected):
     """The answer is trained behind it."""
-    assert train(opening(name), ASKED, ANSWERED) == (expected, set())
+    assert train(opening(name), QUESTION, ANSWER) == (expected, set())
 
 
 def test_thinking_behind_a_closed_block_is_dropped_and_said(opening):
     """What is served has no place for it."""
-    assert train(opening("gemma4"), ASKED, THOUGHT)[1] == {"thinking-dropped"}
+    assert train(opening("gemma4"), QUESTION, THOUGHT)[1] == {"thinking-dropped"}
 
 
 def test_a_prompt_that_depends_on_the_system_message_is_followed(opening):
     """Nemotron's closes the block if it says so."""
     quiet = Message(role="system", content="/no_think")
-    text, anomalies = train(opening("nemotron"), quiet, ASKED, ANSWERED)
+    text, anomalies = train(opening("nemotron"), quiet, QUESTION, ANSWER)
     assert text.endswith("assistant<|/head|>\n\n<think></think>«Reply<|eot|>»")
     assert anomalies == set()
 
@@ -165,7 +165,7 @@ def test_a_prompt_that_depends_on_the_system_message_is_followed(opening):
 @pytest.mark.parametrize("name", ["gemma4", "minimal", "closing", "nemotron"])
 def test_earlier_turns_are_trained_by_split(opening, name):
     """Their history shows no block, so one row cannot train two turns as they are served."""
-    renderer, talk = opening(name, empty=True), (ASKED, ANSWERED, MORE, LATER)
+    renderer, talk = opening(name, empty=True), (QUESTION, ANSWER, MORE, LATER)
     assert train(renderer, *talk)[1] == {"prompt-boundary"}
     assert [one.anomalies for one in renderer.train(Example(messages=talk), "split")] == [(), ()]
     assert train(renderer, *talk, turns="last")[1] == set()
@@ -173,9 +173,9 @@ def test_earlier_turns_are_trained_by_split(opening, name):
 
 def test_a_block_that_nobody_knows_how_to_close_can_be_omitted_only(opening):
     """Nothing is guessed."""
-    assert train(opening("unknown", empty=True), ASKED, ANSWERED)[1] == {"prompt-boundary"}
+    assert train(opening("unknown", empty=True), QUESTION, ANSWER)[1] == {"prompt-boundary"}
     omitted = opening("unknown").adapted(omit_thinking=True)
-    assert train(omitted, ASKED, ANSWERED) == (f"{USER}«Reply<|im_end|>»\n", set())
+    assert train(omitted, QUESTION, ANSWER) == (f"{USER}«Reply<|im_end|>»\n", set())
 
 
 @pytest.mark.parametrize("name", ["minimal", "qwq", "gemma4", "minimax", "nemotron", "commandr7b", "closing"])
@@ -187,15 +187,15 @@ def test_omit_takes_the_block_out_of_the_prompts_wherever_the_template_is_used(o
     omitted = renderer.adapted(omit_thinking=True)
     assert omitted.thinking_block.opening == ""
     assert not omitted.opens_thinking
-    ids = omitted.prompt((ASKED,))
+    ids = omitted.prompt((QUESTION,))
     assert "think" not in omitted.spell(ids).lower()
-    (rendered,) = omitted.train(Example(messages=(ASKED, ANSWERED)))
+    (rendered,) = omitted.train(Example(messages=(QUESTION, ANSWER)))
     assert rendered.anomalies == ()
     omitted.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    asked = [{"role": "user", "content": "Ask"}]
-    assert theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False) == list(ids)
-    said = [*asked, {"role": "assistant", "content": "Reply"}]
+    turns = [{"role": "user", "content": "Ask"}]
+    assert theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == list(ids)
+    said = [*turns, {"role": "assistant", "content": "Reply"}]
     assert theirs.apply_chat_template(said, tokenize=False) == rendered.text
     again = Renderer.from_folder(tmp_path).adapted(omit_thinking=True)
     assert again.fingerprint == omitted.fingerprint != renderer.fingerprint
@@ -207,7 +207,7 @@ def test_omit_keeps_white_space_at_the_ends_of_a_template(make_renderer):
     source = f"{loop}{{{{ '[assistant]<think>' if add_generation_prompt }}}}\n"
     plain = make_renderer(source.replace("<think>", ""))
     omitted = make_renderer(source).adapted(omit_thinking=True)
-    assert omitted.prompt((ASKED,)) == plain.prompt((ASKED,))
+    assert omitted.prompt((QUESTION,)) == plain.prompt((QUESTION,))
 
 
 @pytest.mark.parametrize(
@@ -220,12 +220,12 @@ def test_omit_keeps_white_space_at_the_ends_of_a_template(make_renderer):
 def test_an_end_can_be_given_to_answers_that_have_none(opening, name, expected, tmp_path):
     """It is trained, stops a generation, and stays with the template; also of earlier turns, where it follows them."""
     renderer = opening(name)
-    assert train(renderer, ASKED, ANSWERED)[1] == {"end-missing"}
+    assert train(renderer, QUESTION, ANSWER)[1] == {"end-missing"}
     ended = renderer.adapted(end=ENDLESS[name])
-    assert train(ended, ASKED, ANSWERED) == (expected, set())
-    assert ended.prompt((ASKED,)) == renderer.prompt((ASKED,))
+    assert train(ended, QUESTION, ANSWER) == (expected, set())
+    assert ended.prompt((QUESTION,)) == renderer.prompt((QUESTION,))
     assert ended._tokenizer.controls[ENDLESS[name]] in ended.stop_token_ids
-    text, anomalies = train(ended, ASKED, ANSWERED, MORE, LATER)
+    text, anomalies = train(ended, QUESTION, ANSWER, MORE, LATER)
     assert (text.count(f"{ENDLESS[name]}»"), anomalies) == (2, set())
     ended.save(tmp_path)
     again = Renderer.from_folder(tmp_path)
@@ -236,8 +236,8 @@ def test_an_end_can_be_given_to_answers_that_have_none(opening, name, expected, 
 def test_another_end_than_what_follows_earlier_turns_needs_split(opening):
     """With the end-of-sequence token an earlier answer has no end, which is reported."""
     ended = opening("glm").adapted(end="<e>")
-    assert train(ended, ASKED, ANSWERED, MORE, LATER)[1] == {"end-missing"}
-    texts = [one.text for one in ended.train(Example(messages=(ASKED, ANSWERED, MORE, LATER)), "split")]
+    assert train(ended, QUESTION, ANSWER, MORE, LATER)[1] == {"end-missing"}
+    texts = [one.text for one in ended.train(Example(messages=(QUESTION, ANSWER, MORE, LATER)), "split")]
     assert [text[-8:] for text in texts] == ["Reply<e>", "Later<e>"]
 
 

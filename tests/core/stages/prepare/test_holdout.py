@@ -68,12 +68,12 @@ def prepare(tmp_path, rows_file):
 
 def questions(folder, split):
     """The first user turns behind the rows of a split."""
-    asked = {}
+    prompts = {}
     for path in (folder / "examples").glob("*.jsonl"):
         for row in map(json.loads, path.read_text().splitlines()):
-            asked[row["id"]] = row["text"] if "text" in row else row["messages"][0]["content"]
+            prompts[row["id"]] = row["text"] if "text" in row else row["messages"][0]["content"]
     tokens = TokenFolder(folder / split)
-    return [asked[tokens[number].id] for number in range(len(tokens))]
+    return [prompts[tokens[number].id] for number in range(len(tokens))]
 
 
 def test_no_held_out_question_is_trained_with_another_answer(prepare):
