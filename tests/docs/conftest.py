@@ -23,7 +23,6 @@ and these are on their own, without a block:
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shlex

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -100,6 +101,7 @@ class WarmPopen(subprocess.Popen):
         command = [os.fspath(each) for each in args]
         assert command[0] == sys.executable, command
         request = {"command": command[1:], "cwd": os.fspath(cwd or Path.cwd()), "session": start_new_session}
+        request["numbers"] = [0, 1, 2, *pass_fds]
         self._request = json.dumps(request | {"environment": dict(os.environ if env is None else env)}).encode()
         self._passed = list(pass_fds)
         self._connection = socket.socket(socket.AF_UNIX)
@@ -202,9 +204,11 @@ def _between(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     pid = os.fork()
     if pid == 0:
         connection.close()
-        return request, streams
+        above = [fcntl.fcntl(stream, fcntl.F_DUPFD, 256) for stream in streams]  # out of the way of their numbers
     for stream in streams:
         os.close(stream)
+    if pid == 0:
+        return request, above
     with contextlib.suppress(OSError):  # whoever started it may have been killed
         connection.sendall(_NUMBER.pack(pid))
         connection.sendall(_NUMBER.pack(os.waitpid(pid, 0)[1]))
@@ -215,13 +219,11 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     """Be the process that was asked for."""
     if request["session"]:
         os.setsid()
-    for number, stream in enumerate(streams[:3]):
+    for number, stream in zip(request["numbers"], streams, strict=True):
         os.dup2(stream, number)
         os.close(stream)
     os.chdir(request["cwd"])
     if _read_at_import({**request["environment"], **_ENVIRONMENT}) != _read_at_import(_at_start):
-        for stream in streams[3:]:
-            os.set_inheritable(stream, True)
         os.execve(sys.executable, [sys.executable, *request["command"]], request["environment"])
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -246,7 +248,7 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
+            sys.stderr.write(f"{end.code}\n")
     except BaseException as error:  # noqa: BLE001 - as the interpreter does
         sys.excepthook(type(error), error, error.__traceback__)
         code = 1

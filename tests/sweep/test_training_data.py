@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+import warm
 
 from modelwright.core.runs.events import read_events
 
@@ -110,7 +111,7 @@ def test_a_stop_request_does_not_wait_for_the_end_of_a_long_step(wording, run_fi
     more = [part for key, value in long.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "modelwright.core", "run", str(path), *more]
     events = home / "runs" / "sweep" / "events"
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+    with warm.popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
         give_up = time.monotonic() + 60
         while not any(event.kind == "started" for event in read_events(events, stage="train")):
             assert run.poll() is None
@@ -173,7 +174,7 @@ def test_two_runs_at_once_in_one_folder_are_one_and_a_line(run_file, modelwright
     """The second says who is there; the first is not disturbed."""
     path = run_file()
     command = [sys.executable, "-m", "modelwright.core", "run", str(path), "--set", "train.max_steps=100000"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
+    with warm.popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
         give_up = time.monotonic() + 60
         while not (home / "runs" / "sweep" / "done" / "prepare.json").exists():
             assert first.poll() is None

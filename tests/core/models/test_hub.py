@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import warm
 
 FIRST, SECOND = "1" * 40, "2" * 40
 RUN = """\
@@ -91,7 +91,7 @@ def model_files(tmp_path_factory) -> dict[str, bytes]:
     (folder / "run.toml").write_text(SCRATCH)
     environment = {**os.environ, "MODELWRIGHT_HOME": str(folder / "home")}
     command = [sys.executable, "-m", "modelwright.core", "run", "run.toml"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = warm.run(command, cwd=folder, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
     made = folder / "home" / "runs" / "tuned" / "train" / "model"
     files = {path.name: path.read_bytes() for path in made.iterdir()}

@@ -12,6 +12,7 @@ import time
 
 import psutil
 import pytest
+import warm
 
 from modelwright.core.runs.events import read_events
 
@@ -143,7 +144,7 @@ def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home,
     path = tmp_path / "run.toml"
     path.write_text(LONG)
     command = [sys.executable, "-m", "modelwright.core", "run", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = warm.popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     below = _when_training(home, process)
     for each in below if reached == "all" else [one for one in below if "launcher" in " ".join(one.cmdline())]:
         each.send_signal(signal.SIGTERM)
@@ -162,7 +163,7 @@ def test_a_process_that_is_killed_is_no_request_to_stop(tmp_path, home):
     path = tmp_path / "run.toml"
     path.write_text(LONG)
     command = [sys.executable, "-m", "modelwright.core", "run", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = warm.popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     below = _when_training(home, process)
     (second,) = [one for one in below if one.environ().get("RANK") == "1" and "worker" in " ".join(one.cmdline())]
     os.kill(second.pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import warm
 
 from modelwright.core.runs.folder import RunFolder
 
@@ -201,7 +202,7 @@ def start(tmp_path):
 
     def begin(*arguments):
         command = [sys.executable, "-m", "modelwright.core", "evaluate", *map(str, arguments)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
+        process = warm.popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
         started.append(process)
         answers = tmp_path / "out/.work/evaluate/one@2/sums_of_2.answers.jsonl"
         give_up = time.monotonic() + 120
@@ -241,18 +242,14 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
     assert evaluate(*arguments[:6], "--limit", 1, *LONG)["models"][0]["address"] == "two@1", "a finished one looks anew"
 
 
-def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(store, questions, start, evaluate, tmp_path):
+def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(
+    store, questions, start, evaluate, modelwright, tmp_path
+):
     """The worker ends with it; two at once are refused."""
     output = tmp_path / "out"
     arguments = ("--all", "--data", questions, "--output", output, *LONG)
     process, _ = start(*arguments)
-    second = subprocess.run(
-        [sys.executable, "-m", "modelwright.core", "evaluate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    second = modelwright("evaluate", *arguments)
     assert second.returncode == 1
     assert f"error: {output / '.work'} is in use by process {process.pid} on " in second.stderr
     os.kill(process.pid, signal.SIGKILL)
