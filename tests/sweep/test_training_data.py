@@ -14,25 +14,15 @@ import time
 
 import pytest
 import warm
+from tiny_run import tiny_run
 
 from modelwright.core.runs.events import read_events
 
 RUN = """
 name = "sweep"
-seed = 1
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-vocab_size = 300
-[data]
-format = "general"
-[[data.sources]]
-path = "rows.jsonl"
-[data.tokens]
-max_length = 64
-[train]
-max_steps = 2
+data.format = "general"
+data.sources = [{ path = "rows.jsonl" }]
+train.batch_size = 32
 """
 ROWS = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(3)]
 
@@ -43,7 +33,7 @@ def run_file(tmp_path, rows_file):
 
     def write(rows=ROWS, more=""):
         rows_file(tmp_path / "rows.jsonl", rows)
-        (tmp_path / "run.toml").write_text(RUN + more)
+        (tmp_path / "run.toml").write_text(tiny_run(RUN, more))
         return tmp_path / "run.toml"
 
     return write

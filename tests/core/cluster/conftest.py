@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_run import tiny_run
 
 from modelwright.core.runs.events import read_events
 
@@ -28,27 +29,12 @@ PartitionName=paid Nodes=ALL AllowAccounts=good
 """
 
 RUN = """
-name = "tiny"
 seed = 3
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-workers = 1
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 100
-[data.tokens]
-max_length = 128
-[train]
-max_steps = 6
-batch_size = 4
-learning_rate = 1e-3
-[cluster]
-time = "00:10:00"
-cpus = 1
+data.workers = 1
+data.sources = [{ path = "builtin:arithmetic/train", limit = 100 }]
+data.tokens.max_length = 128
+train = { max_steps = 6, learning_rate = 1e-3 }
+cluster = { time = "00:10:00", cpus = 1 }
 """
 
 
@@ -184,17 +170,11 @@ def slurm(cluster, modelwright, home, monkeypatch) -> Slurm:
 
 @pytest.fixture
 def run_file(tmp_path):
-    """Writes a run file: what is added stands at its end, in `[cluster]`."""
+    """Writes a run file for a cluster, with changes laid over it."""
 
-    def write(more: str = "", **values: object) -> Path:
+    def write(*changes: str) -> Path:
         path = tmp_path / "run.toml"
-        text = RUN + more
-        for name, value in values.items():
-            assert name in text
-            text = "\n".join(
-                f"{name} = {value}" if line.startswith(f"{name} = ") else line for line in text.split("\n")
-            )
-        path.write_text(text)
+        path.write_text(tiny_run(RUN, *changes))
         return path
 
     return write

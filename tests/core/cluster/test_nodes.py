@@ -19,9 +19,10 @@ pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 pytest.importorskip("deepspeed", reason="the trainer of many processes needs DeepSpeed")
 
 NODES = """
-nodes = 2
-[train.options]
-zero_stage = 2
+cluster.nodes = 2
+[train]
+trainer = "deepspeed"
+options.zero_stage = 2
 [[evaluate]]
 name = "sums"
 path = "builtin:arithmetic/test"
@@ -40,9 +41,7 @@ registry = { promote = { alias = "shortest" } }
 
 @pytest.fixture
 def two_nodes(run_file):
-    path = run_file(NODES)
-    path.write_text(path.read_text().replace("[train]\n", '[train]\ntrainer = "deepspeed"\n'))
-    return path
+    return run_file(NODES)
 
 
 def test_one_submit_trains_two_variants_on_two_nodes_and_registers_both(slurm, two_nodes, modelwright, home):

@@ -24,9 +24,12 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
     slurm, run_file, home, modelwright
 ):
     """Each time it goes on after its checkpoint; the events tell of each; and Slurm itself signals before a limit."""
-    limited = run_file('setup = ["sleep 50 & wait || true"]\nstop_before = 55\n', name='"limited"', time='"00:01:00"')
+    limited = run_file(
+        "name = 'limited'",
+        'cluster = { setup = ["sleep 50 & wait || true"], stop_before = 55, time = "00:01:00" }',
+    )
     limited = slurm.submit(limited)["limited", "prepare"]
-    path = run_file(max_steps=900)
+    path = run_file("train.max_steps = 900")
     jobs = slurm.submit(path)
     train = jobs["tiny", "train"]
     for number in range(TIMES):
@@ -59,7 +62,7 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
 def test_a_job_that_stops_at_once_is_queued_again_while_slurm_still_signals_it(slurm, run_file, tmp_path):
     """Or does not answer. Both pass in an instant, and cannot be brought about: a function stands for `squeue`."""
     squeue = f"squeue() {{ [ -e {tmp_path}/asked ] && echo SIGNALING || {{ touch {tmp_path}/asked; false; }}; }}"
-    path = run_file(f"setup = [{json.dumps(squeue)}, 'kill -s USR1 $$']\n")
+    path = run_file(f"cluster.setup = [{json.dumps(squeue)}, 'kill -s USR1 $$']")
     prepare = slurm.submit(path)["tiny", "prepare"]
     give_up = time.monotonic() + 60
     while True:
@@ -74,7 +77,7 @@ def test_a_job_that_stops_at_once_is_queued_again_while_slurm_still_signals_it(s
 
 def test_a_job_that_makes_way_for_another_is_queued_again_and_goes_on(slurm, run_file, home):
     """Preemption: Slurm sends what it sends before a limit, whenever it likes."""
-    path = run_file('partition = "low"\n', max_steps=3000)
+    path = run_file('cluster.partition = "low"\ntrain.max_steps = 3000')
     train = slurm.submit(path)["tiny", "train"]
     slurm.wait_for_step("tiny", 20)
     command = ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
@@ -93,7 +96,7 @@ def test_a_job_that_makes_way_for_another_is_queued_again_and_goes_on(slurm, run
 
 def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(slurm, run_file, home, modelwright):
     """It is stopped as a limit stops it; that it has ended is the person's wish."""
-    path = run_file(max_steps=20000)
+    path = run_file("train.max_steps = 20000")
     jobs = slurm.submit(path)
     train = jobs["tiny", "train"]
     slurm.wait_for_step("tiny", 20)

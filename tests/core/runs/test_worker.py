@@ -13,28 +13,13 @@ import time
 import psutil
 import pytest
 import warm
+from tiny_run import tiny_run
 
 from modelwright.core.runs.events import read_events
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
-RUN = """
-name = "tiny"
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 40
-[train]
-trainer = "pair"
-processes = 2
-max_steps = 2
-batch_size = 4
-"""
+RUN = tiny_run('train = { trainer = "pair", processes = 2 }')
 
 # Process 0 waits for process 1, which never comes: the network library would wait for half an hour.
 PLUGIN = """
@@ -105,25 +90,14 @@ def test_a_process_that_meets_a_full_disk_can_still_tell_so(run_pair, home, moun
     wording(done.stderr.splitlines()[-1])
 
 
-LONG = """
-name = "tiny"
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 40
+LONG = tiny_run("""
 [train]
 trainer = "deepspeed"
 processes = 2
 max_steps = 4000
-batch_size = 4
 checkpoint_every = 10000
 preflight = false
-"""
+""")
 
 
 def _when_training(home, process):

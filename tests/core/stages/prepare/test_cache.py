@@ -13,32 +13,23 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_run import tiny_run
 
 from modelwright.core.api.files import sha256_file
 from modelwright.core.cli import main
 from modelwright.core.stages.prepare.cache import Cache
 
 FILES, ROWS = 8, 250
-RUN = """
+RUN = tiny_run("""
 name = "prep"
-seed = 1
-[model.scratch]
-tokenizer = "bpe"
-vocab_size = 400
+model.scratch = { tokenizer = "bpe", vocab_size = 400 }
 [data]
 format = "general"
 workers = 2
-[data.holdout]
-fraction = 0.2
-[data.tokens]
-packing = "pack"
-max_length = 256
-[[data.sources]]
-path = "rows"
-weight = 1.5
-[train]
-max_steps = 1
-"""
+holdout.fraction = 0.2
+tokens = { packing = "pack", max_length = 256 }
+sources = [{ path = "rows", weight = 1.5 }]
+""")
 
 
 @pytest.fixture
