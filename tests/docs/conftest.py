@@ -55,7 +55,7 @@ SHOWN = {"console", "html", "javascript", "json", "jsonl", "text"}
 _COMMENT = re.compile(r"<!-- test: (\S+)(.*?)-->", re.DOTALL)
 _FENCE = re.compile(r"```(\w*)\s*$")
 
-# What a fragment is merged over.
+# What a fragment is merged over: no more than a run must have, so that the fragment says the rest.
 RUN = """
 name = "page"
 [data]

@@ -24,6 +24,7 @@ from modelwright.core.config import (
 )
 from modelwright.core.plugins import discover
 
+# A person's file, not a built one: tests count its lines and change its text.
 RUN = """\
 name = "tiny"
 [model.scratch]

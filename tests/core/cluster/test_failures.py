@@ -55,9 +55,8 @@ def test_a_failed_stage_leaves_its_dependants_cancelled_and_jobs_says_why(
 ):
     """Even when Slurm has forgotten the jobs."""
     rows_file(tmp_path / "data.jsonl", [{"question": "1 + 1?", "answer": "2"}] * 8)
-    jobs = slurm.submit(
-        run_file(f"data.sources = [{{ path = '{tmp_path}/data.jsonl' }}]"), "--set", "data.quality.deduplicate=false"
-    )
+    path = run_file(f"data = {{ quality.deduplicate = false, sources = [{{ path = '{tmp_path}/data.jsonl' }}] }}")
+    jobs = slurm.submit(path)
     (tmp_path / "data.jsonl").write_text("{}\n")  # between submitting and beginning
     slurm.wait(*jobs.values())
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from modelwright.core.config import ConfigError, read_run, to_plain
 from modelwright.core.config.yaml_files import lines, parse
 
+# A person's file, not a built one: tests count its lines and change its text.
 RUN = """\
 name: tiny
 model:
