@@ -12,12 +12,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import warm
 from tiny_run import WHOLE, tiny_run
+from waiting import until
 
 from modelwright.core.runs.events import EventTail, read_events
 
@@ -195,14 +195,9 @@ def _start(path: Path) -> subprocess.Popen:
     )
 
 
-def _wait_for(home: Path, condition, *, seconds: float = 90) -> None:
+def _wait_for(home: Path, condition) -> None:
     folder = home / "runs" / "tiny" / "events"
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
-        if folder.is_dir() and any(condition(event) for event in read_events(folder)):
-            return
-        time.sleep(0.02)
-    raise AssertionError("what the test waits for did not happen")
+    until(lambda: folder.is_dir() and any(condition(event) for event in read_events(folder)))
 
 
 def _after_step(step):

@@ -10,11 +10,11 @@ import re
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import warm
 from tiny_run import tiny_run
+from waiting import until
 
 from modelwright.core.runs.events import read_events
 
@@ -102,13 +102,9 @@ def test_a_stop_request_does_not_wait_for_the_end_of_a_long_step(wording, run_fi
     command = [sys.executable, "-m", "modelwright.core", "run", str(path), *more]
     events = home / "runs" / "sweep" / "events"
     with warm.popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
-        give_up = time.monotonic() + 60
-        while not any(event.kind == "started" for event in read_events(events, stage="train")):
-            assert run.poll() is None
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
+        until(lambda: any(event.kind == "started" for event in read_events(events, stage="train")), run)
         run.terminate()
-        _, said = run.communicate(timeout=30)
+        _, said = run.communicate(timeout=60)
     assert run.returncode == 75
     wording(said.splitlines()[-1])
     done = modelwright("run", path)
@@ -165,11 +161,7 @@ def test_two_runs_at_once_in_one_folder_are_one_and_a_line(run_file, modelwright
     path = run_file()
     command = [sys.executable, "-m", "modelwright.core", "run", str(path), "--set", "train.max_steps=100000"]
     with warm.popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
-        give_up = time.monotonic() + 60
-        while not (home / "runs" / "sweep" / "done" / "prepare.json").exists():
-            assert first.poll() is None
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
+        until((home / "runs" / "sweep" / "done" / "prepare.json").exists, first)
         refused = _refused(modelwright("run", path))
         first.terminate()
         first.communicate(timeout=60)

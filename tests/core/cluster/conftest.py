@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tiny_run import tiny_run
+from waiting import until
 
 from modelwright.core.runs.events import read_events
 
@@ -112,23 +113,24 @@ class Slurm:
         return _output("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()
 
     def wait(
-        self, *jobs: str, states: str = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL", seconds: float = 90
+        self, *jobs: str, states: str = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL", seconds: float = 180
     ) -> None:
         """Until each job is in one of the states."""
-        give_up = time.monotonic() + seconds
-        while not all(self.state(job) in states.split() for job in jobs):
-            assert time.monotonic() < give_up, _output("scontrol", "show", "job") + self._logs()
-            time.sleep(0.1)
+
+        def said() -> str:
+            return _output("scontrol", "show", "job") + self._logs()
+
+        until(lambda: all(self.state(job) in states.split() for job in jobs), seconds=seconds, every=0.1, said=said)
 
     def wait_for_step(self, run: str, step: int, *, seconds: float = 180) -> None:
         """Until a training has done so many steps."""
         folder = self.home / "runs" / run / "events"
-        give_up = time.monotonic() + seconds
-        while not any(
-            event.kind == "step" and event.data["step"] >= step for event in read_events(folder, stage="train")
-        ):
-            assert time.monotonic() < give_up, self._logs()
-            time.sleep(0.1)
+
+        def there() -> bool:
+            events = read_events(folder, stage="train")
+            return any(event.kind == "step" and event.data["step"] >= step for event in events)
+
+        until(there, seconds=seconds, every=0.1, said=self._logs)
 
     def _logs(self) -> str:
         return "\n".join(path.read_text() for path in self.home.glob("runs/*/slurm/*.log"))
@@ -136,17 +138,14 @@ class Slurm:
     def begin_again(self, job: str) -> None:
         """A job that was queued again would wait for two minutes; a node refuses it while it clears up after it."""
         self.wait(job, states="PENDING")
-        time.sleep(2)
-        give_up = time.monotonic() + 30
-        while self.state(job) != "RUNNING":
-            assert time.monotonic() < give_up, _output("scontrol", "show", "job", job)
-            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
-            self._until_running(job, seconds=2)
 
-    def _until_running(self, job: str, *, seconds: float) -> None:
-        give_up = time.monotonic() + seconds
-        while self.state(job) != "RUNNING" and time.monotonic() < give_up:
-            time.sleep(0.1)
+        def runs() -> bool:
+            if self.state(job) == "RUNNING":
+                return True
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
+            return False
+
+        until(runs, every=1, said=lambda: _output("scontrol", "show", "job", job))
 
     def signal_as_the_limit_would(self, job: str) -> None:
         """Slurm looks at time limits twice a minute; this is what it sends then."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 
 import pytest
+from waiting import until
 
 from modelwright.core.cluster.slurm import ENDED
 from modelwright.core.runs.events import EventTail
@@ -64,12 +64,14 @@ def test_a_job_that_stops_at_once_is_queued_again_while_slurm_still_signals_it(s
     squeue = f"squeue() {{ [ -e {tmp_path}/asked ] && echo SIGNALING || {{ touch {tmp_path}/asked; false; }}; }}"
     path = run_file(f"cluster.setup = [{json.dumps(squeue)}, 'kill -s USR1 $$']")
     prepare = slurm.submit(path)["tiny", "prepare"]
-    give_up = time.monotonic() + 60
-    while True:
-        [job, *_] = slurm.jobs("tiny")
-        if job["state"] in ENDED or (job["restarts"] and job["state"] == "PENDING" and job["why"]):
-            break  # Slurm gives the reason a moment after the state.
-        assert time.monotonic() < give_up, job
+
+    def queued_again():
+        job = slurm.jobs("tiny")[0]
+        # Slurm gives the reason a moment after the state.
+        told = job["state"] in ENDED or (job["restarts"] and job["state"] == "PENDING" and job["why"])
+        return job if told else None
+
+    job = until(queued_again)
     assert (job["job"], job["state"], job["restarts"]) == (prepare, "PENDING", 1)
     assert job["why"].startswith("queued again")
     assert (tmp_path / "asked").exists()
@@ -85,11 +87,7 @@ def test_a_job_that_makes_way_for_another_is_queued_again_and_goes_on(slurm, run
     slurm.wait(urgent)
     slurm.begin_again(train)
     folder = home / "runs" / "tiny" / "events"
-    resumed = [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"]
-    give_up = time.monotonic() + 60
-    while not resumed:
-        assert time.monotonic() < give_up
-        resumed = [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"]
+    resumed = until(lambda: [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"])
     assert resumed[0] >= 20
     assert slurm.modelwright("jobs", "cancel", "tiny").returncode == 0
 
@@ -106,7 +104,7 @@ def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(
     done = modelwright("jobs", "cancel", path)
     assert f"cancelled {train}: train of tiny (RUNNING)" in done.stdout
     slurm.wait(train)
-    time.sleep(1)
+    until(lambda: all(job["state"] in ENDED for job in slurm.jobs("tiny")))
     assert [(job["state"], job["restarts"]) for job in slurm.jobs("tiny")] == [
         ("COMPLETED", 0),
         ("CANCELLED", 0),

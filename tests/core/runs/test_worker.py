@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 import warm
 from tiny_run import tiny_run
+from waiting import until
 
 from modelwright.core.runs.events import read_events
 
@@ -102,13 +102,13 @@ preflight = false
 
 def _when_training(home, process):
     """Waits for the third step; gives the processes below the runner."""
-    give_up = time.monotonic() + 120
-    while time.monotonic() < give_up and process.poll() is None:
+
+    def trains():
         events = read_events(home / "runs/tiny/events", stage="train")
-        if any(event.kind == "step" and event.data["step"] == 3 for event in events):
-            return psutil.Process(process.pid).children(recursive=True)
-        time.sleep(0.1)
-    raise AssertionError("it does not train")
+        return any(event.kind == "step" and event.data["step"] == 3 for event in events)
+
+    until(trains, process, every=0.1)
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 @pytest.mark.long

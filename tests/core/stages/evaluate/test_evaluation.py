@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import warm
+from waiting import until
 
 from modelwright.core.runs.folder import RunFolder
 
@@ -205,11 +205,7 @@ def start(tmp_path):
         process = warm.popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
         started.append(process)
         answers = tmp_path / "out/.work/evaluate/one@2/sums_of_2.answers.jsonl"
-        give_up = time.monotonic() + 120
-        while not (answers.is_file() and answers.read_bytes().count(b"\n") > 20):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
+        until(lambda: answers.is_file() and answers.read_bytes().count(b"\n") > 20, process, said=process.stderr.read)
         return process, answers
 
     yield begin

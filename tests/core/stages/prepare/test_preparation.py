@@ -9,10 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from tiny_run import tiny_run
+from waiting import until
 
 from modelwright.core.api.files import sha256_file
 from modelwright.core.cli import main
@@ -118,11 +118,7 @@ def entries(home, kind):
 
 
 def wait_for_entry(home, process):
-    deadline = time.monotonic() + 60
-    while not entries(home, "examples"):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    until(lambda: entries(home, "examples"), process, every=0.002)
 
 
 def prepare_in_parts(project, home):
