@@ -20,8 +20,8 @@ def until(
 ) -> Given:
     """Call the condition until it gives something true, and give that.
 
-    The bound only ends a test that would wait for ever: it is not what a test measures. A `process` that ends before is a
-    failure, too; `said` tells what there is to know then.
+    The bound only ends a test that would wait for ever: it is not what a test measures. A `process` that ends before is
+    a failure, too; `said` tells what there is to know then.
     """
     give_up = time.monotonic() + seconds
     while not (given := condition()):

@@ -68,6 +68,7 @@ def test_the_error_of_the_process_that_failed_is_the_runs(run_pair):
     assert done.stderr.splitlines()[-1] == "error: its disk is full: free some (process 1 of 2)"
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_ends_the_others(run_pair):
     """It can tell nothing itself; the line says where to look."""
     done = run_pair("os.kill(os.getpid(), signal.SIGKILL)")
@@ -82,6 +83,7 @@ _FILL = """
 """
 
 
+@pytest.mark.long
 def test_a_process_that_meets_a_full_disk_can_still_tell_so(run_pair, home, mounted, wording):
     """The room for that is set aside before."""
     mounted(home, "-o", "size=8m")

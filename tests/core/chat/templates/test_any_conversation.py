@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.api import Example, Message, RowError
 
 KINDS = ("byte_level", "unigram", "llama2")
@@ -55,7 +56,7 @@ def conversations(draw, family):
     return tuple(messages)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(data=st.data())
 def test_whatever_is_said_only_answers_are_trained_and_the_text_is_the_templates(
     families, family_name, renderer_of, theirs, data
