@@ -179,7 +179,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    with open(root / "smollm2.lock", "w") as lock:
+    with (root / "smollm2.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = subprocess.run([sys.executable, tool, root / "smollm2"], capture_output=True, text=True, check=False)
     if made.returncode:
