@@ -208,7 +208,7 @@ class Adapters:
         self.registry = open_registry(url, discover())
 
     def base(self, name: str = "base", *, seed: int = 1, added: int = 0, **changes: object) -> Path:
-        """A random Llama with a tokenizer of words, which has so many tokens more than the model has embeddings."""
+        """A random Llama with a tokenizer of words, which has this many more tokens than the model has embeddings."""
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig
 

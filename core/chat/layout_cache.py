@@ -13,7 +13,7 @@ without the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -21,7 +21,8 @@ import attrs
 from attrs import frozen
 
 from modelwright.core.api.records import Message
-from modelwright.core.chat.sentinels import Conversation
+from modelwright.core.chat.sentinels import Conversation, Fields
+from modelwright.core.chat.served import Served, ThinkingBlock, serve
 from modelwright.core.chat.spans import Layout, SpanKind, Stretch, lay_out
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, template_message
 from modelwright.core.chat.tokenizer import ControlledTokenizer
@@ -36,26 +37,56 @@ _Place = tuple[int, int]
 
 
 @frozen
-class _Shape:
-    """A layout with a hole for each field.
+class _Parts:
+    """A text with a hole for each field.
 
     Attributes:
         literals: the text around and between the fields, one more than there are fields.
         fields: for each hole the number of its core, in the order of the messages.
-        stretches: the trained stretches: kind, message, start and end.
-        prompts: where the prompts of trained turns end, and their last tokens.
-        anomalies: as in `Layout`.
-        controls: the number of control tokens.
-        starts: for each character that a control token can begin with, how often it is in the literals.
     """
 
     literals: tuple[str, ...]
     fields: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: str, holes: Sequence[tuple[int, int, int]]) -> _Parts | None:
+        """Cut holes, each its start, its end and the number of its core; None if they overlap."""
+        edges = [0, *(edge for start, end, _ in holes for edge in (start, end)), len(text)]
+        literals = tuple(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
+        return cls(literals, tuple(number for _, _, number in holes)) if edges == sorted(edges) else None
+
+    def filled(self, cores: Sequence[str]) -> list[str]:
+        """Literals and cores in turn."""
+        pieces = [""] * (2 * len(self.fields) + 1)
+        pieces[::2], pieces[1::2] = self.literals, [cores[number] for number in self.fields]
+        return pieces
+
+
+@frozen
+class _Shape:
+    """A layout with a hole for each field.
+
+    Attributes:
+        parts: the text.
+        rendering: that of the template, in which trained turns may lack what their prompts open.
+        stretches: the trained stretches: kind, message, start and end.
+        prompts: where the prompts of trained turns end, and their last tokens.
+        anomalies: as in `Layout`.
+        controls: the number of control tokens.
+        cut: as in `Layout`.
+        turns: trained turns and the ends of their prompts, if these can depend on texts.
+        starts: for each character that a control token can begin with, how often it is in the literals.
+    """
+
+    parts: _Parts
+    rendering: _Parts
     stretches: tuple[tuple[SpanKind, int, _Place, _Place], ...]
     prompts: tuple[tuple[_Place, tuple[int, ...]], ...]
     anomalies: tuple[str, ...]
     controls: int
     starts: tuple[int, ...]
+    cut: _Place | None
+    turns: tuple[tuple[int, _Place], ...]
 
 
 class LayoutCache:
@@ -65,12 +96,24 @@ class LayoutCache:
         template: renders them.
         tokenizer: knows the control tokens.
         turn_ends: the tokens that end a turn.
+        block: as `serve`.
+        empty: as `serve`.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: ControlledTokenizer, turn_ends: TurnEnds) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: ControlledTokenizer,
+        turn_ends: TurnEnds,
+        *,
+        block: ThinkingBlock,
+        empty: bool,
+    ) -> None:
         self._template = template
         self._tokenizer = tokenizer
         self._turn_ends = turn_ends
+        self._empty = empty
+        self._block = block
         self._starts = sorted({content[0] for content in tokenizer.controls})
         self._known: dict[Any, _Shape | None] = {}
 
@@ -94,26 +137,36 @@ class LayoutCache:
         return self._alone(messages, tools, wanted)
 
     def _alone(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
-        conversation = Conversation(self._template, self._tokenizer, messages, tools)
-        return lay_out(conversation, messages, wanted, tokenizer=self._tokenizer, turn_ends=self._turn_ends)
+        return self._laid_out(Conversation(self._template, self._tokenizer, messages, tools), messages, wanted)[1]
 
-    def _filled(self, shape: _Shape, messages: Sequence[Message], cores: Sequence[str]) -> Layout | None:
-        """The layout of messages of this shape; None if the shape does not fit them."""
-        chosen = [cores[number] for number in shape.fields]
-        pieces = [""] * (2 * len(chosen) + 1)
-        pieces[::2], pieces[1::2] = shape.literals, chosen
-        text = "".join(pieces)
-        rendering = self._template.render(
+    def _laid_out(
+        self, conversation: Conversation, messages: Sequence[Message], wanted: Sequence[int]
+    ) -> tuple[Served, Layout]:
+        tokenizer, ends = self._tokenizer, self._turn_ends
+        served = serve(conversation, messages, wanted, tokenizer=tokenizer, block=self._block, empty=self._empty)
+        return served, lay_out(conversation, messages, wanted, served=served, tokenizer=tokenizer, turn_ends=ends)
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        return self._template.render(
             [template_message(message) for message in messages],
             tools=None,
             special=self._tokenizer.special,
-            add_generation_prompt=False,
+            add_generation_prompt=add_generation_prompt,
         )
-        if text != rendering:
+
+    def _filled(self, shape: _Shape, messages: Sequence[Message], cores: Sequence[str]) -> Layout | None:
+        """The layout of messages of this shape; None if the shape does not fit them."""
+        pieces = shape.parts.filled(cores)
+        text = "".join(pieces)
+        rendering = self._render(messages, add_generation_prompt=False)
+        if rendering != (text if shape.rendering is shape.parts else "".join(shape.rendering.filled(cores))):
             return None
         if tuple(map(text.count, self._starts)) != shape.starts and self._typed(text, shape, pieces):
             return None
-        before = list(accumulate(map(len, chosen), initial=0))
+        before = list(accumulate(map(len, pieces[1::2]), initial=0))
+        for index, end in shape.turns:
+            if self._render(messages[:index], add_generation_prompt=True) != text[: before[end[0]] + end[1]]:
+                return None
         return Layout(
             text=text,
             stretches=tuple(
@@ -123,6 +176,7 @@ class LayoutCache:
             prompts={before[end[0]] + end[1]: ids for end, ids in shape.prompts},
             anomalies=shape.anomalies,
             controls=shape.controls,
+            cut=shape.cut and before[shape.cut[0]] + shape.cut[1],
         )
 
     def _typed(self, text: str, shape: _Shape, pieces: Sequence[str]) -> bool:
@@ -139,22 +193,21 @@ class LayoutCache:
         replaced = [_with_placeholders(message) for message in messages]
         try:
             conversation = Conversation(self._template, self._tokenizer, replaced, None)
-            layout = self._alone(replaced, None, wanted)
+            served, layout = self._laid_out(conversation, replaced, wanted)
         except TemplateRefusedError:
             return None
         located = conversation.locate(range(len(messages)))
-        if layout.protected or any(fields.lost for fields in located.values()):
+        # Some prompts open a block or not as the system message says. The history shows neither.
+        unsure = self._block.opening and "prompt-boundary" in layout.anomalies
+        if unsure or layout.protected or any(fields.lost for fields in located.values()):
             return None
         numbers = {field: number for number, field in enumerate(_fields(replaced))}
-        found = sorted(
-            (start, end, numbers[index, kind])
-            for index, fields in located.items()
-            for kind, (start, end) in fields.found.items()
-        )
-        text = layout.text
-        edges = [0, *(edge for start, end, _ in found for edge in (start, end)), len(text)]
-        literals = tuple(text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
-        if edges != sorted(edges) or any(literal.endswith(tuple(self._tokenizer.heads)) for literal in literals[:-1]):
+        found = _holes(served.fields, numbers)
+        parts = _Parts.of(layout.text, found)
+        same = layout.text == conversation.text
+        rendering = parts if same else _Parts.of(conversation.text, _holes(located, numbers))
+        heads = tuple(self._tokenizer.heads)
+        if parts is None or rendering is None or any(each.endswith(heads) for each in parts.literals[:-1]):
             return None
 
         def place(position: int) -> _Place | None:
@@ -169,16 +222,28 @@ class LayoutCache:
                 return None
             stretches.append((stretch.kind, stretch.message, start, end))
         prompts = [(place(end), ids) for end, ids in layout.prompts.items()]
+        ends = [(index, place(len(prompt))) for index, prompt in served.prompts.items() if self._block.opening]
         assert layout.controls is not None
         return _Shape(
-            literals=literals,
-            fields=tuple(number for _, _, number in found),
+            parts=parts,
+            rendering=rendering,
             stretches=tuple(stretches),
             prompts=tuple((end, ids) for end, ids in prompts if end is not None),
             anomalies=layout.anomalies,
             controls=layout.controls,
-            starts=tuple(sum(literal.count(start) for literal in literals) for start in self._starts),
+            cut=None if layout.cut is None else place(layout.cut),
+            turns=tuple((index, end) for index, end in ends if end is not None),
+            starts=tuple(sum(literal.count(start) for literal in parts.literals) for start in self._starts),
         )
+
+
+def _holes(located: Mapping[int, Fields], numbers: Mapping[tuple[int, str], int]) -> list[tuple[int, int, int]]:
+    """The places of fields, sorted: start, end and the number of the core."""
+    return sorted(
+        (start, end, numbers[index, kind])
+        for index, fields in located.items()
+        for kind, (start, end) in fields.found.items()
+    )
 
 
 def _fields(messages: Sequence[Message]) -> Iterator[tuple[int, str]]:

@@ -19,17 +19,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import attrs
 from attrs import frozen
 
 from modelwright.core.api.answers import THINK_OPEN
 from modelwright.core.api.errors import ModelwrightError, RowError, UsageError
 from modelwright.core.api.files import read_json
 from modelwright.core.api.records import Example, Message, digest_json
+from modelwright.core.api.wording import closest, listed
 from modelwright.core.chat.layout_cache import LayoutCache
 from modelwright.core.chat.sentinels import Conversation
-from modelwright.core.chat.spans import Layout, SpanKind
-from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, read_template
-from modelwright.core.chat.tokenizer import ControlledTokenizer, Encoded, TokenizerFiles
+from modelwright.core.chat.served import ThinkingBlock, find_thinking_block
+from modelwright.core.chat.spans import Layout, Span, token_spans
+from modelwright.core.chat.templates import (
+    ChatTemplate,
+    TemplateRefusedError,
+    read_template,
+    with_end,
+    without_opening,
+)
+from modelwright.core.chat.tokenizer import ControlledTokenizer, Encoded
+from modelwright.core.chat.tokenizer_files import TokenizerFiles
 from modelwright.core.chat.turn_ends import TurnEnds, find_turn_ends
 
 __all__ = [
@@ -52,24 +62,6 @@ Turns = Literal["all", "last", "split"]
 
 
 @frozen
-class Span:
-    """A stretch of trained tokens.
-
-    Attributes:
-        kind: "thinking" and "answer" with what the template writes before each, "end" (the end-of-turn token), or
-            "text" (an example without turns). Thinking that is not trained has no span.
-        message: which message it belongs to, from 0; -1 in a text without turns.
-        start: its first token.
-        end: the token after its last.
-    """
-
-    kind: SpanKind
-    message: int
-    start: int
-    end: int
-
-
-@frozen
 class Rendered:
     """An example in tokens, as the model is trained on it.
 
@@ -81,8 +73,8 @@ class Rendered:
             "span-lost": a trained turn cannot be found in the rendering, and is not trained;
             "end-missing": no end-of-turn token follows a trained turn, so the model does not learn to stop;
             "message-dropped": the template leaves out a system, user or tool message;
-            "prompt-boundary": alone, the prompt of a trained turn ends in other tokens than it does here, so serving
-                gives the model a prompt that it was not trained on;
+            "prompt-boundary": alone, the prompt of a trained turn has other tokens than it has here, so serving gives
+                the model a prompt that it was not trained on;
             "template-reads-content": the template reacts to control tokens typed in content;
             "begin-doubled": it begins with two begin-of-sequence tokens;
             "nothing-trained": no token is trained.
@@ -106,6 +98,11 @@ class Rendered:
 class Renderer:
     """A tokenizer with a chat template.
 
+    Args:
+        files: the tokenizer and the template.
+        empty_thinking: whether a trained turn without thinking closes the block that its prompt opens. It changes what
+            `train` makes, and nothing that is served, so it is not part of the fingerprint.
+
     Attributes:
         fingerprint: sha256 of the tokenizer's content, the template, the special tokens, the date that the template
             gets (if it asks for one), and `RENDERER_VERSION`; equal fingerprints give equal tokens.
@@ -114,8 +111,9 @@ class Renderer:
         vocab_size: the highest id + 1, added tokens included.
     """
 
-    def __init__(self, files: TokenizerFiles) -> None:
+    def __init__(self, files: TokenizerFiles, *, empty_thinking: bool = False) -> None:
         self._files = files
+        self.empty_thinking = empty_thinking
         self._tokenizer = ControlledTokenizer(files)
         self._template = None if files.template is None else ChatTemplate(files.template, files.template_file)
         self.special_ids = self._tokenizer.special_ids
@@ -137,14 +135,33 @@ class Renderer:
         self._layouts: LayoutCache | None = None
 
     @classmethod
-    def from_folder(cls, folder: Path, *, chat_template: str | None = None) -> Renderer:
+    def from_folder(cls, folder: Path, *, chat_template: str | None = None, empty_thinking: bool = False) -> Renderer:
         """Read a folder in Hugging Face layout; `chat_template`, the text of a template, replaces its own.
 
         Raises:
             UsageError: there is no tokenizer.json, or a file or the template cannot be read.
             MissingDependencyError: the `train` extra is not installed.
         """
-        return cls(TokenizerFiles.read(folder, template=chat_template))
+        return cls(TokenizerFiles.read(folder, template=chat_template), empty_thinking=empty_thinking)
+
+    def adapted(self, *, omit_thinking: bool = False, end: str | None = None) -> Renderer:
+        """The same with a template that is changed for training and serving alike.
+
+        Args:
+            omit_thinking: generation prompts open no thinking block that the history does not show.
+            end: the token that ends the last answer, for a template that puts none there.
+
+        Raises:
+            UsageError: the tokenizer does not have the token, or the template ends answers with another one.
+        """
+        source = self._files.template
+        if source is None:
+            return self
+        if omit_thinking and self.thinking_block.opening:
+            source = without_opening(source, self.thinking_block.opening, self.thinking_block.shared)
+        if end is not None:
+            source = self._ended(source, end)
+        return Renderer(attrs.evolve(self._files, template=source), empty_thinking=self.empty_thinking)
 
     def save(self, folder: Path) -> None:
         """Write a folder that `from_folder` and transformers' `AutoTokenizer` read as the same tokenizer."""
@@ -201,14 +218,19 @@ class Renderer:
         """Whether prompts end inside `<think>`, so that the model's output begins with its thinking."""
         if self._template is None:
             return False
-        asked, opening = Message(role="user", content="Question"), Message(role="system", content="Rule")
-        for messages in ((asked,), (opening, asked)):
+        question, opening = Message(role="user", content="Question"), Message(role="system", content="Rule")
+        for messages in ((question,), (opening, question)):
             try:
                 conversation = self._conversation(messages, None, add_generation_prompt=True)
             except TemplateRefusedError:
                 continue
             return conversation.text.rstrip().endswith(THINK_OPEN)
         return False
+
+    @functools.cached_property
+    def thinking_block(self) -> ThinkingBlock:
+        """What generation prompts write that the history of a conversation does not show."""
+        return ThinkingBlock() if self._template is None else find_thinking_block(self._template, self._tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are skipped."""
@@ -234,6 +256,20 @@ class Renderer:
             self._template, self._tokenizer, messages, tools, add_generation_prompt=add_generation_prompt
         )
 
+    def _ended(self, source: str, end: str) -> str:
+        """The template's text with `end` after the last answer."""
+        key = f'[data.tokens] end = "{end}"'
+        if end not in self._tokenizer.added:
+            close = closest(end, self._tokenizer.added)
+            meant = f", did you mean {close}?" if close else f": choose one of {listed(self._tokenizer.added, 10)}"
+            raise UsageError(f"{key}: the tokenizer has no such token{meant}")
+        found = {self.spell([number]) for number in self._turn_ends.answers}
+        if not found:
+            return with_end(source, end)
+        if end not in found:
+            raise UsageError(f"{key}: the chat template ends answers with {listed(sorted(found), 3)}: remove the key")
+        return source
+
     def _train_text(self, text: str) -> Rendered:
         """Render plain text, all of which is trained, with the end-of-sequence token."""
         encoded = self._encode_plain(text)
@@ -258,8 +294,11 @@ class Renderer:
         begin = self.special_ids.get("bos_token")
         if begin is not None and encoded.ids[:2] == (begin, begin):
             anomalies.append("begin-doubled")
-        spans, inside = _token_spans(layout, encoded)
-        if inside:
+        spans, inside = token_spans(layout, encoded)
+        if inside and layout.cut is not None:
+            encoded = self._tokenizer.encode_at(layout.text, layout.protected, layout.cut)
+            spans, inside = token_spans(layout, encoded)
+        if inside and "prompt-boundary" not in anomalies:
             anomalies.append("prompt-boundary")
         if not spans:
             anomalies.append("nothing-trained")
@@ -269,7 +308,13 @@ class Renderer:
         if self._template is None:
             raise _without_template()
         if self._layouts is None:
-            self._layouts = LayoutCache(self._template, self._tokenizer, self._turn_ends)
+            self._layouts = LayoutCache(
+                self._template,
+                self._tokenizer,
+                self._turn_ends,
+                block=self.thinking_block,
+                empty=self.empty_thinking,
+            )
         return self._layouts.lay_out(messages, tools, wanted)
 
 
@@ -302,45 +347,3 @@ def _wanted(messages: Sequence[Message], turns: Turns) -> list[int]:
     return [
         index for index, message in enumerate(messages) if (index in chosen if message.train is None else message.train)
     ]
-
-
-def _token_spans(layout: Layout, encoded: Encoded) -> tuple[list[Span], bool]:
-    """The stretches in tokens, and whether a prompt alone ends in other tokens.
-
-    A stretch has every token that shares a character with it, except those that belong to the prompt before it.
-    """
-    spans: list[Span] = []
-    taken, inside, left = 0, False, dict(layout.prompts)
-    for stretch in sorted(layout.stretches, key=lambda each: each.start):
-        low, high = encoded.tokens(stretch.start, stretch.end)
-        prompt = left.pop(stretch.start, None)
-        if prompt is not None:
-            after = _first_after(stretch.start, prompt, low, encoded)
-            inside, low = inside or after is None, after or low
-        low = max(low, taken)
-        if low < high:
-            spans.append(Span(stretch.kind, stretch.message, low, high))
-            taken = high
-    # These prompts are followed by thinking that is not trained.
-    for end, prompt in left.items():
-        inside |= _first_after(end, prompt, encoded.tokens(end, end + 1)[0], encoded) is None
-    return spans, inside
-
-
-def _first_after(end: int, prompt: tuple[int, ...], low: int, encoded: Encoded) -> int | None:
-    """The first token after a prompt; None if the prompt ends in other tokens here than alone.
-
-    Args:
-        end: the character at which the prompt ends.
-        prompt: the last tokens of the prompt alone.
-        low: the first token that shares a character with the text after the prompt.
-        encoded: the whole rendering.
-    """
-    count = len(prompt)
-    if not count:
-        return low if end == 0 or encoded.tokens(end - 1, end)[1] == low else None
-    if encoded.ids[low - count : low] == prompt:
-        return low
-    # Several tokens can share a place, and some (those that strip the white space after them) reach beyond the prompt.
-    high = encoded.tokens(end, end + 1)[1]
-    return next((at for at in range(low + 1, high + 1) if encoded.ids[at - count : at] == prompt), None)

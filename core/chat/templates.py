@@ -74,6 +74,23 @@ def read_template(name_or_path: str) -> str:
     return text
 
 
+def without_opening(source: str, opening: str, shared: str) -> str:
+    """The text of a template whose generation prompts end in `shared` alone instead of `opening` and `shared`."""
+    end, kept = (json.dumps(text, ensure_ascii=False) for text in (opening + shared, shared))
+    # The newline after a block tag is removed when the template is read, and so is the last newline of a template.
+    return (
+        f"{{% set served %}}\n{source.removesuffix(chr(10))}{{% endset %}}"
+        f"{{{{ served[:-{len(opening + shared)}] + {kept} if add_generation_prompt and served.endswith({end}) "
+        f"else served }}}}"
+    )
+
+
+def with_end(source: str, end: str) -> str:
+    """The text of a template that puts the token `end` after a conversation's last answer."""
+    answered = "messages and messages[-1].role == 'assistant' and not add_generation_prompt"
+    return f"{source.removesuffix(chr(10))}{{{{ {json.dumps(end, ensure_ascii=False)} if {answered} else '' }}}}"
+
+
 def template_message(message: Message) -> dict[str, Any]:
     """A message as templates read it: no keys for missing fields, thinking under both usual names, calls parsed.
 

@@ -155,8 +155,8 @@ def logs(run: str, stage: str | None, variant: str | None) -> None:
     """
     from modelwright.core.api.errors import UsageError
     from modelwright.core.api.wording import either
-    from modelwright.core.cli.common import find_run
     from modelwright.core.cluster.jobs import look
+    from modelwright.core.runs.folder import find_run
 
     folder = find_run(run, variant)
     views = look(folder)
@@ -177,7 +177,7 @@ def logs(run: str, stage: str | None, variant: str | None) -> None:
 
 
 def _folders(runs: Sequence[str], variant: str | None) -> list[RunFolder]:
-    from modelwright.core.cli.common import find_runs
+    from modelwright.core.runs.folder import find_runs
 
     return [folder for run in runs for folder in find_runs(run, variant)]
 

@@ -39,6 +39,7 @@ def _prepared(data: Any) -> str:
     trained = f"{data['trained_tokens']:,} trained ({', '.join(kinds)})"
     parts = [f"{data['rows']:,} rows for training, {data['tokens']:,} tokens, {trained}"]
     left_out = [(data[key], name) for key, name in _LEFT_OUT]
+    left_out.append((data["holdout_rows"], f"held out ({data['holdout_prompts']:,} prompts)"))
     left_out += [(n, _REMOVED.get(name, name)) for name, n in data["removed"].items()]
     return ", ".join(parts + [f"{n:,} {name}" for n, name in left_out if n])
 
@@ -80,7 +81,6 @@ _LEFT_OUT = (
     ("rejected", "rejected"),
     ("too_long", "too long"),
     ("undrawn", "left out by sampling weight"),
-    ("holdout_rows", "held out"),
 )
 # What the checks of `[data.quality]` leave out, by their names.
 _REMOVED = {

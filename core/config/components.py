@@ -14,6 +14,7 @@ from modelwright.core.api.records import canonical_json
 from modelwright.core.api.train_settings import TrainSettings
 from modelwright.core.config.errors import Finding, Invalid, KeyPath
 from modelwright.core.config.metrics import NAME, Choice, MetricLabel, parse_metric
+from modelwright.core.config.registry import parse_condition
 from modelwright.core.config.schema import EvalConfig, RunConfig, SuiteConfig
 from modelwright.core.config.structure import attributes_of, plain, structure
 
@@ -47,7 +48,8 @@ def run_components(values: Mapping[str, Any], plugins: Plugins) -> Components[Ru
     Values of the wrong type are passed over; structuring the tree reports them.
     """
     reader = _Reader(plugins=plugins)
-    data, train = _table(values.get("data")), _table(values.get("train", {}))
+    data = _table(values.get("data"))
+    train = None if values.get("train") is False else _table(values.get("train", {}))
     data_format = data.get("format") if data is not None else None
     data_options = reader.options(FormatSpec, data_format, data, ("data",), "format")
     default = str(fields(TrainSettings).trainer.default)
@@ -57,12 +59,13 @@ def run_components(values: Mapping[str, Any], plugins: Plugins) -> Components[Ru
     reader.adapting(trainer, values)
     suites = reader.suites(values, data_format, data_options)
     reader.registry(values)
+    reader.promotion(values)
 
     def fill(config: RunConfig) -> RunConfig:
         return evolve(
             config,
             data=evolve(config.data, options=data_options),
-            train=evolve(config.train, options=train_options),
+            train=config.train and evolve(config.train, options=train_options),
             evaluate=_filled(config.evaluate, suites),
         )
 
@@ -214,6 +217,30 @@ class _Reader:
         url = (_table(values.get("registry")) or {}).get("url")
         if isinstance(url, str) and "://" in url:
             self.check(lambda: self.plugins.registry_for(url.partition("://")[0]), ("registry", "url"))
+
+    def promotion(self, values: Mapping[str, Any]) -> None:
+        """Check that the run measures what the condition of its promotion names.
+
+        A metric that is wrong may be meant to be that one, so nothing is said beside such an error.
+        """
+        promote = _table((_table(values.get("registry")) or {}).get("promote")) or {}
+        try:
+            clauses = parse_condition(str(promote["if"])).clauses if "if" in promote else ()
+        except UsageError:
+            return  # structuring the tree reports it
+        tables = values.get("evaluate", ())
+        measured = []
+        for index, table in enumerate(tables if isinstance(tables, list) else ()):
+            suite, metrics = ((_table(table) or {}).get(key) for key in ("name", "metrics"))
+            for number in range(len(metrics) if isinstance(metrics, list | tuple) else 0):
+                label = self.labels.get(("evaluate", index, "metrics", number))
+                if label is None:
+                    return
+                measured.append(f"{suite}.{label}")
+        for clause in clauses:
+            if clause.measure not in measured:
+                why = f"the run does not measure {clause.measure} (it measures: {', '.join(measured) or 'nothing'})"
+                self.findings.append((("registry", "promote", "if"), why))
 
     def _suite(
         self, table: Mapping[str, Any], path: KeyPath, data_format: Any, data_options: Any

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Types for the fields of `schema`; each is resolved by a function below (see `scalars.BY_NAME`).
 FilePath = NewType("FilePath", str)
 ModelSource = NewType("ModelSource", str)
+DatasetSource = NewType("DatasetSource", str)
 ChatTemplate = NewType("ChatTemplate", str)
 RegistryUrl = NewType("RegistryUrl", str)
 ModelAddress = NewType("ModelAddress", str)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from attrs import field, frozen, validators
@@ -170,19 +170,13 @@ class PromoteConfig:
     )
     condition: str | None = field(default=None, metadata={"key": "if"}, validator=validators.optional(_not_blank))
 
-    def complaints(self, measured: Sequence[str]) -> Iterator[str]:
-        """What is wrong with the condition of a run that measures `measured`, each a `SUITE.METRIC`."""
-        if self.condition is None:
-            return
-        try:
-            clauses = parse_condition(self.condition).clauses
-        except UsageError as error:
-            yield str(error)
-            return
-        for clause in clauses:
-            if clause.measure not in measured:
-                there_are = ", ".join(measured) or "nothing"
-                yield f"the run does not measure {clause.measure} (it measures: {there_are})"
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong with the condition's form, as (key, message)."""
+        if self.condition is not None:
+            try:
+                parse_condition(self.condition)
+            except UsageError as error:
+                yield "if", str(error)
 
 
 @frozen(kw_only=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from attrs import field, frozen, validators
+from attrs import field, fields, frozen, validators
 
 from modelwright.core.api.components import SPECS
 from modelwright.core.api.registry import MODEL_NAME
@@ -24,6 +25,7 @@ from modelwright.core.config.metrics import MetricLabel
 from modelwright.core.config.paths import (
     LONGEST_NAME,
     ChatTemplate,
+    DatasetSource,
     FilePath,
     ModelAddress,
     ModelSource,
@@ -118,20 +120,59 @@ class ModelConfig:
 
 
 @frozen(kw_only=True)
-class SourceConfig:
-    """`[[data.sources]]`: One source of training data.
+class RowsConfig:
+    """Where rows are.
 
     Attributes:
         path: A file (`.jsonl`, `.json`, `.csv`, each also as `.gz` or `.zst`; `.parquet`, `.arrow`), a glob, a folder,
             a data set saved by the package `datasets`, `hf://datasets/ORG/NAME/FILES` on the Hugging Face hub (a
-            revision is `ORG/NAME@REVISION`), or the bundled `builtin:NAME/SPLIT`.
+            revision is `ORG/NAME@REVISION`), or the bundled `builtin:NAME/SPLIT`. Give exactly one of path and dataset.
+        dataset: A data set that the package `datasets` reads: `ORG/NAME` on the Hugging Face hub, a folder of data
+            files, or what `save_to_disk` wrote. A value that starts with `./`, `../`, `/` or `~`, or that names an
+            existing folder, is a folder.
+        config: Config (subset) of the data set. Default: its only or its default one.
+        split: Split of the data set, or slices of splits as `datasets` writes them: `"train"`, `"train[:10%]"`,
+            `"train[100:200]+test"`. Default: its only one.
+        revision: Branch, tag or commit of a data set of the hub. Default: its main branch. Set a commit so that the
+            rows never change; the commit that was read is recorded in any case.
+        streaming: Read the data set while it is downloaded, and keep no copy. Use it with `limit` for data sets that
+            are larger than the disk.
+    """
+
+    path: FilePath | None = None
+    dataset: DatasetSource | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where the rows are, for messages."""
+        return self.path or "/".join(filter(None, (self.dataset, self.config, self.split)))
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong between fields, as (key, message)."""
+        if (self.path is None) == (self.dataset is None):
+            yield "path", "give exactly one of path and dataset"
+        for key in ("config", "split", "revision", "streaming"):
+            if getattr(self, key) and self.dataset is None:
+                yield key, "needs dataset, the data set that it selects from"
+        if self.revision is not None and self.dataset is not None and Path(self.dataset).is_absolute():
+            yield "revision", "needs a data set of the hub: a folder has no revisions"
+
+
+@frozen(kw_only=True)
+class SourceConfig(RowsConfig):
+    """`[[data.sources]]`: One source of training data.
+
+    Attributes:
         limit: Use only this many rows, the first ones. Default: all rows. A small number makes a quick trial.
         fraction: Use a random share of the rows, drawn with the run's seed.
         weight: Sampling weight: 2 repeats each example twice per epoch, 0.5 uses half of them, drawn with the run's
             seed. Change it to balance sources of different size.
     """
 
-    path: FilePath
     limit: int | None = field(default=None, validator=validators.optional(_positive))
     fraction: float = field(default=1.0, validator=_part)
     weight: float = field(default=1.0, validator=validators.and_(validators.gt(0.0), validators.le(100.0)))
@@ -174,6 +215,11 @@ class TokensConfig:
             similar length; `"auto"` packs if all examples are plain text.
         turns: Assistant turns to train on: `"all"` of them, only the `"last"`, or `"split"`, which makes a separate
             example of each.
+        thinking: What answers without thinking are trained behind, if the template's generation prompt opens a thinking
+            block that it does not show in the history: `"empty"` teaches the model to close the block at once,
+            `"omit"` removes the block from the prompts of the trained model. By default such answers stop the run.
+        end: Token that ends an answer, for a template that puts none after the last one, such as `"<|user|>"` or the
+            end-of-sequence token. The trained model's template gets it.
         allow: Anomalies to accept. An anomaly is a difference between the tokens that are trained and the text that the
             data marks for training. By default any anomaly stops the run, and the error names the value to put here.
     """
@@ -181,6 +227,8 @@ class TokensConfig:
     max_length: int = field(default=2048, validator=validators.ge(2))
     packing: Literal["auto", "pack", "bucket"] = "auto"
     turns: Literal["all", "last", "split"] = "all"
+    thinking: Literal["empty", "omit"] | None = None
+    end: str | None = None
     allow: tuple[str, ...] = ()
 
 
@@ -189,7 +237,8 @@ class HoldoutConfig:
     """`[data.holdout]`: Examples that are not trained on, to measure the loss on unseen data.
 
     Attributes:
-        fraction: Share of the examples to hold out. Set it to see overfitting, and for `early_stopping`.
+        fraction: Share of the examples to hold out: whole prompts (first user turns) with all of their answers, and at
+            least one. Set it to see overfitting, and for `early_stopping`.
     """
 
     fraction: float = field(default=0.0, validator=validators.and_(validators.ge(0.0), validators.lt(1.0)))
@@ -237,12 +286,11 @@ class GenerationConfig:
 
 
 @frozen(kw_only=True)
-class SuiteConfig:
+class SuiteConfig(RowsConfig):
     """`[[evaluate]]`: A test set, and how the model is graded on it.
 
     Attributes:
         name: Name of the test set. The registry stores its figures under this name.
-        path: Where the test data is; the same forms as `path` of a source.
         format: Format of the test data. Default: that of `[data]`, with its options.
         options: Options of the format, if they are not those of `[data]`.
         metrics: The metrics that grade the answers: names, or tables of a name and options, such as `["math_accuracy",
@@ -254,7 +302,6 @@ class SuiteConfig:
     """
 
     name: str = field(validator=named(SUITE_NAME, "a lower-case letter, then any of a-z 0-9 _ -"))
-    path: FilePath
     format: str | None = None
     options: Any = None
     metrics: tuple[MetricLabel, ...] = field(validator=validators.min_len(1))
@@ -262,8 +309,14 @@ class SuiteConfig:
     samples: int = field(default=1, validator=_positive)
     generation: GenerationConfig = field(factory=GenerationConfig)
 
+    @property
+    def source(self) -> SourceConfig:
+        """All rows of the test set."""
+        return SourceConfig(**{one.name: getattr(self, one.name) for one in fields(RowsConfig)})
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
+        yield from super().problems()
         for index, metric in enumerate(self.metrics):
             if metric in self.metrics[:index]:
                 yield f"metrics.{index}", f"metric {shown(metric)} is named twice"
@@ -301,7 +354,9 @@ class RunConfig:
         name: Name of the model in the registry and of the run's folder. A variant adds its own name to it.
         seed: Seed of everything random: drawn rows, initial weights, the order of examples, dropout, sampled answers.
             Change it to see how much results vary.
-        evaluate: Test sets to grade the trained model on.
+        train: How the model is trained, a table; or `false`, usually in a variant: then the base itself is registered
+            and evaluated beside the trained variants, to see what the training changed.
+        evaluate: Test sets to grade the model on.
     """
 
     name: str = field(validator=named(MODEL_NAME, "a lower-case letter, then any of a-z 0-9 . _ -"))
@@ -309,7 +364,7 @@ class RunConfig:
     model: ModelConfig
     adapter: AdapterSettings | None = None
     data: DataConfig
-    train: TrainSettings
+    train: TrainSettings | Literal[False]
     evaluate: tuple[SuiteConfig, ...] = ()
     registry: RegistryConfig = field(factory=RegistryConfig)
     plugins: PluginsConfig = field(factory=PluginsConfig)
@@ -318,17 +373,27 @@ class RunConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         yield from _same_names(self.evaluate)
-        if self.registry.promote is not None:
-            measured = [f"{suite.name}.{metric}" for suite in self.evaluate for metric in suite.metrics]
-            for message in self.registry.promote.complaints(measured):
-                yield "registry.promote.if", message
         if self.adapter is not None and self.model.scratch is not None:
             yield "adapter", "needs a trained model to adapt: give [model] base instead of [model.scratch]"
-        if self.train.early_stopping is not None and not self.data.holdout.fraction:
+        if self.train is False:
+            yield from self._untrained_problems()
+        elif self.train.early_stopping is not None and not self.data.holdout.fraction:
             yield "train.early_stopping", "needs held-out data: set fraction in [data.holdout]"
         if self.data.quality.decontaminate and not self.evaluate:
             message = "needs an [[evaluate]] table to compare with, or name files with decontaminate_against"
             yield "data.quality.decontaminate", message
+
+    def _untrained_problems(self) -> Iterator[tuple[str, str]]:
+        if self.model.scratch is not None:
+            yield "train", "false needs a trained model to evaluate: give [model] base instead of [model.scratch]"
+        if self.adapter is not None:
+            yield "adapter", "is not trained if train is false: move [adapter] into the variants that train it"
+
+    @property
+    def training(self) -> TrainSettings:
+        """`train` of a run that trains; asking for it in another one is a mistake in this program."""
+        assert self.train is not False, f"{self.name} does not train"
+        return self.train
 
 
 @frozen(kw_only=True)

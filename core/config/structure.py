@@ -401,6 +401,7 @@ _BY_NAME: dict[Any, Hook] = {
     paths.ModelAddress: _address,
     paths.FilePath: _resolved(paths.file_path),
     paths.ModelSource: _resolved(paths.model_source),
+    paths.DatasetSource: _resolved(paths.model_source),
     paths.ChatTemplate: _resolved(paths.chat_template),
     paths.RegistryUrl: _resolved(paths.registry_url),
     metrics.MetricLabel: metrics.metric_label,

@@ -22,6 +22,8 @@ _MODEL = re.compile(rf"{_NAME}(?:@(?P<revision>[^@\s]+))?", re.ASCII)
 _DATA = re.compile(rf"{re.escape(HUB)}{_NAME}(?:@(?P<revision>[^@/\s]+))?/(?P<files>[^/].*)", re.ASCII)
 # Folders of a repository hold the same model for other programs; `consolidated` files are the same weights again.
 _NOT = ("*/*", "consolidated*")
+# The page that describes a dataset, its configs and splits.
+CARD = "README.md"
 # The number of a dataset's files that a message names if the requested one does not exist.
 _NAMED = 8
 
@@ -93,6 +95,38 @@ def fetch_data(address: str) -> str:
     return str(folder / files)
 
 
+@functools.cache
+def dataset_commit(name: str, revision: str | None) -> str:
+    """The full hash of a dataset's commit, from the hub or, without a network, its cache; cached for the process.
+
+    Args:
+        name: `org/name`.
+        revision: a branch, a tag or a commit; None for the main branch.
+
+    Raises:
+        As `fetch`.
+    """
+    if re.fullmatch(_NAME, name, re.ASCII) is None:
+        raise UsageError(
+            f"dataset {name}: expected a folder (there is none of this name) or a data set of the hub (ORG/NAME)"
+        )
+    return _Repository(f"dataset {name}", "dataset", name, revision).download([CARD], ()).name
+
+
+def dataset_snapshot(name: str, commit: str) -> Path:
+    """The folder of the hub's cache with the files of a dataset, or with those of them that were downloaded.
+
+    Raises:
+        ModelwrightError: there is none.
+    """
+    return _Repository(f"dataset {name}", "dataset", name, commit).download(["*"], (), only_cached=True)
+
+
+def offline() -> bool:
+    """Whether huggingface_hub uses no network, as it reads HF_HUB_OFFLINE."""
+    return bool(require("huggingface_hub.constants").HF_HUB_OFFLINE)
+
+
 @frozen
 class _Repository:
     """A repository of the hub.
@@ -140,7 +174,7 @@ class _Repository:
         errors = require("huggingface_hub.errors")
         is_model = self.kind == "model"
         kind, folder = ("model", f" (a folder is written ./{self.name})") if is_model else ("dataset", "")
-        if require("huggingface_hub.constants").HF_HUB_OFFLINE:
+        if offline():
             command = f"hf download {'' if is_model else '--repo-type dataset '}{self.name}"
             absent = (
                 "it is not in the hub's cache, and HF_HUB_OFFLINE is set: unset it, or download it on a machine with a "

@@ -19,18 +19,16 @@ from modelwright.core.api.errors import ModelwrightError, SeveralErrors
 from modelwright.core.api.files import DamagedError, sizes
 from modelwright.core.api.memory import check_checkpoint_room, training_memory
 from modelwright.core.chat.templates import read_template
-from modelwright.core.chat.tokenizer import check_template
-from modelwright.core.config.paths import HUB
-from modelwright.core.config.schema import ScratchConfig
-from modelwright.core.extras import check_installed, require
+from modelwright.core.chat.tokenizer_files import check_template
+from modelwright.core.config.schema import ScratchConfig, SourceConfig
+from modelwright.core.extras import check_installed
 from modelwright.core.models.base import BASE_FILES
 from modelwright.core.models.hf_folder import BadFolderError, check_base_folder, parameter_count
-from modelwright.core.models.hub import fetch
+from modelwright.core.models.hub import fetch, offline
 from modelwright.core.runs.stage import Run
 from modelwright.core.stages.evaluate.suites import suite_checks
-from modelwright.core.stages.prepare.builtin import parse_builtin
-from modelwright.core.stages.prepare.quality import check_quality
-from modelwright.core.stages.prepare.sources import source_files
+from modelwright.core.stages.prepare.quality import check_quality, test_sets
+from modelwright.core.stages.prepare.sources import check_source, on_hub
 
 # The packages that a stage cannot do without.
 _PACKAGES = {
@@ -71,12 +69,13 @@ def requirements(
             in the hub's cache counts as there.
     """
     config, base = run.config, partial(_base_folder, run, download=download)
+    stages = [stage for stage in stages if run.has(stage)]
     yield from (Requirement("packages", partial(check_packages, stage)) for stage in stages)
     if "prepare" in stages:
         yield from _to_prepare(run, download=download)
     if "train" in stages:
-        yield Requirement("component", run.plugins.get(TrainerSpec, config.train.trainer).check)
-    if "evaluate" in stages and _here([suite.path for suite in config.evaluate], download=download):
+        yield Requirement("component", run.plugins.get(TrainerSpec, config.training.trainer).check)
+    if "evaluate" in stages and _here([suite.source for suite in config.evaluate], download=download):
         yield from (Requirement("data", look) for look in suite_checks(config.evaluate, run.plugins, seed=config.seed))
     yield Requirement("base", base)
     if "prepare" in stages:
@@ -92,11 +91,13 @@ def requirements(
 def _to_prepare(run: Run, *, download: bool) -> Iterator[Requirement]:
     config = run.config
     yield Requirement("component", run.plugins.get(FormatSpec, config.data.format).check)
-    if _here(config.data.quality.decontaminate_against, download=download):
+    if any(source.dataset for source in config.data.sources):
+        yield Requirement("packages", partial(check_installed, "datasets", what="a source with dataset"))
+    if _here([source for _, source, _, _ in test_sets(config)], download=download):
         yield Requirement("data", partial(check_quality, config, run.plugins))
     for source in config.data.sources:
-        if parse_builtin(source.path) is None and _here([source.path], download=download):
-            yield Requirement("data", partial(source_files, source))
+        if _here([source], download=download):
+            yield Requirement("data", partial(check_source, source))
 
 
 def check_packages(stage: str) -> None:
@@ -121,13 +122,8 @@ def unmet(needed: Iterable[Requirement]) -> list[ModelwrightError]:
     return list(errors.values())
 
 
-def _here(paths: Iterable[str], *, download: bool) -> bool:
-    return download or offline() or not any(path.startswith(HUB) for path in paths)
-
-
-def offline() -> bool:
-    """Whether huggingface_hub asks no network, as it reads HF_HUB_OFFLINE."""
-    return bool(require("huggingface_hub.constants").HF_HUB_OFFLINE)
+def _here(sources: Iterable[SourceConfig], *, download: bool) -> bool:
+    return download or offline() or not any(map(on_hub, sources))
 
 
 def _base_folder(run: Run, *, download: bool) -> Path | None:
@@ -190,7 +186,7 @@ def _check_disk(run: Run, base: Callable[[], Path | None]) -> None:
     checkpoints = run.folder.stage("train") / "checkpoints"
     written = sum(sizes(checkpoints).values()) if checkpoints.is_dir() else 0
     holdout = run.config.data.holdout.fraction > 0
-    check_checkpoint_room(there, _parameters(run, base), run.config.train, holdout=holdout, written=written)
+    check_checkpoint_room(there, _parameters(run, base), run.config.training, holdout=holdout, written=written)
 
 
 def _check_memory(run: Run, base: Callable[[], Path | None]) -> None:

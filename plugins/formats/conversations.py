@@ -10,30 +10,40 @@ from attrs import evolve
 
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.records import Role
-from modelwright.plugins.formats.rows import answering, columns, is_blank
+from modelwright.plugins.formats.rows import answering, columns, from_json_text, is_blank
 
-CONVERSATIONS = ("messages", "conversations")
+CONVERSATIONS = ("messages", "conversations", "conversation")
 THINKING = ("thinking", "reasoning_content", "reasoning")
 
-# How data sets name the speakers: the roles themselves, OpenAI's other names, and ShareGPT's.
+# How data sets name the speakers, in any case: the roles, and the names of OpenAI, ShareGPT, Gemini, Llama and others.
 _ROLES: Mapping[str, Role] = {
     "system": "system",
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
-    "gpt": "assistant",
+    "ai": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
     "chatgpt": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
     "function_call": "assistant",
     "tool_call": "assistant",
     "tool": "tool",
     "function": "tool",
+    "ipython": "tool",
     "observation": "tool",
     "tool_response": "tool",
     "function_response": "tool",
 }
 # Speakers of ShareGPT whose text is a tool call.
 _CALLERS = ("function_call", "tool_call")
+# What OpenAI's APIs call a part of a content that is text.
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def interchange(row: Mapping[str, Any]) -> Example | None:
@@ -43,29 +53,49 @@ def interchange(row: Mapping[str, Any]) -> Example | None:
     """
     if not isinstance(row.get("id"), str) or "messages" not in row or "source" not in row:
         return None
-    try:
-        example = Example.from_row(row)
-    except (TypeError, ValueError, AttributeError):
-        return None
-    return example if example.id == row["id"] else None
+    filled = {name: value for name, value in row.items() if name == "messages" or not is_blank(value)}
+    for written in (row, filled):  # a file that was put together adds empty columns
+        try:
+            example = Example.from_row(written)
+        except (TypeError, ValueError, AttributeError):
+            continue
+        if example.id == row["id"]:
+            return example
+    return None
 
 
 def conversation_column(row: Mapping[str, Any], *, sharegpt: bool) -> str | None:
     """The column with a conversation, of ShareGPT messages (`from` and `value`) or of others; None without one."""
-    column = next((column for column in CONVERSATIONS if row.get(column) is not None), None)
-    if column is None:
+    there = [column for column in CONVERSATIONS if row.get(column) is not None]
+    if not there:
         return None
-    value = row[column]
-    first = value[0] if isinstance(value, list | tuple) and value else None
+    lists = {column: value for column in there if isinstance(value := from_json_text(row[column]), list | tuple)}
+    column = next(iter(lists), there[0])
+    first = next(iter(lists.get(column, ())), None)
     return column if (isinstance(first, Mapping) and _is_sharegpt(first)) is sharegpt else None
 
 
+def as_messages(value: Any) -> Sequence[Any] | None:
+    """The messages in a column that may have a text instead: a list, or JSON text of messages; None for a text."""
+    if isinstance(value, str):
+        value = from_json_text(value)
+        if not isinstance(value, list) or not value or not all(map(_is_message, value)):
+            return None
+    return value if isinstance(value, list | tuple) else None
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
+
+
 def read_messages(value: Any, where: str) -> list[Message]:
-    """Parse a list of messages, in any of the common layouts.
+    """Parse a list of messages, or JSON text of one, in any of the common layouts.
 
     Raises:
         RowError: it is not a list of messages, or a message cannot be read.
     """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _data(value, f"column {where!r}: expected a list of messages as JSON text")
     if not isinstance(value, list | tuple):
         raise RowError(f"column {where!r}: expected a list of messages, found {type(value).__name__}")
     if not value:
@@ -135,10 +165,12 @@ def _is_sharegpt(message: Mapping[str, Any]) -> bool:
 
 
 def _message(value: Any, where: str) -> Message:
+    value = from_json_text(value)
     if not isinstance(value, Mapping):
         raise RowError(f"{where}: expected a message with role and content, found {type(value).__name__}")
     speaker, said = ("from", "value") if _is_sharegpt(value) else ("role", "content")
     name = value.get(speaker)
+    name = name.strip().casefold() if isinstance(name, str) else name
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         if name is None:
@@ -186,7 +218,11 @@ def _content(value: Any, where: str, role: Role, *, called: bool) -> str:
 
 
 def _part(part: Any, where: str) -> str:
-    if not isinstance(part, Mapping) or not isinstance(part.get("text"), str) or part.get("type", "text") != "text":
+    if (
+        not isinstance(part, Mapping)
+        or not isinstance(part.get("text"), str)
+        or part.get("type", "text") not in _TEXT_PARTS
+    ):
         kind = part.get("type") if isinstance(part, Mapping) else None
         what = f"type {kind!r:.40}" if isinstance(kind, str) else type(part).__name__
         raise RowError(f"{where}: expected text, or a part of type 'text' with its text, found {what}")
@@ -242,11 +278,12 @@ def read_tools(value: Any, where: str) -> str | None:
     for number, tool in enumerate(tools):
         if isinstance(tool, str):
             tool = _data(tool, f"{where}[{number}]")  # noqa: PLW2901 - Arrow's lists hold one type, so some data sets write JSON text
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        function = _inner(tool)
         if not isinstance(function, Mapping) or not _is_name(function.get("name")):
             raise RowError(f"{where}[{number}]: expected a tool, an object with name, or with function that has a name")
         if function is tool:
-            tool = {"function": {key: item for key, item in tool.items() if key != "type"}}  # noqa: PLW2901
+            outer = ("type", "function")
+            tool = {"function": {key: item for key, item in tool.items() if key not in outer}}  # noqa: PLW2901
         tools[number] = {"type": "function", **tool}
     return _json(tools, where) if tools else None
 
@@ -267,24 +304,32 @@ def read_calls(value: Any, where: str) -> str | None:
 
 
 def json_text(value: Mapping[str, Any], where: str) -> str:
-    """An object as JSON text, without the nulls that Arrow adds.
+    """An object as JSON text.
 
     Raises:
         RowError: JSON cannot represent it.
     """
-    return _json(_data(value, where), where)
+    return _json(value, where)
+
+
+def _inner(value: Any) -> Any:
+    """The object under `function`, or the object itself without one; None if it is not an object."""
+    if not isinstance(value, Mapping):
+        return None
+    return value if value.get("function") is None else value["function"]
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
     if isinstance(call, str):
         call = _data(call, where)
-    function = call.get("function", call) if isinstance(call, Mapping) else None
+    function = _inner(call)
     if not isinstance(function, Mapping):
         raise RowError(f"{where}: expected a tool call, an object with name and arguments")
-    name, arguments = function.get("name"), function.get("arguments", function.get("parameters"))
+    name = function.get("name")
+    arguments = next((function[key] for key in ("arguments", "parameters") if not is_blank(function.get(key))), None)
     if not _is_name(name):
         raise RowError(f"{where}: expected the name of the called tool, found {columns(function)}")
-    arguments = {} if is_blank(arguments) else _data(arguments, f"{where}: arguments")
+    arguments = {} if arguments is None else _data(arguments, f"{where}: arguments")
     if not isinstance(arguments, Mapping):
         raise RowError(f"{where}: arguments: expected a JSON object, found {type(arguments).__name__}")
     identity = call.get("id")
@@ -301,15 +346,15 @@ def _items(value: Any, where: str) -> list[Any]:
     data = _data(value, where)
     if isinstance(data, Mapping):
         return [data]
-    if isinstance(data, list | None):
-        return data or []
+    if isinstance(data, list | tuple | None):
+        return list(data or ())
     raise RowError(f"{where}: expected a list of objects, or JSON text of one, found {type(data).__name__}")
 
 
 def _data(value: Any, where: str) -> Any:
-    """The value of JSON text, nulls included; other values without the nulls that Arrow adds for missing keys."""
+    """The value of JSON text; any other value unchanged."""
     try:
-        return json.loads(value, parse_constant=_refuse) if isinstance(value, str) else _without_nulls(value)
+        return json.loads(value, parse_constant=_refuse) if isinstance(value, str) else value
     except ValueError as error:
         raise RowError(f"{where}: not valid JSON: {error}") from None
     except RecursionError:
@@ -319,12 +364,6 @@ def _data(value: Any, where: str) -> Any:
 def _refuse(constant: str) -> None:
     msg = f"{constant} is not a number"
     raise ValueError(msg)
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _json(value: Any, where: str) -> str:

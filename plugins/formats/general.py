@@ -11,6 +11,7 @@ from attrs import evolve, field, frozen, validators
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.api.answers import THINK_OPEN, split_thinking
 from modelwright.plugins.formats.conversations import (
+    as_messages,
     checked,
     conversation_column,
     interchange,
@@ -19,11 +20,13 @@ from modelwright.plugins.formats.conversations import (
 )
 from modelwright.plugins.formats.rows import (
     ANSWER,
+    REFERENCES,
     SYSTEMS,
     RowSchema,
     RowSchemas,
     answering,
     filled,
+    from_json_text,
     input_column,
     is_blank,
     mapped,
@@ -49,6 +52,8 @@ _PAIRS = (
     ("question", "response"),
     ("question", ANSWER),
     ("problem", "solution"),
+    ("problem", "generated_solution"),
+    ("question", "generated_solution"),
     ("instruction", "response"),
     ("prompt", "response"),
     ("query", "response"),
@@ -138,7 +143,7 @@ class GeneralFormat:
     | schema | columns |
     |---|---|
     | prepared | rows written by `modelwright prepare` are read back unchanged |
-    | chat | `messages` or `conversations`: a list of `{role, content}` that ends with the assistant |
+    | chat | `messages`, `conversations` or `conversation`: a list of `{role, content}` that ends with the assistant |
     | sharegpt | the same with `{from, value}`: `human`, `gpt`, `system`, `function_call` and `observation` or `tool` |
     | self-instruct | `instruction` and `instances`, a list of `{input, output}`; each gives an example |
     | alpaca | `instruction`, `output`, optionally `input` (or `context`), which follows the instruction |
@@ -147,27 +152,29 @@ class GeneralFormat:
 
     Each side of a pair may be a list of messages; assistant messages in a prompt are not trained. A row with a
     pair may also have `history`: earlier turns, as pairs. Every row except plain text may have `system` or
-    `system_prompt` (the system message) and `tools` (the offered tools: a list, or JSON text of one).
+    `system_prompt` (the system message) and `tools` (the offered tools). A list may be given as JSON text, which is
+    what a CSV file can hold. Empty columns count as missing, so rows of several schemas may be in one file.
 
     A message may have `thinking` (or `reasoning_content`, `reasoning`), `train` or OpenAI's `weight` (whether the turn
-    is trained), `train_thinking`, and OpenAI's `tool_calls`, `tool_call_id` and `name`. Keys with null in tools and
-    arguments are dropped, because Parquet adds them; if they matter, write JSON text.
+    is trained), `train_thinking`, and OpenAI's `tool_calls`, `tool_call_id` and `name`. In Parquet and Arrow files keys
+    with null in tools and arguments are dropped, because Arrow adds them; if they matter, write JSON text.
 
     The option `columns` sets the columns explicitly. The reference answer, `Example.answer`, is the text in the column
-    `answer`, else the last assistant message without `<think>…</think>` at its beginning.
+    `answer`, `expected_answer` or `final_answer`, else the last assistant message without `<think>…</think>` at its
+    beginning.
     """
 
     def __init__(self, options: GeneralOptions) -> None:
         self.options = options
         schemas = (
-            RowSchema("a row of modelwright prepare", _find_prepared, self._prepared),
+            RowSchema("a row of modelwright prepare", _find_prepared, self._prepared, whole=True),
             RowSchema("chat", functools.partial(_find_chat, sharegpt=False), self._read, "(role/content)"),
             RowSchema("sharegpt", functools.partial(_find_chat, sharegpt=True), self._read, "(from/value)"),
             RowSchema("self-instruct", _find_instances, self._instances),
             RowSchema("alpaca", _find_alpaca, self._read),
             RowSchema("pair of messages", _find_messages, self._read),
             RowSchema("pair", _find_pair, self._read),
-            RowSchema("plain text", _find_text, self._read),
+            RowSchema("plain text", _find_text, _text),
         )
         self._schemas = mapped(options.columns, self._read) if options.columns else RowSchemas(schemas, _EXPECTED)
 
@@ -203,7 +210,7 @@ class GeneralFormat:
         return [evolve(example, messages=self._with_options(example.messages))]
 
     def _instances(self, row: Mapping[str, Any], found: _Instances) -> list[Example]:
-        instances = row[found.instances]
+        instances = from_json_text(row[found.instances])
         if not instances:
             raise RowError(f"column {found.instances!r}: expected at least one instance, found an empty list")
         examples = []
@@ -232,7 +239,7 @@ def _find_chat(row: Mapping[str, Any], *, sharegpt: bool) -> GeneralColumns | No
 
 
 def _find_instances(row: Mapping[str, Any]) -> _Instances | None:
-    if "instruction" in row and "output" not in row and isinstance(row.get("instances"), list | tuple):
+    if "instruction" in row and "output" not in row and isinstance(from_json_text(row.get("instances")), list | tuple):
         return _Instances()
     return None
 
@@ -245,22 +252,21 @@ def _find_alpaca(row: Mapping[str, Any]) -> GeneralColumns | None:
 def _find_messages(row: Mapping[str, Any]) -> GeneralColumns | None:
     found = _find_pair(row)
     sides = () if found is None else (row[found.prompt or ""], row[found.completion or ""])
-    return found if any(isinstance(side, list | tuple) for side in sides) else None
+    return found if any(as_messages(side) is not None for side in sides) else None
 
 
 def _find_pair(row: Mapping[str, Any]) -> GeneralColumns | None:
     there = [pair for pair in _PAIRS if pair[0] in row and pair[1] in row]
     if not there:
         return None
-    # Merged files have the columns of all their sources, most of them empty.
-    return _pair_columns(row, *next((pair for pair in there if len(filled(row, pair)) == 2), there[0]))
+    return _pair_columns(row, *there[0])
 
 
-def _pair_columns(row: Mapping[str, Any], asked: str, said: str) -> GeneralColumns:
+def _pair_columns(row: Mapping[str, Any], prompt: str, said: str) -> GeneralColumns:
     return _columns(
-        prompt=asked,
+        prompt=prompt,
         completion=said,
-        input=input_column(row, asked),
+        input=input_column(row, prompt),
         history=HISTORY if row.get(HISTORY) else None,
         **_beside(row, said),
     )
@@ -271,7 +277,7 @@ def _beside(row: Mapping[str, Any], said: str) -> dict[str, str | None]:
     return {
         "system": next(iter(filled(row, SYSTEMS)), None),
         "tools": TOOLS if row.get(TOOLS) else None,
-        "answer": None if said == ANSWER or is_blank(row.get(ANSWER)) else ANSWER,
+        "answer": next((name for name in filled(row, REFERENCES) if name != said), None),
     }
 
 
@@ -288,6 +294,15 @@ def _columns(**named: str | None) -> GeneralColumns:
 # What the columns hold
 
 
+def _text(row: Mapping[str, Any], found: GeneralColumns) -> list[Example]:
+    """A row of plain text; with a pair of which only one side is filled, the text is not what was meant."""
+    for pair in _PAIRS:
+        if pair[0] in row and pair[1] in row:
+            for column in filled(row, pair):
+                raise RowError(f"column {pair[pair[0] == column]!r} is empty, beside {column!r}")
+    return [Example(text=text_column(row, found.text or TEXT))]
+
+
 def _chat(row: Mapping[str, Any], column: str) -> list[Message]:
     return checked(read_messages(row[column], column), column)
 
@@ -296,14 +311,15 @@ def _pair(row: Mapping[str, Any], named: GeneralColumns) -> list[Message]:
     """The turns of a row with a prompt and a completion, each of them a text or messages."""
     prompt, completion = named.prompt or "", named.completion or ""
     history = [] if named.history is None else _history(row[named.history], named.history)
-    turns = [*history, *_asked(row, prompt, named.input), *_said(row, completion)]
-    if isinstance(row[prompt], str) and isinstance(row[completion], str):
+    turns = [*history, *_question(row, prompt, named.input), *_said(row, completion)]
+    if as_messages(row[prompt]) is None and as_messages(row[completion]) is None:
         return turns
     return checked(turns, f"{prompt} and {completion}")
 
 
-def _asked(row: Mapping[str, Any], column: str, given: str | None) -> list[Message]:
-    if not isinstance(row[column], list | tuple):
+def _question(row: Mapping[str, Any], column: str, given: str | None) -> list[Message]:
+    messages = as_messages(row[column])
+    if messages is None:
         return [Message(role="user", content=question_text(row, column, given))]
     if given is not None:
         raise RowError(
@@ -312,13 +328,14 @@ def _asked(row: Mapping[str, Any], column: str, given: str | None) -> list[Messa
     # Assistant messages in a prompt are context; a message's own flag has precedence.
     return [
         evolve(message, train=False) if message.role == "assistant" and message.train is None else message
-        for message in read_messages(row[column], column)
+        for message in read_messages(messages, column)
     ]
 
 
 def _said(row: Mapping[str, Any], column: str) -> list[Message]:
-    if isinstance(row[column], list | tuple):
-        return read_messages(row[column], column)
+    messages = as_messages(row[column])
+    if messages is not None:
+        return read_messages(messages, column)
     return [Message(role="assistant", content=answering(text_column(row, column), f"column {column!r}"))]
 
 
@@ -326,6 +343,7 @@ def _history(value: Any, column: str) -> list[Message]:
     """The turns of earlier questions and answers."""
     if is_blank(value):
         return []
+    value = from_json_text(value)
     if not isinstance(value, list | tuple):
         raise RowError(f"column {column!r}: expected a list of pairs (question, answer), found {type(value).__name__}")
     turns = []

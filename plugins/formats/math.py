@@ -18,6 +18,7 @@ from modelwright.plugins.formats.rows import (
     answering,
     columns,
     filled,
+    from_json_text,
     mapped,
     reference_column,
     text_column,
@@ -98,7 +99,7 @@ class MathFormat:
     |---|---|---|
     | multiple choice | `question`, `choices` or `options`, perhaps a `rationale`, `explanation` or `solution` | the letter of the choice that `answerKey`, `correct`, `answer` or `label` names: by letter, label, index from 0, or text |
     | MATH, NuminaMath | `problem`, `solution`, perhaps `answer` | `answer`, else the final answer of the solution |
-    | OpenMathInstruct | `problem`, `generated_solution`, `expected_answer` | `expected_answer` |
+    | OpenMathInstruct | `problem` or `question`, `generated_solution`, perhaps `expected_answer` | as MATH, from `expected_answer` |
     | worked solutions | `question`, `solution`, perhaps `answer` | as MATH |
     | GSM8K | `question`, `answer` that ends with `#### 72` | the text after `####` |
 
@@ -194,6 +195,11 @@ _SCHEMAS: Sequence[tuple[str, Callable[[Mapping[str, Any]], MathColumns | None]]
         _having(MathColumns(question="problem", solution="generated_solution", answer="expected_answer")),
     ),
     ("OpenMathInstruct", _having(MathColumns(question="problem", solution="generated_solution"))),
+    (
+        "OpenMathInstruct",
+        _having(MathColumns(question="question", solution="generated_solution", answer="expected_answer")),
+    ),
+    ("OpenMathInstruct", _having(MathColumns(question="question", solution="generated_solution"))),
     ("worked solutions", _having(MathColumns(question="question", solution="solution", answer="answer"))),
     ("worked solutions", _having(MathColumns(question="question", solution="solution"))),
     ("GSM8K", _having(MathColumns(question="question", solution="answer"))),
@@ -270,6 +276,7 @@ def read_choices(row: Mapping[str, Any], column: str, right: str | None = None) 
 def _texts(value: Any, column: str) -> tuple[tuple[str, ...], Sequence[str]]:
     """The choices, and their labels if the row has them."""
     labels: Any = ()
+    value = from_json_text(value)
     if isinstance(value, Mapping):
         value, labels = value.get("text"), value.get("label", ())
     if not isinstance(value, list | tuple) or not all(isinstance(text, str) and text.strip() for text in value):
@@ -284,6 +291,8 @@ def _texts(value: Any, column: str) -> tuple[tuple[str, ...], Sequence[str]]:
 
 
 def _place(said: Any, texts: Sequence[str], labels: Sequence[str]) -> int | None:
+    if isinstance(said, float) and said.is_integer():  # what pandas makes of integers in a column with gaps
+        said = int(said)
     if isinstance(said, int) and not isinstance(said, bool):
         return said if 0 <= said < len(texts) else None
     if not isinstance(said, str):

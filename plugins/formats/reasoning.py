@@ -15,6 +15,7 @@ from modelwright.core.api.wording import either
 from modelwright.plugins.formats.conversations import checked, conversation_column, read_messages, read_tools
 from modelwright.plugins.formats.rows import (
     ANSWER,
+    REFERENCES,
     SYSTEMS,
     RowSchema,
     RowSchemas,
@@ -32,8 +33,8 @@ from modelwright.plugins.formats.rows import (
 from modelwright.plugins.formats.solutions import final_answer, read_solution
 
 PROMPTS = ("prompt", "question", "problem", "instruction")
-THINKINGS = ("thinking", "reasoning", "reasoning_content", "cot", "rationale")
-SAID = ("response", "output", "completion", "solution", ANSWER)
+THINKINGS = ("thinking", "reasoning", "reasoning_content", "cot", "chain_of_thought", "rationale")
+SAID = ("response", "output", "completion", "solution", "generated_solution", ANSWER)
 _EXPECTED = (
     f"expected the column messages, or a prompt ({either(PROMPTS)}) and an answer ({either(SAID)}); or set the option "
     "columns"
@@ -116,19 +117,19 @@ class ReasoningFormat:
 
     | schema | columns | thinking | answer |
     |---|---|---|---|
-    | messages | `messages` or `conversations`, as in `general` | the assistant's field `thinking`, `reasoning_content` or `reasoning`, or `<think>…</think>` at the beginning of its content | the rest of the content |
+    | messages | `messages`, `conversations` or `conversation`, as in `general` | the assistant's field `thinking`, `reasoning_content` or `reasoning`, or `<think>…</think>` at the beginning of its content | the rest of the content |
     | columns | a prompt, a thinking, an answer | its column | its column |
     | tags | a prompt, an answer | `<think>…</think>` at the beginning of the answer | the rest |
     | GSM8K | a prompt, an answer that ends with `#### 72` | the steps | `72` |
     | MATH | a prompt, an answer with `\boxed{…}` | the whole solution | `\boxed{…}` |
 
     A prompt is `prompt`, `question`, `problem` or `instruction` (with `input` or `context`); a thinking is `thinking`, `reasoning`,
-    `reasoning_content`, `cot` or `rationale`; an answer is `response`, `output`, `completion`, `solution` or `answer`:
-    the first that is not empty; for answers, the first with tags. The option `columns` sets them explicitly.
+    `reasoning_content`, `cot`, `chain_of_thought` or `rationale`; an answer is `response`, `output`, `completion`,
+    `solution`, `generated_solution` or `answer`: the first that is not empty; for answers, the first with tags. The option `columns` sets them explicitly.
 
     If `<think>` is missing because the prompt of the generating model had it, all text before the first `</think>` is
     thinking. The reference answer, `Example.answer`, is the final answer (after `####`, in `\boxed{…}` or in
-    `<answer>…</answer>`, else the whole text) in the column `answer`, or in the answer itself without such a column.
+    `<answer>…</answer>`, else the whole text) in the column `answer`, `expected_answer` or `final_answer`, or in the answer itself without such a column.
     `system` or `system_prompt` is the system message; a conversation may have `tools`, as in `general`.
     """  # noqa: E501 - a table's row is a line
 
@@ -186,9 +187,9 @@ class ReasoningFormat:
                 rf"no thinking: expected <think>…</think>, #### or \boxed{{…}} after some steps in column {said!r}, or "
                 f"a column with the thinking ({either(THINKINGS)}); columns of this row: {columns(row)}"
             )
-        asked = Message(role="user", content=question_text(row, named.prompt, named.input))
+        question = Message(role="user", content=question_text(row, named.prompt, named.input))
         reference = None if named.reference is None else reference_column(row, named.reference)
-        turns = asked, Message(role="assistant", content=answer, thinking=thought)
+        turns = question, Message(role="assistant", content=answer, thinking=thought)
         return _Thought(with_system(turns, row, named.system), reference)
 
 
@@ -199,7 +200,7 @@ def _find_chat(row: Mapping[str, Any], *, sharegpt: bool) -> _Chat | None:
     column = conversation_column(row, sharegpt=sharegpt)
     if column is None:
         return None
-    reference = next(iter(filled(row, (ANSWER,))), None)
+    reference = next(iter(filled(row, REFERENCES)), None)
     return _Chat(messages=column, system=_system(row), tools=TOOLS if row.get(TOOLS) else None, reference=reference)
 
 
@@ -228,7 +229,7 @@ def _found(row: Mapping[str, Any], thinking: str | None) -> ReasoningColumns | N
         thinking=thinking,
         input=input_column(row, prompts[0]),
         system=_system(row),
-        reference=ANSWER if answer != ANSWER and filled(row, (ANSWER,)) else None,
+        reference=next((name for name in filled(row, REFERENCES) if name != answer), None),
     )
 
 

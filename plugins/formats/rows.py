@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +17,8 @@ from modelwright.core.api.wording import listed
 
 QUESTION = "{question}"
 ANSWER = "answer"
+# Columns with the reference answer for metrics.
+REFERENCES = (ANSWER, "expected_answer", "final_answer")
 SYSTEMS = ("system", "system_prompt")
 # Columns with the input of a task, by the column of the task.
 _INPUTS = {"instruction": ("input", "context"), "question": ("context",)}
@@ -27,10 +32,10 @@ def text_column(row: Mapping[str, Any], column: str) -> str:
         RowError: it is not text, or only white space.
     """
     value = row[column]
+    if is_blank(value):
+        raise RowError(f"column {column!r} is empty")
     if not isinstance(value, str):
         raise RowError(f"column {column!r}: expected text, found {type(value).__name__}")
-    if not value.strip():
-        raise RowError(f"column {column!r} is empty")
     return value
 
 
@@ -41,8 +46,20 @@ def columns(row: Mapping[str, Any]) -> str:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a column is empty: None, or only white space."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Whether a column is empty: None, only white space, an empty list or object, or NaN, as pandas writes gaps."""
+    if isinstance(value, str):
+        return not value or value.isspace()
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, list | tuple | Mapping) and not value)
+
+
+def from_json_text(value: Any) -> Any:
+    """A list or an object that a column has as JSON text, as CSV must; any other value unchanged."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def filled(row: Mapping[str, Any], names: Iterable[str]) -> list[str]:
@@ -54,11 +71,13 @@ def reference_column(row: Mapping[str, Any], column: str = ANSWER) -> str | None
     """The reference answer in a column, for metrics; None if the column is empty.
 
     Raises:
-        RowError: it is neither text nor a number.
+        RowError: it is neither text nor a number, or the number is too large.
     """
     value = row.get(column)
     if is_blank(value):
         return None
+    if isinstance(value, float) and math.isinf(value):
+        raise RowError(f"column {column!r}: expected text or a number, found {value}: write large numbers as text")
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else text_column(row, column)
 
 
@@ -73,8 +92,8 @@ def question_text(row: Mapping[str, Any], prompt: str, given: str | None) -> str
     Raises:
         RowError: as `text_column`.
     """
-    asked = text_column(row, prompt)
-    return asked if given is None or is_blank(row[given]) else f"{asked}\n\n{text_column(row, given)}"
+    question = text_column(row, prompt)
+    return question if given is None or is_blank(row[given]) else f"{question}\n\n{text_column(row, given)}"
 
 
 def answering(text: str, where: str, *, called: bool = False) -> str:
@@ -111,9 +130,9 @@ def with_options(messages: Sequence[Message], *, instruction: str | None, system
     """The conversation with the instruction at its first question, and with the system message if it has none."""
     changed = list(messages)
     if instruction is not None:
-        asked = next((index for index, message in enumerate(messages) if message.role == "user"), None)
-        if asked is not None:
-            changed[asked] = evolve(changed[asked], content=instruct(instruction, changed[asked].content))
+        first = next((index for index, message in enumerate(messages) if message.role == "user"), None)
+        if first is not None:
+            changed[first] = evolve(changed[first], content=instruct(instruction, changed[first].content))
     if system is not None and (not changed or changed[0].role != "system"):
         changed.insert(0, Message(role="system", content=system))
     return changed
@@ -150,6 +169,7 @@ class RowSchema(Generic[Reading]):
         read: reads a row, given what `find` returned.
         note: shown after the first column, if the names of the columns are ambiguous.
         mapped: whether the option `columns` named the columns.
+        whole: whether `find` gets the empty columns as well.
     """
 
     name: str
@@ -157,6 +177,7 @@ class RowSchema(Generic[Reading]):
     read: Callable[[Row, Any], Reading]
     note: str = ""
     mapped: bool = False
+    whole: bool = False
 
     def line(self, found: Any) -> str:
         """The schema and its columns, for people."""
@@ -169,8 +190,11 @@ class RowSchema(Generic[Reading]):
 class RowSchemas(Generic[Reading]):
     """RowSchemas in the order in which they are tried.
 
+    Files that were put together have the columns of all, most of them empty: a row is what its filled columns say.
+
     Args:
-        schemas: the first that fits a row is used.
+        schemas: the first that fits the filled columns of a row is used; if none does, the first that fits all columns,
+            whose error says which of them is empty.
         expected: the error message if none fits.
     """
 
@@ -197,10 +221,12 @@ class RowSchemas(Generic[Reading]):
         return schema.line(found)
 
     def _find(self, row: Row) -> tuple[RowSchema[Reading], Any]:
-        for schema in self._schemas:
-            found = schema.find(row)
-            if found is not None:
-                return schema, found
+        filled_row = {name: value for name, value in row.items() if not is_blank(value)}
+        for seen in (filled_row, row):
+            for schema in self._schemas:
+                found = schema.find(row if schema.whole else seen)
+                if found is not None:
+                    return schema, found
         raise RowError(f"{self._expected}; columns of this row: {columns(row)}")
 
 
@@ -221,7 +247,7 @@ def mapped(named: Any, read: Callable[[Row, Any], Reading]) -> RowSchemas[Readin
                 )
         return named
 
-    return RowSchemas([RowSchema("columns as mapped", find, read, mapped=True)], "")
+    return RowSchemas([RowSchema("columns as mapped", find, read, mapped=True, whole=True)], "")
 
 
 def _named(found: Any) -> list[tuple[str, str]]:

@@ -13,12 +13,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from modelwright.core import testing as testing
     from modelwright.core.api import *  # noqa: F403
+    from modelwright.core.stages.prepare.prepared import Prepared as Prepared
+    from modelwright.core.stages.prepare.prepared import load_prepared as load_prepared
     from modelwright.grpc_server.client import AsyncClient as AsyncClient
     from modelwright.grpc_server.client import Client as Client
 
 _HOMES = {
     "AsyncClient": "modelwright.grpc_server.client",
     "Client": "modelwright.grpc_server.client",
+    "Prepared": "modelwright.core.stages.prepare.prepared",
+    "load_prepared": "modelwright.core.stages.prepare.prepared",
 }
 _MODULES = {"testing": "modelwright.core.testing"}
 

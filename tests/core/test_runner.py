@@ -100,7 +100,28 @@ def test_a_plan_says_what_has_changed_and_only_that_runs_again(finished, command
     assert [model["version"] for model in _models(command)] == [1, 2]
 
 
-def test_an_unmet_condition_leaves_a_registered_unpromoted_version_and_is_no_failure(finished, command):
+def test_a_metric_with_options_is_one_figure_from_the_run_to_the_card(finished, command):
+    """Its label is the name in the condition, the promotion, the comparison of two versions and the model card."""
+    label = "exact_match(ignore_case=true)"
+    condition = f"sums.{label} >= 0.0 and sums.exact_match >= 0.0"
+    changes = (
+        *("--set", 'evaluate.0.metrics=["exact_match", { name = "exact_match", ignore_case = true }]'),
+        *("--set", f"registry.promote={{ alias = 'best', if = '{condition}' }}"),
+    )
+    _ok(command("run", finished, *changes))
+    _ok(command("run", finished, *changes, "--set", "train.max_steps=5"))
+    first, second = _models(command)
+    assert (first["version"], second["version"], second["aliases"]) == (1, 2, ["best"])
+    assert label in first["metrics"]["sums"].keys() & second["metrics"]["sums"].keys()
+    compared = json.loads(_ok(command("models", "compare", "tiny@1", "@best", "--json")).stdout)
+    assert {"exact_match", label} <= {each["metric"] for each in compared["metrics"] if all(each["differences"])}
+    assert label in _ok(command("models", "compare", "tiny@1", "@best")).stdout
+    assert f"| `{label}` |" in _ok(command("models", "card", "@best")).stdout
+    unmet = _ok(command("run", finished, *changes, "--set", f"registry.promote.if='sums.{label} > 1'"))
+    assert f"sums.{label} > 1.0 does not hold" in unmet.stderr
+
+
+def test_an_unmet_condition_leaves_a_registered_unpromoted_version_and_is_not_a_failure(finished, command):
     """It says what was measured."""
     done = _ok(
         command(
@@ -128,7 +149,7 @@ def test_stages_run_one_by_one_in_their_order_only(run_file, command):
     assert len(_models(command)) == 1
 
 
-def test_fresh_begins_anew_and_the_same_model_is_not_registered_twice(finished, command):
+def test_fresh_starts_over_and_the_same_model_is_not_registered_twice(finished, command):
     """Training is deterministic: the digest is the same, so is the version."""
     path = finished
     _ok(command("run", path, "--fresh"))
@@ -172,7 +193,7 @@ def test_a_run_that_continues_what_its_own_alias_names_is_done_when_it_is_done(f
     assert json.loads(command("models", "show", "next", "--json").stdout)["parent"] == "tiny@1"
 
 
-def test_what_a_killed_worker_left_in_the_models_folder_is_no_part_of_the_model(finished, command):
+def test_what_a_killed_worker_left_in_the_models_folder_is_not_part_of_the_model(finished, command):
     """A kill while the tokenizer is written beside the weights."""
     path, home = finished, finished.parent / "home"
     (home / "registry.db").unlink()
@@ -354,10 +375,10 @@ def test_a_worker_that_dies_is_named_with_its_last_words(run_file, command, home
         ("raise ValueError('no luck')", "train: ValueError: no luck (see "),
     ],
 )
-def test_a_trainer_that_makes_nothing_is_told_of_and_nothing_is_registered(
+def test_a_trainer_that_makes_nothing_is_reported_and_nothing_is_registered(
     run_file, command, install_plugin, body, message
 ):
-    """Whatever a plugin does, the registry holds whole models."""
+    """Even if a plugin fails in any way, the registry holds whole models."""
     install_plugin(
         "odd-plugin",
         f"""
@@ -404,7 +425,7 @@ def test_a_metric_that_gives_something_else_is_named(finished, command, install_
     assert (model["version"], model["aliases"], model["metrics"]) == (1, [], {})
 
 
-def test_everything_that_is_missing_is_told_at_once(run_file, command, home):
+def test_everything_that_is_missing_is_reported_at_once(run_file, command, home):
     """One line each; nothing starts."""
     wrong = ("--set", "data.sources=[{path='no.jsonl'}]", "--set", "evaluate.0.path='none.jsonl'")
     done = command("run", run_file(), *wrong)

@@ -134,7 +134,7 @@ def config_from_flags(flags: Flags, plugins: Plugins) -> tuple[EvalConfig, list[
         ConfigError: a flag is wrong.
         UsageError: the format must be named; or there is no such data file.
     """
-    path, said = given_source("--data", flags.data).path, []
+    path, said = given_source("--data", flags.data).place, []
     format_name = flags.format_name
     if format_name is None:
         if flags.options:

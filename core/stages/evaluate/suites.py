@@ -14,10 +14,10 @@ from modelwright.core.api.components import ComponentSpec, EngineSpec, FormatSpe
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import Example, Message
 from modelwright.core.config.metrics import metric_name
-from modelwright.core.config.schema import SourceConfig, SuiteConfig
+from modelwright.core.config.schema import SuiteConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.prepare.examples import read_examples
-from modelwright.core.stages.prepare.sources import Row, read_source, source_digests
+from modelwright.core.stages.prepare.sources import Row, read_source, source_digests, without_place
 
 # Runs the models; the engine that serves them is the same.
 ENGINE = "torch"
@@ -35,17 +35,13 @@ def suite_checks(suites: Sequence[SuiteConfig], plugins: Plugins, *, seed: int) 
         yield partial(read_suite, suite, plugins, seed=seed)
 
 
-def _source(suite: SuiteConfig) -> SourceConfig:
-    return SourceConfig(path=suite.path)
-
-
 def suite_inputs(suite: SuiteConfig, values: Mapping[str, Any], plugins: Plugins, *, seed: int) -> dict[str, Any]:
     """What a suite's result depends on, beside the model; `values` is the suite's table as plain values."""
     assert suite.format is not None
     specs: list[ComponentSpec] = [plugins.get(FormatSpec, suite.format)]
     specs += [plugins.get(MetricSpec, metric_name(label)) for label in suite.metrics]
     return {
-        "suite": {**values, "path": None},
+        "suite": without_place(values),
         "data": suite_digests(suite, seed),
         "plugins": [plugins.origin(spec) for spec in specs],
         "seed": seed,
@@ -54,14 +50,14 @@ def suite_inputs(suite: SuiteConfig, values: Mapping[str, Any], plugins: Plugins
 
 def suite_digests(suite: SuiteConfig, seed: int) -> list[tuple[str, str]]:
     """The names and digests of a test set's files, as `source_digests` gives them."""
-    return source_digests(_source(suite), seed)
+    return source_digests(suite.source, seed)
 
 
 def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Example]:
     """The examples of a test set.
 
     Raises:
-        UsageError: more answers are asked for than there is room for.
+        UsageError: more answers are requested than there is room for.
         ModelwrightError: a row cannot be read (a test set with holes gives figures that compare with nothing), or an
             example has nothing to ask or to grade against.
     """
@@ -73,16 +69,16 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
     def refuse(row: Row, reason: str) -> None:
         refused.append(f"{row.file}:{row.line}: {reason}")
 
-    rows = read_source(_source(suite), seed)
+    rows = read_source(suite.source, seed)
     examples = read_examples(rows, reader, format_name=suite.format, reject=refuse)
     chosen = list(itertools.islice(examples, suite.limit))
     if refused:
         rows_text = "row" if len(refused) == 1 else "rows"
         raise ModelwrightError(
-            f"suite {suite.name}: {len(refused)} {rows_text} of {suite.path} cannot be read; the first is {refused[0]}"
+            f"suite {suite.name}: {len(refused)} {rows_text} of {suite.place} cannot be read; the first is {refused[0]}"
         )
     if not chosen:
-        raise ModelwrightError(f"suite {suite.name}: {suite.path} gives no examples")
+        raise ModelwrightError(f"suite {suite.name}: {suite.place} gives no examples")
     if len(chosen) * suite.samples > MOST_ANSWERS:
         raise UsageError(
             f"suite {suite.name}: {len(chosen)} examples with {suite.samples} samples each are too many answers: lower "

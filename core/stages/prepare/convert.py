@@ -16,12 +16,12 @@ from modelwright.core.api import files
 from modelwright.core.api.components import Format, FormatSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.files import why_no_file, working_directory
+from modelwright.core.api.wording import printable
 from modelwright.core.config import ConfigError, Problem, SourceConfig
-from modelwright.core.config.errors import Invalid, dotted, printable, quoted
+from modelwright.core.config.errors import Invalid, dotted, quoted
 from modelwright.core.config.paths import Written
 from modelwright.core.config.structure import attributes_of, structure
 from modelwright.core.plugins import Plugins
-from modelwright.core.stages.prepare.builtin import parse_builtin
 from modelwright.core.stages.prepare.examples import FormatFailedError, Rejected, read_lines
 from modelwright.core.stages.prepare.sources import RawRow, raw_rows, source_files
 
@@ -283,9 +283,7 @@ def _settle(rejected: Rejected, file: Path) -> None:
 
 def _check_places(raw: Raw, outputs: Sequence[Path]) -> None:
     """Check that there is something to read and that the outputs can be written, before doing either."""
-    inputs = {
-        file.resolve() for source in raw.sources if not parse_builtin(source.path) for file in source_files(source)
-    }
+    inputs = {file.resolve() for source in raw.sources for file in source_files(source)}
     for output in outputs:
         if not output.name.endswith(SUFFIX):
             raise UsageError(

@@ -49,7 +49,7 @@ class Rejected:
         value: Any = row.text if row.value is None else row.value
         line = {"file": row.file, "line": row.line, "reason": reason, "row": value}
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(files.json_line(line))
 
     def add_all(self, other: Path, count: int, reasons: Mapping[str, int], first: str) -> None:
         """Add rows that were rejected elsewhere: their file, and the other values as in this class."""

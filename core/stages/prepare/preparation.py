@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from attrs import asdict
+from attrs import asdict, evolve
 
 from modelwright.core import home
 from modelwright.core.api import files
@@ -17,7 +17,9 @@ from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.wording import listed
 from modelwright.core.chat.renderer import Renderer, read_template
+from modelwright.core.chat.served import ThinkingBlock
 from modelwright.core.config import to_plain
+from modelwright.core.config.schema import TokensConfig
 from modelwright.core.runs.allocation import allocation
 from modelwright.core.runs.events import EventWriter
 from modelwright.core.runs.folder import RunFolder
@@ -27,6 +29,7 @@ from modelwright.core.stages.prepare import reading, rendering
 from modelwright.core.stages.prepare.cache import Cache, link, naming_full_disk
 from modelwright.core.stages.prepare.deduplicate import Deduplicator
 from modelwright.core.stages.prepare.examples import Rejected, written_examples
+from modelwright.core.stages.prepare.holdout import Drawn, FindPrompts, draw
 from modelwright.core.stages.prepare.packs import PackReport, write_packs
 from modelwright.core.stages.prepare.pool import Pool, available_processes
 from modelwright.core.stages.prepare.quality import check_inputs, check_names
@@ -41,7 +44,7 @@ from modelwright.core.stages.prepare.rendering import (
 from modelwright.core.stages.prepare.tokenizers import scratch_renderer
 
 # Raise this when the same rows give other examples, reasons or verdicts than before.
-READING_VERSION = 2
+READING_VERSION = 3
 
 # The most selections that an error names.
 NAMED = 5
@@ -68,12 +71,17 @@ def base_renderer(run: Run) -> Renderer | None:
     """The renderer of the base model; None for a model from scratch, whose tokenizer is trained on the data.
 
     Raises:
-        UsageError: the base has no tokenizer or no template.
+        UsageError: the base has no tokenizer or no template, or `[data.tokens] end` does not suit them.
     """
     template = run.config.model.chat_template
     if run.base is None:
         return None
-    return Renderer.from_folder(run.base.folder, chat_template=read_template(template) if template else None)
+    renderer = Renderer.from_folder(run.base.folder, chat_template=read_template(template) if template else None)
+    return _adapted(renderer, run.config.data.tokens)
+
+
+def _adapted(renderer: Renderer, tokens: TokensConfig) -> Renderer:
+    return renderer.adapted(omit_thinking=tokens.thinking == "omit", end=tokens.end)
 
 
 def pool_of(run: Run, cache: Cache) -> Pool:
@@ -97,6 +105,7 @@ class Preparation:
         examples: number of examples kept.
         rejected: rows that cannot be read or rendered.
         report: counts of what became of the examples.
+        block: what generation prompts open; known after `render`.
     """
 
     def __init__(self, run: Run, folder: Path, cache: Cache, emit: Emit) -> None:
@@ -106,12 +115,14 @@ class Preparation:
         self.examples = 0
         self.rejected = Rejected(folder / "rejected.jsonl")
         self.report = TokenReport()
+        self.block = ThinkingBlock()
         self._cache = cache
         self._emit = emit
         self._notices: list[str] = []
         self._detected: Counter[str] = Counter()
         self._deduplicator = Deduplicator(run.config.data.quality.deduplicate, folder / "removed.jsonl")
         self._files: list[ExamplesFile] = []
+        self._drawn: Drawn | None = None
         self._packs: PackReport | None = None
         self._pool = pool_of(run, cache)
 
@@ -153,10 +164,13 @@ class Preparation:
         """Turn examples into tokens.
 
         Raises:
-            ModelwrightError: there is no tokenizer or template.
+            ModelwrightError: there is no tokenizer or template; or all examples have one prompt, and some are to be
+                held out.
         """
         config = self.run.config
+        self._hold_out(config.data.holdout.fraction)
         renderer = self._renderer()
+        self.block = renderer.thinking_block
         tokenizer = self.folder / "tokenizer"
         renderer.save(tokenizer)
         for split in ("train", "holdout"):
@@ -164,8 +178,8 @@ class Preparation:
         settings = TokenSettings(
             max_length=config.data.tokens.max_length,
             turns=config.data.tokens.turns,
-            holdout=config.data.holdout.fraction,
             seed=config.seed,
+            empty_thinking=config.data.tokens.thinking == "empty",
         )
         job = RenderExamples(tokenizer, renderer.fingerprint, settings, self._cache)
         results = self._pool.ordered(job, self._files, self.run.folder.check_stop)
@@ -192,8 +206,28 @@ class Preparation:
             "notices": self._notices,
             "removed": self.removed,
             **self.report.to_plain(),
+            "holdout_prompts": self._drawn.prompts if self._drawn else 0,
+            "holdout_shared": self._drawn.shared if self._drawn else 0,
             "packs": self._packs and asdict(self._packs),
         }
+
+    def _hold_out(self, fraction: float) -> None:
+        """Mark the examples that are not trained on."""
+        if not fraction:
+            return
+        found = list(self._pool.ordered(FindPrompts(self.run.config.seed), self._files, self.run.folder.check_stop))
+        count = sum(len(each.numbers) for each in found)
+        if not count:
+            return
+        self._drawn = draw(found, fraction)
+        if self._drawn.of == 1:
+            raise ModelwrightError(
+                f"all {count} examples have the same prompt, which cannot be both trained and held out: add data, or "
+                "set [data.holdout] fraction = 0"
+            )
+        for text in self._drawn.notices():
+            self._notice(text)
+        self._files = [evolve(file, held=held) for file, held in zip(self._files, self._drawn.held, strict=True)]
 
     def _packed(self) -> bool:
         """Whether to pack rows: with "auto", only if all rows are plain text."""
@@ -236,12 +270,13 @@ class Preparation:
         if renderer is not None:
             return renderer
         assert model.scratch is not None
-        return scratch_renderer(
+        made = scratch_renderer(
             model.scratch.tokenizer,
             written_examples(self.folder / "examples"),
             vocab_size=model.scratch.vocab_size,
             template=read_template(model.chat_template or "chatml"),
         )
+        return _adapted(made, self.run.config.data.tokens)
 
 
 def prepare_shards(run: Run, selection: ShardSelection) -> dict[str, Any]:
@@ -263,7 +298,7 @@ def prepare_shards(run: Run, selection: ShardSelection) -> dict[str, Any]:
         ModelwrightError: it failed.
     """
     root = home.cache()
-    folder = run.folder.part(selection.number, selection.of)
+    folder = run.folder.shard(selection.number, selection.of)
     with files.failing_as(f"{folder.path} cannot be made"):
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.path.touch()  # the newest of these folders says how many jobs there are
@@ -316,7 +351,8 @@ def _prepare(run: Run, selection: ShardSelection, folder: RunFolder, cache: Cach
         if renderer is not None:
             tokenizer = folder.path / "tokenizer"
             renderer.save(tokenizer)
-            job = RenderAhead(tokenizer, renderer.fingerprint, config.data.tokens.turns, cache)
+            tokens = config.data.tokens
+            job = RenderAhead(tokenizer, renderer.fingerprint, tokens.turns, cache, tokens.thinking == "empty")
             rendered = pool.ordered(job, entries, folder.check_stop)
             for done, _ in zip(itertools.accumulate(examples), rendered, strict=True):
                 emit("rendering", {"rendered": done, "examples": sum(examples)})
@@ -325,7 +361,7 @@ def _prepare(run: Run, selection: ShardSelection, folder: RunFolder, cache: Cach
 
 def _unread(run: Run, missing: Sequence[int], shards: int) -> str:
     """The error of --merge if shards are missing: which jobs have to run first."""
-    of = run.folder.parts()
+    of = run.folder.shards()
     if of is None:
         which = "I/N for each I from 1 to N"
     else:

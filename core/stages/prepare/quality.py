@@ -14,8 +14,7 @@ from modelwright.core.config.components import metric_with_options
 from modelwright.core.config.metrics import metric_name
 from modelwright.core.config.schema import QualityConfig, RunConfig, SourceConfig
 from modelwright.core.plugins import Plugins
-from modelwright.core.stages.prepare.checks import AnswerCheck, Check, Length, Sanity
-from modelwright.core.stages.prepare.decontaminate import Contamination
+from modelwright.core.stages.prepare.checks import AnswerCheck, Check, Contamination, Length, Sanity
 from modelwright.core.stages.prepare.deduplicate import check_datasketch
 from modelwright.core.stages.prepare.examples import read_examples
 from modelwright.core.stages.prepare.sources import Row, read_source, source_digests
@@ -36,7 +35,7 @@ def example_checks(config: RunConfig, plugins: Plugins) -> Iterator[Sequence[Che
             checks.append(Length(quality.min_characters, quality.max_characters))
         if quality.sanity:
             checks.append(Sanity())
-        if _test_sets(config):
+        if test_sets(config):
             checks.append(_contamination(config, plugins))
         if quality.verify_answers:
             label = _verifying_label(config, plugins)
@@ -54,7 +53,7 @@ def check_names(config: RunConfig) -> list[str]:
         "duplicate": quality.deduplicate is not False,
         "length": _asks_for_length(quality),
         "insane": quality.sanity,
-        "contaminated": bool(_test_sets(config)),
+        "contaminated": bool(test_sets(config)),
         "unverified": quality.verify_answers,
         "near-duplicate": quality.deduplicate == "near",
     }
@@ -65,7 +64,7 @@ def check_inputs(config: RunConfig, plugins: Plugins) -> dict[str, Any]:
     """What the verdicts depend on besides the data and `[data.quality]`, as JSON values."""
     quality = config.data.quality
     inputs: dict[str, Any] = {"length": [quality.min_characters, quality.max_characters], "sanity": quality.sanity}
-    if sets := _test_sets(config):
+    if sets := test_sets(config):
         inputs["test_sets"] = [
             {
                 "name": name,
@@ -95,7 +94,7 @@ def check_quality(config: RunConfig, plugins: Plugins) -> None:
         check_datasketch()
     if config.data.quality.verify_answers:
         verifying_metric(config, plugins).check()
-    for _, source, _, _ in _test_sets(config):
+    for _, source, _, _ in test_sets(config):
         source_digests(source, config.seed)
 
 
@@ -118,13 +117,13 @@ def _verifying_label(config: RunConfig, plugins: Plugins) -> str:
     return found
 
 
-def _test_sets(config: RunConfig) -> list[tuple[str, SourceConfig, str, Any]]:
+def test_sets(config: RunConfig) -> list[tuple[str, SourceConfig, str, Any]]:
     """The test sets that must not occur in training data: name, rows, format and the options of the format."""
     quality, found = config.data.quality, []
     if quality.decontaminate:
         for suite in config.evaluate:
             assert suite.format is not None
-            found.append((suite.name, SourceConfig(path=suite.path), suite.format, suite.options))
+            found.append((suite.name, suite.source, suite.format, suite.options))
     data = config.data
     found += [(path, SourceConfig(path=path), data.format, data.options) for path in quality.decontaminate_against]
     return found
@@ -132,7 +131,7 @@ def _test_sets(config: RunConfig) -> list[tuple[str, SourceConfig, str, Any]]:
 
 def _contamination(config: RunConfig, plugins: Plugins) -> Contamination:
     contamination = Contamination()
-    for name, source, format_name, options in _test_sets(config):
+    for name, source, format_name, options in test_sets(config):
 
         def refuse(row: Row, reason: str, name: str = name) -> None:
             raise ModelwrightError(f"decontamination against {name}: cannot read {row.file}:{row.line}: {reason}")

@@ -221,19 +221,25 @@ def _line_number(example: Example) -> int:
     return int(example.source.rpartition(":")[2])
 
 
+def _shape(value: Any) -> Any:
+    """What a format may see in a column without reading it: whether it is empty, and the keys of a first message."""
+    first = value[0] if isinstance(value, list) and value else None
+    return tuple(first) if isinstance(first, dict) else bool(value)
+
+
 class _Detected:
-    """Counts what rows are read as; asks the format once for each set of columns."""
+    """Counts what rows are read as; asks the format once for each set of filled columns."""
 
     def __init__(self, reader: Format, format_name: str) -> None:
         self.counts: Counter[str] = Counter()
         self._ask = getattr(reader, "detect", None)
         self._otherwise = f"rows read by {format_name}"
-        self._known: dict[tuple[str, ...], str | None] = {}
+        self._known: dict[tuple[Any, ...], str | None] = {}
 
     def count(self, row: Row) -> None:
         """Count a row; those that the format cannot read are counted as rejected elsewhere."""
         assert row.value is not None
-        columns = tuple(row.value)
+        columns = tuple((name, _shape(value)) for name, value in row.value.items())
         if columns not in self._known:
             self._known[columns] = self._named(row)
         named = self._known[columns]

@@ -29,8 +29,8 @@ from modelwright.core.stages.prepare.pool import Tick
 from modelwright.core.stages.prepare.sources import Row, share
 
 # Raise these when the same examples give other token rows, or another file of renderings, than before.
-TOKENS_VERSION = 3
-RENDERINGS_VERSION = 1
+TOKENS_VERSION = 5
+RENDERINGS_VERSION = 2
 TOKENS, RENDERINGS = "tokens", "renderings"
 RENDERINGS_FILE = "renderings.jsonl"
 TRAIN, HOLDOUT = "train.arrow", "holdout.arrow"
@@ -50,20 +50,22 @@ class RenderAhead:
         fingerprint: that of the renderer.
         turns: which assistant turns are trained.
         cache: stores the entries.
+        empty_thinking: as `Renderer`.
     """
 
     tokenizer: Path
     fingerprint: str
     turns: Turns
     cache: Cache
+    empty_thinking: bool = False
 
     @contextlib.contextmanager
     def opened(self, plugins: Plugins | None) -> Iterator[Callable[[Path, Tick], Path]]:  # noqa: ARG002 - see `Job`
         """See `Job`."""
-        renderer = Renderer.from_folder(self.tokenizer)
+        renderer = Renderer.from_folder(self.tokenizer, empty_thinking=self.empty_thinking)
 
         def render(entry: Path, tick: Tick) -> Path:
-            key = _key(self.fingerprint, self.turns, entry)
+            key = _key(renderer, self.turns, entry)
             return self.cache.make(RENDERINGS, key, lambda folder: self._write(renderer, entry, folder, tick))
 
         yield render
@@ -99,7 +101,7 @@ class ShardRenderer:
         self._renderer = renderer
         self._turns = turns
         self._kept: Iterator[tuple[bytes, bytes]] = iter(())
-        if entry is not None and (kept := cache.get(RENDERINGS, _key(renderer.fingerprint, turns, entry))) is not None:
+        if entry is not None and (kept := cache.get(RENDERINGS, _key(renderer, turns, entry))) is not None:
             self._kept = _lines(entry / reading.EXAMPLES, kept / RENDERINGS_FILE)
 
     def train(self, line: bytes, example: Example) -> list[Rendered]:
@@ -124,10 +126,9 @@ class ShardRenderer:
         ]
 
 
-def _key(fingerprint: str, turns: Turns, entry: Path) -> str:
-    return digest_json(
-        [RENDERINGS_VERSION, fingerprint, turns, files.read_json(entry / ENTRY)[reading.EXAMPLES]["sha256"]]
-    )
+def _key(renderer: Renderer, turns: Turns, entry: Path) -> str:
+    examples = files.read_json(entry / ENTRY)[reading.EXAMPLES]["sha256"]
+    return digest_json([RENDERINGS_VERSION, renderer.fingerprint, renderer.empty_thinking, turns, examples])
 
 
 def _lines(examples: Path, renderings: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -251,14 +252,14 @@ class TokenSettings:
     Attributes:
         max_length: longer renderings are dropped and counted, because truncation would cut off the answer.
         turns: which assistant turns are trained.
-        holdout: the fraction of examples held out from training.
-        seed: of both samples, the holdout and fractional weights.
+        seed: of the sample by fractional weights.
+        empty_thinking: as `Renderer`.
     """
 
     max_length: int
     turns: Literal["all", "last", "split"]
-    holdout: float
     seed: int
+    empty_thinking: bool = False
 
 
 @frozen
@@ -269,11 +270,18 @@ class ExamplesFile:
         path: the examples that are kept.
         weight: how often each example is repeated; a fraction samples.
         entry: the cache entry with all examples of the shard (see `reading`), if there is one.
+        held: the numbers of those that are held out from training.
     """
 
     path: Path
     weight: float
     entry: Path | None = None
+    held: tuple[int, ...] = ()
+
+
+def repeats(example_id: str, weight: float, seed: int) -> int:
+    """How often an example of a source with this weight is trained on in an epoch; a fraction samples."""
+    return int(weight) + (share(f"{seed}:weight:{example_id}") < weight % 1)
 
 
 @frozen
@@ -297,19 +305,19 @@ class RenderExamples:
     @contextlib.contextmanager
     def opened(self, plugins: Plugins | None) -> Iterator[Callable[[ExamplesFile, Tick], Path]]:  # noqa: ARG002 - see `Job`
         """See `Job`."""
-        renderer = Renderer.from_folder(self.tokenizer)
         settings = self.settings
+        renderer = Renderer.from_folder(self.tokenizer, empty_thinking=settings.empty_thinking)
         recipe = [
             TOKENS_VERSION,
             self.fingerprint,
             settings.max_length,
             settings.turns,
-            settings.holdout,
             settings.seed,
+            settings.empty_thinking,
         ]
 
         def render(given: ExamplesFile, tick: Tick) -> Path:
-            key = digest_json([*recipe, given.weight, files.sha256_file(given.path)])
+            key = digest_json([*recipe, given.weight, given.held, files.sha256_file(given.path)])
 
             def write(folder: Path) -> None:
                 shard = ShardRenderer(renderer, settings.turns, self.cache, given.entry)
@@ -334,22 +342,21 @@ class _Rendering:
 
     def write(self, given: ExamplesFile, tick: Tick) -> None:
         """Render every example of a file, and write the results."""
+        held = frozenset(given.held)
         with given.path.open("rb") as file:
             for number, line in enumerate(file):
                 if number % EXAMPLES_BETWEEN == 0:
                     tick()
-                self._add(line, given.weight)
+                self._add(line, given.weight, held_out=number in held)
         self.train.write(self.folder / TRAIN)
         self.holdout.write(self.folder / HOLDOUT)
         facts = {"rejected": self.rejected.count, "reasons": self.rejected.reasons, "first": self.rejected.first}
         files.write_json(self.folder / FACTS, {"report": self.report.to_plain(), **facts})
 
-    def _add(self, line: bytes, weight: float) -> None:
+    def _add(self, line: bytes, weight: float, *, held_out: bool) -> None:
         row = orjson.loads(line)
-        example_id, example, seed = row["id"], Example.from_row(row), self.settings.seed
-        times = int(weight)
-        if times != weight:
-            times += share(f"{seed}:weight:{example_id}") < weight % 1
+        example_id, example = row["id"], Example.from_row(row)
+        times = repeats(example_id, weight, self.settings.seed)
         if not times:
             self.report.undrawn += 1
             return
@@ -359,7 +366,6 @@ class _Rendering:
             self._reject(example, str(error))
             return
         source = example.source.rpartition(":")[0]
-        held_out = bool(self.settings.holdout) and share(f"{seed}:holdout:{example_id}") < self.settings.holdout
         for rendered in turns:
             if not self._admitted(example_id, example, rendered):
                 continue

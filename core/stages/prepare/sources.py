@@ -9,16 +9,18 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from attrs import define
+from attrs import define, fields
 
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.files import sha256_file
 from modelwright.core.api.records import digest_json
 from modelwright.core.config.paths import HUB
-from modelwright.core.config.schema import SourceConfig
+from modelwright.core.config.schema import RowsConfig, SourceConfig
 from modelwright.core.models.hub import fetch_data
 from modelwright.core.stages.prepare.builtin import BUILTIN_VERSION, builtin_rows, parse_builtin
+from modelwright.core.stages.prepare.dataset_sources import dataset_source
 from modelwright.core.stages.prepare.readers import (
     READABLE,
     RawRow,
@@ -30,22 +32,58 @@ from modelwright.core.stages.prepare.readers import (
     shown_path,
 )
 
-__all__ = ["RawRow", "Row", "raw_rows", "read_source", "share", "source_digests", "source_files"]
+__all__ = [
+    "RawRow",
+    "Row",
+    "check_source",
+    "on_hub",
+    "raw_rows",
+    "read_source",
+    "share",
+    "source_digests",
+    "source_files",
+    "source_lineage",
+    "without_place",
+]
 
 Notice = Callable[[str], None]
 
 
+def check_source(source: SourceConfig) -> None:
+    """Check that there are rows to read, as far as that is known without reading them.
+
+    Raises:
+        As `source_files` and `DatasetSource.check`.
+    """
+    if source.dataset is not None:
+        dataset_source(source).check()
+    else:
+        source_files(source)
+
+
+def on_hub(source: SourceConfig) -> bool:
+    """Whether the rows come from the hub, so that a network may be needed."""
+    if source.dataset is not None:
+        return not Path(source.dataset).is_absolute()
+    return source.place.startswith(HUB)
+
+
 def source_files(source: SourceConfig) -> list[Path]:
-    """The files of a source that is not built in, sorted; a file that is found twice through links is listed once.
+    """The files of a source, sorted; a file that is found twice through links is listed once.
 
     For a folder: the readable files in it whose names do not begin with a dot, without subfolders. For a data set that
-    `datasets` saved to disk: its files, in its order. For the hub: the files that the path names.
+    `datasets` saved to disk: its files, in its order. For the hub: the files that the path names. For built-in data and
+    for a `dataset` of the hub: none.
 
     Raises:
         UsageError: no file was found, or one cannot be read: unknown type, not a regular file, or no permission.
         ModelwrightError: the hub cannot be reached.
     """
-    pattern = fetch_data(source.path) if source.path.startswith(HUB) else source.path
+    if source.dataset is not None:
+        return dataset_source(source).files()
+    if parse_builtin(source.place):
+        return []
+    pattern = fetch_data(source.place) if on_hub(source) else source.place
     path = Path(pattern)
     try:
         found = _found(pattern, path)
@@ -110,11 +148,31 @@ def _check_file(file: Path) -> None:
 
 
 def source_digests(source: SourceConfig, seed: int) -> list[tuple[str, str]]:
-    """What the rows of a source depend on: name and sha256 of each file; for built-in data, version and seed."""
-    builtin = parse_builtin(source.path)
-    if builtin:
-        return [(source.path, digest_json(["generator", source.path, BUILTIN_VERSION, seed]))]
-    return [(file.name, sha256_file(file)) for file in source_files(source)]
+    """What the rows of a source depend on: name and sha256 of each file; for built-in data, version and seed.
+
+    For a `dataset`, config and split, too; if it is the hub's, its commit instead of files.
+    """
+    return [(name, digest) for name, _, digest in _inputs(source, seed)]
+
+
+def source_lineage(source: SourceConfig, seed: int) -> dict[str, str]:
+    """The digests of `source_digests` by place: a file's path; a data set's name with commit, config and split."""
+    return {place: digest for _, place, digest in _inputs(source, seed)}
+
+
+def _inputs(source: SourceConfig, seed: int) -> list[tuple[str, str, str]]:
+    """Name, place and digest of each thing."""
+    if source.dataset is not None:
+        return dataset_source(source).inputs()
+    if parse_builtin(source.place):
+        return [(source.place, source.place, digest_json(["generator", source.place, BUILTIN_VERSION, seed]))]
+    return [(file.name, str(file), sha256_file(file)) for file in source_files(source)]
+
+
+def without_place(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A source's or test set's table without the keys that say where the rows are; `source_digests` covers these."""
+    places = {one.name for one in fields(RowsConfig)}
+    return {key: value for key, value in table.items() if key not in places} | {"path": None}
 
 
 def read_source(source: SourceConfig, seed: int) -> Iterator[Row]:
@@ -141,10 +199,13 @@ def raw_rows(source: SourceConfig, seed: int, *, notice: Notice | None = None) -
 
 
 def _all_rows(source: SourceConfig, seed: int, notice: Notice | None) -> Iterator[RawRow]:
-    builtin = parse_builtin(source.path)
+    if source.dataset is not None:
+        yield from dataset_source(source).rows()
+        return
+    builtin = parse_builtin(source.place)
     if builtin:
         for number, value in enumerate(builtin_rows(*builtin, seed=seed), 1):
-            yield Row(file=source.path, line=number, value=value)
+            yield Row(file=source.place, line=number, value=value)
         return
     schemas = _Schemas(notice)
     for file in source_files(source):

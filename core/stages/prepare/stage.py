@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,11 @@ from modelwright.core.config import to_plain
 from modelwright.core.config.schema import ScratchConfig
 from modelwright.core.runs.stage import Run
 from modelwright.core.stages.prepare import rendering
-from modelwright.core.stages.prepare.builtin import parse_builtin
 from modelwright.core.stages.prepare.cache import ENTRY, Cache, link, naming_full_disk
 from modelwright.core.stages.prepare.preparation import READING_VERSION, Preparation
 from modelwright.core.stages.prepare.preview import html_page, preview
 from modelwright.core.stages.prepare.quality import check_inputs
-from modelwright.core.stages.prepare.rendering import TokenReport
-from modelwright.core.stages.prepare.sources import source_digests, source_files
+from modelwright.core.stages.prepare.sources import source_digests, source_lineage, without_place
 
 # Raise this when the same inputs give another folder than before; shards have their own versions.
 VERSION = 4
@@ -70,7 +68,7 @@ class Prepare:
         scratch = config.model.scratch
         return {
             "version": [VERSION, READING_VERSION, rendering.TOKENS_VERSION, RENDERER_VERSION],
-            "data": data | {"sources": [{**given, "path": None} for given in data["sources"]]},
+            "data": data | {"sources": [without_place(given) for given in data["sources"]]},
             "sources": [source_digests(source, config.seed) for source in config.data.sources],
             "format": run.plugins.origin(spec),
             "quality": check_inputs(config, run.plugins),
@@ -113,7 +111,12 @@ class Prepare:
             trouble = _too_many_rejected(done, target)
             if trouble is None:
                 done.render()
-                trouble = _too_many_rejected(done, target) or _mislabelled(run, done.report) or _nothing_left(done)
+                trouble = (
+                    _too_many_rejected(done, target)
+                    or _mislabelled(done)
+                    or _nothing_left(done)
+                    or _nothing_held_out(done)
+                )
             files.write_json(folder / REPORT, done.summary())
             if trouble is None:
                 files.write_json(folder / MANIFEST, files.folder_manifest(folder))
@@ -170,9 +173,7 @@ def _lineage(run: Run) -> dict[str, str]:
     """The digest of every source file, by its path."""
     lineage: dict[str, str] = {}
     for source in run.config.data.sources:
-        digests = source_digests(source, run.config.seed)
-        paths = [source.path] if parse_builtin(source.path) else map(str, source_files(source))
-        lineage |= {path: digest for path, (_, digest) in zip(paths, digests, strict=True)}
+        lineage |= source_lineage(source, run.config.seed)
     return lineage
 
 
@@ -181,18 +182,38 @@ def _too_many_rejected(done: Preparation, target: Path) -> str | None:
     return trouble and f"{trouble}; rejected rows are in {target / 'rejected.jsonl'}"
 
 
-def _mislabelled(run: Run, report: TokenReport) -> str | None:
+def _mislabelled(done: Preparation) -> str | None:
     """The error of anomalies that stop the run, if any."""
-    allowed = run.config.data.tokens.allow
+    tokens, report = done.run.config.data.tokens, done.report
+    allowed = tokens.allow
     stopping = {name: count for name, count in report.anomalies.items() if name not in allowed}
     if not stopping:
         return None
     named = "; ".join(f"{name}: {count} examples, the first {report.shown[name]}" for name, count in stopping.items())
     allow = ", ".join(f'"{name}"' for name in stopping)
+    ways = "; ".join([*_remedies(done, stopping), "fix the data or the template"])
     return (
-        f"the trained tokens of some examples would not match the data ({named}): fix the "
-        f"data or the template, or set [data.tokens] allow = [{allow}]"
+        f"the trained tokens of some examples would not match the data ({named}): {ways}, or set [data.tokens] "
+        f"allow = [{allow}]"
     )
+
+
+def _remedies(done: Preparation, anomalies: Container[str]) -> Iterator[str]:
+    """The options of `[data.tokens]` that settle anomalies."""
+    tokens = done.run.config.data.tokens
+    if "end-missing" in anomalies and tokens.end is None:
+        yield 'set end, such as end = "<|user|>", to the token that is to end an answer'
+    if "prompt-boundary" not in anomalies:
+        return
+    opening, closing = done.block.opening, done.block.closing
+    if closing != "" and tokens.thinking is None:
+        empty = "" if closing is None else '"empty" to train them to close it, or '
+        yield (
+            f"generation prompts end in {opening!r}, which these answers do not close: set thinking = {empty}"
+            '"omit" to train and serve without it'
+        )
+    elif tokens.turns == "all":
+        yield 'set turns = "split" to train each answer behind the history that serving shows'
 
 
 def _nothing_left(done: Preparation) -> str | None:
@@ -200,16 +221,36 @@ def _nothing_left(done: Preparation) -> str | None:
     report = done.report
     if report.rows:
         return None
-    most = done.run.config.data.tokens.max_length
     gone = {
-        f"longer than [data.tokens] max_length {most}": report.too_long,
         "held out": report.holdout_rows,
-        "left out by the weight of their source": report.undrawn,
-        "without trained tokens": report.untrained,
         **{f"removed by the check {name}": count for name, count in done.removed.items()},
     }
-    fates = ", ".join(f"{count} {what}" for what, count in gone.items() if count)
-    return f"no training examples are left ({fates or 'no row gave an example'}): add data, or relax these limits"
+    return (
+        f"no training examples are left ({_fates(done, gone) or 'no row gave an example'}): add data, or relax these "
+        "limits"
+    )
+
+
+def _nothing_held_out(done: Preparation) -> str | None:
+    """The error if examples were drawn to be held out, and none of them is left."""
+    if not done.run.config.data.holdout.fraction or done.report.holdout_rows:
+        return None
+    return (
+        f"no held-out examples are left (of all examples, {_fates(done, {})}): raise [data.holdout] fraction, or relax "
+        "these limits"
+    )
+
+
+def _fates(done: Preparation, more: Mapping[str, int]) -> str:
+    """What became of examples that gave no rows; with `more` numbers."""
+    report, most = done.report, done.run.config.data.tokens.max_length
+    gone = {
+        f"longer than [data.tokens] max_length {most}": report.too_long,
+        "left out by the weight of their source": report.undrawn,
+        "without trained tokens": report.untrained,
+        **more,
+    }
+    return ", ".join(f"{count} {what}" for what, count in gone.items() if count)
 
 
 def _digest(folder: Path) -> str:

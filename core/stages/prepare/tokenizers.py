@@ -10,7 +10,7 @@ from modelwright.core.api.errors import UsageError
 from modelwright.core.api.records import ROLES, Example, Message
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError, parse_array, template_message
-from modelwright.core.chat.tokenizer import TokenizerFiles
+from modelwright.core.chat.tokenizer_files import TokenizerFiles
 from modelwright.core.extras import require
 
 if TYPE_CHECKING:

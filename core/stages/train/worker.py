@@ -36,7 +36,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             files.write_json(base / "config.json", initial)
     else:
         base = Path(order["base"]["folder"])
-    trainer = worker.plugins.get(TrainerSpec, config.train.trainer).create(config.train.options)
+    settings = config.training
+    trainer = worker.plugins.get(TrainerSpec, settings.trainer).create(settings.options)
     trained = trainer.train(
         Job(
             folder=folder,
@@ -44,7 +45,7 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             output=folder / "model",
             tokens=prepared / "train",
             holdout=prepared / "holdout" if config.data.holdout.fraction else None,
-            settings=config.train,
+            settings=settings,
             adapter=config.adapter,
             vocabulary=_vocabulary(worker, base),
             hub=_hub_name(order["base"]),
@@ -64,12 +65,11 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     model = folder / "model"
     if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
         raise ModelwrightError(
-            f"trainer {config.train.trainer!r} finished without a model: expected config.json and *.safetensors in "
-            f"{model}"
+            f"trainer {settings.trainer!r} finished without a model: expected config.json and *.safetensors in {model}"
         )
     if config.adapter is not None and not (model / ADAPTER_CONFIG).is_file():
         raise ModelwrightError(
-            f"trainer {config.train.trainer!r} finished without an adapter: expected {ADAPTER_CONFIG} in {model}"
+            f"trainer {settings.trainer!r} finished without an adapter: expected {ADAPTER_CONFIG} in {model}"
         )
     # An earlier worker that was killed here may have left half a file, which would count as part of the model.
     files.remove_temporaries(model)

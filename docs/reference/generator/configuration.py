@@ -49,6 +49,7 @@ _NAMES = {str: "string", int: "integer", float: "number", bool: "true or false",
 _SPECIAL = {
     "FilePath": "path",
     "ModelSource": "path or address",
+    "DatasetSource": "path or ORG/NAME",
     "ModelAddress": "address",
     "ChatTemplate": "name or path",
     "RegistryUrl": "URL",

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import attrs
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
@@ -39,9 +40,10 @@ def test_transformers_reads_a_saved_folder_the_same(make_renderer, tmp_path, tem
     renderer = make_renderer(template, kind)
     renderer.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    (rendered,) = renderer.train(Example(messages=TALK))
-    assert rendered.text == theirs.apply_chat_template(as_dicts(TALK), tokenize=False)
-    assert list(rendered.ids) == theirs.apply_chat_template(as_dicts(TALK), return_dict=False)
+    said = TALK if template != "r1" else [attrs.evolve(message, thinking=None) for message in TALK]
+    (rendered,) = renderer.train(Example(messages=said))
+    assert rendered.text == theirs.apply_chat_template(as_dicts(said), tokenize=False)
+    assert list(rendered.ids) == theirs.apply_chat_template(as_dicts(said), return_dict=False)
     prompt = theirs.apply_chat_template(as_dicts(TALK[:3]), add_generation_prompt=True, return_dict=False)
     assert list(renderer.prompt(TALK[:3])) == prompt
     assert theirs.eos_token_id == renderer.special_ids["eos_token"]
@@ -195,7 +197,7 @@ def test_templates_come_by_name_or_from_a_file(tmp_path):
 
 
 def test_a_prompt_is_the_beginning_of_the_training_example(make_renderer):
-    """For chatml, whatever white space the answer begins with: what is served is what was learnt."""
+    """For chatml, with any white space before the answer: what is served is what was trained."""
     renderer = make_renderer("chatml")
     for answer in ("4", "  4", "\n\n4", "\n", ""):
         turns = (Message(role="user", content=" hello\n"), Message(role="assistant", content=answer))

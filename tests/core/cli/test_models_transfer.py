@@ -250,7 +250,7 @@ def test_any_hugging_face_folder_can_be_imported_and_served(home, models, source
 
 
 def test_a_snapshot_of_the_hubs_cache_is_imported(home, models, saved, tmp_path):
-    """Its files are links to contents that stand beside."""
+    """Its files are links to contents beside them."""
     blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "c0ffee"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)

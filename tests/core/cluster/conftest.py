@@ -123,7 +123,7 @@ class Slurm:
         until(lambda: all(self.state(job) in states.split() for job in jobs), seconds=seconds, every=0.1, said=said)
 
     def wait_for_step(self, run: str, step: int, *, seconds: float = 180) -> None:
-        """Until a training has done so many steps."""
+        """Wait until a training has done this number of steps."""
         folder = self.home / "runs" / run / "events"
 
         def there() -> bool:

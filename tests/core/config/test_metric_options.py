@@ -154,6 +154,17 @@ def test_a_condition_on_other_options_is_refused(write, wording):
     wording(problem)
 
 
+@pytest.mark.parametrize("metric", ["exact_match(ignore_cas=true)", "exact_mach", "exact_match("])
+def test_beside_a_misspelt_metric_nothing_is_said_of_the_condition(write, metric):
+    """The run may well measure what the condition names, once the metric is right."""
+    promote = '[registry.promote]\nalias = "best"\nif = "test.exact_match(ignore_case=true) >= 0.5"\n'
+    text = RUN.replace('{ name = "exact_match", ignore_case = true }', f'"{metric}"')
+    with pytest.raises(ConfigError) as caught:
+        read_run(write(text + promote), plugins=discover())
+    (problem,) = caught.value.problems
+    assert problem.table.startswith("evaluate.0")
+
+
 @pytest.mark.parametrize("options", ["(", "(ignore_case)", "(ignore_case=true"])
 def test_broken_options_in_a_condition(options, wording):
     """It says where."""
@@ -210,7 +221,7 @@ def test_an_option_without_a_default_is_always_in_the_label(grading):
     assert metric_with_options(grading, label)[1] == GradeOptions(scale=5)
 
 
-def test_options_that_are_required_are_asked_for(grading, wording):
+def test_required_options_are_demanded(grading, wording):
     """As any key, and beside what else is wrong."""
     values = {"name": "sums", "path": "/x.jsonl", "format": "math", "metrics": ["grade", {"name": "surprise"}]}
     with pytest.raises(ConfigError) as caught:
@@ -233,7 +244,7 @@ def test_no_option_is_called_name():
 
 
 def test_what_is_not_a_metric_is_invalid():
-    """Of whatever type."""
+    """Of any type."""
     for value in (None, 5, [], {}, {"name": 5}, "x("):
         with pytest.raises(Invalid):
             parse_metric(value)

@@ -138,10 +138,10 @@ def test_tables_beside_train(mistakes, minimal, text, place):
 
 
 def test_an_empty_table_lacks_its_required_keys(mistakes, minimal):
-    """All of them, at the table's line."""
-    assert mistakes(minimal + "[[evaluate]]") == [
-        f"run.toml:9 [evaluate.0] {key}" for key in ("name", "path", "metrics")
-    ]
+    """All of them, at the table's line; then what needs one of two keys."""
+    assert mistakes(minimal + "[[evaluate]]") == [f"run.toml:9 [evaluate.0] {key}" for key in ("name", "metrics")]
+    given = 'name = "test"\nmetrics = ["exact_match"]\n'
+    assert mistakes(f"{minimal}[[evaluate]]\n{given}") == ["run.toml:9 [evaluate.0] path"]
 
 
 def test_missing_keys_are_reported_at_their_tables_line(mistakes):

@@ -2,72 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 import warm
+from stand_in_hub import FIRST, SECOND, Hub, serving
 from tiny_run import tiny_run
 
-FIRST, SECOND = "1" * 40, "2" * 40
 RUN = 'name = "tuned"\ntrain.max_steps = 1'
-
-
-class Hub:
-    """What a hub knows: for each repository its commits' files and its branches; and what was asked of it."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-        self.branches = {"main": FIRST, "dev": SECOND}
-        rows = [{"question": f"How much is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(30)]
-        data = ("".join(json.dumps(row) + "\n" for row in part).encode() for part in (rows[:20], rows[20:]))
-        names = ("main/train-0.jsonl", "main/train-1.jsonl")
-        splits = dict(zip(names, data, strict=True))
-        self.repositories = {"org/data": {**splits, "main/test.jsonl": b"{}\n", "README.md": b""}}
-        self.repositories |= {"org/model": files, "org/pickled": {**files, "pytorch_model.bin": b"\x80\x04N."}}
-        del self.repositories["org/pickled"]["model.safetensors"]
-        self.asked: list[str] = []
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body for a path of the hub's API, as far as a download asks."""
-        parts = unquote(urlsplit(path).path).strip("/").split("/")
-        self.asked.append("/".join(parts))
-        if parts[0] == "api":
-            return self._api("/".join(parts[2:4]), parts[4:])
-        parts = parts[parts[0] == "datasets" :]
-        name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
-        content = self.repositories.get(name, {}).get(file)
-        if content is None:
-            return 404, {"X-Error-Code": "EntryNotFound"}, b""
-        etag = hashlib.sha256(content).hexdigest()
-        return 200, {"X-Repo-Commit": self.branches.get(revision, revision), "ETag": f'"{etag}"'}, content
-
-    def _api(self, name: str, rest: list[str]) -> tuple[int, dict[str, str], bytes]:
-        if name == "org/gated":
-            return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
-        if name == "org/broken":
-            return 500, {}, b"{}"
-        if name not in self.repositories:
-            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        revision = rest[1] if len(rest) > 1 else "main"
-        commit = self.branches.get(revision, revision)
-        if commit not in (FIRST, SECOND):
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-        files = self.repositories[name]
-        if rest and rest[0] == "tree":
-            tree = [
-                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for path, content in files.items()
-            ]
-            return 200, {}, json.dumps(tree).encode()
-        info = {"id": name, "sha": commit, "private": False, "gated": False, "tags": [], "downloads": 0, "likes": 0}
-        return 200, {}, json.dumps({**info, "siblings": [{"rfilename": path} for path in files]}).encode()
 
 
 @pytest.fixture(scope="module")
@@ -87,36 +32,15 @@ def model_files(tmp_path_factory) -> dict[str, bytes]:
 @pytest.fixture
 def hub(model_files, monkeypatch, tmp_path):
     """A hub at work, and an empty cache for it."""
-    served = Hub(dict(model_files))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            status, headers, body = served.answer(self.path)
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET  # noqa: N815 - the handler's names
-
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    yield served
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    rows = [{"question": f"How much is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(30)]
+    data = ("".join(json.dumps(row) + "\n" for row in part).encode() for part in (rows[:20], rows[20:]))
+    splits = dict(zip(("main/train-0.jsonl", "main/train-1.jsonl"), data, strict=True))
+    pickled = {**model_files, "pytorch_model.bin": b"\x80\x04N."}
+    del pickled["model.safetensors"]
+    repositories = {"org/data": {**splits, "main/test.jsonl": b"{}\n", "README.md": b""}}
+    repositories |= {"org/model": dict(model_files), "org/pickled": pickled}
+    with serving(Hub(repositories), tmp_path / "hub", monkeypatch) as served:
+        yield served
 
 
 @pytest.fixture
@@ -149,7 +73,7 @@ def test_a_model_of_the_hub_is_downloaded_trained_and_recorded_with_its_commit(h
     assert json.loads(modelwright("models", "show", "tuned", "--json").stdout)["parent"] == f"org/model@{FIRST}"
     (snapshot,) = (tmp_path / "hub" / "hub" / "models--org--model" / "snapshots").iterdir()
     fetched = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
-    assert fetched == set(hub.files) - {"README.md", "onnx/config.json", "consolidated.safetensors"}
+    assert fetched == set(hub.repositories["org/model"]) - {"README.md", "onnx/config.json", "consolidated.safetensors"}
 
     further = (tmp_path / "run.toml").read_text().replace("org/model", "tuned@1").replace('"tuned"', '"further"')
     (tmp_path / "run.toml").write_text(further)
@@ -161,10 +85,10 @@ def test_a_model_of_the_hub_is_downloaded_trained_and_recorded_with_its_commit(h
 def test_what_was_downloaded_is_used_without_a_network(hub, prepare, monkeypatch):
     """HF_HUB_OFFLINE is honoured: the hub hears nothing."""
     assert prepare("org/model") == f"org/model@{FIRST}"
-    hub.asked.clear()
+    hub.requested.clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert prepare("org/model", "--fresh") == f"org/model@{FIRST}"
-    assert hub.asked == []
+    assert hub.requested == []
 
 
 def test_a_branch_that_grows_does_not_change_what_a_run_began_from(hub, prepare):
@@ -215,7 +139,7 @@ def test_a_folder_of_that_name_is_the_folder(hub, run, tmp_path: Path):
     (tmp_path / "org" / "model").mkdir(parents=True)
     done = run("org/model")
     assert f"error: [model] base {tmp_path}/org/model: there is no config.json" in done.stderr
-    assert hub.asked == []
+    assert hub.requested == []
 
 
 @pytest.fixture
@@ -238,17 +162,17 @@ def prepare_data(modelwright, tmp_path, home):
 def test_files_of_a_data_set_of_the_hub_are_downloaded_and_read(hub, prepare_data, path, rows):
     """Those that are asked for: a test split is not trained on because it lies beside."""
     assert prepare_data(f"hf://datasets/{path}")["read"] == rows
-    assert not any("test.jsonl" in asked for asked in hub.asked if "resolve" in asked)
+    assert not any("test.jsonl" in requested for requested in hub.requested if "resolve" in requested)
 
 
 def test_a_data_set_that_was_downloaded_needs_no_network(hub, prepare_data, monkeypatch):
     """And what has changed on its branch is prepared again where there is one."""
     path = "hf://datasets/org/data/main/train-*.jsonl"
     first = prepare_data(path)
-    hub.asked.clear()
+    hub.requested.clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert prepare_data(path, "--fresh") == first
-    assert hub.asked == []
+    assert hub.requested == []
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     hub.repositories["org/data"]["main/train-1.jsonl"] = b'{"question": "How much is 1 + 1?", "answer": "#### 2"}\n'
     hub.branches["main"] = SECOND

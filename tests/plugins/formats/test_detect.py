@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,10 +32,15 @@ READERS = {
         ("math", {"problem": "p", "solution": "s", "answer": "1"}),
         ("math", {"question": "p", "solution": "s", "answer": "1"}),
         ("math", {"problem": "p", "generated_solution": "s", "expected_answer": "1"}),
+        ("math", {"question": "p", "generated_solution": r"\boxed{1}"}),
         ("math", {"question": "q", "options": ["1", "2"], "correct": "A", "rationale": "r"}),
         ("math, mapped", {"question": "q", "answer": "#### 1"}),
         ("general", {"messages": CHAT, "tools": [{}]}),
         ("general", {"conversations": CHAT}),
+        ("general", {"conversation": CHAT}),
+        ("general", {"messages": json.dumps(CHAT)}),
+        ("general", {"messages": None, "conversations": json.dumps(SHAREGPT)}),
+        ("general", {"problem": "p", "generated_solution": "s", "expected_answer": "1"}),
         ("general", {"conversations": SHAREGPT, "system": "s"}),
         ("general", Example(text="t").to_row()),
         ("general", {"instruction": "i", "instances": []}),
@@ -46,12 +53,14 @@ READERS = {
         ("reasoning", {"messages": CHAT}),
         ("reasoning", {"conversations": SHAREGPT}),
         ("reasoning", {"question": "q", "cot": "t", "answer": "a"}),
+        ("reasoning", {"question": "q", "chain_of_thought": "t", "answer": "a", "expected_answer": "1"}),
+        ("reasoning", {"problem": "q", "generated_solution": "so\n#### 1", "expected_answer": "1"}),
         ("reasoning", {"prompt": "q", "response": "<think>t</think>a"}),
         ("reasoning", {"question": "q", "answer": "so\n#### 1"}),
     ],
     ids=shown,
 )
-def test_rows_are_told_by_their_shape_and_columns(wording, name, row):
+def test_rows_are_recognized_by_their_shape_and_columns(wording, name, row):
     """One line, for people."""
     wording(READERS[name].detect(row))
 
@@ -69,11 +78,19 @@ def test_rows_that_no_shape_fits_are_refused_as_reading_refuses_them(name):
 
 NAMES = (
     "messages conversations prompt completion question answer problem solution instruction input output context "
-    "instances history system tools text thinking cot response choices options generated_solution"
+    "instances history system tools text thinking cot response choices options generated_solution conversation "
+    "expected_answer chain_of_thought"
 )
 columns = st.sampled_from(NAMES.split())
 texts = st.sampled_from(["", "a", "<think>t</think>a", "<think>t", "so\n#### 7", r"so \boxed{7}", "[]", "\0", "\ud800"])
-values = texts | st.none() | st.integers() | st.sampled_from([CHAT, SHAREGPT, CHAT[:1], ["1", "2"], [["q", "a"]], [{}]])
+values = (
+    texts
+    | st.none()
+    | st.integers()
+    | st.sampled_from(
+        [CHAT, SHAREGPT, CHAT[:1], ["1", "2"], [["q", "a"]], [{}], json.dumps(CHAT), json.dumps(CHAT[:1])]
+    )
+)
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -31,9 +31,9 @@ def read_one(row, **options):
 def test_openai_conversation_keeps_tools_calls_and_results():
     """Calls have objects for arguments, whose order stays; a result has the name of the tool that its id belongs to."""
     example = read_one({"messages": [USER, CALLING, RESULT, ANSWER], "tools": [TOOL]})
-    asked, calling, result, answer = example.messages
+    question, calling, result, answer = example.messages
     assert json.loads(example.tools) == [TOOL]
-    assert (asked.content, calling.content, answer.content) == ("2 + 2?", "", "Four.")
+    assert (question.content, calling.content, answer.content) == ("2 + 2?", "", "Four.")
     assert calling.tool_calls == json.dumps([KEPT_CALL])
     assert (result.role, result.content, result.tool_call_id, result.name) == ("tool", "4", "c1", "add")
     assert example.answer == "Four."
@@ -59,11 +59,15 @@ def test_calls_of_the_older_form_are_read():
     result = {"role": "function", "name": "add", "content": {"sum": 4, "error": None}}
     messages = read_one({"messages": [USER, calling, result, ANSWER]}).messages
     assert json.loads(messages[1].tool_calls)[0]["function"] == {"name": "add", "arguments": {}}
-    assert (messages[2].role, messages[2].name, messages[2].content) == ("tool", "add", '{"sum": 4}')
+    assert (messages[2].role, messages[2].name, messages[2].content) == (
+        "tool",
+        "add",
+        '{"sum": 4, "error": null}',
+    )
 
 
 def test_a_conversation_may_end_with_a_call():
-    """What is learnt then is the call; there is no text to grade against."""
+    """What is trained then is the call; there is no text to grade against."""
     example = read_one({"messages": [USER, CALLING], "tools": [TOOL]})
     assert (example.messages[-1].content, example.answer) == ("", None)
     thinking = read_one({"messages": [USER, {**CALLING, "content": "<think>Add.</think>"}]})
@@ -80,7 +84,7 @@ def test_thinking_before_a_call_is_parted_from_it():
 
 
 def test_several_calls_are_answered_each_by_its_id():
-    """In whatever order the results come; without ids a result of several calls stays without a name."""
+    """In any order of the results; without ids a result of several calls stays without a name."""
     other = {"id": "c2", "function": {"name": "mul", "arguments": {}}}
     calling = {**CALLING, "tool_calls": [CALL, other]}
     results = [{**RESULT, "tool_call_id": "c2"}, RESULT]
@@ -90,13 +94,15 @@ def test_several_calls_are_answered_each_by_its_id():
     assert read_one({"messages": [USER, calling, nameless, ANSWER]}).messages[2].name is None
 
 
-def test_nulls_of_arrow_are_left_out_and_those_of_json_text_kept():
-    """Parquet fills a list of objects up with the keys of them all; nobody meant those."""
-    tools = [{"name": "add", "parameters": {"properties": {"a": {"enum": [1, None]}, "of_another": None}}}]
-    calls = [{"function": {"name": "add", "arguments": {"a": 1, "of_another": None}}, "id": None}]
-    assert "of_another" not in read_tools(tools, "tools") + read_calls(calls, "calls")
-    assert "[1, null]" in read_tools(tools, "tools")
-    assert "of_another" in read_tools(json.dumps(tools), "tools")
+def test_nulls_beside_a_call_are_missing_keys():
+    """Data sets fill up what only some calls have."""
+    call = {"function": None, "name": "add", "arguments": None, "parameters": {"a": 1}, "id": None}
+    assert json.loads(read_calls([call], "calls")) == [
+        {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    ]
+    assert json.loads(read_tools([{"type": "function", "function": None, "name": "add"}], "tools")) == [
+        {"type": "function", "function": {"name": "add"}}
+    ]
 
 
 def test_tools_stand_beside_any_turns_and_may_be_named():
@@ -157,7 +163,7 @@ json_values = st.recursive(
 
 @pytest.mark.parametrize("read", [read_tools, read_calls])
 @given(value=json_values, as_text=st.booleans())
-def test_whatever_stands_for_tools_becomes_json_or_a_reason(read, value, as_text):
+def test_any_value_for_tools_becomes_json_or_a_reason(read, value, as_text):
     """What is read is read again as the same."""
     try:
         text = read(json.dumps(value) if as_text else value, "here")
@@ -172,8 +178,8 @@ arguments = st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.
 
 
 @given(arguments)
-def test_arguments_in_json_text_are_kept_to_the_letter(given_arguments):
-    """Nulls, order and all characters."""
-    text = read_calls([{"name": "f", "arguments": json.dumps(given_arguments)}], "here")
-    (call,) = json.loads(text)
-    assert list(call["function"]["arguments"].items()) == list(given_arguments.items())
+def test_arguments_are_kept_to_the_letter(given_arguments):
+    """Nulls, order and all characters, as an object and as JSON text."""
+    for form in (given_arguments, json.dumps(given_arguments)):
+        (call,) = json.loads(read_calls([{"name": "f", "arguments": form}], "here"))
+        assert list(call["function"]["arguments"].items()) == list(given_arguments.items())

@@ -7,7 +7,7 @@ import decimal
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def batch_rows(
     """The rows of `batches`, pyarrow's record batches, numbered from 1.
 
     Times become ISO 8601 strings, decimals and UUIDs strings, maps objects, and binary values strings if they are
-    UTF-8.
+    UTF-8. Objects lose the keys with null, because Arrow adds those for every key that any other row's object has.
 
     Args:
         file: where they come from.
@@ -53,16 +53,30 @@ def batch_rows(
             return
         for index in range(batch.num_rows):
             number += 1
-            yield _row(row_file(file), number, batch, index, errors)
+            cells = zip(batch.schema.names, (values[index].as_py for values in batch.columns), strict=True)
+            yield plain_row(row_file(file), number, cells, errors)
 
 
-def _row(name: str, number: int, batch: Any, index: int, errors: tuple[type[Exception], ...]) -> Row:
+def plain_row(
+    name: str,
+    number: int,
+    cells: Iterable[tuple[str, Callable[[], Any]]],
+    errors: tuple[type[Exception], ...] = (),
+) -> Row:
+    """A row of typed columns, or what is wrong with it.
+
+    Args:
+        name: as `Row.file`.
+        number: as `Row.line`.
+        cells: each column's name and what gives its value.
+        errors: exceptions that giving a value may raise.
+    """
     value: dict[str, Any] = {}
     troubles = []
     no_json: tuple[type[Exception], ...] = (_NotPlainError, *errors, ValueError, OverflowError)
-    for column, values in zip(batch.schema.names, batch.columns, strict=True):
+    for column, cell in cells:
         try:
-            value[column] = plain(values[index].as_py())
+            value[column] = plain(cell())
         except no_json as error:
             troubles.append(f"column {column!r:.60}: {one_line(error)}")
     if troubles:
@@ -99,13 +113,13 @@ def _iso(value: dt.datetime | dt.date | dt.time) -> str:
 
 
 def _object(value: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(plain(key)): plain(item) for key, item in value.items()}
+    return {str(key): plain(item) for key, item in value.items() if item is not None}
 
 
 def _array(value: list[Any]) -> Any:
-    # Arrow returns a map as a list of tuples; no other value contains tuples.
+    # Arrow returns a map as a list of tuples, whose nulls somebody wrote; no other value contains tuples.
     if value and all(isinstance(item, tuple) for item in value):
-        return _object(dict(value))
+        return {str(plain(key)): plain(item) for key, item in value}
     return [plain(item) for item in value]
 
 

@@ -45,9 +45,9 @@ class Row:
     """A raw row, or what is wrong with it.
 
     Attributes:
-        file: the file's name, or the built-in source's.
-        line: from 1. In JSONL the line; in CSV the line on which the row begins; in a .json array and in Parquet
-            the number of the row.
+        file: the file's name, the built-in source's, or NAME/CONFIG/SPLIT of a data set.
+        line: from 1. In JSONL the line; in CSV the line on which the row begins; in a .json array, in Parquet and in
+            a data set the number of the row.
         value: the row; None if it cannot be read.
         reason: why it cannot.
         text: the text of an unreadable row, for `rejected.jsonl`; at most 2,000 characters.

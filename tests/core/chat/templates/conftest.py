@@ -6,9 +6,11 @@
     ‹…›  what belongs to its thinking: with `train_thinking=False` it is not trained;
     †    the template drops this turn's thinking;  ✗  it hides or cuts this turn's fields: nothing of it is trained;
     ␣    is a space at the end of a line;
-    ¶    at the beginning: the template leaves out a message that is no answer.
+    ‡    serving puts another prompt before this turn;
+    ¶    at the beginning: the template leaves out a message that is not an answer.
 
-A section that begins with REFUSED holds a piece of what the template says instead.
+A section that begins with REFUSED holds a piece of what the template says instead. Shapes without a section are tested
+in test_served.py: where the prompt opens a thinking block, trained turns have more than the template's own text.
 """
 
 from __future__ import annotations
@@ -135,7 +137,7 @@ def _read_marks(body):
     if body.startswith("REFUSED "):
         return Transcript("", (), refusal=body.removeprefix("REFUSED "))
     whole = {"message-dropped"} if body.startswith("¶") else set()
-    strange = {"†": "thinking-dropped", "✗": "span-lost"}
+    strange = {"†": "thinking-dropped", "✗": "span-lost", "‡": "prompt-boundary"}
     text, turns, start, think, thinking, anomalies = "", [], None, None, [], set()
     for character in body.removeprefix("¶"):
         if character == "«":
@@ -165,15 +167,16 @@ def _family(name):
 
 
 def pytest_generate_tests(metafunc):
-    """Every family, kind of tokenizer and shape: of `shape`s all, of `shown_shape`s those that the family shows."""
+    """Every family, kind of tokenizer and shape: `written_shape`s have a section, `shown_shape`s are not refused."""
     names, own = metafunc.fixturenames, [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    shown = [(family, shape) for family in FAMILIES for shape in SHAPES if _family(family).transcript(shape).turns]
+    written = [(family, shape) for family in FAMILIES for shape in SHAPES if shape in _family(family).sections]
+    shown = [(family, shape) for family, shape in written if _family(family).transcript(shape).turns]
     longer = [(family, shape) for family, shape in shown if len(_family(family).transcript(shape).turns) > 1]
-    for name, cases in (("shown_shape", shown), ("longer_shape", longer)):
+    for name, cases in (("written_shape", written), ("shown_shape", shown), ("longer_shape", longer)):
         if name in names:
             metafunc.parametrize(("family_name", name), cases)
             own.append("family_name")
-    for name, values in (("family_name", FAMILIES), ("kind", KINDS), ("shape", tuple(SHAPES))):
+    for name, values in (("family_name", FAMILIES), ("kind", KINDS)):
         if name in names and not any(name in argument for argument in own):
             metafunc.parametrize(name, values)
 
@@ -187,6 +190,12 @@ def family(family_name):
 def families():
     """A name → the family."""
     return _family
+
+
+@pytest.fixture(scope="session")
+def shapes():
+    """The names of all shapes."""
+    return tuple(SHAPES)
 
 
 @pytest.fixture(scope="session")
@@ -243,7 +252,7 @@ def theirs(folder_of):
         return PreTrainedTokenizerFast.from_pretrained(folder_of(name, kind))
 
     def apply(name, kind, messages, tools=None, **options):
-        # Our date is pinned; theirs is told to the template that asks for one.
+        # Our date is pinned; theirs is passed to a template that uses one.
         tokenizer, parsed = load(name, kind), None if tools is None else json.loads(tools)
         options = {"return_dict": False, "date_string": "01 Jan 2026", **options}
         return tokenizer.apply_chat_template([_as_dict(message) for message in messages], tools=parsed, **options)

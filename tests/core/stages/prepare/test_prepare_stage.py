@@ -44,7 +44,7 @@ def test_every_example_becomes_a_row_whose_answer_is_trained(prepare):
     tokens, renderer = TokenFolder(folder / "train"), Renderer.from_folder(folder / "tokenizer")
     assert len(tokens) == outputs["rows"] == len(ROWS)
     for number, row in enumerate([tokens[0], tokens[59]]):
-        trained = [int(token) for token, learnt in zip(row.input_ids, row.trained, strict=True) if learnt]
+        trained = [int(token) for token, is_trained in zip(row.input_ids, row.trained, strict=True) if is_trained]
         assert renderer.decode(trained) == ROWS[number * 59]["completion"]
         assert trained[-1] in renderer.stop_token_ids
     assert int(tokens.lengths().sum()) == outputs["tokens"]
@@ -57,6 +57,18 @@ def test_duplicates_and_long_examples_are_dropped_and_counted(prepare):
     assert (outputs["rows"], outputs["removed"]["duplicate"], outputs["too_long"]) == (60, 1, 1)
     outputs, _ = prepare([*ROWS, ROWS[0]], "data.quality.deduplicate=false")
     assert (outputs["rows"], outputs["removed"]) == (61, {})
+
+
+def test_rows_of_each_kind_are_counted_as_such(prepare):
+    """Though all of them have the same columns, as in files that were put together."""
+    talks = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+        [{"from": "human", "value": "p"}, {"from": "gpt", "value": "b"}],
+    ]
+    rows = [{"text": "t", "prompt": None}, {"prompt": "p", "completion": "c"}, *({"messages": talk} for talk in talks)]
+    empty = dict.fromkeys(("text", "prompt", "completion", "messages"))
+    outputs, _ = prepare([empty | row for row in rows])
+    assert (outputs["rejected"], list(outputs["detected"].values())) == (0, [1, 1, 1, 1])
 
 
 def test_held_out_examples_are_not_trained_on(prepare):
@@ -92,7 +104,7 @@ def test_examples_that_checks_have_left_out_are_named_where_none_is_left(wording
 def test_a_source_that_changes_while_it_is_read_is_not_kept_as_what_it_was(
     wording, prepare, tmp_path, home, monkeypatch
 ):
-    """The fingerprint is of the old bytes: whoever has them again must not be given the tokens of the others."""
+    """The fingerprint is of the old bytes, so a run that has them again must not get the tokens of the others."""
     real, path = Preparation.read, tmp_path / "rows.jsonl"
 
     def changed(preparation):
@@ -146,7 +158,7 @@ def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(wordi
 
 
 def test_a_stopped_preparation_leaves_nothing_half_done(prepare, tmp_path, monkeypatch, home):
-    """The next run begins it anew."""
+    """The next run starts it again."""
     from modelwright.core.api import StopRequested
 
     real = Preparation.render
@@ -204,7 +216,7 @@ def test_a_weight_below_one_leaves_examples_out_and_counts_them(prepare):
     assert set(_times(folder).values()) == {1}
 
 
-def test_packs_are_made_where_they_are_asked_for_or_all_is_plain_text(prepare):
+def test_packs_are_made_on_request_or_if_all_is_plain_text(prepare):
     """Every row is in one pack, and none is longer than max_length; a report says how full they are."""
     plain = [{"text": f"it is {n} " * (1 + n % 9)} for n in range(60)]
     for rows, packing, packed in (
@@ -224,18 +236,18 @@ def test_packs_are_made_where_they_are_asked_for_or_all_is_plain_text(prepare):
 def test_texts_that_are_too_short_or_repeat_themselves_go_and_are_counted(prepare):
     """Each by its own check, with the reason in removed.jsonl."""
     bad = [{"prompt": "say it", "completion": "so"}, {"prompt": "say it", "completion": "I am sorry.\n" * 60}]
-    asked = ("data.quality.min_characters=4", "data.quality.sanity=true")
-    outputs, folder = prepare([*ROWS, *bad], *asked)
+    overrides = ("data.quality.min_characters=4", "data.quality.sanity=true")
+    outputs, folder = prepare([*ROWS, *bad], *overrides)
     assert outputs["removed"] == {"duplicate": 0, "length": 1, "insane": 1}
-    told = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
-    assert [(line["check"], line["source"]) for line in told] == [
+    removed = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
+    assert [(line["check"], line["source"]) for line in removed] == [
         ("length", "rows.jsonl:61"),
         ("insane", "rows.jsonl:62"),
     ]
     assert prepare([*ROWS, *bad])[0]["removed"] == {"duplicate": 0}
 
 
-def test_the_proof_of_the_labels_is_told_with_three_rows(prepare, home):
+def test_the_proof_of_the_labels_is_reported_with_three_rows(prepare, home):
     """Shares, counts and rows, whether the data were prepared now or are taken from an earlier run."""
     from modelwright.core.runs.events import read_events
 
@@ -247,3 +259,25 @@ def test_the_proof_of_the_labels_is_told_with_three_rows(prepare, home):
     assert [one["source"] for one in first["examples"]] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
     assert first["trained_by_role"] == outputs["trained_by_role"]
     assert (folder / "labels.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("tail", "overrides"),
+    [
+        ("assistant\\n<think>\\n' }}{% endif %}{# </think> #}", ()),
+        ("assistant\\n<|reason|>' }}{% endif %}", ()),
+        ("assistant\\n' }}{% endif %}", ("data.tokens.end='<|stop|>'",)),
+    ],
+    ids=["thinking", "no counterpart", "end"],
+)
+def test_a_template_that_is_not_served_as_it_is_trained_says_what_settles_it(
+    wording, prepare, tmp_path, tail, overrides
+):
+    """One line with the option; nothing is trained."""
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>" + tail
+    )
+    with pytest.raises(ModelwrightError) as caught:
+        prepare(ROWS, *overrides, model='chat_template = "t.jinja"')
+    wording(caught.value)

@@ -14,6 +14,7 @@ from modelwright.core.config import read_run
 RUN = """
 name = "clean"
 data.sources = [{ path = "train.jsonl" }]
+data.tokens.max_length = 1024
 """
 SUITE = """
 [[evaluate]]
@@ -64,7 +65,7 @@ OTHERS = [other(number) for number in range(1, 30)]
 
 
 def test_questions_of_the_runs_own_test_sets_are_left_out(prepare):
-    """Whatever their answers; the report has both texts."""
+    """With any answers; the report has both texts."""
     result, lines = prepare([*OTHERS, row(48, said=1)], "data.quality.decontaminate=true")
     assert result.outputs["prepare"]["removed"] == {"duplicate": 0, "contaminated": 1}
     [line] = lines
