@@ -240,6 +240,7 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
     )
 
 
+@pytest.mark.long
 def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(
     store, questions, start, evaluate, modelwright, tmp_path
 ):
