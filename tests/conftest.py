@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import warm
 
 # tests/support is on the path (pyproject.toml): what several folders of tests share.
 pytest_plugins = ["golden"]
@@ -34,6 +35,9 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# Importing torch and transformers is most of what a tiny run takes.
+warm.warm_workers()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,12 +63,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def modelwright(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command line as a person would, in another process."""
+    """Runs the command line as a person would, in another process, whose imports are warm (tests/support/warm.py)."""
 
     def run(*arguments: object, timeout: float = 240, **options) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "modelwright.core", *map(str, arguments)]
         options.setdefault("cwd", tmp_path)
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+        return warm.run(command, timeout=timeout, **options)
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tiny_run import WHOLE, tiny_run
 
 from modelwright.core.cli import main
+from modelwright.core.doctor import machine, needs
 
 
 @pytest.fixture
@@ -25,6 +27,30 @@ def command(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
         return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def answers() -> dict[object, dict[str, object]]:
+    """What other processes found when they imported a package, by the package and their environment."""
+    return {}
+
+
+@pytest.fixture
+def asked_once(answers: dict[object, dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doctor has each package imported in another process once in a session, not in every test: it takes seconds."""
+    ask = machine.imported
+
+    def imported(*what: str, **options: float) -> dict[str, object]:
+        # DeepSpeed looks for a compiler on the path.
+        other = ("MODELWRIGHT_", "PYTEST_", "SLURM_", *(() if any("deepspeed" in each for each in what) else ("PATH",)))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(other)}
+        key = (what, *sorted(environment.items()))
+        if key not in answers:
+            answers[key] = ask(*what, **options)
+        return answers[key]
+
+    for module in (machine, needs):
+        monkeypatch.setattr(module, "imported", imported)
 
 
 @pytest.fixture(scope="session")

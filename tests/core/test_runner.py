@@ -12,11 +12,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+import warm
 from tiny_run import WHOLE, tiny_run
+from waiting import until
 
 from modelwright.core.runs.events import EventTail, read_events
 
@@ -206,7 +207,7 @@ def test_what_a_killed_worker_left_in_the_models_folder_is_not_part_of_the_model
 
 
 def _start(path: Path) -> subprocess.Popen:
-    return subprocess.Popen(
+    return warm.popen(
         [sys.executable, "-m", "modelwright.core", "run", str(path)],
         cwd=path.parent,
         stdout=subprocess.DEVNULL,
@@ -215,14 +216,9 @@ def _start(path: Path) -> subprocess.Popen:
     )
 
 
-def _wait_for(home: Path, condition, *, seconds: float = 90) -> None:
+def _wait_for(home: Path, condition) -> None:
     folder = home / "runs" / "tiny" / "events"
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
-        if folder.is_dir() and any(condition(event) for event in read_events(folder)):
-            return
-        time.sleep(0.02)
-    raise AssertionError("what the test waits for did not happen")
+    until(lambda: folder.is_dir() and any(condition(event) for event in read_events(folder)))
 
 
 def _after_step(step):
@@ -270,7 +266,7 @@ def test_a_signal_to_every_process_of_a_run_stops_it_as_one_to_the_runner_does(r
     """As a batch system and a closing session send it; none of them ends the worker before its checkpoint."""
     runner = _start(run_file(steps=30000))
     _wait_for(home, _after_step(3))
-    for process in (*_children(runner), runner.pid):
+    for process in (*_workers(home), runner.pid):
         os.kill(process, signal.SIGTERM)
     _, said = runner.communicate(timeout=60)
     assert runner.returncode == 75, said
@@ -281,21 +277,23 @@ def _final_weights(home: Path) -> bytes:
     return (home / "runs" / "tiny" / "train" / "model" / "model.safetensors").read_bytes()
 
 
-def _kill_runner_alone(runner: subprocess.Popen) -> None:
+def _kill_runner_alone(runner: subprocess.Popen, home: Path) -> None:
     runner.kill()
 
 
-def _kill_all(runner: subprocess.Popen) -> None:
+def _kill_all(runner: subprocess.Popen, home: Path) -> None:
     """The runner and its worker, which has a process group of its own, at once."""
-    children = _children(runner)
+    workers = _workers(home)
     runner.kill()
-    for child in children:
-        os.kill(child, signal.SIGKILL)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
 
 
-def _children(runner: subprocess.Popen) -> list[int]:
-    listed = subprocess.run(["pgrep", "-P", str(runner.pid)], capture_output=True, text=True, check=False)
-    return [int(child) for child in listed.stdout.split()]
+def _workers(home: Path) -> list[int]:
+    """The processes that hold the lock of the run's ranks."""
+    lock = (home / "runs" / "tiny" / "ranks.lock").stat()
+    held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [int(each[4]) for each in held if each[1] == "FLOCK" and each[5].endswith(f":{lock.st_ino}")]
 
 
 @pytest.mark.parametrize("kill", [_kill_runner_alone, _kill_all])
@@ -316,7 +314,7 @@ def test_a_killed_run_is_finished_by_the_same_command_with_the_same_weights(
     for moment in moments:
         runner = _start(path)
         _wait_for(home, moment)
-        kill(runner)
+        kill(runner, home)
         runner.communicate()
     _ok(modelwright("run", path))
     [model] = _models(modelwright)

@@ -23,9 +23,9 @@ and these are on their own, without a block:
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -36,6 +36,7 @@ from pathlib import Path
 
 import pytest
 import tomli
+import warm
 from attrs import define, field, frozen
 from ruamel.yaml import YAML
 
@@ -54,7 +55,7 @@ SHOWN = {"console", "html", "javascript", "json", "jsonl", "text"}
 _COMMENT = re.compile(r"<!-- test: (\S+)(.*?)-->", re.DOTALL)
 _FENCE = re.compile(r"```(\w*)\s*$")
 
-# What a fragment is merged over.
+# What a fragment is merged over: no more than a run must have, so that the fragment says the rest.
 RUN = """
 name = "page"
 [data]
@@ -351,14 +352,7 @@ def train_models(home: Path) -> None:
     run += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     environment = {**os.environ, "MODELWRIGHT_HOME": str(home)}
     for command in (run, ["models", "alias", "assistant", "arithmetic-math"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "modelwright.core", *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        done = warm.run([sys.executable, "-m", "modelwright.core", *command], env=environment, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
     shutil.rmtree(home / "cache", ignore_errors=True)
 
@@ -372,8 +366,7 @@ def reader(tmp_path, request) -> Iterator[Reader]:
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     (commands / "command.py").write_text(COMMAND.format(port=ports["50051"]))
     command = commands / "modelwright"
-    program = f"{json.dumps(sys.executable)} {json.dumps(str(commands / 'command.py'))}"
-    command.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(warm.stand_in(commands / "command.py"))} "$@"\n')
     command.chmod(0o755)
     # Only the pages that ask for trained models wait for them.
     made = Reader(folder, lambda: request.getfixturevalue("trained_models"), ports, reader_environment(commands, site))
@@ -382,4 +375,4 @@ def reader(tmp_path, request) -> Iterator[Reader]:
         script.write_text(made.moved(script.read_text()))
     yield made
     for server in made.servers:
-        server.process.kill()
+        server.process.terminate()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from modelwright import Client
 
@@ -44,7 +45,7 @@ def test_gsm8k_goes_through_prepare_train_register_evaluate_and_serve(shared_dat
     assert list(shown["data"]) == [str(shared_data / "gsm8k" / "train.jsonl")]
 
     command = [sys.executable, "-m", "modelwright.core", "serve", "gsm8k", "--listen", "127.0.0.1:0"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
+    with warm.popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
         line = next(line for line in server.stdout if line.startswith("serving on "))
         with Client(line.removeprefix("serving on ").partition(";")[0]) as client:
             answer = client.chat("How many clips did Natalia sell?", model="gsm8k", max_tokens=8)

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import grpc
 import pytest
+import warm
 
 from modelwright import AsyncClient, Client
 from modelwright.core.cli import OutputError, guarded_output, main
@@ -43,10 +44,11 @@ def run(*arguments, closed=False, environment=(), **streams):
     if closed:
         command = ["bash", "-c", 'exec "$@" <&-', "bash", *command]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    if "input" not in streams:
-        streams.setdefault("stdin", subprocess.DEVNULL)
-    done = subprocess.run(command, timeout=60, check=False, env={**os.environ, **dict(environment)}, **streams)
-    return done.returncode, (done.stdout or b"").decode(), done.stderr.decode()
+    streams.setdefault("stdin", subprocess.PIPE if "input" in streams else subprocess.DEVNULL)
+    given = streams.pop("input", None)
+    with warm.popen(command, env={**os.environ, **dict(environment)}, **streams) as process:
+        out, error = process.communicate(given, timeout=60)
+    return process.returncode, (out or b"").decode(), error.decode()
 
 
 @pytest.fixture
@@ -209,7 +211,7 @@ def test_a_line_that_is_not_utf8_on_a_terminal_is_reported_and_the_chat_goes_on(
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "modelwright.core", "chat", *to_server]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "dumb"}
-    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
+    with warm.popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
         os.close(slave)
         read_until(master, b"you> ")
         os.write(master, b"caf\xe9\n")

@@ -13,6 +13,7 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.config import (
     ConfigError,
     eval_from_plain,
@@ -24,6 +25,7 @@ from modelwright.core.config import (
 )
 from modelwright.core.plugins import discover
 
+# A person's file, not a built one: tests count its lines and change its text.
 RUN = """\
 name = "tiny"
 [model.scratch]
@@ -295,7 +297,9 @@ trees = st.recursive(
 )
 tables = st.dictionaries(keys, trees, min_size=1, max_size=5)
 quick = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(120),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

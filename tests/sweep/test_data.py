@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_run import tiny_run
 
 from examples import examples
 from modelwright.core.api.components import FormatSpec
@@ -28,17 +29,11 @@ from modelwright.core.stages.prepare.sources import read_source
 
 RUN = """
 name = "sweep"
-seed = 1
-[model.scratch]
-vocab_size = 400
-tokenizer = "bpe"
+model.scratch = {{ vocab_size = 400, tokenizer = "bpe" }}
 [data]
 format = "general"
 max_rejected = 0.5
-[[data.sources]]
-path = "{path}"
-[train]
-max_steps = 1
+sources = [{{ path = "{path}" }}]
 """
 GOOD = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(9)]
 LINES = [json.dumps(row).encode() for row in GOOD]
@@ -51,7 +46,7 @@ def prepare(tmp_path, home, capsys):
     """Runs `modelwright prepare` on a source; gives exit code, error lines, report and rejected rows."""
 
     def run(path, *overrides):
-        (tmp_path / "run.toml").write_text(RUN.format(path=path))
+        (tmp_path / "run.toml").write_text(tiny_run(RUN.format(path=path)))
         given = [part for override in overrides for part in ("--set", override)]
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -295,7 +290,7 @@ def test_a_folder_of_every_kind_is_one_source(wording, prepare, tmp_path):
 
 def test_a_person_sees_the_line_the_exit_code_and_the_notice(modelwright, tmp_path, home):
     """In a process, as it is used: an error in one line without a traceback, then the fixed file."""
-    (tmp_path / "run.toml").write_text(RUN.format(path="*.parquet"))
+    (tmp_path / "run.toml").write_text(tiny_run(RUN.format(path="*.parquet")))
     pq.write_table(pa.table({"prompt": ["p1"], "completion": ["c1"]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-50])
     broken = modelwright("prepare", "run.toml")

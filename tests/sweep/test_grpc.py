@@ -10,6 +10,7 @@ from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.grpc_server.client import Client, ServerError
 from modelwright.v1 import common_pb2, inference_pb2, model_pb2
 
@@ -176,7 +177,7 @@ def status_of(error):
 
 
 REFUSED = {"INVALID_ARGUMENT", "NOT_FOUND", "ABORTED"}
-FUZZ = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -242,7 +243,7 @@ def test_messages_with_odd_values_get_a_status_of_ours_or_an_answer(changing, me
     """
     answers = []
 
-    @settings(FUZZ, max_examples=60)
+    @settings(FUZZ, max_examples=examples(60))
     @given(data=st.data())
     def ask(data):
         request = bytearray(data.draw(request_to(method)))

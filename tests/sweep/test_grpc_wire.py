@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.grpc_server.client import Client, ServerError
 from modelwright.v1 import inference_pb2
 
@@ -64,7 +65,7 @@ def test_bytes_that_are_no_http2_bring_nothing_down(client, running, parts):
     http2.talk(running.target, *parts, until=None)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=st.lists(st.binary(max_size=400), max_size=3), begin=st.sampled_from([b"", http2.PREFACE, HELLO]))
 def test_random_bytes_bring_nothing_down(client, running, parts, begin):
     """On a connection of their own, from the first byte on or after a good beginning."""

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
+
 GATEWAY = Path(__file__).parent.parent / "grpc_server" / "gateway"
 
 
@@ -338,7 +340,7 @@ def test_invalid_http_is_refused_and_the_connection_closed(web, garbage, refusal
     assert b"Invalid HTTP request received." in said
 
 
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @FUZZ

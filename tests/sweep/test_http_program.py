@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 GATEWAY = Path(__file__).parent.parent / "grpc_server" / "gateway"
 
@@ -33,7 +34,7 @@ class Program:
 
     def __init__(self, folder, *arguments):
         command = [sys.executable, "-m", "modelwright.core", "serve", *arguments, "--engine", "echo"]
-        self.process = subprocess.Popen(
+        self.process = warm.popen(
             command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ}
         )
         self.lines = []

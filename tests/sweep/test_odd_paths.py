@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from tiny_run import tiny_run
 
 from modelwright.core.cli import main
 from modelwright.core.plugins import discover
@@ -205,21 +206,11 @@ def test_a_working_directory_that_was_removed_is_one_line(tmp_path, said, monkey
 # Numbers, and what is given twice
 
 HUGE = "9" * 23
-RUN = """
-name = "tiny"
-seed = 1
-[model.scratch]
-[data]
-format = "math"
-[[data.sources]]
-path = "rows.jsonl"
-[train]
-max_steps = 1
-[[evaluate]]
-name = "s"
-path = "rows.jsonl"
-metrics = ["exact_match"]
-"""
+RUN = tiny_run("""
+data.sources = [{ path = "rows.jsonl" }]
+train.max_steps = 1
+evaluate = [{ name = "s", path = "rows.jsonl", metrics = ["exact_match"] }]
+""")
 
 
 @pytest.mark.parametrize(

@@ -10,28 +10,19 @@ import re
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
+import warm
+from tiny_run import tiny_run
+from waiting import until
 
 from modelwright.core.runs.events import read_events
 
 RUN = """
 name = "sweep"
-seed = 1
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-vocab_size = 300
-[data]
-format = "general"
-[[data.sources]]
-path = "rows.jsonl"
-[data.tokens]
-max_length = 64
-[train]
-max_steps = 2
+data.format = "general"
+data.sources = [{ path = "rows.jsonl" }]
+train.batch_size = 32
 """
 ROWS = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(3)]
 
@@ -42,7 +33,7 @@ def run_file(tmp_path, rows_file):
 
     def write(rows=ROWS, more=""):
         rows_file(tmp_path / "rows.jsonl", rows)
-        (tmp_path / "run.toml").write_text(RUN + more)
+        (tmp_path / "run.toml").write_text(tiny_run(RUN, more))
         return tmp_path / "run.toml"
 
     return write
@@ -110,14 +101,10 @@ def test_a_stop_request_does_not_wait_for_the_end_of_a_long_step(wording, run_fi
     more = [part for key, value in long.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "modelwright.core", "run", str(path), *more]
     events = home / "runs" / "sweep" / "events"
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
-        give_up = time.monotonic() + 60
-        while not any(event.kind == "started" for event in read_events(events, stage="train")):
-            assert run.poll() is None
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
+    with warm.popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+        until(lambda: any(event.kind == "started" for event in read_events(events, stage="train")), run)
         run.terminate()
-        _, said = run.communicate(timeout=30)
+        _, said = run.communicate(timeout=60)
     assert run.returncode == 75
     wording(said.splitlines()[-1])
     done = modelwright("run", path)
@@ -173,12 +160,8 @@ def test_two_runs_at_once_in_one_folder_are_one_and_a_line(run_file, modelwright
     """The second says who is there; the first is not disturbed."""
     path = run_file()
     command = [sys.executable, "-m", "modelwright.core", "run", str(path), "--set", "train.max_steps=100000"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
-        give_up = time.monotonic() + 60
-        while not (home / "runs" / "sweep" / "done" / "prepare.json").exists():
-            assert first.poll() is None
-            assert time.monotonic() < give_up
-            time.sleep(0.05)
+    with warm.popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as first:
+        until((home / "runs" / "sweep" / "done" / "prepare.json").exists, first)
         refused = _refused(modelwright("run", path))
         first.terminate()
         first.communicate(timeout=60)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.api import Example, Message
 from modelwright.core.chat.renderer import TemplateRefusedError
 
@@ -67,7 +68,7 @@ def count_controls(native, special_tokens, tags):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(said=typed, answered=typed)
 def test_the_control_tokens_are_the_templates_despite_anything_typed(
     make_renderer, count_controls, template, kind, said, answered
@@ -89,7 +90,7 @@ def test_the_control_tokens_are_the_templates_despite_anything_typed(
     assert [span.kind for span in rendered.spans] == [span.kind for span in expected.spans]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(said=typed, answered=typed)
 def test_typed_control_tokens_keep_their_text(make_renderer, native, said, answered):
     """Decoding gives the rendering back, typed tokens and all."""
@@ -109,7 +110,7 @@ def test_plain_text_survives_encoding(make_renderer, text):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(said=harmless, answered=harmless)
 def test_harmless_content_is_encoded_as_the_tokenizer_does(make_renderer, native, template, kind, said, answered):
     """Without typed control tokens, the ids are the library's own for the whole rendering."""
@@ -120,7 +121,7 @@ def test_harmless_content_is_encoded_as_the_tokenizer_does(make_renderer, native
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=examples(12), deadline=None)
 @given(said=harmless, answered=harmless)
 def test_the_careful_way_agrees_with_the_tokenizer(make_renderer, native, template, kind, said, answered):
     """Encoded as if something had been typed, harmless text gives the same ids at the same places."""

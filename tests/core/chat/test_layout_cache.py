@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.api import Message
 from modelwright.core.chat.renderer import TemplateRefusedError
 
@@ -36,7 +37,7 @@ def outcome(renderer, lay_out, *arguments):
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(conversations=st.lists(messages, min_size=1, max_size=4), data=st.data())
 def test_a_cached_shape_gives_the_same_layout(make_renderer, template, conversations, data):
     """With any texts, and after any other shapes."""

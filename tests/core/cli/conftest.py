@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from modelwright.core.cli import main
 
@@ -45,7 +46,7 @@ class Serving:
 
     def __init__(self, *arguments):
         command = [sys.executable, "-m", "modelwright.core", "serve", "--engine", "echo", "--listen", "127.0.0.1:0"]
-        self.process = subprocess.Popen(
+        self.process = warm.popen(
             [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         self.output = ""

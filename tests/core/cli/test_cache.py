@@ -8,24 +8,18 @@ import os
 import time
 
 import pytest
+from tiny_run import tiny_run
 
 RUN = """
-name = "{name}"
-[model.scratch]
-vocab_size = 300
-[data]
-format = "general"
-[[data.sources]]
-path = "rows.jsonl"
-[train]
-max_steps = 1
+data.format = "general"
+data.sources = [{ path = "rows.jsonl" }]
 """
 
 
 @pytest.fixture
 def prepared(tmp_path, rows_file, modelwright):
     rows_file(tmp_path / "rows.jsonl", [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(60)])
-    (tmp_path / "run.toml").write_text(RUN.format(name="tiny"))
+    (tmp_path / "run.toml").write_text(tiny_run(RUN))
     done = modelwright("prepare", "run.toml")
     assert done.returncode == 0, done.stderr
 

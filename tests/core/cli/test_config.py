@@ -11,6 +11,7 @@ import tomli
 
 from modelwright.core.config import read_run
 
+# A person's file, not a built one: tests count its lines and change its text.
 RUN = """\
 name = "tiny"
 [model.scratch]

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from importlib import metadata
 
-RUN = """
-name = "tiny"
-[model.scratch]
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-[train]
-max_steps = 1
-"""
+import pytest
+from tiny_run import tiny_run
+
+# One process asks each package once.
+pytestmark = pytest.mark.xdist_group("doctor")
 
 
-def test_the_table_says_what_there_is_and_what_is_missing(modelwright, tmp_path):
+def test_the_table_says_what_there_is_and_what_is_missing(command, asked_once, tmp_path):
     """A line for each thing; exit code 1, because something is missing."""
-    (tmp_path / "run.toml").write_text(RUN.replace("builtin:arithmetic/train", "absent.jsonl"))
-    done = modelwright("doctor", "run.toml")
+    (tmp_path / "run.toml").write_text(tiny_run("data.sources = [{ path = 'absent.jsonl' }]"))
+    done = command("doctor", "run.toml")
     assert done.returncode == 1
     assert f"torch {metadata.version('torch')}" in done.stdout
     for row in ("Python", "CPUs", "memory", "torch", "DeepSpeed", "Slurm", "home", "hub"):
@@ -29,10 +24,10 @@ def test_the_table_says_what_there_is_and_what_is_missing(modelwright, tmp_path)
     assert "absent.jsonl" in after
 
 
-def test_a_run_that_lacks_nothing_is_reported_as_ready(modelwright, tmp_path):
+def test_a_run_that_lacks_nothing_is_reported_as_ready(command, asked_once, tmp_path):
     """With exit code 0."""
-    (tmp_path / "run.toml").write_text(RUN + "[variants.a]\n[variants.b]\n")
-    done = modelwright("doctor", "run.toml", "--variant", "b")
+    (tmp_path / "run.toml").write_text(tiny_run("[variants.a]\n[variants.b]"))
+    done = command("doctor", "run.toml", "--variant", "b")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "Nothing is missing for tiny-b."
 
@@ -44,9 +39,9 @@ def test_options_of_a_run_need_one(here, wording):
     wording(error.rstrip("\n"))
 
 
-def test_a_wrong_run_file_is_reported_as_by_every_command(modelwright, tmp_path):
+def test_a_wrong_run_file_is_reported_as_by_every_command(command, tmp_path):
     """With exit code 2: what it would miss is not known."""
-    (tmp_path / "run.toml").write_text(RUN + "nonsense = 1\n")
-    done = modelwright("doctor", "run.toml", "--json")
+    (tmp_path / "run.toml").write_text(tiny_run("train.nonsense = 1"))
+    done = command("doctor", "run.toml", "--json")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "run.toml:10 [train] nonsense: unknown key" in done.stderr
+    assert "[train] nonsense: unknown key" in done.stderr

@@ -6,11 +6,11 @@ import pty
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 
 import pytest
+import warm
 
 from modelwright.core.cli import main
 
@@ -91,7 +91,7 @@ class Terminal:
     def __init__(self, *arguments):
         self.master, slave = pty.openpty()
         command = [sys.executable, "-m", "modelwright.core", *arguments]
-        self.process = subprocess.Popen(
+        self.process = warm.popen(
             command, stdin=slave, stdout=slave, stderr=slave, close_fds=True, start_new_session=True
         )
         os.close(slave)

@@ -6,21 +6,15 @@ import json
 import shutil
 
 import pytest
+from tiny_run import tiny_run
 
-RUN = """
-name = "tiny"
-[model.scratch]
-[data]
-format = "math"
-sources = [{ path = "builtin:arithmetic/train" }]
-[train]
-max_steps = 1
-[cluster]
-time = "01:00:00"
+RUN = tiny_run("""
+train.max_steps = 1
+cluster.time = "01:00:00"
 [variants.a]
 [variants.b]
 evaluate = [{ name = "sums", path = "builtin:arithmetic/test", metrics = ["math_accuracy"] }]
-"""
+""")
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_run import tiny_run
+from waiting import until
 
 from modelwright.core.runs.events import read_events
 
@@ -28,27 +30,12 @@ PartitionName=paid Nodes=ALL AllowAccounts=good
 """
 
 RUN = """
-name = "tiny"
 seed = 3
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-workers = 1
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 100
-[data.tokens]
-max_length = 128
-[train]
-max_steps = 6
-batch_size = 4
-learning_rate = 1e-3
-[cluster]
-time = "00:10:00"
-cpus = 1
+data.workers = 1
+data.sources = [{ path = "builtin:arithmetic/train", limit = 100 }]
+data.tokens.max_length = 128
+train = { max_steps = 6, learning_rate = 1e-3 }
+cluster = { time = "00:10:00", cpus = 1 }
 """
 
 
@@ -126,23 +113,24 @@ class Slurm:
         return _output("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()
 
     def wait(
-        self, *jobs: str, states: str = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL", seconds: float = 90
+        self, *jobs: str, states: str = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL", seconds: float = 180
     ) -> None:
         """Until each job is in one of the states."""
-        give_up = time.monotonic() + seconds
-        while not all(self.state(job) in states.split() for job in jobs):
-            assert time.monotonic() < give_up, _output("scontrol", "show", "job") + self._logs()
-            time.sleep(0.1)
+
+        def said() -> str:
+            return _output("scontrol", "show", "job") + self._logs()
+
+        until(lambda: all(self.state(job) in states.split() for job in jobs), seconds=seconds, every=0.1, said=said)
 
     def wait_for_step(self, run: str, step: int, *, seconds: float = 180) -> None:
         """Wait until a training has done this number of steps."""
         folder = self.home / "runs" / run / "events"
-        give_up = time.monotonic() + seconds
-        while not any(
-            event.kind == "step" and event.data["step"] >= step for event in read_events(folder, stage="train")
-        ):
-            assert time.monotonic() < give_up, self._logs()
-            time.sleep(0.1)
+
+        def there() -> bool:
+            events = read_events(folder, stage="train")
+            return any(event.kind == "step" and event.data["step"] >= step for event in events)
+
+        until(there, seconds=seconds, every=0.1, said=self._logs)
 
     def _logs(self) -> str:
         return "\n".join(path.read_text() for path in self.home.glob("runs/*/slurm/*.log"))
@@ -150,17 +138,14 @@ class Slurm:
     def begin_again(self, job: str) -> None:
         """A job that was queued again would wait for two minutes; a node refuses it while it clears up after it."""
         self.wait(job, states="PENDING")
-        time.sleep(2)
-        give_up = time.monotonic() + 30
-        while self.state(job) != "RUNNING":
-            assert time.monotonic() < give_up, _output("scontrol", "show", "job", job)
-            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
-            self._until_running(job, seconds=2)
 
-    def _until_running(self, job: str, *, seconds: float) -> None:
-        give_up = time.monotonic() + seconds
-        while self.state(job) != "RUNNING" and time.monotonic() < give_up:
-            time.sleep(0.1)
+        def runs() -> bool:
+            if self.state(job) == "RUNNING":
+                return True
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
+            return False
+
+        until(runs, every=1, said=lambda: _output("scontrol", "show", "job", job))
 
     def signal_as_the_limit_would(self, job: str) -> None:
         """Slurm looks at time limits twice a minute; this is what it sends then."""
@@ -184,17 +169,11 @@ def slurm(cluster, modelwright, home, monkeypatch) -> Slurm:
 
 @pytest.fixture
 def run_file(tmp_path):
-    """Writes a run file: what is added comes at its end, in `[cluster]`."""
+    """Writes a run file for a cluster, with changes laid over it."""
 
-    def write(more: str = "", **values: object) -> Path:
+    def write(*changes: str) -> Path:
         path = tmp_path / "run.toml"
-        text = RUN + more
-        for name, value in values.items():
-            assert name in text
-            text = "\n".join(
-                f"{name} = {value}" if line.startswith(f"{name} = ") else line for line in text.split("\n")
-            )
-        path.write_text(text)
+        path.write_text(tiny_run(RUN, *changes))
         return path
 
     return write

@@ -24,9 +24,7 @@ pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 )
 def test_what_slurm_would_never_run_is_refused_before_anything_is_queued(slurm, run_file, more, said, home):
     """The line names run, stage, key and script; no stage is queued, those that Slurm would take included."""
-    path = run_file(f"{more}\n")
-    if "nodes" in more:
-        path.write_text(path.read_text().replace("[train]", '[train]\ntrainer = "deepspeed"'))
+    path = run_file(f"[cluster]\n{more}", "train.trainer = 'deepspeed'" if "nodes" in more else "")
     done = slurm.modelwright("submit", path)
     assert (done.returncode, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
@@ -57,7 +55,8 @@ def test_a_failed_stage_leaves_its_dependants_cancelled_and_jobs_says_why(
 ):
     """Even when Slurm has forgotten the jobs."""
     rows_file(tmp_path / "data.jsonl", [{"question": "1 + 1?", "answer": "2"}] * 8)
-    jobs = slurm.submit(run_file(path=f'"{tmp_path}/data.jsonl"'), "--set", "data.quality.deduplicate=false")
+    path = run_file(f"data = {{ quality.deduplicate = false, sources = [{{ path = '{tmp_path}/data.jsonl' }}] }}")
+    jobs = slurm.submit(path)
     (tmp_path / "data.jsonl").write_text("{}\n")  # between submitting and beginning
     slurm.wait(*jobs.values())
 
@@ -81,7 +80,7 @@ def test_a_failed_stage_leaves_its_dependants_cancelled_and_jobs_says_why(
 
 def test_a_setup_line_that_fails_ends_the_job_with_what_it_said(slurm, run_file):
     """Before anything runs in the wrong environment."""
-    jobs = slurm.submit(run_file('setup = ["source /no/such/venv/bin/activate", "touch unreached"]\n'))
+    jobs = slurm.submit(run_file('cluster.setup = ["source /no/such/venv/bin/activate", "touch unreached"]\n'))
     slurm.wait(*jobs.values())
     prepare, *_ = slurm.jobs("tiny")
     assert (prepare["state"], prepare["exit_code"]) == ("FAILED", 1)
@@ -111,7 +110,7 @@ def small_home(tmp_path, monkeypatch):
 
 def test_a_full_quota_is_named_by_submit_and_by_jobs(slurm, run_file, small_home, tmp_path):
     """At submitting, and when a job finds it full, which cannot write that into its log."""
-    path = run_file('setup = ["while [ ! -e full ]; do sleep 0.1; done"]\n')
+    path = run_file('cluster.setup = ["while [ ! -e full ]; do sleep 0.1; done"]\n')
     jobs = slurm.submit(path)
     slurm.wait(jobs["tiny", "prepare"], states="RUNNING")
     small_home()

@@ -3,13 +3,9 @@
 
 def test_a_training_asks_nothing_of_the_registry(modelwright, run_file, home, tmp_path):
     """Its base was pinned when the run was submitted: the database may be away."""
-    first = modelwright("run", run_file(max_steps=1))
+    first = modelwright("run", run_file("train.max_steps = 1"))
     assert first.returncode == 0, first.stderr
-    path = run_file(max_steps=1, name='"next"')
-    text = path.read_text()
-    path.write_text(
-        text.replace(text[text.index("[model.scratch]") : text.index("[data]")], '[model]\nbase = "tiny"\n')
-    )
+    path = run_file("name = 'next'\ntrain.max_steps = 1\nmodel.base = 'tiny'")
     printed = modelwright("submit", path, "--print", "--json")
     assert printed.returncode == 0, printed.stderr
     prepared = modelwright("prepare", path)

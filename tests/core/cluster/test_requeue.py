@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 
 import pytest
+from waiting import until
 
 from modelwright.core.cluster.slurm import ENDED
 from modelwright.core.runs.events import EventTail
@@ -24,9 +24,12 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
     slurm, run_file, home, modelwright
 ):
     """Each time it goes on after its checkpoint; the events record each; and Slurm itself signals before a limit."""
-    limited = run_file('setup = ["sleep 50 & wait || true"]\nstop_before = 55\n', name='"limited"', time='"00:01:00"')
+    limited = run_file(
+        "name = 'limited'",
+        'cluster = { setup = ["sleep 50 & wait || true"], stop_before = 55, time = "00:01:00" }',
+    )
     limited = slurm.submit(limited)["limited", "prepare"]
-    path = run_file(max_steps=900)
+    path = run_file("train.max_steps = 900")
     jobs = slurm.submit(path)
     train = jobs["tiny", "train"]
     for number in range(TIMES):
@@ -59,14 +62,16 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
 def test_a_job_that_stops_at_once_is_queued_again_while_slurm_still_signals_it(slurm, run_file, tmp_path):
     """Or does not answer. Both pass in an instant, and cannot be brought about: a function replaces `squeue`."""
     squeue = f"squeue() {{ [ -e {tmp_path}/asked ] && echo SIGNALING || {{ touch {tmp_path}/asked; false; }}; }}"
-    path = run_file(f"setup = [{json.dumps(squeue)}, 'kill -s USR1 $$']\n")
+    path = run_file(f"cluster.setup = [{json.dumps(squeue)}, 'kill -s USR1 $$']")
     prepare = slurm.submit(path)["tiny", "prepare"]
-    give_up = time.monotonic() + 60
-    while True:
-        [job, *_] = slurm.jobs("tiny")
-        if job["state"] in ENDED or (job["restarts"] and job["state"] == "PENDING" and job["why"]):
-            break  # Slurm gives the reason a moment after the state.
-        assert time.monotonic() < give_up, job
+
+    def queued_again():
+        job = slurm.jobs("tiny")[0]
+        # Slurm gives the reason a moment after the state.
+        told = job["state"] in ENDED or (job["restarts"] and job["state"] == "PENDING" and job["why"])
+        return job if told else None
+
+    job = until(queued_again)
     assert (job["job"], job["state"], job["restarts"]) == (prepare, "PENDING", 1)
     assert job["why"].startswith("queued again")
     assert (tmp_path / "asked").exists()
@@ -74,7 +79,7 @@ def test_a_job_that_stops_at_once_is_queued_again_while_slurm_still_signals_it(s
 
 def test_a_job_that_makes_way_for_another_is_queued_again_and_goes_on(slurm, run_file, home):
     """Preemption: Slurm sends what it sends before a limit, whenever it likes."""
-    path = run_file('partition = "low"\n', max_steps=3000)
+    path = run_file('cluster.partition = "low"\ntrain.max_steps = 3000')
     train = slurm.submit(path)["tiny", "train"]
     slurm.wait_for_step("tiny", 20)
     command = ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
@@ -82,18 +87,14 @@ def test_a_job_that_makes_way_for_another_is_queued_again_and_goes_on(slurm, run
     slurm.wait(urgent)
     slurm.begin_again(train)
     folder = home / "runs" / "tiny" / "events"
-    resumed = [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"]
-    give_up = time.monotonic() + 60
-    while not resumed:
-        assert time.monotonic() < give_up
-        resumed = [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"]
+    resumed = until(lambda: [event.data["step"] for event in EventTail(folder).poll() if event.kind == "resumed"])
     assert resumed[0] >= 20
     assert slurm.modelwright("jobs", "cancel", "tiny").returncode == 0
 
 
 def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(slurm, run_file, home, modelwright):
     """It is stopped as a limit stops it; that it has ended is the person's wish."""
-    path = run_file(max_steps=20000)
+    path = run_file("train.max_steps = 20000")
     jobs = slurm.submit(path)
     train = jobs["tiny", "train"]
     slurm.wait_for_step("tiny", 20)
@@ -103,7 +104,7 @@ def test_a_cancelled_job_is_not_queued_again_and_the_next_submission_resumes_it(
     done = modelwright("jobs", "cancel", path)
     assert f"cancelled {train}: train of tiny (RUNNING)" in done.stdout
     slurm.wait(train)
-    time.sleep(1)
+    until(lambda: all(job["state"] in ENDED for job in slurm.jobs("tiny")))
     assert [(job["state"], job["restarts"]) for job in slurm.jobs("tiny")] == [
         ("COMPLETED", 0),
         ("CANCELLED", 0),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import time
 
 import pytest
+from waiting import until
 
 from modelwright.core.cluster import slurm
 
@@ -17,13 +17,6 @@ def _sbatch(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _until(condition, *, seconds: float = 60) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
-
-
 def test_the_accounts_agree_with_the_queue(accounting_cluster, monkeypatch):
     """A job that failed, one that was killed, those that waited for them, tasks of an array, and a cancelled one."""
     monkeypatch.setenv("SLURM_CONF", accounting_cluster)
@@ -33,7 +26,7 @@ def test_the_accounts_agree_with_the_queue(accounting_cluster, monkeypatch):
     array = _sbatch("--array=1-2", "--wrap=true")
     cancelled = _sbatch("--wrap=sleep 60")
     jobs = [failed, dependant, killed, array, cancelled]
-    _until(lambda: slurm.queued(jobs)[cancelled].state == "RUNNING")
+    until(lambda: slurm.queued(jobs)[cancelled].state == "RUNNING")
     slurm.cancel([cancelled])
     expected = {
         failed: ("FAILED", 3),
@@ -47,8 +40,8 @@ def test_the_accounts_agree_with_the_queue(accounting_cluster, monkeypatch):
     def states(ask):
         return {job: (found.state, found.exit_code) for job, found in ask(jobs).items()}
 
-    _until(lambda: states(slurm.queued) == expected)
-    _until(lambda: states(slurm.accounted) == expected)
+    until(lambda: states(slurm.queued) == expected)
+    until(lambda: states(slurm.accounted) == expected)
     queue, accounts = slurm.queued(jobs), slurm.accounted(jobs)
     assert {job: found.nodes for job, found in queue.items()} == {job: found.nodes for job, found in accounts.items()}
     assert slurm.queued(["999999"]) == slurm.accounted(["999999"]) == {}

@@ -33,7 +33,7 @@ def test_an_array_of_four_jobs_prepares_the_same_bytes_as_one_process(
     for number in range(8):
         rows = [{"question": f"{number} + {each}?", "answer": f"#### {number + each}"} for each in range(50)]
         rows_file(tmp_path / f"data-{number}.jsonl", rows)
-    path = run_file("prepare_shards = 4\n", path=f'"{tmp_path}/data-*.jsonl"')
+    path = run_file(f"cluster.prepare_shards = 4\ndata.sources = [{{ path = '{tmp_path}/data-*.jsonl', limit = 100 }}]")
     jobs = slurm.submit(path)
     assert list(jobs) == [("tiny", stage) for stage in ("prepare-shards", "prepare", "train", "register")]
     slurm.wait(jobs["tiny", "register"])
@@ -53,7 +53,7 @@ def test_an_array_of_four_jobs_prepares_the_same_bytes_as_one_process(
 
 def test_a_submitted_run_is_what_it_was_when_it_was_submitted(slurm, run_file, home, tmp_path):
     """Editing the file while jobs wait changes the next submission, not this one."""
-    path = run_file('setup = ["while [ ! -e edited ]; do sleep 0.1; done"]\n')
+    path = run_file('cluster.setup = ["while [ ! -e edited ]; do sleep 0.1; done"]\n')
     jobs = slurm.submit(path, "--set", "train.max_steps=2")
     path.write_text("not even a configuration")
     (tmp_path / "edited").touch()
@@ -74,7 +74,7 @@ def test_names_of_all_kinds_reach_slurm_and_the_shell_as_they_are(slurm, run_fil
         "setup": ["""test "$GREETING" = "it's \\$HOME" """],
         "sbatch": {"comment": """two "words" # and 'more' \\ of them""", "nice": "7", "exclusive": ""},
     }
-    path = run_file(tomli_w.dumps({"cluster": values}).replace("[cluster]\n", ""))
+    path = run_file(tomli_w.dumps({"cluster": values}))
     slurm.home = odd
     jobs = slurm.submit(path)
     slurm.wait(jobs["tiny", "prepare"])

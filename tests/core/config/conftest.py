@@ -43,6 +43,7 @@ COMPONENTS = (
     RegistrySpec(name="sql", summary="SQLite", schemes=("sqlite",), factory="nowhere:Sql"),
 )
 
+# A person's file, not a built one: tests count its lines and change its text.
 MINIMAL = """\
 name = "tiny"
 [model.scratch]

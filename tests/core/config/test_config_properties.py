@@ -11,6 +11,7 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.config import ConfigError, from_plain, read_run, to_plain
 
 FULL = {
@@ -44,7 +45,9 @@ FULL = {
 PLACE = re.compile(r"(?P<file>.*run\.toml)(?::(?P<line>\d+))?(?::\d+)?(?: \[[^\]]*\])?(?: .+?)?: .+")
 
 same_folder = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(150),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 scalars = st.one_of(

@@ -24,6 +24,7 @@ path = "test.jsonl"
 format = "math"
 metrics = METRICS
 """
+# A person's file, not a built one: tests count its lines and change its text.
 RUN = """\
 name = "tiny"
 [model.scratch]

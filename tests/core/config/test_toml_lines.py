@@ -9,6 +9,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.config.toml_lines import lines
 
 DOCUMENT = """\
@@ -99,7 +100,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.dictionaries(keys, values, max_size=4), st.booleans())
 def test_every_path_of_any_document_has_a_line_that_names_it(document, multiline):
     """What tomli reads, tree-sitter finds, and the last key of each path is on its line."""

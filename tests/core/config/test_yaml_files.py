@@ -10,9 +10,11 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.config import ConfigError, read_run, to_plain
 from modelwright.core.config.yaml_files import lines, parse
 
+# A person's file, not a built one: tests count its lines and change its text.
 RUN = """\
 name: tiny
 model:
@@ -251,7 +253,7 @@ def paths_of(value, path=()):
         yield from paths_of(item, (*path, key))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.dictionaries(keys, values, min_size=1, max_size=4), st.sampled_from([None, 1]))
 def test_any_json_is_yaml_and_every_path_of_it_has_a_line(document, indent):
     """YAML 1.2 holds all of JSON: the values are JSON's own, and each key is on its line."""
@@ -264,7 +266,7 @@ def test_any_json_is_yaml_and_every_path_of_it_has_a_line(document, indent):
             assert json.dumps(path[-1]) in text_lines[found[path] - 1]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(st.sampled_from("ab -:,[]{}#&*!|>'\"%@`?\\\n\r\t10.~<é\0\ufeff\x85"), max_size=60))
 def test_any_text_is_read_or_refused(tmp_path, plugins, text):
     """Nothing but a ConfigError, whose lines are those of the file."""

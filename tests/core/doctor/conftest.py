@@ -9,24 +9,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tiny_run import tiny_run
 
 REPOSITORY = Path(__file__).parents[3]
 TOOL = REPOSITORY.parent / "shared" / "tools" / "mini-slurm.sh"
 GPUS, NODES = 3, 2
 
 RUN = """
-name = "tiny"
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 20
-[train]
-max_steps = 1
+train.max_steps = 1
 [[evaluate]]
 name = "sums"
 path = "builtin:arithmetic/test"
@@ -36,26 +26,31 @@ metrics = ["math_accuracy"]
 
 @pytest.fixture
 def run_file(tmp_path):
-    """Writes a run file, with more at its end."""
+    """Writes a run file, with more of it laid over."""
 
-    def write(more=""):
+    def write(*more):
         path = tmp_path / "run.toml"
-        path.write_text(RUN + more)
+        path.write_text(tiny_run(RUN, *more))
         return path
 
     return write
 
 
+def _told(done):
+    assert done.returncode in (0, 1), done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
 @pytest.fixture
-def doctor(modelwright):
-    """`modelwright doctor --json`: its exit code and what it tells."""
+def doctor(command, asked_once):
+    """`modelwright doctor --json` in this process: its exit code and what it tells."""
+    return lambda *arguments: _told(command("doctor", *arguments, "--json"))
 
-    def ask(*arguments, **options):
-        done = modelwright("doctor", *arguments, "--json", **options)
-        assert done.returncode in (0, 1), done.stderr
-        return done.returncode, json.loads(done.stdout)
 
-    return ask
+@pytest.fixture
+def doctor_elsewhere(modelwright):
+    """The same in another process, which finds the packages of the fixture `package`."""
+    return lambda *arguments: _told(modelwright("doctor", *arguments, "--json"))
 
 
 @pytest.fixture
@@ -72,6 +67,7 @@ def package(tmp_path, monkeypatch):
             (site / f"{name}-{version}.dist-info").mkdir()
             metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
             (site / f"{name}-{version}.dist-info/METADATA").write_text(metadata)
+        return site
 
     return write
 

@@ -14,6 +14,9 @@ import pytest
 
 from modelwright.core.doctor.machine import imported, program, storage_facts, version_line
 
+# One process asks each package once.
+pytestmark = pytest.mark.xdist_group("doctor")
+
 
 def test_the_facts_of_this_machine_are_those_that_its_packages_give(doctor, home):
     """Nothing is kept: the home is not even made."""
@@ -75,12 +78,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_package_is_a_line_and_ends_nothing(doctor, package, how):
+def test_a_broken_package_is_a_line_and_ends_nothing(doctor_elsewhere, package, how):
     """However it breaks; standard output holds JSON alone."""
     source, expected = BROKEN[how]
     for name in ("torch", "deepspeed", "flash_attn"):
         package(name, source)
-    code, printed = doctor()
+    code, printed = doctor_elsewhere()
     assert (code, printed["missing"]) == (0, [])
     for name in ("torch", "flash_attn"):
         assert expected in printed["machine"][name]["error"]

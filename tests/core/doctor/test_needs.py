@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import re
 import shutil
 
 import pytest
@@ -12,9 +10,11 @@ from modelwright.core import runner
 from modelwright.core.api import checkpoint_bytes, training_memory
 from modelwright.core.api.errors import SeveralErrors
 from modelwright.core.config import read_run
-from modelwright.core.doctor import needs
 from modelwright.core.doctor.machine import machine_facts, slurm_facts
 from modelwright.core.doctor.needs import missing
+
+# One process asks each package once.
+pytestmark = pytest.mark.xdist_group("doctor")
 
 
 def lines(printed):
@@ -28,12 +28,10 @@ def one_line(printed, wording):
     return line
 
 
-@pytest.fixture(scope="module")
-def facts():
-    """This machine's; and each component is imported in another process once only."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(needs, "imported", functools.cache(needs.imported))
-        yield machine_facts()
+@pytest.fixture
+def facts(asked_once):
+    """This machine's."""
+    return machine_facts()
 
 
 def missing_in(path, facts, *overrides):
@@ -51,9 +49,10 @@ def test_a_run_that_finds_all_it_needs_misses_nothing(doctor, run_file):
 
 def test_everything_that_is_missing_is_reported_at_once(doctor, run_file, tmp_path):
     """For every variant by its name."""
-    run = run_file("[variants.a]\n[variants.b]\ndata.quality.deduplicate = 'exact'\n")
-    text = run.read_text().replace('"builtin:arithmetic/train"', '"rows.jsonl"')
-    run.write_text(text.replace('"builtin:arithmetic/test"', '"test.jsonl"'))
+    run = run_file(
+        "data.sources = [{ path = 'rows.jsonl' }]\n[variants.a]\n[variants.b]\ndata.quality.deduplicate = 'exact'\n",
+        "evaluate = [{ name = 'sums', path = 'test.jsonl', metrics = ['math_accuracy'] }]",
+    )
     (tmp_path / "broken.db").write_text("no database at all")
     code, printed = doctor(run, "--registry", f"sqlite:///{tmp_path}/broken.db")
     assert code == 1
@@ -64,22 +63,20 @@ def test_everything_that_is_missing_is_reported_at_once(doctor, run_file, tmp_pa
 
 
 @pytest.mark.long
-def test_broken_torch_is_missing_once(doctor, run_file, package, wording):
+def test_broken_torch_is_missing_once(doctor_elsewhere, run_file, package, wording):
     """Not once for every component that needs it."""
     package("torch", "raise ImportError('libcudart.so.12: cannot open shared object file')")
-    code, printed = doctor(run_file())
+    code, printed = doctor_elsewhere(run_file())
     assert code == 1
     line = one_line(lines(printed), wording)
     assert "torch" in line
     assert "libcudart.so.12" in line
 
 
-def test_a_package_that_is_too_old_is_named_with_what_is_needed(doctor, run_file, package, wording):
+def test_a_package_that_is_too_old_is_named_with_what_is_needed(facts, run_file, package, wording, monkeypatch):
     """By what the extra of the component asks for."""
-    package("peft", version="0.1")
-    code, printed = doctor(run_file())
-    assert code == 1
-    line = one_line(lines(printed), wording)
+    monkeypatch.syspath_prepend(package("peft", version="0.1"))
+    line = one_line(missing_in(run_file(), facts), wording)
     assert all(fact in line for fact in ("peft", "0.1", "0.18", "modelwright[train]"))
 
 
@@ -94,26 +91,12 @@ def modelwright_trainers():
 """
 
 
-def test_a_component_that_cannot_be_imported_is_named_with_its_package(doctor, run_file, install_plugin, wording):
+def test_a_component_that_cannot_be_imported_is_named_with_its_package(facts, run_file, install_plugin, wording):
     """It is tried in another process: to import it here may end this one."""
     site = install_plugin("far-plugin", TRAINER.format(launcher="python"))
     (site / "far_away.py").write_text("import no_such_package\n")
-    run = run_file()
-    run.write_text(run.read_text().replace("max_steps = 1", 'max_steps = 1\ntrainer = "far"'))
-    code, printed = doctor(run)
-    assert code == 1
-    line = one_line(lines(printed), wording)
+    line = one_line(missing_in(run_file("train.trainer = 'far'"), facts), wording)
     assert all(fact in line for fact in ("trainer 'far'", "no_such_package", "pip install 'far-away'"))
-
-
-BASED = '[model]\nbase = "{base}"\n'
-
-
-def with_base(run, base):
-    text = re.sub(r"\[model\.scratch\]\n(.*\n){3}", BASED.format(base=base), run.read_text())
-    assert base in text
-    run.write_text(text)
-    return run
 
 
 @pytest.mark.parametrize(
@@ -128,16 +111,16 @@ def with_base(run, base):
 def test_a_base_that_is_missing_is_reported(run_file, tmp_path, facts, base, why):
     """A folder, a model of the hub without a network, one of the registry."""
     (tmp_path / "empty").mkdir()
-    assert any(why in line for line in missing_in(with_base(run_file(), base), facts))
+    assert any(why in line for line in missing_in(run_file(f"model.base = {base!r}"), facts))
 
 
 @pytest.mark.long
-def test_a_base_of_the_hub_that_can_be_downloaded_is_not_missing(doctor, run_file, tmp_path, monkeypatch):
+def test_a_base_of_the_hub_that_can_be_downloaded_is_not_missing(doctor_elsewhere, run_file, tmp_path, monkeypatch):
     """Nobody asks the hub: its address here is one that nobody listens at."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert doctor(with_base(run_file(), "nobody/nothing"))[0] == 0
+    assert doctor_elsewhere(run_file("model.base = 'nobody/nothing'"))[0] == 0
 
 
 def test_a_disk_that_is_smaller_than_the_checkpoints_is_reported_with_both_sizes(run_file, facts):
@@ -145,7 +128,7 @@ def test_a_disk_that_is_smaller_than_the_checkpoints_is_reported_with_both_sizes
     width, layers = 65536, 200
     size = (f"model.scratch.hidden_size={width}", f"model.scratch.layers={layers}", "train.keep_checkpoints=3")
     disk, memory = missing_in(run_file(), facts, *size)
-    weights = layers * (4 * width**2 + 3 * 4 * width**2 + 2 * width) + 512 * width + width
+    weights = layers * (4 * width**2 + 3 * 4 * width**2 + 2 * width) + 300 * width + width
     # Four checkpoints, as the preflight of a training counts them.
     assert f" {4 * checkpoint_bytes(weights) / 1e9:.1f} GB" in disk
     assert "keep_checkpoints" in disk
@@ -236,15 +219,10 @@ def with_gpus(facts, gpus, *, why=None, driver=()):
     return {**facts, "torch": torch, "driver": {"version": "550.1", "gpus": list(driver)} if driver else None}
 
 
-def train_table(run, more):
-    run.write_text(run.read_text().replace("max_steps = 1", f"max_steps = 1\n{more}"))
-    return run
-
-
 def test_more_processes_than_gpus_are_reported(run_file, facts, wording):
     """Of a trainer that starts them on this machine."""
     pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
-    run = train_table(run_file(), 'trainer = "deepspeed"\nprocesses = 4')
+    run = run_file("train.trainer = 'deepspeed'\ntrain.processes = 4")
     line = one_line(missing_in(run, with_gpus(facts, [GPU, GPU])), wording)
     assert "[train] processes is 4" in line
     assert missing_in(run, with_gpus(facts, [GPU] * 4)) == []

@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 from stand_in_hub import FIRST, SECOND, Hub, serving
+from tiny_run import tiny_run
 
-RUN = """\
-name = "tuned"
-[model]
-base = "{base}"
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 20
-[data.tokens]
-max_length = 128
-[train]
-max_steps = 1
-batch_size = 2
-"""
-SCRATCH = RUN.replace('[model]\nbase = "{base}"', "[model.scratch]\nhidden_size = 16\nlayers = 1\nheads = 2")
+RUN = 'name = "tuned"\ntrain.max_steps = 1'
 
 
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory) -> dict[str, bytes]:
     """The files of a model that was trained here."""
     folder = tmp_path_factory.mktemp("model")
-    (folder / "run.toml").write_text(SCRATCH)
+    (folder / "run.toml").write_text(tiny_run(RUN))
     environment = {**os.environ, "MODELWRIGHT_HOME": str(folder / "home")}
     command = [sys.executable, "-m", "modelwright.core", "run", "run.toml"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = warm.run(command, cwd=folder, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
     made = folder / "home" / "runs" / "tuned" / "train" / "model"
     files = {path.name: path.read_bytes() for path in made.iterdir()}
@@ -60,7 +46,7 @@ def hub(model_files, monkeypatch, tmp_path):
 @pytest.fixture
 def run(modelwright, tmp_path):
     def run(base, *more, command="run"):
-        (tmp_path / "run.toml").write_text(RUN.format(base=base))
+        (tmp_path / "run.toml").write_text(tiny_run(RUN, f'model.base = "{base}"'))
         return modelwright(command, "run.toml", *more)
 
     return run
@@ -156,15 +142,12 @@ def test_a_folder_of_that_name_is_the_folder(hub, run, tmp_path: Path):
     assert hub.requested == []
 
 
-DATA = RUN.replace('[model]\nbase = "{base}"', "[model.scratch]").replace("builtin:arithmetic/train", "{path}")
-
-
 @pytest.fixture
 def prepare_data(modelwright, tmp_path, home):
     """Prepares data of the hub; gives the report, or the line of the error."""
 
     def prepare(path, *more):
-        (tmp_path / "run.toml").write_text(DATA.format(path=path).replace("limit = 20\n", ""))
+        (tmp_path / "run.toml").write_text(tiny_run(RUN, f'data.sources = [{{ path = "{path}" }}]'))
         done = modelwright("prepare", "run.toml", *more)
         if done.returncode:
             return done.returncode, done.stderr.splitlines()[-1]

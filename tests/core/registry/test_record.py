@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.api.errors import RegistryError
 from modelwright.core.api.records import wilson
 from modelwright.core.plugins import discover
@@ -103,7 +104,7 @@ json_values = st.recursive(
 
 
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(200))
 def test_a_record_with_anything_anywhere_is_read_or_refused(version, data):
     """Nothing else happens, with any value in any place."""
     record = copy.deepcopy(to_record(version))

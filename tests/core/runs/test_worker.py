@@ -8,32 +8,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
+import warm
+from tiny_run import tiny_run
+from waiting import until
 
 from modelwright.core.runs.events import read_events
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
-RUN = """
-name = "tiny"
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 40
-[train]
-trainer = "pair"
-processes = 2
-max_steps = 2
-batch_size = 4
-"""
+RUN = tiny_run('train = { trainer = "pair", processes = 2 }')
 
 # Process 0 waits for process 1, which never comes: the network library would wait for half an hour.
 PLUGIN = """
@@ -82,6 +68,7 @@ def test_the_error_of_the_process_that_failed_is_the_runs(run_pair):
     assert done.stderr.splitlines()[-1] == "error: its disk is full: free some (process 1 of 2)"
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_ends_the_others(run_pair):
     """It can tell nothing itself; the line says where to look."""
     done = run_pair("os.kill(os.getpid(), signal.SIGKILL)")
@@ -96,6 +83,7 @@ _FILL = """
 """
 
 
+@pytest.mark.long
 def test_a_process_that_meets_a_full_disk_can_still_tell_so(run_pair, home, mounted, wording):
     """The room for that is set aside before."""
     mounted(home, "-o", "size=8m")
@@ -104,36 +92,25 @@ def test_a_process_that_meets_a_full_disk_can_still_tell_so(run_pair, home, moun
     wording(done.stderr.splitlines()[-1])
 
 
-LONG = """
-name = "tiny"
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 40
+LONG = tiny_run("""
 [train]
 trainer = "deepspeed"
 processes = 2
 max_steps = 4000
-batch_size = 4
 checkpoint_every = 10000
 preflight = false
-"""
+""")
 
 
 def _when_training(home, process):
     """Waits for the third step; gives the processes below the runner."""
-    give_up = time.monotonic() + 120
-    while time.monotonic() < give_up and process.poll() is None:
+
+    def trains():
         events = read_events(home / "runs/tiny/events", stage="train")
-        if any(event.kind == "step" and event.data["step"] == 3 for event in events):
-            return psutil.Process(process.pid).children(recursive=True)
-        time.sleep(0.1)
-    raise AssertionError("it does not train")
+        return any(event.kind == "step" and event.data["step"] == 3 for event in events)
+
+    until(trains, process, every=0.1)
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 @pytest.mark.long
@@ -143,7 +120,7 @@ def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home,
     path = tmp_path / "run.toml"
     path.write_text(LONG)
     command = [sys.executable, "-m", "modelwright.core", "run", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = warm.popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     below = _when_training(home, process)
     for each in below if reached == "all" else [one for one in below if "launcher" in " ".join(one.cmdline())]:
         each.send_signal(signal.SIGTERM)
@@ -162,7 +139,7 @@ def test_a_killed_process_is_not_a_request_to_stop(tmp_path, home):
     path = tmp_path / "run.toml"
     path.write_text(LONG)
     command = [sys.executable, "-m", "modelwright.core", "run", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = warm.popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     below = _when_training(home, process)
     (second,) = [one for one in below if one.environ().get("RANK") == "1" and "worker" in " ".join(one.cmdline())]
     os.kill(second.pid, signal.SIGKILL)

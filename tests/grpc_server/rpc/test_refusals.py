@@ -9,6 +9,7 @@ from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright import NewModel, UsageError
 from modelwright.grpc_server.client import ServerError
 from modelwright.v1 import common_pb2, inference_pb2, inference_pb2_grpc
@@ -227,7 +228,7 @@ def test_an_unknown_field_is_refused_at_any_depth(client, ask, wording):
     assert ask(CHAT, chat.SerializeToString())[1].metadata["field"] == "ChatRequest.messages"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200))
 def test_no_bytes_bring_the_server_down(client, data):
     """Any message is answered or is the caller's mistake, never UNKNOWN or INTERNAL."""
@@ -238,7 +239,7 @@ def test_no_bytes_bring_the_server_down(client, data):
     assert client.generate("hi", model="math").text == "math@1:hi"
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(address=st.text(max_size=300) | st.text(string.printable, min_size=2000, max_size=4000))
 def test_errors_that_quote_long_text_stay_small_enough_to_be_sent(client, address):
     """A status travels in headers of 8 KiB; a long address is cut in it."""

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.api.generation import Sampling
 from modelwright.plugins.engines.decoding import choose, generator
 
@@ -63,7 +64,7 @@ def test_truncated_samples_follow_the_rest():
     assert got == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.03)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     logits=st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12),
     temperature=st.floats(0.01, 5),

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from examples import examples
 from modelwright.plugins.engines.decoding import Detokenizer, StopStrings, TextStream, byte_tokens
 
 
@@ -87,7 +88,7 @@ def reference_cut(text, stops):
 
 class TestDetokenizer:
     @pytest.mark.parametrize("kind", KINDS)
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=examples(120), deadline=None)
     @given(data=st.data())
     def test_pieces_join_to_the_decoding_of_all_tokens(self, kind, data):
         """With any tokens and any decoder, valid text or not, nothing is lost, doubled or different."""
@@ -97,7 +98,7 @@ class TestDetokenizer:
         assert "".join(given) == tokenizer.decode(ids)
 
     @pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=examples(80), deadline=None)
     @given(text=st.text(st.sampled_from("a the€🙂日é \n"), max_size=60))
     def test_no_piece_holds_half_a_character(self, kind, text):
         """For a valid text every piece is a part of it, however its characters are spread over tokens."""
@@ -149,7 +150,7 @@ def bytes_to_ids(tokenizer, kind, text):
 
 
 class TestStopStrings:
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     @given(
         chunks=st.lists(st.text(st.sampled_from("ab€"), max_size=4), max_size=8),
         stops=st.lists(st.text(st.sampled_from("ab€"), min_size=1, max_size=4), max_size=3),
@@ -180,7 +181,7 @@ class TestStopStrings:
 
 class TestTextStream:
     @pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "words"])
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     @given(data=st.data())
     def test_stops_are_found_across_tokens_and_characters(self, kind, data):
         """A stop string taken from the text is cut out wherever tokens and bytes divide it."""

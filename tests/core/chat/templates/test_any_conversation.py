@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.api import Example, Message, RowError
 from modelwright.core.chat.renderer import TemplateRefusedError
 
@@ -57,7 +58,7 @@ def conversations(draw, family):
     return tuple(messages)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(data=st.data())
 def test_in_any_conversation_only_answers_are_trained_and_the_text_is_the_templates(
     families, family_name, renderer_of, theirs, data

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.api import Example, Message
 
 # Where a prompt is not the beginning of the training example, by family and shape; None is any shape.
@@ -115,7 +116,7 @@ SAYINGS = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(question=SAYINGS, answer=SAYINGS, kind=st.sampled_from(["byte_level", "unigram", "llama2"]))
 def test_a_prompts_end_is_reported_if_and_only_if_its_tokens_are_others(
     family_name, families, renderer_of, theirs, question, answer, kind

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import json
 
+from tiny_run import tiny_run
+
 from modelwright.core.runs.events import read_events
 
-RUN = """
-name = "tiny"
-[model.scratch]
-hidden_size = 16
-layers = 1
-heads = 2
-[data]
-format = "math"
-[[data.sources]]
-path = "builtin:arithmetic/train"
-limit = 50
-[train]
-max_steps = 2
-batch_size = 4
-"""
-SUITE = """
-[[evaluate]]
-name = "{name}"
-path = "builtin:arithmetic/test"
-metrics = ["exact_match"]
-limit = {limit}
-generation.max_tokens = 4
-"""
+SUITE = 'path = "builtin:arithmetic/test", metrics = ["exact_match"], generation.max_tokens = 4'
+
+
+def _run(limit):
+    """With two suites; `limit` is the second's."""
+    suites = [f'{{ name = "{name}", limit = {most}, {SUITE} }}' for name, most in (("a", 5), ("b", limit))]
+    return tiny_run(f"evaluate = [{', '.join(suites)}]")
+
+
 ODD = """
 from modelwright import MetricSpec, hookimpl
 
@@ -54,9 +42,9 @@ def test_only_the_suite_that_changed_is_graded_again(modelwright, tmp_path, home
         events = read_events(home / "runs/tiny/events", stage="evaluate")[seen:]
         return [event.data["suite"] for event in events if event.kind == "graded"], done
 
-    path.write_text(RUN + SUITE.format(name="a", limit=5) + SUITE.format(name="b", limit=5))
+    path.write_text(_run(5))
     assert graded()[0] == ["a", "b"]
-    path.write_text(RUN + SUITE.format(name="a", limit=5) + SUITE.format(name="b", limit=6))
+    path.write_text(_run(6))
     suites, done = graded()
     assert suites == ["b"]
     [result] = json.loads(done.stdout)

@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+import warm
+from waiting import until
 
 from modelwright.core.runs.folder import RunFolder
 
@@ -191,7 +192,7 @@ def test_what_one_model_cannot_do_costs_the_others_nothing(
 
 
 # An evaluation that takes a while, so that a stop finds it still at work however busy the machine is.
-LONG = ("--max-tokens", 64, "--samples", 96, "--temperature", 1, "--format", "math", "--metric", "exact_match")
+LONG = ("--max-tokens", 64, "--samples", 192, "--temperature", 1, "--format", "math", "--metric", "exact_match")
 
 
 @pytest.fixture
@@ -201,14 +202,10 @@ def start(tmp_path):
 
     def begin(*arguments):
         command = [sys.executable, "-m", "modelwright.core", "evaluate", *map(str, arguments)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
+        process = warm.popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path)
         started.append(process)
         answers = tmp_path / "out/.work/evaluate/one@2/sums_of_2.answers.jsonl"
-        give_up = time.monotonic() + 120
-        while not (answers.is_file() and answers.read_bytes().count(b"\n") > 20):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < give_up
-            time.sleep(0.02)
+        until(lambda: answers.is_file() and answers.read_bytes().count(b"\n") > 20, process, said=process.stderr.read)
         return process, answers
 
     yield begin
@@ -235,7 +232,7 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
     results = evaluate(*arguments)
     assert [(model["address"], model["requested"]) for model in results["models"]] == [("one@2", ["@best"])]
     given = [output["token_ids"] for row in _samples(tmp_path / "out") for output in row["outputs"]]
-    assert len(given) == 12 * 96
+    assert len(given) == 12 * 192
     assert all(tokens in given for tokens in kept)
     assert len(answers.read_bytes().splitlines()) == 1 + len(given), "no answer was generated twice"
     assert evaluate(*arguments[:6], "--limit", 1, *LONG)["models"][0]["address"] == "two@1", (
@@ -243,18 +240,15 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
     )
 
 
-def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(store, questions, start, evaluate, tmp_path):
+@pytest.mark.long
+def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(
+    store, questions, start, evaluate, modelwright, tmp_path
+):
     """The worker ends with it; two at once are refused."""
     output = tmp_path / "out"
     arguments = ("--all", "--data", questions, "--output", output, *LONG)
     process, _ = start(*arguments)
-    second = subprocess.run(
-        [sys.executable, "-m", "modelwright.core", "evaluate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    second = modelwright("evaluate", *arguments)
     assert second.returncode == 1
     assert f"error: {output / '.work'} is in use by process {process.pid} on " in second.stderr
     os.kill(process.pid, signal.SIGKILL)

@@ -9,36 +9,27 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from tiny_run import tiny_run
+from waiting import until
 
 from modelwright.core.api.files import sha256_file
 from modelwright.core.cli import main
 from modelwright.core.stages.prepare.cache import Cache
 
 FILES, ROWS = 8, 250
-RUN = """
+RUN = tiny_run("""
 name = "prep"
-seed = 1
-[model.scratch]
-tokenizer = "bpe"
-vocab_size = 400
+model.scratch = { tokenizer = "bpe", vocab_size = 400 }
 [data]
 format = "general"
 workers = 2
-[data.holdout]
-fraction = 0.2
-[data.tokens]
-packing = "pack"
-max_length = 256
-[[data.sources]]
-path = "rows"
-weight = 1.5
-[train]
-max_steps = 1
-"""
+holdout.fraction = 0.2
+tokens = { packing = "pack", max_length = 256 }
+sources = [{ path = "rows", weight = 1.5 }]
+""")
 
 
 @pytest.fixture
@@ -110,10 +101,7 @@ def test_a_killed_preparation_goes_on_and_comes_to_the_same_bytes(project, home,
     """What was done is not done again, and nothing half done is taken for done."""
     whole = prepare(project, home=project / "undisturbed")
     process = subprocess.Popen(command(), cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(entries(home, kind)) < count and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    until(lambda: len(entries(home, kind)) >= count or process.poll() is not None, every=0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = {each: entries(home, each) for each in ("examples", "tokens")}
@@ -128,10 +116,7 @@ def test_a_worker_that_is_killed_is_one_clear_line_and_the_same_command_goes_on(
     """Memory may run out; nothing of what was done is lost."""
     process = subprocess.Popen(command(), cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 60
-    while not entries(home, "examples"):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    until(lambda: entries(home, "examples"), process, every=0.002)
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     error = process.communicate()[1].splitlines()[-1]
     assert process.returncode == 1
@@ -235,10 +220,7 @@ def test_workers_of_a_killed_runner_hold_the_store_until_they_end(project, home)
     """Nobody takes for left over what they are still writing."""
     process = subprocess.Popen(command(), cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 60
-    while not entries(home, "examples"):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    until(lambda: entries(home, "examples"), process, every=0.002)
     workers = [int(child) for child in children.read_text().split()]
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)

@@ -9,9 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from tiny_run import tiny_run
+from waiting import until
 
 from modelwright.core.api.files import sha256_file
 from modelwright.core.cli import main
@@ -20,28 +21,16 @@ from modelwright.core.runs.events import read_events
 FILES, ROWS, PARTS = 8, 120, 4
 RUN = """
 name = "prep"
-seed = 1
-[model]
-base = "base"
 [data]
 format = "general"
 workers = 1
 max_rejected = 0.1
-[data.quality]
-deduplicate = "near"
-min_characters = 8
-[data.holdout]
-fraction = 0.2
-[data.tokens]
-packing = "pack"
-max_length = 256
-[[data.sources]]
-path = "rows"
-weight = 1.5
-[train]
-max_steps = 1
+quality = { deduplicate = "near", min_characters = 8 }
+holdout.fraction = 0.2
+tokens = { packing = "pack", max_length = 256 }
+sources = [{ path = "rows", weight = 1.5 }]
 """
-SCRATCH = '[model.scratch]\ntokenizer = "bpe"\nvocab_size = 400'
+SCRATCH = 'model.scratch = { tokenizer = "bpe", vocab_size = 400 }'
 WORDS = "one two three four five six seven eight nine ten eleven twelve apples pears plums nuts"
 
 
@@ -63,7 +52,7 @@ def project(tmp_path, rows_file):
         rows[9] = {"prompt": "a", "completion": "b"}
         rows[11] = {"prompt": f"all of {file}", "completion": "so " * 400}
         rows_file(tmp_path / "rows" / f"{file}.jsonl", rows)
-    (tmp_path / "run.toml").write_text(RUN.replace('[model]\nbase = "base"', SCRATCH))
+    (tmp_path / "run.toml").write_text(tiny_run(RUN, SCRATCH))
     return tmp_path
 
 
@@ -79,7 +68,7 @@ def with_base(project):
     torch.manual_seed(1)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     LlamaForCausalLM(LlamaConfig(vocab_size=400, **sizes)).save_pretrained(base)
-    (project / "run.toml").write_text(RUN)
+    (project / "run.toml").write_text(tiny_run(RUN, 'model.base = "base"'))
     return project
 
 
@@ -129,11 +118,7 @@ def entries(home, kind):
 
 
 def wait_for_entry(home, process):
-    deadline = time.monotonic() + 60
-    while not entries(home, "examples"):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    until(lambda: entries(home, "examples"), process, every=0.002)
 
 
 def prepare_in_parts(project, home):

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 import pytest
+from tiny_run import tiny_run
 
 from modelwright import ModelwrightError, TokenFolder
 from modelwright.core import runner
@@ -16,17 +17,8 @@ from modelwright.core.stages.prepare.preparation import Preparation
 
 RUN = """
 name = "prep"
-seed = 1
-[model.scratch]
-vocab_size = 300
-[model]
-{model}
-[data]
-format = "general"
-[[data.sources]]
-path = "rows.jsonl"
-[train]
-max_steps = 1
+data.format = "general"
+data.sources = [{ path = "rows.jsonl" }]
 """
 ROWS = [{"prompt": f"say {n}", "completion": f"it is {n}"} for n in range(60)]
 
@@ -36,7 +28,7 @@ def prepare(tmp_path, rows_file):
     def run(rows, *overrides, model=""):
         rows_file(tmp_path / "rows.jsonl", rows)
         path = tmp_path / "run.toml"
-        path.write_text(RUN.format(model=model).replace("[model]\n\n", ""))
+        path.write_text(tiny_run(RUN, f"[model]\n{model}"))
         read = read_run(path, overrides=overrides)
         opened = runner.open_run(read.configs[0], read.plugins)
         runner.check([opened], ["prepare"])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright import Example, Message
 from modelwright.core.api.files import json_line
 from modelwright.core.chat.renderer import Renderer, read_template
@@ -70,7 +71,7 @@ def test_a_row_is_its_text_with_what_is_trained(tmp_path):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(TEXT, TEXT)
 def test_the_parts_are_the_rendering_of_any_text(tmp_path_factory, question, answered):
     """No character is lost between two parts, though tokens be bytes of one."""

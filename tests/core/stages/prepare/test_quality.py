@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tiny_run import tiny_run
 
 from modelwright import ModelwrightError
 from modelwright.core import runner
@@ -12,14 +13,8 @@ from modelwright.core.config import read_run
 
 RUN = """
 name = "clean"
-[model.scratch]
-vocab_size = 300
-[data]
-format = "math"
-[[data.sources]]
-path = "train.jsonl"
-[train]
-max_steps = 1
+data.sources = [{ path = "train.jsonl" }]
+data.tokens.max_length = 1024
 """
 SUITE = """
 [[evaluate]]
@@ -54,7 +49,7 @@ def prepare(tmp_path, rows_file, monkeypatch):
     def run(rows, *overrides, test=TEST, suite=SUITE):
         rows_file(tmp_path / "train.jsonl", rows)
         rows_file(tmp_path / "test.jsonl", list(test))
-        (tmp_path / "run.toml").write_text(RUN + suite)
+        (tmp_path / "run.toml").write_text(tiny_run(RUN, suite))
         read = read_run(tmp_path / "run.toml", overrides=overrides)
         opened = runner.open_run(read.configs[0], read.plugins)
         runner.check([opened], ["prepare"])

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from modelwright.core.api import Example, Message, UsageError
 from modelwright.core.chat.renderer import Renderer, read_template
 from modelwright.core.stages.prepare.tokenizers import build_tokenizer, scratch_renderer
@@ -43,7 +44,7 @@ def test_bpe_digits_stand_alone():
     assert tokens(tokenizer, "12 + 12") == ["1", "2", "Ġ", "+", "Ġ", "1", "2"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     words=st.lists(st.sampled_from(["Tom", " has", " ", "1", "2", " apples", ",", "\n", "?", " =", ":"]), max_size=12)
 )
@@ -57,7 +58,7 @@ def test_what_is_in_the_vocabulary_round_trips_in_words(words):
         assert tokenizer.decode(ids) == text
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(text=st.text(st.characters(exclude_categories=("Cs",))))
 def test_everything_round_trips_in_bpe(text):
     """Byte-level encoding knows every text."""

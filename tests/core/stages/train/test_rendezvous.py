@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+import warm
 from tiny_run import tiny_run
 
 from modelwright.core.api import ModelwrightError
@@ -115,7 +116,7 @@ def launch(tmp_path):
 
     def start(rank, *arguments, events_of=(("LOCAL_WORLD_SIZE", "2"),)):
         variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-        process = subprocess.Popen(
+        process = warm.popen(
             [sys.executable, "-m", "modelwright.core", *(arguments or TRAIN)],
             cwd=tmp_path,
             env={**os.environ, **variables, "MASTER_PORT": port, **dict(events_of)},

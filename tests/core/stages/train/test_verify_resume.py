@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import warm
 from tiny_run import tiny_run
 
 RUN = tiny_run("""
@@ -170,7 +171,7 @@ def test_a_request_to_the_run_stops_its_verification(run_file, modelwright, home
     """As it stops its training; the request is spent when the next one begins."""
     folder = home / "runs" / "tiny"
     command = [sys.executable, "-m", "modelwright.core", "train", run_file, "--verify-resume"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = warm.popen(command, stderr=subprocess.PIPE, text=True)
     give_up = time.monotonic() + 120
     while not (folder / "verify" / "through" / "events").exists() and time.monotonic() < give_up:
         time.sleep(0.05)
