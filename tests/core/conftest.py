@@ -36,7 +36,7 @@ def answers() -> dict[object, dict[str, object]]:
 
 
 @pytest.fixture
-def asked_once(answers: dict[object, dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+def probed_once(answers: dict[object, dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Doctor has each package imported in another process once in a session, not in every test: it takes seconds."""
     ask = machine.imported
 

@@ -66,20 +66,20 @@ def _server() -> str:
     """Start the server, which ends with this process; gives its address."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     alive, _open_as_long_as_this_process = os.pipe()
-    ready, told = os.pipe()
+    ready, written = os.pipe()
     with (folder / "log").open("wb") as log:
         subprocess.Popen(
-            [sys.executable, __file__, str(folder / "socket"), str(alive), str(told)],
+            [sys.executable, __file__, str(folder / "socket"), str(alive), str(written)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=(alive, told),
+            pass_fds=(alive, written),
             env=_at_start,
             cwd="/",
             start_new_session=True,
         )
     os.close(alive)
-    os.close(told)
+    os.close(written)
     assert os.read(ready, 1), (folder / "log").read_text()
     os.close(ready)
     return str(folder / "socket")

@@ -11,7 +11,7 @@ from tiny_run import tiny_run
 pytestmark = pytest.mark.xdist_group("doctor")
 
 
-def test_the_table_says_what_there_is_and_what_is_missing(command, asked_once, tmp_path):
+def test_the_table_says_what_there_is_and_what_is_missing(command, probed_once, tmp_path):
     """A line for each thing; exit code 1, because something is missing."""
     (tmp_path / "run.toml").write_text(tiny_run("data.sources = [{ path = 'absent.jsonl' }]"))
     done = command("doctor", "run.toml")
@@ -24,7 +24,7 @@ def test_the_table_says_what_there_is_and_what_is_missing(command, asked_once, t
     assert "absent.jsonl" in after
 
 
-def test_a_run_that_lacks_nothing_is_reported_as_ready(command, asked_once, tmp_path):
+def test_a_run_that_lacks_nothing_is_reported_as_ready(command, probed_once, tmp_path):
     """With exit code 0."""
     (tmp_path / "run.toml").write_text(tiny_run("[variants.a]\n[variants.b]"))
     done = command("doctor", "run.toml", "--variant", "b")

@@ -42,7 +42,7 @@ def _told(done):
 
 
 @pytest.fixture
-def doctor(command, asked_once):
+def doctor(command, probed_once):
     """`modelwright doctor --json` in this process: its exit code and what it tells."""
     return lambda *arguments: _told(command("doctor", *arguments, "--json"))
 

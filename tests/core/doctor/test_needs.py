@@ -29,7 +29,7 @@ def one_line(printed, wording):
 
 
 @pytest.fixture
-def facts(asked_once):
+def facts(probed_once):
     """This machine's."""
     return machine_facts()
 
