@@ -68,8 +68,8 @@ def test_a_job_that_stops_at_once_is_queued_again_while_slurm_still_signals_it(s
     def queued_again():
         job = slurm.jobs("tiny")[0]
         # Slurm gives the reason a moment after the state.
-        told = job["state"] in ENDED or (job["restarts"] and job["state"] == "PENDING" and job["why"])
-        return job if told else None
+        reported = job["state"] in ENDED or (job["restarts"] and job["state"] == "PENDING" and job["why"])
+        return job if reported else None
 
     job = until(queued_again)
     assert (job["job"], job["state"], job["restarts"]) == (prepare, "PENDING", 1)

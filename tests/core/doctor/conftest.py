@@ -36,7 +36,7 @@ def run_file(tmp_path):
     return write
 
 
-def _told(done):
+def _reported(done):
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -44,13 +44,13 @@ def _told(done):
 @pytest.fixture
 def doctor(command, probed_once):
     """`modelwright doctor --json` in this process: its exit code and what it tells."""
-    return lambda *arguments: _told(command("doctor", *arguments, "--json"))
+    return lambda *arguments: _reported(command("doctor", *arguments, "--json"))
 
 
 @pytest.fixture
 def doctor_elsewhere(modelwright):
     """The same in another process, which finds the packages of the fixture `package`."""
-    return lambda *arguments: _told(modelwright("doctor", *arguments, "--json"))
+    return lambda *arguments: _reported(modelwright("doctor", *arguments, "--json"))
 
 
 @pytest.fixture
