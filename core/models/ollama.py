@@ -12,7 +12,8 @@ https://docs.ollama.com/modelfile has the instructions, https://docs.ollama.com/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,11 @@ class Fixed:
             parts.insert(0, ("system", *self.system))
         branches = "{{ else ".join(
             f'if eq .Role "{role}" }}}}{_literal(before)}{{{{ .Content }}}}'
-            + (f"{{{{ if not $last }}}}{_literal(after)}{{{{ end }}}}" if role == "assistant" else _literal(after))
+            + (
+                f"{{{{ if not $last }}}}{_literal(after)}{{{{ end }}}}"
+                if role == "assistant" and after
+                else _literal(after)
+            )
             for role, before, after in parts
         )
         return (
@@ -127,18 +132,19 @@ def fixed_texts(renderer: Renderer, name: str) -> Fixed:
     user, system = Message(role="user", content=_U), Message(role="system", content=_S)
     answer = Message(role="assistant", content=_A)
     try:
-        first, asked = _around(renderer, [user], _U)
+        first, asked = _cut(_render(renderer, [user]), (_U,))
         _, between, opened = _cut(_render(renderer, [user, answer, user]), (_U, _A, _U))[:3]
     except (TemplateRefusedError, UsageError, ValueError) as error:
         raise UsageError(f"{name}: no Modelfile can be made of its chat template: {error}") from error
-    begin, default, around = first, None, None
+    allowed = _token_starts(renderer, user)
+    user_before = _common_end(first, opened, allowed)
+    begin, default, around = first.removesuffix(user_before), None, None
     try:
         before, middle, _ = _cut(_render(renderer, [system, user]), (_S, _U))
     except (TemplateRefusedError, ValueError):
-        user_before = _common_end(first, opened)
-        begin = first.removesuffix(user_before)
+        pass  # it takes no system message
     else:
-        user_before = _common_end(_common_end(first, opened), middle)
+        user_before = _common_end(user_before, middle, {at - len(begin) for at in allowed})
         begin, after = first.removesuffix(user_before), middle.removesuffix(user_before)
         if before.startswith(begin):
             around = (before.removeprefix(begin), after)
@@ -177,11 +183,6 @@ def _render(renderer: Renderer, messages: Sequence[Message]) -> str:
     return renderer.spell(renderer.prompt(messages))
 
 
-def _around(renderer: Renderer, messages: Sequence[Message], mark: str) -> tuple[str, str]:
-    before, after = _cut(_render(renderer, messages), (mark,))
-    return before, after
-
-
 def _cut(text: str, marks: Sequence[str]) -> list[str]:
     """The texts around marks, which have to be there once each, in this order."""
     parts = []
@@ -193,12 +194,21 @@ def _cut(text: str, marks: Sequence[str]) -> list[str]:
     return [*parts, text]
 
 
-def _common_end(one: str, other: str) -> str:
-    """The longest text that both end in, from the beginning of a line or of a control token in it."""
+def _token_starts(renderer: Renderer, asked: Message) -> set[int]:
+    """The characters of a question's prompt at which tokens begin."""
+    pieces = [renderer.spell([number]) for number in renderer.prompt([asked])]
+    return {0, *itertools.accumulate(map(len, pieces))}
+
+
+def _common_end(one: str, other: str, allowed: Collection[int]) -> str:
+    """The longest text that both end in, and that begins at one of the `allowed` characters of `one`."""
     length = 0
     while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
         length += 1
-    return one[len(one) - length :]
+    start = len(one) - length
+    while start not in allowed and start < len(one):
+        start += 1
+    return one[start:]
 
 
 def _literal(text: str) -> str:
