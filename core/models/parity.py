@@ -25,9 +25,11 @@ from modelwright.core.api.components import Engine, EngineSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.generation import Answer, GenerationRequest, Sampling
 from modelwright.core.api.records import Message
+from modelwright.core.api.registry import ModelVersion
 from modelwright.core.chat.renderer import Renderer, TemplateRefusedError
 from modelwright.core.models import peers
 from modelwright.core.models.hf_folder import folder_context
+from modelwright.core.models.merge import quietly
 from modelwright.core.models.peers import Peer, PeerError, Prompt, Reply
 
 if TYPE_CHECKING:
@@ -155,7 +157,10 @@ def conversations(control: str) -> tuple[Prompt, ...]:
         chat("numbers", "Sort: 1,234.50; -7e-3; 0x1F; 007; 99999999999999999999; 3/4; 12:30; 50%"),
         chat("code", f"What is wrong here?\n\n```python\n{code}```"),
         chat("JSON and an address", '{"a": [1, null, true], "b\\n": "https://example.org/?q=1&r=%20#x"}'),
-        chat("Markdown and LaTeX", "# Title\n\n* **bold** _it_\n* $\\frac{a}{b} \\le \\sqrt{x^2}$\n\n| a | b |\n|--:|:--|"),
+        chat(
+            "Markdown and LaTeX",
+            "# Title\n\n* **bold** _it_\n* $\\frac{a}{b} \\le \\sqrt{x^2}$\n\n| a | b |\n|--:|:--|",
+        ),
         chat("European letters", "Übersetze: „Größe“, naïve façade, Łódź, Ångström, ΑΒΓ, Привет, мир!"),
         chat("Chinese and Japanese", "把这句话翻译成英文: 今天天气很好。 日本語でもお願いします。"),
         chat("right to left", "ترجم: مرحبا بالعالم. שלום עולם 123"),
@@ -169,16 +174,22 @@ def conversations(control: str) -> tuple[Prompt, ...]:
     )
 
 
-def find_tool(name: str, given: Path | None) -> tuple[Tool, str | None]:
-    """A tool, and where its program is.
+def find_tool(name: str, given: Path | None, version: ModelVersion) -> tuple[Tool, str | None]:
+    """A tool that can verify a model, and where its program is.
 
     Args:
         name: one of `TOOLS`.
         given: the program or its folder, as the user says; None looks on PATH.
+        version: the model.
 
     Raises:
-        UsageError: its program is missing.
+        UsageError: its program is missing, or the model is an adapter.
     """
+    if version.is_adapter:
+        raise UsageError(
+            f"{version.address} is an adapter, which can be verified once it is merged into its base (modelwright "
+            f"models merge {version.address})"
+        )
     tool = TOOLS[name]
     program = peers.find_program(tool.program, given, tool.option) if tool.program else None
     if tool.program and program is None:
@@ -214,10 +225,11 @@ def verify(
     renderer = Renderer.from_folder(reference)
     context = min(folder_context(reference) or _CONTEXT, _CONTEXT)
     asked, left_out = _rendered(renderer, context)
-    here = asyncio.run(_answers(plugins.get(EngineSpec, "torch"), reference, list(asked.values()), renderer))
+    with quietly():
+        here = asyncio.run(_answers(plugins.get(EngineSpec, "torch"), reference, list(asked.values()), renderer))
     compared = _Compared(renderer=renderer, tool=tool.name, tolerance=tool.tolerances[quantization])
     try:
-        with tool.open(export, program, context) as peer:
+        with quietly(), tool.open(export, program, context) as peer:
             for (prompt, ids), ours in zip(asked.items(), here, strict=True):
                 with _naming(prompt):
                     compared.prompt(prompt, ids, peer.tokens(prompt))
@@ -315,6 +327,8 @@ class _Compared:
         ours, theirs = _with_end(here), _with_end(there)
         at = _first_difference(ours, theirs)
         for place, token in enumerate(here.ids[:at]):
+            if not there.steps[place]:
+                continue
             difference = abs(here.steps[place][token] - there.steps[place].get(token, float("-inf")))
             self._differences.append(difference)
             # Not by `>`, which is false for NaN.

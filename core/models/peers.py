@@ -60,7 +60,8 @@ class Reply:
     Attributes:
         ids: its tokens without the one that ended it.
         ended: whether it ended by a token, not by the maximum number.
-        steps: natural log-probabilities of the likeliest tokens at each place, the end's too if it is known.
+        steps: natural log-probabilities of the likeliest tokens at each place, the end's too; empty where the tool
+            gives none.
     """
 
     ids: tuple[int, ...]
@@ -144,7 +145,9 @@ class Transformers:
             best = logits[0].float().log_softmax(dim=-1).topk(min(TOP, logits.shape[-1]))
             steps.append(dict(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
         ends = self._model.generation_config.eos_token_id
-        return _reply(made.sequences[0, len(ids) :].tolist(), frozenset(ends if isinstance(ends, list) else [ends]), steps)
+        return _reply(
+            made.sequences[0, len(ids) :].tolist(), frozenset(ends if isinstance(ends, list) else [ends]), steps
+        )
 
 
 class Vllm:
@@ -203,13 +206,14 @@ class LlamaCpp:
             "cache_prompt": False,
         }
         answer = self._server.post("/completion", asked)
-        steps = [
-            {each["id"]: each["logprob"] for each in step["top_logprobs"]}
-            for step in answer.get("completion_probabilities", [])
-        ]
-        made, ended = answer["tokens"], answer["stop_type"] == "eos"
-        # The token that ends an answer is among the probabilities only.
-        return Reply(ids=tuple(made), ended=ended, steps=tuple(steps))
+        # A token that is only the beginning of a character has no entry, so they are matched from the end.
+        steps: list[dict[int, float]] = []
+        given = answer.get("completion_probabilities", [])
+        for token in reversed(answer["tokens"]):
+            is_given = bool(given) and given[-1]["id"] == token
+            steps.insert(0, {each["id"]: each["logprob"] for each in given.pop()["top_logprobs"]} if is_given else {})
+        made = answer["tokens"]
+        return _reply(made, frozenset(made[-1:] if answer["stop_type"] == "eos" else ()), steps)
 
 
 def _reply(made: list[int], ends: frozenset[int | None], steps: list[dict[int, float]]) -> Reply:
@@ -329,7 +333,7 @@ def transformers(export: Path, program: str | None, context: int) -> Iterator[Pe
 
 @contextlib.contextmanager
 def vllm(export: Path, program: str | None, context: int) -> Iterator[Peer]:
-    """vLLM's server on an exported folder, in float32."""
+    """Server of vLLM on an exported folder, in float32."""
     port = _free_port()
     command = [program, "serve", export, "--host", "127.0.0.1", "--port", port, "--served-model-name", "model"]
     command += ["--dtype", "float32", "--max-model-len", context, "--max-num-seqs", 4, "--enforce-eager"]
@@ -363,8 +367,10 @@ def find_program(name: str, given: Path | None, option: str) -> str | None:
     places = [given / part / name for part in _BINARIES] if given.is_dir() else [given]
     found = next((place for place in places if place.is_file() and os.access(place, os.X_OK)), None)
     if found is None:
-        where = f"this folder has no program {name}, nor has its bin or build/bin" if given.is_dir() else (
-            "this program does not exist" if not given.exists() else "this file is not a program"
+        where = (
+            f"this folder has no program {name}, nor has its bin or build/bin"
+            if given.is_dir()
+            else ("this program does not exist" if not given.exists() else "this file is not a program")
         )
         raise UsageError(f"{option} {given}: {where}; name the program {name}, or its folder")
     return str(found)
