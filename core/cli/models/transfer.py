@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from attrs import asdict
 
 from modelwright.core.api.errors import ModelwrightError, UsageError, raise_errors
 from modelwright.core.api.files import absolute
@@ -24,7 +25,7 @@ from modelwright.core.models.finishing import DTYPES
 from modelwright.core.models.gguf_base import dequantize, is_gguf
 from modelwright.core.models.gguf_export import QUANTIZATIONS
 from modelwright.core.models.hf_folder import folder_context, folder_problems
-from modelwright.core.models.parity import TOOLS, Parity, Tool, find_tool, verify
+from modelwright.core.models.parity import TOOLS, Parity, ParityError, Tool, find_tool, verify
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.importing import import_model
 
@@ -103,7 +104,12 @@ def export(address: str, destination: Path, registry: str | None, as_json: bool,
         click.echo(f"note: {each}", err=True)
     if as_json:
         print_json(
-            {**summary(version), "destination": str(absolute(destination)), "notes": notes, "verified": verifier.found}
+            {
+                **summary(version),
+                "destination": str(absolute(destination)),
+                "notes": notes,
+                "verified": list(map(asdict, verifier.found)),
+            }
         )
     else:
         for found in verifier.found:
@@ -118,20 +124,26 @@ class _Verifier:
         found: what was found in each.
     """
 
-    def __init__(self, tools: Sequence[tuple[Tool, str | None]], quantization: str | None) -> None:
+    def __init__(self, address: str, tools: Sequence[tuple[Tool, str | None]], quantization: str | None) -> None:
         self.found: list[Parity] = []
+        self._address = address
         self._tools = tools
         self._quantization = quantization
 
     def check(self, reference: Path, export: Path) -> None:
-        """See `core.models.parity.verify`; a sentence more says that nothing was exported."""
+        """Verify in all of them.
+
+        Raises:
+            ParityError: one of them differs.
+            ModelwrightError: this library cannot load the model.
+        """
         from modelwright.core.plugins import discover
 
         for tool, program in self._tools:
             if sys.stderr.isatty():
                 click.echo(f"verifying in {tool.name}", err=True)
-            self.found.append(
-                verify(
+            try:
+                found = verify(
                     reference,
                     export,
                     tool,
@@ -139,7 +151,11 @@ class _Verifier:
                     program=program,
                     quantization=self._quantization,
                 )
-            )
+            except ModelwrightError as error:
+                raise ParityError(
+                    f"{self._address} was not exported: {error}\n(--no-verify exports it nevertheless)"
+                ) from error
+            self.found.append(found)
 
 
 def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[str], None]) -> _Verifier:
@@ -152,7 +168,7 @@ def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[s
     if given["no_verify"]:
         if named:
             raise UsageError("--verify and --no-verify exclude each other")
-        return _Verifier((), None)
+        return _Verifier(version.address, (), None)
     usual = "llama.cpp" if gguf else "transformers"
     chosen = list(dict.fromkeys(usual if name == _AUTO else name for name in named or [_AUTO]))
     for name in chosen:
@@ -164,12 +180,13 @@ def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[s
             )
     programs = {"vllm": given["vllm"], "llama.cpp": given["llama_server"] or given["llama_cpp"]}
     try:
-        return _Verifier([find_tool(name, programs.get(name), version) for name in chosen], given["quantize"])
+        tools = [find_tool(name, programs.get(name), version) for name in chosen]
     except UsageError as error:
         if named:
             raise
         note(f"not verified: {error}")
-        return _Verifier((), None)
+        tools = []
+    return _Verifier(version.address, tools, given["quantize"])
 
 
 @click.command("import")
