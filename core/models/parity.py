@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -344,27 +345,34 @@ class _Compared:
                     f"token {place + 1} of the answer differs by {difference:.2g} (accepted: {self.tolerance:g})\n"
                     f"{self._table(ours, theirs, place)}"
                 )
-        if at == min(len(ours), len(theirs)):
+        if ours == theirs:
             return
-        gap = self._gap(ours[at], theirs[at], there.steps[at] if at < len(there.steps) else {})
-        if not gap <= self.tolerance:
+        is_cut = at == min(len(ours), len(theirs))
+        if is_cut or not self._gap(ours[at], theirs[at], here.steps[at], there.steps[at]) <= self.tolerance:
             raise ParityError(
                 f"{self.tool} answers otherwise in conversation {prompt.name!r}: the greedy answers part at token "
                 f"{at + 1}\n{self._table(ours, theirs, at)}"
             )
         self._parted.append(prompt.name)
 
-    def _gap(self, ours: int, theirs: int, step: Mapping[int, float]) -> float:
-        """By how much the other side prefers its own token to the one chosen here, in log-probability."""
+    def _gap(self, ours: int, theirs: int, here: Mapping[int, float], step: Mapping[int, float]) -> float:
+        """By how much the other side prefers its own token to the one chosen here, in log-probability.
+
+        llama.cpp gives no probabilities of a token that only begins a character. Then it is the least by which the
+        token is preferred here to any other: all others share what it leaves of the probability.
+        """
         if ours == _END and theirs in self.renderer.stop_token_ids:
             return float("inf")  # It wrote the end, and went on.
+        if not step:
+            chosen_here = max(here.values())
+            return chosen_here - math.log(max(-math.expm1(chosen_here), 1e-30))
         chosen = self.renderer.stop_token_ids if ours == _END else {ours}
         found = [step[token] for token in chosen if token in step]
         return max(step.values()) - max(found) if found else float("inf")
 
     def _table(self, here: Sequence[int], there: Sequence[int], at: int) -> str:
         """The tokens around a place, side by side."""
-        rows = [("", "token", "here", self.tool)]
+        rows: list[tuple[str, ...]] = [("", "token", "here", self.tool)]
         for place in range(max(0, at - _SHOWN), min(max(len(here), len(there)), at + _SHOWN + 1)):
             sides = [self._shown(ids[place]) if place < len(ids) else "" for ids in (here, there)]
             rows.append(("→" if place == at else "", str(place + 1), *sides))
