@@ -120,7 +120,7 @@ def trainer(folder: Path, given: argparse.Namespace, *, lora: bool) -> dict[str,
     each, rows = given.documents, documents(given.packs, given.documents)
     packs = [list(itertools.chain(*rows[start : start + each])) for start in range(0, len(rows), each)]
     positions = list(range(PACK // each)) * each
-    # No document is asked for the beginning of the next.
+    # No document predicts the beginning of the next.
     labels = [[token if place else -100 for token, place in zip(pack, positions, strict=True)] for pack in packs]
     data = [
         {"input_ids": ids, "position_ids": positions, "labels": wanted}

@@ -48,10 +48,10 @@ def exact_share(run: runner.Run, std: float, steps: int, folder: Path) -> float:
     )
     run.plugins.get(TrainerSpec, "local").create(settings.options).train(job)
     renderer.save(job.output)
-    return asyncio.run(asked(run, renderer, job.output))
+    return asyncio.run(accuracy(run, renderer, job.output))
 
 
-async def asked(run: runner.Run, renderer: Renderer, model: Path) -> float:
+async def accuracy(run: runner.Run, renderer: Renderer, model: Path) -> float:
     suite = run.config.evaluate[0]
     examples = [with_answer(example) for example in read_suite(suite, run.plugins, seed=run.config.seed)]
     engine = run.plugins.get(EngineSpec, "torch").create()

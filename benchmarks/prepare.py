@@ -166,7 +166,7 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--contestant", name, str(folder)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONWARNINGS": "ignore"}
     environment["TOKENIZERS_PARALLELISM"] = "true" if name == "tokenizer" else "false"
-    shutil.rmtree(folder / "hf", ignore_errors=True)  # what datasets has cached is no work
+    shutil.rmtree(folder / "hf", ignore_errors=True)  # what datasets has cached costs no work
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])

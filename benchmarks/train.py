@@ -59,7 +59,7 @@ max_steps = 1
 """
 # The hand-written loop's options: what each name adds to a loop over batches of sequences sorted by their length.
 BY_HAND: dict[str, dict[str, Any]] = {
-    "hand-sorted": {"supervised": False},
+    "hand-sorted": {"trained_only": False},
     "hand-float32": {},
     "hand-bfloat16": {"low": True},
     "hand-bfloat16-compile": {"low": True, "compiled": True},
@@ -76,7 +76,7 @@ TRL: dict[str, dict[str, Any]] = {
     "trl-float32-8": {"bf16": False, "per_device_train_batch_size": 8},
     "trl-bfloat16-32": {"bf16": True, "per_device_train_batch_size": 32},
 }
-# (at least so many times TRL's best in float32, the hand-written loop to be matched)
+# (the minimum, as a multiple of TRL's best in float32, the hand-written loop to be matched)
 BARS = {
     "modelwright-float32": (2.9, "hand-float32"),
     "modelwright-bfloat16": (3.5, "hand-bfloat16"),
@@ -156,7 +156,7 @@ def by_hand(name: str, folder: Path, steps: int) -> dict[str, float]:
     """What someone writes who knows what is slow: no Modelwright in it but for reading the tokens."""
     import torch
 
-    options = {"supervised": True, "low": False, "compiled": False} | BY_HAND[name]
+    options = {"trained_only": True, "low": False, "compiled": False} | BY_HAND[name]
     model, rows = load(folder / "model"), tokens_of(folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     if options["compiled"]:
@@ -168,18 +168,18 @@ def by_hand(name: str, folder: Path, steps: int) -> dict[str, float]:
         began = time.perf_counter()
         batch = [rows[index] for index in order[step * BATCH : (step + 1) * BATCH]]
         batch.sort(key=lambda row: -len(row[0]))
-        supervised, loss = sum(sum(trained[1:]) for _, trained in batch), 0.0
+        trained_count, loss = sum(sum(trained[1:]) for _, trained in batch), 0.0
         for start in range(0, BATCH, 8):
             ids, mask, trained = padded(batch[start : start + 8])
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options["low"]):
                 hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
                 targets, chosen = ids[:, 1:], trained[:, 1:]
-                if options["supervised"]:
+                if options["trained_only"]:
                     hidden, targets = hidden[chosen], targets[chosen]
                 else:
                     hidden, targets = hidden.flatten(0, 1), targets.masked_fill(~chosen, -100).flatten()
                 logits = model.lm_head(hidden).float()
-                part = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / supervised
+                part = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / trained_count
             part.backward()
             loss += part.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -216,6 +216,13 @@ def padded(batch: Sequence[tuple[list[int], list[bool]]]) -> tuple[Any, Any, Any
 
 
 def trl(name: str, folder: Path, steps: int) -> dict[str, float]:
+    """The small Llama by TRL."""
+    return train_by_trl(folder, load(folder / "model"), steps, TRL[name])
+
+
+def train_by_trl(
+    folder: Path, model: Any, steps: int, settings: dict[str, Any], adapter: Any = None
+) -> dict[str, float]:
     """SFTTrainer with its own collator, on rows that have their ids and labels already."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -253,11 +260,17 @@ def trl(name: str, folder: Path, steps: int) -> dict[str, float]:
         disable_tqdm=True,
         dataloader_pin_memory=False,
         use_cpu=True,
-        **TRL[name],
+        **settings,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder / "home/runs/bench/prepare/tokenizer")
-    model = load(folder / "model")
-    Counting(model=model, args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]).train()
+    Counting(
+        model=model,
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+        peft_config=adapter,
+    ).train()
     seconds = [end - begin for begin, end in itertools.pairwise(ends)]  # the first step's are not known
     return {"rate": rate(list(zip(seen[1:], seconds, strict=False))[WARMUP - 1 :])}
 
@@ -388,6 +401,14 @@ def others(names: list[str], folder: Path, given: argparse.Namespace) -> Iterato
         yield f"the loss went from {found['first']:.3f} to {found['last']:.3f} in {given.zero_steps} steps"
 
 
+def set_environment(folder: Path, threads: int) -> None:
+    """What every process of a benchmark shares."""
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    # Threads that spin while they wait for one which a neighbour has displaced lose most of a busy machine's time.
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE"}
+    os.environ |= {"MODELWRIGHT_HOME": str(folder / "home"), "HF_HOME": str(folder / "hf")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("rows", type=Path, nargs="?")
@@ -410,10 +431,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         (folder / "run.toml").write_text(RUN.format(path=given.rows.resolve()))
-        os.environ |= {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-        # Threads that spin while they wait for one which a neighbour has displaced lose most of a busy machine's time.
-        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE"}
-        os.environ |= {"MODELWRIGHT_HOME": str(folder / "home"), "HF_HOME": str(folder / "hf")}
+        set_environment(folder, given.threads)
         prepare = [sys.executable, "-m", "modelwright.core", "prepare", "run.toml"]
         subprocess.run(prepare, cwd=folder, check=True, capture_output=True)
         write_llama(folder / "model", 8192)

@@ -85,16 +85,20 @@ def plan_run(run: Run, *, only: str | None = None, fresh: bool = False) -> list[
     Raises:
         UsageError: as `execute`.
     """
-    chosen = _chosen(only)
+    chosen = _chosen(run, only)
     if only:
         _predecessors_are_done(run, chosen[0])
     if fresh:
         return [Step(stage=stage.name, done=False, why="starts over (--fresh)") for stage in chosen]
-    return [step for step in plan(run, list(STAGES)) if only in (None, step.stage)]
+    return [step for step in plan(run, _stages(run)) if only in (None, step.stage)]
 
 
-def _chosen(only: str | None) -> list[Stage]:
-    return [stage for stage in STAGES if only in (None, stage.name)]
+def _stages(run: Run) -> list[Stage]:
+    return [stage for stage in STAGES if run.has(stage.name)]
+
+
+def _chosen(run: Run, only: str | None) -> list[Stage]:
+    return [stage for stage in _stages(run) if only in (None, stage.name)]
 
 
 def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result:
@@ -102,7 +106,7 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
 
     Args:
         run: from `open_run`, checked.
-        only: this stage alone.
+        only: this stage alone, one that the run has.
         fresh: forget what was done before (of `only`, if given); registered models stay.
 
     Raises:
@@ -110,7 +114,7 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
         StopRequested: someone asked the run to stop; the same call resumes it.
         ModelwrightError: a stage failed, or another process works in the run's folder.
     """
-    chosen, performed = _chosen(only), []
+    chosen, performed = _chosen(run, only), []
     with run.folder.locked() as lock:
         run.workers_lock, run.fresh = lock, fresh
         run.folder.clear_stop()
@@ -130,11 +134,11 @@ def execute(run: Run, *, only: str | None = None, fresh: bool = False) -> Result
                     run.folder.forget(stage.name)
                 if not step.done:
                     # Later stages depend on what is made again here, even if their inputs look the same.
-                    for later in STAGES[STAGES.index(stage) :]:
+                    for later in _stages(run)[_stages(run).index(stage) :]:
                         run.folder.unmark(later.name)
                     perform(run, stage, step.inputs)
                     performed.append(stage.name)
-    outputs = {stage.name: run.outputs(stage.name) for stage in _up_to(chosen[-1])}
+    outputs = {stage.name: run.outputs(stage.name) for stage in _up_to(run, chosen[-1])}
     return Result(run=run, outputs=outputs, performed=performed)
 
 
@@ -149,7 +153,7 @@ def verify(run: Run) -> Verification:
         StopRequested: someone asked to stop.
         ModelwrightError: a training failed by itself, or another process works in the run's folder.
     """
-    (train,) = _chosen("train")
+    (train,) = _chosen(run, "train")
     with run.folder.locked() as lock:
         run.workers_lock = lock
         run.folder.clear_stop()
@@ -160,17 +164,18 @@ def verify(run: Run) -> Verification:
 def _forget(run: Run, stages: Sequence[Stage]) -> None:
     for stage in stages:
         run.folder.forget(stage.name)
-    if stages[0] is STAGES[0]:
+    if stages[0] is _stages(run)[0]:
         forget_base(run.folder)
         run.__dict__.pop("base", None)
 
 
-def _up_to(stage: Stage) -> Sequence[Stage]:
-    return STAGES[: STAGES.index(stage) + 1]
+def _up_to(run: Run, stage: Stage) -> Sequence[Stage]:
+    stages = _stages(run)
+    return stages[: stages.index(stage) + 1]
 
 
 def _predecessors_are_done(run: Run, stage: Stage) -> None:
-    for earlier in _up_to(stage)[:-1]:
+    for earlier in _up_to(run, stage)[:-1]:
         step = state(run, earlier)
         if not step.done:
             raise UsageError(

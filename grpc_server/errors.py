@@ -1,4 +1,4 @@
-"""From what went wrong to a google.rpc.Status: code, sentence, ErrorInfo, and RetryInfo where waiting helps."""
+"""Turn exceptions into a google.rpc.Status: code, sentence, ErrorInfo, and RetryInfo if waiting helps."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from modelwright.v1 import common_pb2
 
 DOMAIN = "modelwright"
 
-# A status travels in HTTP/2 headers, of which clients take 8 KiB in all: the message is in them twice, once with every
-# byte that is not ASCII written as three.
+# A status travels in HTTP/2 headers, and clients accept 8 KiB of them in all. The message is in them twice, once with
+# each byte that is not ASCII written as three.
 MESSAGE_BYTES = 1000
 METADATA_BYTES = 200
 
-# The first kind that fits; the special stand before the general.
+# The first kind that fits counts, so special ones come before general ones.
 _KINDS: tuple[tuple[type[ModelwrightError], grpc.StatusCode, str], ...] = (
     (TemplateRefusedError, grpc.StatusCode.INVALID_ARGUMENT, "TEMPLATE_REFUSED"),
     (ModelNotFoundError, grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),
@@ -49,7 +49,7 @@ class RequestError(Exception):
         reason: a name of the proto's ErrorReason, without the prefix.
         message: a sentence that names the field and says what is expected.
         metadata: facts for programs.
-        retry_after: seconds after which trying again may help; None where it would not.
+        retry_after: seconds after which a retry may succeed; None if it would not.
     """
 
     def __init__(
@@ -71,45 +71,45 @@ class RequestError(Exception):
 
 
 def invalid(field: str, message: str) -> RequestError:
-    """A field whose value cannot be."""
+    """The error for a field with an invalid value."""
     return RequestError(
         grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", f"{field} {message}", metadata={"field": field}
     )
 
 
 def unsupported(field: str, message: str) -> RequestError:
-    """A field that asks for what the engine or this version cannot do."""
+    """The error for a field that requests something that the engine or this version cannot do."""
     return RequestError(
         grpc.StatusCode.INVALID_ARGUMENT, "UNSUPPORTED", f"{field} {message}", metadata={"field": field}
     )
 
 
 def not_found(message: str, address: str) -> RequestError:
-    """A model that this server or the registry does not have."""
+    """The error for a model that this server or the registry does not have."""
     return RequestError(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", message, metadata={"address": address})
 
 
 def shutting_down() -> RequestError:
-    """The server is going down; another one, or this one after a restart, may answer."""
+    """The error while the server shuts down; another one, or this one after a restart, may answer."""
     return RequestError(
         grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the server is shutting down: try again later", retry_after=1.0
     )
 
 
 def ended_early() -> RequestError:
-    """A request that was admitted, and ended before its answer did: the server goes down and waits no longer."""
+    """The error for an admitted request that is cut because the server shuts down and waits no longer."""
     return RequestError(
         grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the server ended this request early: try again", retry_after=1.0
     )
 
 
 def request_error(error: Exception) -> RequestError:
-    """The status that stands for any exception. What nobody foresaw goes to the log, and is not shown to the client."""
+    """The status for any exception. Unexpected ones go to the log, and the client does not see them."""
     if isinstance(error, RequestError):
         return error
     for kind, code, reason in _KINDS:
         if isinstance(error, kind):
-            # What is wrong as a whole: its parts were found right before.
+            # The whole request is wrong: each of its fields was valid.
             metadata = {"field": "request"} if reason == "INVALID_FIELD" else {}
             return RequestError(code, reason, str(error), metadata=metadata)
     log.error("a request failed", exc_info=error)
@@ -125,7 +125,7 @@ def shorten(text: str, limit: int) -> str:
 
 
 def to_status(error: RequestError) -> grpc.Status:
-    """What gRPC sends for `error`: a google.rpc.Status in the trailing metadata beside code and message."""
+    """The status that gRPC sends for `error`: code, message, and a google.rpc.Status in the trailing metadata."""
     info = error_details_pb2.ErrorInfo(
         reason=error.reason,
         domain=DOMAIN,

@@ -1,4 +1,4 @@
-"""A server's life: its options, then bind, load, warm, serve, and on a signal finish what runs and leave."""
+"""The server's options and life: bind, load, warm and serve; on a signal, finish running requests and exit."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class ServerOptions:
     """How a server behaves.
 
     Attributes:
-        listen: where it answers gRPC.
-        http: where it answers HTTP; None: nowhere.
-        admin: where it takes calls that change it; None: where it answers, if only programs on this machine reach that.
-        tls: the files of TLS, for every port; None: nothing is encrypted.
-        token: what callers must show; None: nothing.
-        admin_token: what callers must show that change the server; None: `token`.
-        insecure: whether it may listen where other machines reach it, though nothing is encrypted, or nobody who
-            changes it is asked who they are.
-        max_message_bytes: the most bytes of a request.
-        max_requests: how many requests may run or wait at once.
-        grace: how long running requests may take after a signal, in seconds.
+        listen: the address for gRPC.
+        http: the address for HTTP; None turns HTTP off.
+        admin: a separate address for admin calls; None takes them at `listen`, if only this machine can reach it.
+        tls: certificate and key, for every port; None turns encryption off.
+        token: token that every call needs; None lets everyone call.
+        admin_token: token that admin calls need; None means `token`.
+        insecure: whether the server may listen on an address that other machines can reach without encryption, or
+            without a token for admin calls.
+        max_message_bytes: maximum size of a request, in bytes.
+        max_requests: maximum number of requests that run or wait at once.
+        grace: seconds that running requests may take after a signal.
     """
 
     listen: Address = field(factory=lambda: Address(host="127.0.0.1", port=50051))
@@ -62,10 +62,11 @@ class ServerOptions:
     grace: float = field(default=30.0, validator=validators.ge(0.0))
 
     def check(self) -> None:
-        """Check that nobody can reach what they should not.
+        """Check that the options do not open the server to anyone by mistake.
 
         Raises:
-            UsageError: other machines can, and `insecure` is not set; or users and admins have the same token.
+            UsageError: other machines could call it unprotected and `insecure` is not set, or users and admins have the
+                same token.
         """
         if self.token is not None and self.token == self.admin_token:
             raise UsageError(
@@ -92,11 +93,11 @@ class ServerOptions:
         return self._access(closed)
 
     def admin_access(self) -> Access:
-        """Who may call what on the administrators' port."""
+        """Who may call what on the admin port."""
         return self._access(None)
 
     def http_access(self) -> Access:
-        """Who may call what over HTTP: it has one port, and the administrator's token opens it for changes."""
+        """Who may call what over HTTP, whose one port also takes admin calls that have the admin token."""
         closed = _ELSEWHERE if self.admin is not None else _NOWHERE
         is_open = self.http is None or (self.http.is_loopback and self.admin is None)
         return self._access(None if is_open or self.admin_token is not None else closed)
@@ -110,13 +111,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Address", "Addresses", "Server", "ServerOptions", "run"]
 
-# How long the last answers have to leave, and watchers of the health to be told, in seconds.
+# Seconds in which the last answers are sent and watchers of the health are notified.
 _PARTING = 1.0
 
 
 @frozen(kw_only=True)
 class Addresses:
-    """Where a server answers, with the ports that the system chose: gRPC, HTTP, administrators."""
+    """The addresses of a server for gRPC, HTTP and admin calls, with the ports that the system chose."""
 
     listen: Address
     http: Address | None = None
@@ -127,7 +128,7 @@ Announce = Callable[[Addresses, ModelTable], None]
 
 
 class Server:
-    """Serves the models of a table over gRPC, and over HTTP where that is asked for.
+    """Serves the models of a table over gRPC and, if the options say so, over HTTP.
 
     `bind`, `start` and `stop` are called in this order, on one event loop.
     """
@@ -141,11 +142,11 @@ class Server:
         self._http: HttpServer | None = None
 
     async def bind(self) -> Addresses:
-        """Take the ports, so that one in use is known before models are loaded.
+        """Bind the ports, so that a port in use is found before models are loaded.
 
         Raises:
-            UsageError: other machines reach an address that they should not, or the files of TLS are wrong.
-            ModelwrightError: an address cannot be taken.
+            UsageError: an address is open to other machines unprotected, or the TLS files are wrong.
+            ModelwrightError: an address cannot be bound.
         """
         options = self._options
         options.check()
@@ -172,7 +173,7 @@ class Server:
         return GrpcPort(listen, flag, access, credentials, limit=options.max_message_bytes)
 
     async def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         assert self._main is not None, "bind() comes first"
         limit = self._options.max_message_bytes
         for service in ("", INFERENCE.full_name, MODEL.full_name):
@@ -189,7 +190,7 @@ class Server:
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """Report NOT_SERVING, refuse new requests, let the running ones finish, free the models.
 
-        Requests that still run when the options' grace has passed, or `hurry` is set, are ended with UNAVAILABLE.
+        Requests that still run after the options' `grace`, or when `hurry` is set, end with UNAVAILABLE.
         """
         await self._health.enter_graceful_shutdown()
         if self._http is not None:
@@ -220,12 +221,12 @@ def run(
     """Serve the models at `addresses` until SIGINT or SIGTERM; a second signal cuts the grace short.
 
     Args:
-        registry: where models come from.
+        registry: the source of the models.
         spec: the engine that runs them.
-        addresses: what to serve.
-        options: how.
-        announce: called once the server answers, with where and what.
-        engines: gives the engine of a name, for models that are to be loaded by another one.
+        addresses: the models to serve.
+        options: of the server.
+        announce: called with the server's addresses and models once it answers.
+        engines: returns an engine by name, for models that are loaded with another engine.
 
     Raises:
         ModelwrightError: it cannot listen, or a model cannot be loaded.
@@ -236,7 +237,7 @@ def run(
     with asyncio.Runner() as runner:
         try:
             bound = runner.run(server.bind())
-            # On the main thread, outside the loop: nobody is being served yet, and Ctrl-C ends it at once.
+            # On the main thread, outside the loop: no request is running yet, and Ctrl-C ends it at once.
             table.load(addresses)
             runner.run(_serve(server, table, stopping, hurry, lambda: announce(bound, table)))
         finally:

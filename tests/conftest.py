@@ -175,7 +175,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent
-    with open(root / "smollm2.lock", "w") as lock:
+    with (root / "smollm2.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         made = subprocess.run([sys.executable, tool, root / "smollm2"], capture_output=True, text=True, check=False)
     if made.returncode:
@@ -204,7 +204,7 @@ class Adapters:
         self.registry = open_registry(url, discover())
 
     def base(self, name: str = "base", *, seed: int = 1, added: int = 0, **changes: object) -> Path:
-        """A random Llama with a tokenizer of words, which has so many tokens more than the model has embeddings."""
+        """A random Llama with a tokenizer of words, which has this many more tokens than the model has embeddings."""
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig
 

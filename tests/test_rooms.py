@@ -14,17 +14,14 @@ ROOMS = ("core", "plugins", "grpc_server")
 SHORT = {
     "core/__main__.py": "`python -m modelwright.core`",
     "core/api/errors.py": "the errors, which everything imports",
-    "core/api/hf_folder.py": "facts of a Hugging Face folder that plugins need, too",
     "core/api/training.py": "the job of a trainer, and its outcome",
     "core/api/wording.py": "pieces of messages, which every room imports",
     "core/cli/auth_tokens.py": "files with tokens, read by serve and by the clients",
     "core/cli/plugins.py": "one module a command",
     "core/extras.py": "optional imports",
     "core/home.py": "the three default places",
-    "core/models/base.py": "what a base is, for models that folders, the registry and the hub hold",
     "core/runs/allocation.py": "the Slurm job of this process, which runs and stages read; cluster/ is above them",
     "core/stages/promote.py": "one stage a file",
-    "core/stages/register.py": "one stage a file",
     "grpc_server/network/access.py": "who may call: tokens, and loopback addresses",
     "plugins/formats/solutions.py": "final answers of worked solutions, for math and reasoning",
     "plugins/metrics/math_verify_worker.py": "the program of the worker process",
@@ -46,7 +43,7 @@ def test_few_files_lie_loose(room, most):
 
 def test_there_are_about_two_hundred_modules():
     """Fewer and longer files: what one reader reads together is one file. A package's marker is one line."""
-    assert len([path for path in modules() if len((REPOSITORY / path).read_text().splitlines()) > 1]) <= 212
+    assert len([path for path in modules() if len((REPOSITORY / path).read_text().splitlines()) > 1]) <= 220
 
 
 def test_a_short_module_has_its_reason():

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from modelwright.core.api.wording import listed
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
@@ -30,9 +32,17 @@ def has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX))
 
 
-def other_weights(folder: Path) -> list[str]:
-    """The names of the files with weights in formats that are not read, pickled ones among them."""
-    return sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_OTHER_WEIGHTS))
+def other_weights(folder: Path) -> str | None:
+    """Why a folder's weights are not read: they are in other formats than safetensors. None if it has no such files."""
+    names = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(_OTHER_WEIGHTS))
+    if not names:
+        return None
+    if ggufs := [name for name in names if name.lower().endswith(".gguf")]:
+        return f"the weights are in {listed(ggufs, 4)}: name that file itself instead of its folder"
+    return (
+        f"the weights are in {listed(names, 4)}, but only safetensors files are read (a pickle can run any code): "
+        "convert them with save_pretrained() of a recent transformers"
+    )
 
 
 def is_adapter(names: Iterable[str]) -> bool:

@@ -117,7 +117,7 @@ class TokenFolder:
         lengths: NDArray[np.int32] = pc.list_value_length(self._input_ids).to_numpy()
         return lengths
 
-    def supervised(self) -> NDArray[np.int32]:
+    def trained_tokens(self) -> NDArray[np.int32]:
         """The number of tokens that each row teaches, int32 `[rows]`: the trained ones but the first of the row.
 
         Nothing comes before a row's first token, so nothing is there to predict it from.
@@ -145,7 +145,7 @@ class TokenFolder:
 
 
 class Packs(Sequence["NDArray[np.int64]"]):
-    """The packs of a folder of tokens: each is the row numbers in it, in the order in which they stand in the pack.
+    """The packs of a folder of tokens: each is the row numbers in it, in the pack's order.
 
     Args:
         path: an Arrow IPC file with the column `rows` (list<int64>); no pack is empty.

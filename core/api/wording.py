@@ -6,6 +6,16 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """`text` with the characters that cannot be printed escaped as in TOML, except for those in `keep`."""
+    return "".join(
+        character if character.isprintable() or character in keep
+        else f"\\u{ord(character):04x}" if ord(character) < 0x10000
+        else f"\\U{ord(character):08x}"
+        for character in text
+    )  # fmt: skip
+
+
 def one_line(error: BaseException | str) -> str:
     """The text of an error on one line: white space is collapsed. An error without text gives its type's name."""
     return " ".join(str(error).split()) or type(error).__name__

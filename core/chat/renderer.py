@@ -201,8 +201,8 @@ class Renderer:
         """Whether prompts end inside `<think>`, so that the model's output begins with its thinking."""
         if self._template is None:
             return False
-        asked, opening = Message(role="user", content="Question"), Message(role="system", content="Rule")
-        for messages in ((asked,), (opening, asked)):
+        question, opening = Message(role="user", content="Question"), Message(role="system", content="Rule")
+        for messages in ((question,), (opening, question)):
             try:
                 conversation = self._conversation(messages, None, add_generation_prompt=True)
             except TemplateRefusedError:

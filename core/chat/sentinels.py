@@ -82,8 +82,8 @@ class Conversation:
     @functools.cached_property
     def header(self) -> str:
         """The text that the generation prompt adds to a question; empty if the template refuses one."""
-        asked, opening = {"role": "user", "content": "Question"}, {"role": "system", "content": "Rule"}
-        for messages in ([asked], [opening, asked]):
+        question, opening = {"role": "user", "content": "Question"}, {"role": "system", "content": "Rule"}
+        for messages in ([question], [opening, question]):
             try:
                 history, _ = self._render(messages, add_generation_prompt=False)
                 prompt, _ = self._render(messages, add_generation_prompt=True)

@@ -12,15 +12,15 @@ from modelwright.core.chat.sentinels import Conversation, Fields
 from modelwright.core.chat.templates import ChatTemplate, TemplateRefusedError
 from modelwright.core.chat.tokenizer import Control, ControlledTokenizer, Range
 
-_ASKED, _RULE = Message(role="user", content="Question"), Message(role="system", content="Rule")
-_SHORT = (_ASKED, Message(role="assistant", content="Answer"))
+_QUESTION, _RULE = Message(role="user", content="Question"), Message(role="system", content="Rule")
+_SHORT = (_QUESTION, Message(role="assistant", content="Answer"))
 # The first one that the template accepts is used.
 _ANSWERS = ((*_SHORT, *_SHORT), (_RULE, *_SHORT, *_SHORT), _SHORT, (_RULE, *_SHORT))
 
 _FUNCTION = {"name": "search", "description": "Find it.", "parameters": {"type": "object", "properties": {}}}
 _TOOLS = json.dumps([{"type": "function", "function": _FUNCTION}])
 _CALL = {"id": "call00000", "type": "function", "function": {"name": "search", "arguments": {}}}
-_CALLING = (_ASKED, Message(role="assistant", content="", tool_calls=json.dumps([_CALL])))
+_CALLING = (_QUESTION, Message(role="assistant", content="", tool_calls=json.dumps([_CALL])))
 _CALLS = (_CALLING, (_RULE, *_CALLING))
 
 
@@ -65,7 +65,7 @@ def _ends_of_answers(template: ChatTemplate, tokenizer: ControlledTokenizer) -> 
     for conversation, messages in _accepted(template, tokenizer, _ANSWERS, None):
         controls = tokenizer.find_controls(conversation.text)
         located = conversation.locate(range(len(messages)))
-        asked, answered = (
+        questions, answered = (
             [located[index].found.get("content") for index, message in enumerate(messages) if message.role == role]
             for role in ("user", "assistant")
         )
@@ -73,19 +73,19 @@ def _ends_of_answers(template: ChatTemplate, tokenizer: ControlledTokenizer) -> 
         closers = {number for run in runs if eos in run for number in run[: run.index(eos)]}
         closers -= {run[0] for run in runs if run and eos not in run}
         *earlier, last = (frozenset([number for number in run if number not in closers][:1]) for run in runs)
-        opener = _opener(asked, answered, controls)
+        opener = _opener(questions, answered, controls)
         return TurnEnds(last.union(*(ends - opener for ends in earlier)), last, frozenset(closers))
     return TurnEnds()
 
 
 def _opener(
-    asked: Sequence[Range | None], answered: Sequence[Range | None], controls: Sequence[Control]
+    questions: Sequence[Range | None], answered: Sequence[Range | None], controls: Sequence[Control]
 ) -> frozenset[int]:
     """The token that opens the question after an answer without an end; it also comes before the first question."""
-    if len(asked) < 2 or asked[0] is None or asked[1] is None or answered[0] is None:
+    if len(questions) < 2 or questions[0] is None or questions[1] is None or answered[0] is None:
         return frozenset()
-    before = [control.id for control in controls if control.end <= asked[0][0]]
-    between = [control.id for control in controls if answered[0][1] <= control.start < asked[1][0]]
+    before = [control.id for control in controls if control.end <= questions[0][0]]
+    between = [control.id for control in controls if answered[0][1] <= control.start < questions[1][0]]
     return frozenset(between) if between == before[-1:] else frozenset()
 
 

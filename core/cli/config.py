@@ -25,7 +25,9 @@ def config() -> None:
 @run_options
 @json_option
 def check(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> int:
-    """Report all mistakes in a run or evaluation file; exit 2 if there are any.
+    """Report all mistakes in a run or evaluation file.
+
+    Exits with 2 if there are any.
 
     With --json: {"ok": …, "names": […], "problems": [{source, line, column, table, key, message}, …]}.
     """
@@ -50,7 +52,7 @@ def check(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_
 @run_options
 @json_option
 def show(path: Path, variants: tuple[str, ...], overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print the whole configuration that a run or evaluation file gives, defaults included.
+    """Print the configuration with all defaults.
 
     One TOML document per variant, or a JSON list of them.
     """
@@ -93,7 +95,8 @@ def _read(path: Path, variants: Sequence[str], overrides: Sequence[str]) -> list
 
 
 def _summary(config: RunConfig) -> str:
-    return f"{config.name}: {config.data.format} data, {config.train.trainer} trainer, {_evaluated(config)}"
+    trainer = f"{config.train.trainer} trainer" if config.train else "not trained"
+    return f"{config.name}: {config.data.format} data, {trainer}, {_evaluated(config)}"
 
 
 def _evaluated(config: RunConfig | EvalConfig) -> str:

@@ -50,7 +50,7 @@ def data() -> None:
 )
 @json_option
 def show(run: str, variant: str | None, count: int, skip: int, holdout: bool, page: Path | None, as_json: bool) -> None:
-    """Show rows as the model will see them, with the trained tokens marked.
+    """Show rows as the model will see them.
 
     Trained tokens are green on a terminal, and between ⟦ and ⟧ elsewhere.
     """
@@ -81,7 +81,10 @@ def show(run: str, variant: str | None, count: int, skip: int, holdout: bool, pa
 @click.option("--variant", metavar="NAME", help="Variant of the run.toml, if it has several.")
 @json_option
 def stats(run: str, variant: str | None, as_json: bool) -> None:
-    """Count rows and tokens: lengths, sources, trained tokens, and what was left out and why."""
+    """Count rows and tokens, also by length and source.
+
+    Also counts trained tokens and the rows that were left out, with their reasons.
+    """
     from attrs import asdict
 
     from modelwright.core.cli.common import prepared_folder

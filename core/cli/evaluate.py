@@ -56,7 +56,7 @@ _OUTPUT = {"output": "--output"}
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Option of the format, the value in TOML. Repeatable.",
+    help="Set an option of the format; VALUE is TOML. Repeatable.",
 )
 @click.option(
     "--metric",

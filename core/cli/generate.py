@@ -69,7 +69,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         type=Text(empty=False),
         multiple=True,
         metavar="TEXT",
-        help="Stop the answer before this text; may be repeated.",
+        help="Stop the answer before this text. Repeatable.",
     ),
 )
 
@@ -126,7 +126,7 @@ def chat(model: str | None, message: str | None, system: str | None, thinking: b
     messages = [{"role": "system", "content": system}] if system else []
     shown = sys.stdout.isatty() if thinking is None else thinking
     with _client(options) as (client, sampling):
-        # Asked before anyone types: there may be no such model.
+        # Before anyone types: there may be no such model.
         model = model or client.only_model().lasting_address
         client.get_model(model)
         if message is not None:

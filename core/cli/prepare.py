@@ -27,7 +27,7 @@ _OF_A_RUN = {
     "registry": "--registry",
     "dry_run": "--dry-run",
     "fresh": "--fresh",
-    "part": "--shard",
+    "shard": "--shard",
     "merging": "--merge",
 }
 _OF_FILES = {
@@ -58,7 +58,7 @@ class _Share(click.FloatRange):
         return number
 
 
-def _given_part(context: click.Context, param: click.Parameter, values: Sequence[str]) -> ShardSelection | None:
+def _given_shard(context: click.Context, param: click.Parameter, values: Sequence[str]) -> ShardSelection | None:
     """A callback for `--shard I/N`.
 
     Raises:
@@ -71,19 +71,19 @@ def _given_part(context: click.Context, param: click.Parameter, values: Sequence
     if value is None:
         return None
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value)
-    part = ShardSelection(int(found[1]), int(found[2])) if found else None
-    if part is None or not 1 <= part.number <= part.of:
+    shard = ShardSelection(int(found[1]), int(found[2])) if found else None
+    if shard is None or not 1 <= shard.number <= shard.of:
         raise UsageError(f"--shard {value!r}: expected I/N with I from 1 to N, such as 2/4")
-    return part
+    return shard
 
 
 @click.command()
 @functools.partial(stage_options, required=False)
 @click.option(
     "--shard",
-    "part",
+    "shard",
     multiple=True,
-    callback=_given_part,
+    callback=_given_shard,
     metavar="I/N",
     help="Prepare every N-th shard of the data, starting with the I-th; other jobs prepare the rest.",
 )
@@ -101,7 +101,7 @@ def _given_part(context: click.Context, param: click.Parameter, values: Sequence
     "inputs",
     multiple=True,
     metavar="PATH",
-    help="File, glob or folder with rows; can be given several times.",
+    help="File, glob or folder with rows. Repeatable.",
 )
 @click.option(
     "--output", metavar="PATH", type=DiskPath(), help="The .jsonl file to write; with --all-formats, a folder."
@@ -127,7 +127,7 @@ def _given_part(context: click.Context, param: click.Parameter, values: Sequence
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set an option of the format; VALUE is TOML. Can be given several times.",
+    help="Set an option of the format; VALUE is TOML. Repeatable.",
 )
 @click.option(
     "--max-rejected",
@@ -159,20 +159,20 @@ def prepare(context: click.Context, /, path: Path | None, *, as_json: bool, **gi
     if path is not None:
         if of_files:
             raise UsageError(f"{path} already says what to prepare: remove {of_files}, or remove the file")
-        part, chosen = given["part"], {name: given[name] for name in ("variants", "overrides", "registry")}
+        shard, chosen = given["shard"], {name: given[name] for name in ("variants", "overrides", "registry")}
         how = {name: given[name] for name in ("dry_run", "fresh", "merging")}
-        _check_together(part, **how)
-        if part is None:
+        _check_together(shard, **how)
+        if shard is None:
             perform_stages("prepare", path=path, as_json=as_json, **how, **chosen)
         else:
-            _prepare_part(part, path=path, as_json=as_json, **chosen)
+            _prepare_shard(shard, path=path, as_json=as_json, **chosen)
         return
     if of_a_run:
         raise UsageError(f"{of_a_run}: only valid with a RUN.toml")
     _prepare_files(as_json=as_json, **{name: given[name] for name in _OF_FILES})
 
 
-def _check_together(part: ShardSelection | None, *, merging: bool, fresh: bool, dry_run: bool) -> None:
+def _check_together(shard: ShardSelection | None, *, merging: bool, fresh: bool, dry_run: bool) -> None:
     """Refuse options that contradict each other.
 
     Raises:
@@ -180,18 +180,18 @@ def _check_together(part: ShardSelection | None, *, merging: bool, fresh: bool, 
     """
     from modelwright.core.api.errors import UsageError
 
-    if part is not None and merging:
+    if shard is not None and merging:
         raise UsageError("--shard and --merge exclude each other: run the --shard jobs first, then --merge once")
-    if part is not None and dry_run:
+    if shard is not None and dry_run:
         raise UsageError("--shard has no --dry-run: it prepares shards without finishing the stage")
-    if fresh and (part is not None or merging):
+    if fresh and (shard is not None or merging):
         raise UsageError(
             "--fresh would discard what other jobs have prepared: remove it "
             "(to start over, run `modelwright cache prune --older-than 0` before the jobs)"
         )
 
 
-def _prepare_part(part: ShardSelection, *, as_json: bool, **chosen: Any) -> None:
+def _prepare_shard(shard: ShardSelection, *, as_json: bool, **chosen: Any) -> None:
     """Prepare the selected shards of every chosen variant."""
     from modelwright.core import runner
     from modelwright.core.cli.progress import Display
@@ -202,9 +202,9 @@ def _prepare_part(part: ShardSelection, *, as_json: bool, **chosen: Any) -> None
         runner.check(runs, ["prepare"], registry=False)
         done = []
         for one in runs:
-            done.append({"run": one.config.name, **prepare_shards(one, part)})
+            done.append({"run": one.config.name, **prepare_shards(one, shard)})
             if one is not runs[-1]:
-                one.folder.part(part.number, part.of).check_stop()  # as between whole runs
+                one.folder.shard(shard.number, shard.of).check_stop()  # as between whole runs
     if as_json:
         print_json(done)
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, UsageError
+from modelwright.core.api.wording import listed
 from modelwright.core.cli.common import Command, json_option, print_json, print_table, registry_option, run_options
 
 if TYPE_CHECKING:
     from modelwright.core.runner import Result
     from modelwright.core.runs.stage import Listener, Run
-    from modelwright.core.stages.train.external_launcher import Launched
+    from modelwright.core.stages.evaluate.stage import Ranking
+    from modelwright.core.stages.train.external_launcher import LauncherProcess
     from modelwright.core.stages.train.verify_resume import Verification
 
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
@@ -95,25 +97,27 @@ def perform_stages(
         merging: see `Run`.
         chosen: see `open_runs`.
     """
-    from modelwright.core.stages.train.external_launcher import launched
+    from modelwright.core.stages.train.external_launcher import launcher_process
 
     how = {"dry_run": dry_run, "fresh": fresh, "as_json": as_json, "registry": chosen["registry"]}
     # The other stages share nothing: one process of a launcher's may well do them.
-    here = launched() if only in (None, "train") else None
+    here = launcher_process() if only in (None, "train") else None
     if here is not None:
-        return _perform_launched(here, only, chosen, how)
+        return _perform_in_launcher(here, only, chosen, how)
     _perform(open_runs(**chosen), only, merging=merging, **how)
     return 0
 
 
-def _perform_launched(here: Launched, only: str | None, chosen: Mapping[str, Any], how: Mapping[str, Any]) -> int:
+def _perform_in_launcher(
+    here: LauncherProcess, only: str | None, chosen: Mapping[str, Any], how: Mapping[str, Any]
+) -> int:
     """Train one run together with the other processes of a launcher; the first does all that is not training."""
-    from modelwright.core.stages.train.external_launcher import check_launched, leave_to_the_first
+    from modelwright.core.stages.train.external_launcher import check_training_only, leave_to_the_first
     from modelwright.core.stages.train.rendezvous import follow, leading
 
     try:
         runs = open_runs(**chosen)
-        check_launched(here, runs, only)
+        check_training_only(here, runs, only)
     except ModelwrightError as error:
         return leave_to_the_first(here, error)
     if here.rank:
@@ -142,6 +146,10 @@ def _perform(
 
     # A training on a cluster asks nothing of the registry's database: many nodes would, on a shared file system.
     runner.check(runs, [only] if only else runner.NAMES, registry=only != "train")
+    names = [one.config.name for one in runs]
+    runs = [one for one in runs if only is None or one.has(only)]
+    if not runs:
+        raise UsageError(f"there is nothing to {only}: {listed(names, 3)} sets train = false")
     if dry_run:
         _print_plan(runs, only, fresh=fresh, as_json=as_json)
         return
@@ -151,7 +159,7 @@ def _perform(
             one.listener, one.merging, one.gather = display, merging, gather
             results.append(runner.execute(one, only=only, fresh=fresh))
             if one is not runs[-1]:
-                one.folder.check_stop()  # asked for in this run's last moments; the next one has not heard of it
+                one.folder.check_stop()  # a request in this run's last moments has not reached the next one
     _print_results(results, registry, as_json=as_json)
 
 
@@ -166,15 +174,15 @@ def _verify_resume(*, dry_run: bool, fresh: bool, as_json: bool, **chosen: Any) 
 
     from modelwright.core import runner
     from modelwright.core.cli.progress import Display
-    from modelwright.core.stages.train.external_launcher import launched, leave_to_the_first, refusal
+    from modelwright.core.stages.train.external_launcher import launcher_process, leave_to_the_first, refusal
 
-    if here := launched():
+    if here := launcher_process():
         return leave_to_the_first(here, refusal(here, "--verify-resume", "call it without the launcher"))
     if dry_run or fresh:
         flag = "--dry-run" if dry_run else "--fresh"
         raise UsageError(f"--verify-resume leaves the run's own training alone: leave out {flag}")
     with Display() as display:
-        runs = open_runs(**chosen, listener=display)
+        runs = [one for one in open_runs(**chosen, listener=display) if one.has("train")]
         runner.check(runs, ["train"])
         verified = {one.config.name: runner.verify(one) for one in runs}
     if as_json:
@@ -234,9 +242,17 @@ def _aliases(result: Result) -> str:
 
 def _print_results(results: Sequence[Result], registry: str | None, *, as_json: bool) -> None:
     from modelwright.core.cli.progress import named_figures
+    from modelwright.core.stages.evaluate.stage import rank
 
+    rankings = list(rank([result.run for result in results if "evaluate" in result.outputs]))
     if as_json:
-        print_json([{"run": r.run.config.name, "folder": str(r.run.folder.path), **r.outputs} for r in results])
+        print_json(
+            [
+                {"run": r.run.config.name, "folder": str(r.run.folder.path), **r.outputs}
+                | _behind(rankings, r.outputs.get("register", {}).get("address"))
+                for r in results
+            ]
+        )
         return
     if not any(result.performed for result in results):
         click.echo("Nothing to do: all stages are done, and their inputs have not changed.")
@@ -248,6 +264,8 @@ def _print_results(results: Sequence[Result], registry: str | None, *, as_json: 
         rows.append((registered.get("address", result.run.config.name), "\n".join(figures), _aliases(result)))
     if any(result.outputs.get("register") for result in results):
         print_table(("model", "metrics (95 % interval)", "alias"), rows)
+    for ranking in rankings:
+        _print_ranking(ranking)
     click.echo(f"Runs:      {results[0].run.folder.path.parent}")
     click.echo(f"Registry:  {results[0].run.registry_url}")
     addresses = [row[0] for row, result in zip(rows, results, strict=True) if result.outputs.get("register")]
@@ -257,3 +275,29 @@ def _print_results(results: Sequence[Result], registry: str | None, *, as_json: 
         where = f" --registry {registry}" if registry else ""
         click.echo(f"  modelwright serve {names}{where}")
         click.echo(f"  modelwright chat --model {addresses[-1].partition('@')[0]}      (in another terminal)")
+
+
+def _print_ranking(ranking: Ranking) -> None:
+    """Which model is the best on a suite, and how far the others are from it."""
+    from attrs import asdict
+
+    from modelwright.core.stages.evaluate.report import figure_text
+
+    rows = [
+        (each.model, figure_text(asdict(each), signed=True), "yes" if each.sign else "no") for each in ranking.others
+    ]
+    columns = (f"{ranking.suite}.{ranking.metric}", f"difference from {ranking.leader} (95 % interval)", "significant")
+    print_table(columns, rows)
+
+
+def _behind(rankings: Sequence[Ranking], address: str | None) -> dict[str, Any]:
+    """For JSON: how a model differs from the best one of each suite and metric, itself aside."""
+    from attrs import asdict
+
+    found = [
+        {"suite": ranking.suite, "metric": ranking.metric, **asdict(each)}
+        for ranking in rankings
+        for each in ranking.others
+        if each.model == address
+    ]
+    return {"comparisons": found} if found else {}

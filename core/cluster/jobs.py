@@ -1,6 +1,7 @@
 """The jobs of a run: what was submitted, what each job left as it ended, and how they are doing.
 
-Slurm is asked while it knows a job; afterwards the record counts that the job left. `runs/NAME/slurm/` has all of it.
+While Slurm knows a job, its state comes from Slurm; afterwards it comes from the record that the job left.
+`runs/NAME/slurm/` has all of it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from modelwright.core.api.errors import ModelwrightError, UsageError
 # Seconds. The commands themselves ask a controller that does not answer for a minute.
 PATIENCE = 100.0
 
-# What is asked of squeue, and how wide: its columns are cut, never stretched.
+# The fields of squeue and their widths: it cuts columns and never stretches them.
 _COLUMNS = {
     "JobArrayID": 40,
     "State": 20,
@@ -96,7 +96,7 @@ def queued(jobs: Sequence[str]) -> dict[str, QueuedJob]:
     """What Slurm knows of these jobs (of an array: of its tasks), by id; it forgets a job minutes after its end.
 
     Raises:
-        ModelwrightError: it cannot be asked.
+        ModelwrightError: it does not answer.
     """
     if not jobs:
         return {}

@@ -64,7 +64,7 @@ if [ -z "$stopping" ]; then
 fi
 
 # 75: the run stopped at a safe point. Unless the job was cancelled or exceeded its limit, queue it again to resume.
-# Slurm may still be signalling the job, and a busy controller may have to be asked again.
+# Slurm may still be signalling the job, and a busy controller may need another request.
 if [ -n "$stopping" ] && {{ [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }}; then
     for _ in 1 2 3 4 5; do
         state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) && case $state in
@@ -102,7 +102,7 @@ class Writer:
 
     Attributes:
         folder: the run's.
-        cluster: what is asked for.
+        cluster: the requested resources.
         home: what `MODELWRIGHT_HOME` is for the jobs.
         registry: the registry's URL.
         directory: where the jobs run.
@@ -145,7 +145,7 @@ class Writer:
     def _options(self, stage: str, array: int | None, place: Path, log: str) -> Iterator[str]:
         cluster = self.cluster
         gpus = {"train": cluster.gpus_per_node, "evaluate": cluster.gpus_per_node and 1}.get(stage)
-        asked: dict[str, str | int | None] = {
+        requested: dict[str, str | int | None] = {
             "job-name": f"{self.folder.name}/{stage}",
             "output": f"{str(place).replace('%', '%%')}/{log}",
             "open-mode": "append",
@@ -164,7 +164,7 @@ class Writer:
             "signal": f"B:USR1@{cluster.stop_before}",
             **cluster.sbatch,
         }
-        for name, value in asked.items():
+        for name, value in requested.items():
             if value is not None:
                 yield f"--{name}={_quoted(str(value))}" if value != "" else f"--{name}"
 
@@ -252,6 +252,8 @@ def _idle(run: Run) -> list[str]:
 
 
 def _check_processes(run: Run, cluster: ClusterConfig) -> None:
+    if not run.config.train:
+        return
     name = run.config.train.trainer
     processes = cluster.nodes * (cluster.processes or 1)
     if processes > 1 and run.plugins.get(TrainerSpec, name).launcher == "python":
@@ -277,7 +279,7 @@ def _check_idle(run: Run) -> None:
 def submit(submissions: Sequence[Submission]) -> list[Submission]:
     """Queue the scripts of each submission, every one after the one before it.
 
-    Slurm is asked about every script first; if it refuses one while they are queued, those before it are cancelled.
+    Slurm checks every script first; if it refuses one while they are queued, those before it are cancelled.
 
     Raises:
         UsageError: Slurm would never run one of the scripts.

@@ -47,7 +47,8 @@ def run_components(values: Mapping[str, Any], plugins: Plugins) -> Components[Ru
     Values of the wrong type are passed over; structuring the tree reports them.
     """
     reader = _Reader(plugins=plugins)
-    data, train = _table(values.get("data")), _table(values.get("train", {}))
+    data = _table(values.get("data"))
+    train = None if values.get("train") is False else _table(values.get("train", {}))
     data_format = data.get("format") if data is not None else None
     data_options = reader.options(FormatSpec, data_format, data, ("data",), "format")
     default = str(fields(TrainSettings).trainer.default)
@@ -62,7 +63,7 @@ def run_components(values: Mapping[str, Any], plugins: Plugins) -> Components[Ru
         return evolve(
             config,
             data=evolve(config.data, options=data_options),
-            train=evolve(config.train, options=train_options),
+            train=config.train and evolve(config.train, options=train_options),
             evaluate=_filled(config.evaluate, suites),
         )
 

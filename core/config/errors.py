@@ -13,7 +13,7 @@ from typing import Any
 from attrs import asdict, frozen
 
 from modelwright.core.api.errors import UsageError
-from modelwright.core.api.wording import closest, either
+from modelwright.core.api.wording import closest, either, printable
 
 # Deeper than any sensible configuration, and shallow enough for recursive code.
 DEEPEST = 64
@@ -110,15 +110,6 @@ _LONGEST = 60
 _EXACT = 10**15
 # Longer integers are not written out; Python refuses to print those of several thousand digits.
 _BITS = 128
-
-
-def printable(text: str) -> str:
-    """`text` on one line; characters that cannot be printed are escaped as in TOML."""
-    return "".join(
-        character if character.isprintable() else f"\\u{ord(character):04x}" if ord(character) < 0x10000
-        else f"\\U{ord(character):08x}"
-        for character in text
-    )  # fmt: skip
 
 
 def quoted(text: str) -> str:

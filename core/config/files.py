@@ -15,6 +15,7 @@ from typing import Any, Literal
 import tomli
 from attrs import field, frozen
 
+from modelwright.core.api.wording import printable
 from modelwright.core.config.errors import (
     DEEPEST,
     TOO_DEEP,
@@ -24,7 +25,6 @@ from modelwright.core.config.errors import (
     NotValidError,
     Problem,
     dotted,
-    printable,
     shown,
 )
 from modelwright.core.config.paths import Written, file_path

@@ -14,7 +14,7 @@ from typing import Any
 import tomli
 from attrs import field, frozen
 
-from modelwright.core.api.wording import closest
+from modelwright.core.api.wording import closest, printable
 from modelwright.core.config.errors import (
     DEEPEST,
     ConfigError,
@@ -23,7 +23,6 @@ from modelwright.core.config.errors import (
     Problem,
     dotted,
     fail,
-    printable,
     quoted,
     shown,
 )
@@ -125,6 +124,9 @@ class Layers:
     def override(self, override: Override) -> None:
         """Apply a `--set` over the layers so far.
 
+        A key below a table that the variant turns off, such as train.max_steps where it says `train = false`, is for
+        the other variants.
+
         Raises:
             Invalid: its key leads nowhere.
         """
@@ -136,6 +138,8 @@ class Layers:
             if not rest or (isinstance(holder, dict) and key not in holder):
                 break
             holder, path = holder[key], (*path, key)
+            if holder is False and self.origins[path][-1].path[:1] == (VARIANTS,):
+                return
             self.origins[path].append(Origin(document=None, path=path))
         value = override.value
         for part, is_quoted in reversed(rest):

@@ -301,7 +301,9 @@ class RunConfig:
         name: Name of the model in the registry and of the run's folder. A variant adds its own name to it.
         seed: Seed of everything random: drawn rows, initial weights, the order of examples, dropout, sampled answers.
             Change it to see how much results vary.
-        evaluate: Test sets to grade the trained model on.
+        train: How the model is trained, a table; or `false`, usually in a variant: then the base itself is registered
+            and evaluated beside the trained variants, to see what the training changed.
+        evaluate: Test sets to grade the model on.
     """
 
     name: str = field(validator=named(MODEL_NAME, "a lower-case letter, then any of a-z 0-9 . _ -"))
@@ -309,7 +311,7 @@ class RunConfig:
     model: ModelConfig
     adapter: AdapterSettings | None = None
     data: DataConfig
-    train: TrainSettings
+    train: TrainSettings | Literal[False]
     evaluate: tuple[SuiteConfig, ...] = ()
     registry: RegistryConfig = field(factory=RegistryConfig)
     plugins: PluginsConfig = field(factory=PluginsConfig)
@@ -324,11 +326,25 @@ class RunConfig:
                 yield "registry.promote.if", message
         if self.adapter is not None and self.model.scratch is not None:
             yield "adapter", "needs a trained model to adapt: give [model] base instead of [model.scratch]"
-        if self.train.early_stopping is not None and not self.data.holdout.fraction:
+        if self.train is False:
+            yield from self._untrained_problems()
+        elif self.train.early_stopping is not None and not self.data.holdout.fraction:
             yield "train.early_stopping", "needs held-out data: set fraction in [data.holdout]"
         if self.data.quality.decontaminate and not self.evaluate:
             message = "needs an [[evaluate]] table to compare with, or name files with decontaminate_against"
             yield "data.quality.decontaminate", message
+
+    def _untrained_problems(self) -> Iterator[tuple[str, str]]:
+        if self.model.scratch is not None:
+            yield "train", "false needs a trained model to evaluate: give [model] base instead of [model.scratch]"
+        if self.adapter is not None:
+            yield "adapter", "is not trained if train is false: move [adapter] into the variants that train it"
+
+    @property
+    def training(self) -> TrainSettings:
+        """`train` of a run that trains; asking for it in another one is a mistake in this program."""
+        assert self.train is not False, f"{self.name} does not train"
+        return self.train
 
 
 @frozen(kw_only=True)

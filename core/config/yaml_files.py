@@ -90,7 +90,7 @@ class _Reader:
     lines: dict[KeyPath, int] = field(factory=lambda: {(): 1})
     _ends: list[int] = field(init=False)
     _inside: list[Any] = field(factory=list)
-    # The pairs of each table by its node's id, so that merging is no work of exponential size; None while it goes on.
+    # The pairs of each table by its node's id, so that merging is not exponential work; None while it goes on.
     _known: dict[int, dict[str, tuple[Any, Any]] | None] = field(factory=dict)
     _count: int = 0
 

@@ -1,6 +1,6 @@
 """The facts of this machine, as JSON values.
 
-Nothing is imported here that could fail: other processes and programs are asked, and none of them can end this one or
+Nothing that could fail is imported here: other processes and programs answer, and none of them can end this one or
 keep it waiting for long.
 """
 
@@ -48,10 +48,10 @@ def machine_facts() -> dict[str, Any]:
         not installed, `{"error": …}` where it cannot be imported), `driver`, `build` (what DeepSpeed's ops are compiled
         with), `slurm`, `home`, `hub`.
     """
-    asked: dict[str, Callable[[], Any]] = {name: partial(_probed, name) for name in _PROBED}
-    asked |= {"driver": _driver, "slurm": slurm_facts, "build": _build}
-    with ThreadPoolExecutor(len(asked)) as pool:  # each waits for another process
-        waiting = {name: pool.submit(ask) for name, ask in asked.items()}
+    probes: dict[str, Callable[[], Any]] = {name: partial(_probed, name) for name in _PROBED}
+    probes |= {"driver": _driver, "slurm": slurm_facts, "build": _build}
+    with ThreadPoolExecutor(len(probes)) as pool:  # each waits for another process
+        waiting = {name: pool.submit(ask) for name, ask in probes.items()}
         found = {name: one.result() for name, one in waiting.items()}
     return {
         "python": {"version": platform.python_version(), "executable": sys.executable},

@@ -44,9 +44,9 @@ def missing(runs: Sequence[Run], facts: Facts) -> list[Missing]:
 
 
 def _of_run(run: Run, facts: Facts) -> Iterator[str]:
-    for look in _LOOKS:
+    for check in _CHECKS:
         try:
-            yield from look(run, facts)
+            yield from check(run, facts)
         except SeveralErrors as error:
             yield from map(str, error.errors)
         except ModelwrightError as error:
@@ -87,7 +87,8 @@ def _specs(run: Run) -> Iterator[ComponentSpec]:
     formats = dict.fromkeys([config.data.format, *(suite.format or config.data.format for suite in config.evaluate)])
     metrics = dict.fromkeys(metric_name(label) for suite in config.evaluate for label in suite.metrics)
     yield from (plugins.get(FormatSpec, name) for name in formats)
-    yield plugins.get(TrainerSpec, config.train.trainer)
+    if config.train:
+        yield plugins.get(TrainerSpec, config.train.trainer)
     yield from (plugins.get(MetricSpec, name) for name in metrics)
     if config.evaluate:
         yield plugins.get(EngineSpec, ENGINE)
@@ -122,7 +123,7 @@ def _gpus(run: Run, facts: Facts) -> Iterator[str]:
             f"torch finds none of the {len(driver['gpus'])} GPUs of this machine: {torch['why_no_gpu']}: install a "
             f"build for this driver ({driver['version']}): https://pytorch.org/get-started/locally"
         )
-    if run.config.cluster is not None or not gpus:
+    if run.config.cluster is not None or not gpus or not train:
         return
     launcher = run.plugins.get(TrainerSpec, train.trainer).launcher
     if launcher == "deepspeed" and train.processes != "auto" and train.processes > len(gpus):
@@ -135,7 +136,8 @@ def _gpus(run: Run, facts: Facts) -> Iterator[str]:
 
 def _deepspeed(run: Run, facts: Facts) -> Iterator[str]:
     deepspeed, build = facts["deepspeed"] or {}, facts["build"]
-    if run.plugins.get(TrainerSpec, run.config.train.trainer).launcher != "deepspeed":
+    train = run.config.train
+    if not train or run.plugins.get(TrainerSpec, train.trainer).launcher != "deepspeed":
         return
     if "error" in deepspeed:
         yield f"deepspeed cannot be imported: {deepspeed['error']}: pip install --force-reinstall deepspeed"
@@ -190,7 +192,7 @@ def _cluster(run: Run, facts: Facts) -> Iterator[str]:
         )
 
 
-_LOOKS: tuple[Callable[[Run, Facts], Iterator[str]], ...] = (
+_CHECKS: tuple[Callable[[Run, Facts], Iterator[str]], ...] = (
     *(_shared, _torch, _components),
     *(_gpus, _deepspeed, _storage, _cluster),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attrs import frozen
@@ -86,11 +86,15 @@ def _in_folder(folder: Path, source: str, *, parent: str | None = None) -> Base:
         raise UsageError(f"[model] base {source}: {error.filename} cannot be read: {error.strerror}") from error
 
 
+def base_files(folder: Path) -> Iterator[Path]:
+    """The files of a base that count."""
+    return (path for pattern in BASE_FILES for path in folder.glob(pattern))
+
+
 def folder_digest(folder: Path) -> str:
     """The digest of a base's files, which are all read.
 
     Raises:
         OSError: a file cannot be read.
     """
-    paths = (path for pattern in BASE_FILES for path in folder.glob(pattern))
-    return digest_json({path.name: files.sha256_file(path) for path in paths})
+    return digest_json({path.name: files.sha256_file(path) for path in base_files(folder)})

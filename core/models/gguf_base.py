@@ -83,7 +83,7 @@ def dequantize(path: Path, source: str) -> Dequantized:
     """
     folder = _place(gguf_digest(path, source))
     if not folder.is_dir():
-        check_installed("gguf", "torch", "transformers", what="a base in a GGUF file", extra="gguf")
+        _check_packages()
         _make(path, source, folder)
     os.utime(folder)  # `cache prune` removes what was not used for long
     record = dequantized_from(folder)
@@ -96,9 +96,17 @@ def cached(path: Path, source: str) -> Path | None:
 
     Raises:
         UsageError: it is missing, or not a GGUF file.
+        MissingDependencyError: the `gguf` extra is not installed.
     """
     folder = _place(gguf_digest(path, source))
-    return folder if folder.is_dir() else None
+    if folder.is_dir():
+        return folder
+    _check_packages()
+    return None
+
+
+def _check_packages() -> None:
+    check_installed("gguf", "torch", "transformers", what="a base in a GGUF file", extra="gguf")
 
 
 def _place(digest: str) -> Path:
@@ -190,9 +198,10 @@ def _convert(path: Path, folder: Path) -> dict[str, Any]:
             path.parent, gguf_file=path.name, dtype=getattr(torch, dtype), output_loading_info=True
         )
     except Exception as error:
+        reason = one_line(error).rstrip(".")[:200]
         raise _UnusableError(
-            f"transformers {version} cannot read a GGUF of architecture {kind!r} ({one_line(error):.200}): use the "
-            "model's folder in Hugging Face layout, or upgrade transformers"
+            f"transformers {version} cannot read a GGUF of architecture {kind!r} ({reason}): use the model's folder in "
+            "Hugging Face layout, or upgrade transformers"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise _UnusableError(

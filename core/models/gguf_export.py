@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -132,8 +133,9 @@ def _run(command: list[Any]) -> None:
 def _write(folder: Path, out: Path, name: str, kind: str) -> None:
     check_installed("gguf", what="writing GGUF", extra="gguf")
     gguf = require("gguf", extra="gguf")
-    config = files.read_json(folder / CONFIG)
-    arch = _architecture(config)
+    arch = _architecture(files.read_json(folder / CONFIG))
+    # With the defaults of the architecture, which config.json may leave out.
+    config = require("transformers").AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
     pre = pre_tokenizer(json.loads((folder / "tokenizer.json").read_bytes()))
     type_ = gguf.GGMLQuantizationType[_TYPES[kind]]
     writer = gguf.GGUFWriter(out, arch)
@@ -146,11 +148,8 @@ def _write(folder: Path, out: Path, name: str, kind: str) -> None:
     tensors = list(_tensors(folder, config, arch, type_))
     for target, shape, stored, _ in tensors:
         size = gguf.quants.quant_shape_to_byte_shape(shape, stored) if stored.name == "Q8_0" else shape
-        width = 1 if stored.name == "Q8_0" else 4 if stored.name == "F32" else 2
-        count = width
-        for length in size:
-            count *= length
-        writer.add_tensor_info(target, shape, None, count, raw_dtype=stored)
+        width = {"Q8_0": 1, "F32": 4}.get(stored.name, 2)
+        writer.add_tensor_info(target, shape, None, width * math.prod(size), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -29,9 +29,8 @@ from modelwright.core.api.hf_folder import (
     text_value,
     vocabulary_size,
 )
-from modelwright.core.api.wording import listed
 
-# The most common keys with their lowest values; None is no limit. In the file a list has a value for each layer, and
+# The most common keys with their lowest values; None means no limit. In the file a list has a value for each layer, and
 # null leaves it to the model.
 _WHOLE = {
     "vocab_size": 1,
@@ -356,13 +355,8 @@ def _weight_files(folder: Path) -> list[str]:
         if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
             raise BadFolderError(f"{WEIGHTS_INDEX} lists no files: expected a table weight_map")
         return sorted(set(names.values()))
-    if others := other_weights(folder):
-        if ggufs := [name for name in others if name.lower().endswith(".gguf")]:
-            raise BadFolderError(f"the weights are in {listed(ggufs, 4)}: name the GGUF file itself, not its folder")
-        raise BadFolderError(
-            f"the weights are in {listed(others, 4)}, but only safetensors files are read (a pickle can run any "
-            "code): convert them by save_pretrained() of a recent transformers"
-        )
+    if problem := other_weights(folder):
+        raise BadFolderError(problem)
     if (folder / ADAPTER_CONFIG).is_file():
         raise BadFolderError(
             "this is an adapter, not a whole model: merge it into its base (modelwright models merge ADDRESS), and use "

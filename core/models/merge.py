@@ -31,6 +31,7 @@ from modelwright.core.chat.renderer import MODEL_RECORD, checked_renderer
 from modelwright.core.extras import require
 from modelwright.core.models.adapters import AdapterBase, adapter_base
 from modelwright.core.models.finishing import complete_generation_config, round_like
+from modelwright.core.models.gguf_base import dequantized_from
 from modelwright.core.registry.importing import gathering
 from modelwright.core.registry.record import environment
 
@@ -150,7 +151,10 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
     round_like(folder, base.folder)
     renderer.save(folder)
     complete_generation_config(folder, renderer.stop_token_ids)
-    files.write_json(folder / MODEL_RECORD, {"renderer": renderer.fingerprint})
+    record: dict[str, Any] = {"renderer": renderer.fingerprint}
+    if gguf := dequantized_from(adapter):
+        record["gguf"] = gguf
+    files.write_json(folder / MODEL_RECORD, record)
     return compared
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import tomli_w
 
 from modelwright.core.api.registry import ModelVersion
+from modelwright.core.api.wording import printable
 from modelwright.core.registry.compare import flat
 from modelwright.core.registry.record import PACKAGE, TELLING
 
@@ -102,7 +103,7 @@ def _index(version: ModelVersion) -> Iterable[dict[str, Any]]:
 def code(value: Any) -> str:
     """A value as inline code on one line, with more backticks around it than it has in a row."""
     text = value if isinstance(value, str) and value and value.isprintable() else json.dumps(value, ensure_ascii=False)
-    text = "".join(character if character.isprintable() else f"\\u{ord(character):04x}" for character in text)
+    text = printable(text)
     fence = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=0) + 1)
     padding = " " if text[0] in "` " or text[-1] in "` " else ""
     # A table's cell ends at a bar even inside of code (GitHub Flavored Markdown, section 4.10).
@@ -140,11 +141,7 @@ def _results(version: ModelVersion) -> str:
 def _configuration(config: Mapping[str, Any]) -> str:
     if not config:
         return ""
-    return block("toml", _printable(tomli_w.dumps(_without_null(config))))
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() or each in "\n\t" else f"\\u{ord(each):04x}" for each in text)
+    return block("toml", printable(tomli_w.dumps(_without_null(config)), keep="\n\t"))
 
 
 def _without_null(value: Any) -> Any:

@@ -168,24 +168,42 @@ def _metrics(versions: Sequence[ModelVersion], direction: Callable[[str], bool |
 
 
 def difference(first: Figure, other: Figure, *, higher_is_better: bool | None) -> Difference:
-    """The difference of `other` from `first` as independent samples, from their 95 % intervals.
-
-    With the figures p1 of `first` and p2 of `other`, and their intervals [l1, u1] and [l2, u2]:
-
-        low  = p2 - p1 - sqrt((p2 - l2)^2 + (u1 - p1)^2)
-        high = p2 - p1 + sqrt((u2 - p2)^2 + (p1 - l1)^2)
-
-    Source: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
-    eleven methods", Statistics in Medicine 17 (1998), 873-890, method 10, for Wilson's intervals; G. Y. Zou and
-    A. Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27 (2008), 1693-1702,
-    for figures that are not proportions.
-    """
+    """The difference of `other` from `first` as independent samples."""
     value = other.value - first.value
-    low = value - math.hypot(other.value - other.low, first.high - first.value)
-    high = value + math.hypot(other.high - other.value, first.value - first.low)
+    low, high = difference_interval(other, first)
     # Without examples an interval says nothing.
     sign = (low > 0) - (high < 0) if first.n and other.n else 0
     return Difference(value=value, low=low, high=high, verdict=_verdict(sign, higher_is_better))
+
+
+def difference_interval(one: Figure, other: Figure, correlation: float = 0.0) -> tuple[float, float]:
+    """The 95 % interval of the figure of `one` minus that of `other`, from the figures' own 95 % intervals.
+
+    With the figures p1 and p2, their intervals [l1, u1] and [l2, u2], and the correlation r:
+
+        low  = p1 - p2 - sqrt((p1 - l1)^2 - 2 r (p1 - l1)(u2 - p2) + (u2 - p2)^2)
+        high = p1 - p2 + sqrt((u1 - p1)^2 - 2 r (u1 - p1)(p2 - l2) + (p2 - l2)^2)
+
+    Sources: R. G. Newcombe, "Interval estimation for the difference between independent proportions: comparison of
+    eleven methods", Statistics in Medicine 17 (1998), 873-890, method 10, for Wilson's intervals; R. G. Newcombe,
+    "Improved confidence intervals for the difference between binomial proportions based on paired data", Statistics in
+    Medicine 17 (1998), 2635-2650 (the score interval, there method 8), for paired data; G. Y. Zou and A. Donner,
+    "Construction of confidence limits about effect measures: a general approach", Statistics in Medicine 27 (2008),
+    1693-1702, for figures that are not proportions.
+
+    Args:
+        one: a figure with its interval.
+        other: the figure that is subtracted.
+        correlation: Pearson's, of the two models' scores for the same examples; 0 for independent samples.
+    """
+    value = one.value - other.value
+    down = _joined(one.value - one.low, other.high - other.value, correlation)
+    up = _joined(one.high - one.value, other.value - other.low, correlation)
+    return value - down, value + up
+
+
+def _joined(one: float, other: float, r: float) -> float:
+    return math.sqrt(max(0.0, one * one - 2 * r * one * other + other * other))
 
 
 def _verdict(sign: int, higher_is_better: bool | None) -> Verdict:

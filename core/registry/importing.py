@@ -129,7 +129,7 @@ def _gather(source: Path, folder: Path) -> tuple[ModelVersion | None, tuple[str,
         return record, tuple(sorted(set(unpack(source, top, record, folder)) - own))
     files, left_out = _files(source)
     if RECORD not in files:
-        _link(files, folder)
+        link_files(files, folder)
         return None, tuple(left_out)
     _check_regular(files[RECORD])
     if files[RECORD].stat().st_size > LONGEST:
@@ -141,7 +141,7 @@ def _gather(source: Path, folder: Path) -> tuple[ModelVersion | None, tuple[str,
         raise RegistryError(
             f"{source} is incomplete: its record lists {missing[0]!r}, which is missing; export the model again"
         )
-    _link({path: files[path] for path in wanted}, folder)
+    link_files({path: files[path] for path in wanted}, folder)
     for found in scan_model(folder):
         if found != wanted[found.path]:
             raise RegistryError(
@@ -187,7 +187,8 @@ def _real(path: Path, source: Path) -> Path:
     return real
 
 
-def _link(files: Mapping[str, Path], folder: Path) -> None:
+def link_files(files: Mapping[str, Path], folder: Path) -> None:
+    """Put regular files, by their path in `folder`, there: by hard links, or as copies where these are impossible."""
     for relative, path in files.items():
         place = folder / relative
         place.parent.mkdir(parents=True, exist_ok=True)

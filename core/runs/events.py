@@ -186,7 +186,7 @@ KINDS: Mapping[str, Kind] = {
             "grad_norm": "2-norm of the gradient before clipping; null if the step was dropped.",
             "learning_rate": "The learning rate of this step.",
             "tokens": "Number of tokens in the step, over all processes.",
-            "supervised": "Number of those tokens that the loss counts.",
+            "trained_tokens": "Number of those tokens that the loss counts.",
             "order": "Digest of which sequences the step trained on.",
             "by_source": "Mean loss by source of the data, in nats; empty if there is one source.",
             "seconds": "How long the step took.",

@@ -4,13 +4,13 @@ runs/NAME/
 ├── runner.lock         held by the runner
 ├── workers.lock        held by the runner and its workers
 ├── ranks.lock          shared by the workers that a launcher started between
-├── stop                someone asked the run to stop
+├── stop                present if someone requested a stop
 ├── config.json         the resolved configuration, for the worker processes
 ├── events/             one file for each process that wrote
 ├── logs/               what worker processes printed
-├── launched/           where a launcher's processes learn how to reach the first of them
+├── rendezvous/         how an external launcher's processes reach the first of them
 ├── done/STAGE.json     fingerprint, inputs and outputs of a finished stage
-├── parts/2-of-4/       where a job works that prepares one part of the data
+├── shards/2-of-4/      where a job works that prepares a share of the shards
 ├── verify/             two short trainings, while it is verified that this one resumes exactly
 └── STAGE/              what the stage made
 """
@@ -41,7 +41,7 @@ KILLED_ENDS_WITHIN = 1.0
 # How long the workers of a killed runner may take to notice that it is gone.
 ORPHANS_END_WITHIN = 60.0
 
-_FOLDERS = ("done", "events", "launched", "logs", "status")
+_FOLDERS = ("done", "events", "logs", "rendezvous", "status")
 _FILES = ("runner.lock", "workers.lock", "ranks.lock", "config.json", "stop")
 
 
@@ -96,9 +96,9 @@ class RunFolder:
         return self.path / "ranks.lock"
 
     @property
-    def launched(self) -> Path:
-        """Where the processes that another launcher started find the first of them."""
-        return self.path / "launched"
+    def rendezvous(self) -> Path:
+        """Where the processes that an external launcher started find the first of them."""
+        return self.path / "rendezvous"
 
     def log(self, stage: str) -> Path:
         """What the stage's worker process prints."""
@@ -167,15 +167,15 @@ class RunFolder:
             self.stage(stage).rename(aside)
             shutil.rmtree(aside)
 
-    # Parts of the data, prepared by jobs of their own
+    # Shards of the data, prepared by separate jobs
 
-    def part(self, number: int, of: int) -> RunFolder:
-        """Where one of `of` jobs works, which share nothing but the events: to stop one is not to stop the others."""
-        return RunFolder(self.path / "parts" / f"{number}-of-{of}", self.name)
+    def shard(self, number: int, of: int) -> RunFolder:
+        """The folder of one of `of` jobs. They share only the events, so that stopping one does not stop the others."""
+        return RunFolder(self.path / "shards" / f"{number}-of-{of}", self.name)
 
-    def parts(self) -> int | None:
-        """How many jobs the data were shared among the last time; None where they never were."""
-        begun = {folder.stat().st_mtime_ns: folder for folder in (self.path / "parts").glob("*-of-*")}
+    def shards(self) -> int | None:
+        """The number of jobs that last prepared the data together; None if there were none."""
+        begun = {folder.stat().st_mtime_ns: folder for folder in (self.path / "shards").glob("*-of-*")}
         return int(begun[max(begun)].name.rpartition("-")[2]) if begun else None
 
     # Stop requests
@@ -189,7 +189,7 @@ class RunFolder:
         self._stop.touch()
 
     def stopping(self) -> bool:
-        """Whether someone asked."""
+        """Whether someone requested a stop."""
         return self._stop.exists()
 
     def clear_stop(self) -> None:
@@ -201,7 +201,7 @@ class RunFolder:
         self._stop.symlink_to(other._stop)
 
     def check_stop(self) -> None:
-        """Raise StopRequested if someone asked."""
+        """Raise StopRequested if someone requested a stop."""
         if self.stopping():
             raise StopRequested(f"{self.name}: stopped on request; run the same command to resume")
 

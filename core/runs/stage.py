@@ -108,6 +108,10 @@ class Run:
         with naming(self.registry_url):
             return find_base(source, lambda: self.registry, self.folder)
 
+    def has(self, stage: str) -> bool:
+        """Whether the run has a stage; one with `train = false` neither prepares data nor trains."""
+        return bool(self.config.train) or stage not in ("prepare", "train")
+
     @property
     def writing(self) -> int:
         """The workers' lock; asking for it without holding it is a mistake in this program."""
@@ -127,13 +131,13 @@ class Stage(Protocol):
     name: str
 
     def inputs(self, run: Run) -> dict[str, Any]:
-        """All that the stage's result depends on, as JSON values; only asked when the stages before it are done."""
+        """All that the stage's result depends on, as JSON values; read only when the stages before it are done."""
         ...
 
     def missing(self, run: Run, outputs: Mapping[str, Any]) -> str | None:
         """What of a finished stage's results is gone or another, as a clause; None where all is there.
 
-        Looks at names and sizes only: it is asked at every run.
+        Looks at names and sizes only: it is called at every run.
         """
         ...
 

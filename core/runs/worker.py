@@ -206,7 +206,7 @@ def _together(folder: RunFolder, status: Status, failure: Failure, place: Place)
     and must not report that it was stopped on request. So the signal writes no request, and a process that does not ask
     soon whether it should stop has failed.
     """
-    asked, heard = threading.Event(), threading.Event()
+    stop_requested, heard = threading.Event(), threading.Event()
 
     def watch() -> None:
         while not status.has_failed():
@@ -222,13 +222,13 @@ def _together(folder: RunFolder, status: Status, failure: Failure, place: Place)
             os._exit(1)
 
     def stopping() -> bool:
-        if asked.is_set():
+        if stop_requested.is_set():
             heard.set()
-        return asked.is_set() or folder.stopping()
+        return stop_requested.is_set() or folder.stopping()
 
     def ask(_number: int, _frame: Any) -> None:
-        if not asked.is_set():
-            asked.set()
+        if not stop_requested.is_set():
+            stop_requested.set()
             threading.Thread(target=give_up, name="stop-watch", daemon=True).start()
 
     threading.Thread(target=watch, name="failure-watch", daemon=True).start()

@@ -72,11 +72,12 @@ def requirements(
             in the hub's cache counts as there.
     """
     config, base = run.config, partial(_base_folder, run, download=download)
+    stages = [stage for stage in stages if run.has(stage)]
     yield from (Requirement("packages", partial(check_packages, stage)) for stage in stages)
     if "prepare" in stages:
         yield from _to_prepare(run, download=download)
     if "train" in stages:
-        yield Requirement("component", run.plugins.get(TrainerSpec, config.train.trainer).check)
+        yield Requirement("component", run.plugins.get(TrainerSpec, config.training.trainer).check)
     if "evaluate" in stages and _here([suite.path for suite in config.evaluate], download=download):
         yield from (Requirement("data", look) for look in suite_checks(config.evaluate, run.plugins, seed=config.seed))
     yield Requirement("base", base)
@@ -193,7 +194,7 @@ def _check_disk(run: Run, base: Callable[[], Path | None]) -> None:
     checkpoints = run.folder.stage("train") / "checkpoints"
     written = sum(sizes(checkpoints).values()) if checkpoints.is_dir() else 0
     holdout = run.config.data.holdout.fraction > 0
-    check_checkpoint_room(there, _parameters(run, base), run.config.train, holdout=holdout, written=written)
+    check_checkpoint_room(there, _parameters(run, base), run.config.training, holdout=holdout, written=written)
 
 
 def _check_memory(run: Run, base: Callable[[], Path | None]) -> None:

@@ -185,12 +185,12 @@ class EngineContract:
         assert hot.token_ids == greedy.token_ids
 
     def test_logprobs_one_a_token(self, engine: Engine, prompt: Prompt, able: Callable[..., None]) -> None:
-        """Log-probabilities come one a token where asked for, finite and at most 0, and not otherwise."""
+        """A request with log-probabilities gets one a token, finite and at most 0; others get none."""
         able("logprobs")
-        asked, silent = run_all(engine, [request(prompt, logprobs=True), request(prompt)])
-        assert asked.logprobs is not None
-        assert len(asked.logprobs) == len(asked.token_ids)
-        assert all(math.isfinite(value) and value <= 0 for value in asked.logprobs)
+        shown, silent = run_all(engine, [request(prompt, logprobs=True), request(prompt)])
+        assert shown.logprobs is not None
+        assert len(shown.logprobs) == len(shown.token_ids)
+        assert all(math.isfinite(value) and value <= 0 for value in shown.logprobs)
         assert silent.logprobs is None
 
     def test_cancel_ends_the_stream(self, engine: Engine, prompt: Prompt) -> None:

@@ -6,7 +6,6 @@ import functools
 import multiprocessing
 import os
 import signal
-import socket
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from attrs import evolve
 
 from modelwright.core.api import Job, ModelwrightError, Trained
 from modelwright.core.api.components import TrainerSpec
+from modelwright.core.stages.train.launch import free_port
 from modelwright.core.testing.trainer import Recorder
 
 # What the processes would import each for itself; a module that is not there is passed over.
@@ -54,7 +54,7 @@ def train_in_ranks(
         Exception: what the first process to fail raised; the others are killed.
     """
     environment = {"WORLD_SIZE": str(size), "LOCAL_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-    environment["MASTER_PORT"] = str(_free_port())
+    environment["MASTER_PORT"] = str(free_port())
     bare = evolve(job, emit=_unheard, stopping=_never)
     context = _context(spec.factory.partition(":")[0])
     with ExitStack() as stack:
@@ -134,10 +134,3 @@ def _unheard(_kind: str, _data: Mapping[str, Any]) -> None:
 
 def _never() -> bool:
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -313,7 +313,7 @@ class TrainerContract:
         self.refuses(tmp_path, lambda job: job, "15")
 
     def test_data_without_anything_to_learn_is_refused(self, tmp_path: Path) -> None:
-        """Rows without a supervised token are named as the trouble, not met as a division by nothing."""
+        """Rows without a trained token are named as the trouble, not met as a division by nothing."""
         rows = [(name, ids, [False] * len(ids)) for name, ids, _ in counting_rows(3)]
         tokens = write_token_folder(tmp_path / "nothing", rows)
         self.refuses(tmp_path, lambda job: evolve(job, tokens=tokens), "nothing")

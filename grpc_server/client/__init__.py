@@ -1,4 +1,4 @@
-"""The client: `Client` and `AsyncClient`, and what they return and raise. Imports grpc and the generated code only."""
+"""The client: `Client` and `AsyncClient`, their records and errors. Imports grpc and the generated code only."""
 
 from modelwright.grpc_server.client.aio import AsyncClient, AsyncStream, AsyncWatch
 from modelwright.grpc_server.client.errors import ServerError

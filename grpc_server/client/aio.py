@@ -1,4 +1,4 @@
-"""The client for programs on asyncio, and its streams: the same methods and records as `Client`."""
+"""The client for asyncio and its streams, with the methods and records of `Client`."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from modelwright.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_p
 class AsyncClient:
     """A connection to a Modelwright server, for one event loop. It connects on the first request.
 
-    Methods, arguments and errors are those of `Client`; all but the streams are awaited.
+    Methods, arguments and errors are those of `Client`. Await every method except the streams.
 
     Args:
         target: `HOST:PORT`; an IPv6 address has brackets: `[::1]:50051`.
-        timeout: seconds that a request may take, a stream to its end; None waits for ever.
-        token: what the server asks for.
-        tls: whether to encrypt, and trust the authorities that the system trusts.
-        tls_ca: the certificates of the authorities to trust instead, in PEM: a file, or its bytes. Implies `tls`.
+        timeout: seconds that a request may take, for a stream until its end; None means no limit.
+        token: the server's token.
+        tls: whether to encrypt; the authorities that the system trusts are trusted.
+        tls_ca: PEM file, or its bytes, with the certificates of the authorities to trust instead. Implies `tls`.
         insecure: whether the token may travel unencrypted to another machine.
 
     Raises:
@@ -72,7 +72,7 @@ class AsyncClient:
         self.timeout = timeout
         self._metadata = self._connection.metadata
 
-    # A channel belongs to the event loop that runs when it is made: the first request's.
+    # A channel belongs to the event loop in which it is made, which is that of the first request.
 
     @functools.cached_property
     def _channel(self) -> Any:
@@ -87,7 +87,7 @@ class AsyncClient:
         return model_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
-        """End the connection; requests that run are cancelled."""
+        """Close the connection and cancel running requests."""
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -98,7 +98,7 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    # Asking models
+    # Requests to models
 
     async def generate(
         self, prompt: str, *, model: str | None = None, **sampling: Unpack[SamplingOptions]
@@ -109,7 +109,7 @@ class AsyncClient:
         return to_generation(response, response.text)
 
     def stream(self, prompt: str, *, model: str | None = None, **sampling: Unpack[SamplingOptions]) -> AsyncStream:
-        """Continue a prompt, piece by piece; leaving the `async with` block cancels what still runs."""
+        """Continue a prompt, piece by piece. Leaving the `async with` block cancels the request."""
 
         async def begin() -> Any:
             request = text_request(inference_pb2.GenerateStreamRequest, await self._address(model), prompt, sampling)
@@ -128,7 +128,7 @@ class AsyncClient:
     def chat_stream(
         self, messages: Messages, *, model: str | None = None, **sampling: Unpack[SamplingOptions]
     ) -> AsyncStream:
-        """Answer a conversation, piece by piece; leaving the `async with` block cancels what still runs."""
+        """Answer a conversation, piece by piece. Leaving the `async with` block cancels the request."""
 
         async def begin() -> Any:
             request = chat_request(inference_pb2.ChatStreamRequest, await self._address(model), messages, sampling)
@@ -137,40 +137,40 @@ class AsyncClient:
         return AsyncStream(begin, self.target)
 
     async def tokenize(self, text: Messages, *, model: str | None = None) -> Tokens:
-        """The tokens of a text as `generate` would see it, or of messages as `chat` would."""
+        """Tokenize a text as `generate` does, or messages as `chat` does."""
         request = tokenize_request(await self._address(model), text)
         return to_tokens(await self._ask(self._inference.Tokenize, request))
 
-    # What is served
+    # Served models
 
     async def models(self) -> list[Model]:
-        """The models that the server has, by name, then version."""
+        """List the server's models by name, then version."""
         response = await self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
         return [to_model(model) for model in response.models]
 
     async def only_model(self) -> Model:
-        """The model that the server has, where it has only one; otherwise the error names the choices."""
+        """Return the server's only model; if it has several, the error names them."""
         return choose_only(await self.models(), self.target)
 
     async def aliases(self) -> list[Alias]:
-        """The aliases that the server routes, sorted."""
+        """List the server's aliases, sorted."""
         response = await self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
         return [to_alias(route) for route in response.routes]
 
     async def get_model(self, address: str) -> Model:
-        """The model at an address, as the server has it."""
+        """Describe the model at an address."""
         response = await self._ask(self._models.GetModel, model_pb2.GetModelRequest(address=address))
         return to_model(response.model)
 
     def watch_models(self, *, timeout: float | None = None) -> AsyncWatch:
-        """What the server has, then each change as it comes; for ever, or for `timeout` seconds."""
+        """Yield all that the server has, then each change; without end, or for `timeout` seconds."""
 
         async def begin() -> Any:
             return self._call(self._models.WatchModels, model_pb2.WatchModelsRequest(), timeout)
 
         return AsyncWatch(begin, self.target)
 
-    # Changing what is served
+    # Changes of the served models
 
     async def load_model(
         self,
@@ -179,12 +179,12 @@ class AsyncClient:
         engine: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - as Client has it
     ) -> Model:
-        """Load a model of the registry, to be served by its name; see `Client.load_model`."""
+        """Load a model of the registry and serve it by its name; see `Client.load_model`."""
         request = model_pb2.LoadModelRequest(address=address, engine=engine)
         return to_model((await self._ask(self._models.LoadModel, request, seconds=timeout)).model)
 
     async def unload_model(self, address: str) -> Model:
-        """Stop serving a model by its name; it leaves with its last request, and once no alias points to it."""
+        """Stop serving a model by its name. It is freed after its last request, once no alias points to it."""
         response = await self._ask(self._models.UnloadModel, model_pb2.UnloadModelRequest(address=address))
         return to_model(response.model)
 
@@ -223,7 +223,7 @@ Begin = Callable[[], Awaitable[Any]]
 
 
 class _AsyncCall(AsyncIterator[Item], Generic[Item]):
-    """A call that begins with its `async with` block or when it is first read, and is cancelled when it is left."""
+    """A call that starts with its `async with` block or the first read. Leaving the block cancels it."""
 
     def __init__(self, begin: Begin, target: str) -> None:
         self._begin = begin
@@ -245,7 +245,7 @@ class _AsyncCall(AsyncIterator[Item], Generic[Item]):
         return ended_without_end(self._target)
 
     async def close(self) -> None:
-        """Cancel the request, if it still runs."""
+        """Cancel the request if it still runs."""
         if self._call is not None:
             self._call.cancel()
 
@@ -261,9 +261,10 @@ class _AsyncCall(AsyncIterator[Item], Generic[Item]):
 class AsyncStream(_AsyncCall[str]):
     """The pieces of an answer's text as they come.
 
-    Use it as `async with client.chat_stream(…) as stream:`, where `served` and `prompt_tokens` are known at once and
-    leaving the block cancels the request on the server; or read it at once with `async for`. `thinking` is what the
-    model has thought so far, `parts()` gives both as they come, and `await stream.generation()` is the whole answer.
+    With `async with client.chat_stream(…) as stream:`, `served` and `prompt_tokens` are known in the block, and leaving
+    it cancels the request on the server. Reading it directly with `async for` also works. `thinking` is the model's
+    thinking so far, `parts()` yields text and thinking as they come, and `await stream.generation()` is the whole
+    answer.
     """
 
     def __init__(self, begin: Begin, target: str) -> None:
@@ -272,17 +273,17 @@ class AsyncStream(_AsyncCall[str]):
 
     @property
     def served(self) -> Served:
-        """What answers; known once the stream has begun."""
+        """The model that answers; known once the stream has begun."""
         return self._answer.served
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt, the chat template's included; known once the stream has begun."""
+        """Number of tokens in the prompt, including the chat template; known once the stream has begun."""
         return self._answer.prompt_tokens
 
     @property
     def thinking(self) -> str:
-        """What the model has thought so far."""
+        """The model's thinking so far."""
         return self._answer.thinking
 
     async def __aenter__(self) -> Self:
@@ -302,7 +303,7 @@ class AsyncStream(_AsyncCall[str]):
         raise StopAsyncIteration
 
     async def parts(self) -> AsyncIterator[Part]:
-        """The rest of the answer: pieces of its thinking and of its text.
+        """Yield the rest of the answer: pieces of its thinking and of its text.
 
         Raises:
             ServerError: the request failed.
@@ -313,7 +314,7 @@ class AsyncStream(_AsyncCall[str]):
                 yield part
 
     async def generation(self) -> Generation:
-        """The whole answer; what has not come yet is waited for.
+        """Wait for the end of the answer and return the whole of it.
 
         Raises:
             ServerError: the request failed.
@@ -327,7 +328,7 @@ class AsyncStream(_AsyncCall[str]):
 
 
 class AsyncWatch(_AsyncCall[Change]):
-    """What a server has, a `Snapshot` first, then each change: see `Watch`."""
+    """A `Snapshot` of all that a server has, then each change; see `Watch`."""
 
     async def __anext__(self) -> Change:
         while True:

@@ -22,7 +22,7 @@ _FORM = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<name>[\w.-]+)):(?P<port>[0-9]
 
 
 def split_host_port(text: str) -> tuple[str, int] | None:
-    """The host, an IPv6 address without its brackets, and the port, 0 to 65535; None where it is something else."""
+    """Split `HOST:PORT`; an IPv6 host loses its brackets. None if it is not of that form or the port exceeds 65535."""
     match = _FORM.fullmatch(text)
     if match is None or int(match["port"]) > 65535:
         return None
@@ -35,7 +35,7 @@ def split_host_port(text: str) -> tuple[str, int] | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach a host."""
+    """Whether only programs on this machine can reach a host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -43,18 +43,18 @@ def is_loopback(host: str) -> bool:
 
 
 def open_named(path: Path, *, streams: bool = False) -> BinaryIO:
-    """Open a file for reading. A named pipe is refused: it would make the program wait until somebody writes into it.
+    """Open a file for reading. A named pipe is refused, because the program would wait until somebody writes into it.
 
     Args:
         path: a regular file, or a link to one.
-        streams: whether it may also be a pipe or a terminal that this process was started with, as `/dev/stdin` and
-            the shell's `<(COMMAND)` are.
+        streams: whether it may also be a pipe or terminal that this process was started with, such as `/dev/stdin` or
+            the shell's `<(COMMAND)`.
 
     Raises:
-        OSError: it is none of these, or cannot be read; `strerror` says why.
+        OSError: it is something else, or cannot be read; `strerror` says why.
     """
     status = path.stat()
-    # A folder says itself that it is one.
+    # Opening a folder raises a clear error of its own.
     fitting = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or (streams and _is_ours(status))
     if not fitting:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -62,11 +62,11 @@ def open_named(path: Path, *, streams: bool = False) -> BinaryIO:
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    """Whether one of this process's open files is the one with that status."""
+    """Whether this process has the file with that status open."""
     for name in os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ():  # noqa: PTH112, PTH208 - numbers, not paths
         try:
             same = os.path.samestat(os.fstat(int(name)), status)
-        except OSError:  # the listing's own, closed by now
+        except OSError:  # the descriptor of the listing itself, closed by now
             continue
         if same:
             return True
@@ -87,9 +87,9 @@ class Connection:
 
     Attributes:
         target: `HOST:PORT`.
-        token: what the server asks for; None shows none.
-        tls: whether to encrypt, and trust the authorities that the system trusts.
-        tls_ca: the certificates of the authorities to trust instead, in PEM: a file, or its bytes. Implies `tls`.
+        token: the server's token; None sends none.
+        tls: whether to encrypt; the authorities that the system trusts are trusted.
+        tls_ca: PEM file, or its bytes, with the certificates of the authorities to trust instead. Implies `tls`.
         insecure: whether the token may travel unencrypted to another machine.
 
     Raises:
@@ -105,7 +105,7 @@ class Connection:
     insecure: bool = False
 
     def __post_init__(self) -> None:
-        """Check what goes together."""
+        """Check that the values fit together."""
         parts = split_host_port(self.target)
         if parts is None or parts[1] == 0:
             raise ArgumentError(
@@ -121,7 +121,7 @@ class Connection:
                 "is trusted",
                 value=self.target,
             )
-        _ = self.authorities  # errors in them are raised now
+        _ = self.authorities  # to raise errors in them now
 
     @property
     def stays_here(self) -> bool:
@@ -136,7 +136,7 @@ class Connection:
 
     @functools.cached_property
     def authorities(self) -> bytes | None:
-        """The certificates to trust; None: the system's."""
+        """The certificates to trust; None means the system's."""
         if self.tls_ca is None:
             return None
         given = self.tls_ca if isinstance(self.tls_ca, bytes) else _read(Path(self.tls_ca))
@@ -148,12 +148,12 @@ class Connection:
         return given
 
     def open(self, kind: Any = grpc) -> Any:
-        """A channel of `grpc`, or of `grpc.aio`; it connects when it is first used."""
+        """Open a channel of `grpc` or `grpc.aio`, which connects on first use."""
         options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", _MAX_RESPONSE_BYTES)]
         if self.stays_here:
-            # A proxy of the environment has no way to this machine.
+            # A proxy set in the environment cannot reach this machine.
             options.append(("grpc.enable_http_proxy", 0))
-        # By its scheme, or gRPC would take a host named "unix" for a socket's path.
+        # With the scheme, because gRPC would take a host named "unix" for a socket's path.
         target = "dns:///" + urllib.parse.quote(self.target, safe="[]:")
         if not self.encrypted:
             return kind.insecure_channel(target, options=options)
@@ -162,12 +162,12 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every request."""
+        """The metadata of every request."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
 
 def _system_authorities() -> bytes | None:
-    """The file in which the system keeps them; gRPC itself would take the ones that it brings along."""
+    """The system's file of trusted certificates. gRPC by itself would use the ones that it ships with."""
     path = ssl.get_default_verify_paths().cafile
     return Path(path).read_bytes() if path else None
 

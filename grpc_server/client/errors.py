@@ -1,4 +1,4 @@
-"""What the clients raise when a request gets an error."""
+"""The errors that the clients raise."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _ARGUMENTS = ("target", "token", "tls", "tls_ca", "insecure")
 
 
 class ArgumentError(ValueError):
-    """An argument of a client that cannot be.
+    """An invalid argument of a client.
 
     Args:
-        words: the message, in which `{tls_ca}` and so on stand for the arguments' names.
-        facts: what else stands in braces.
+        words: the message, with placeholders such as `{tls_ca}` for the names of arguments.
+        facts: values for the other placeholders.
     """
 
     def __init__(self, words: str, **facts: object) -> None:
@@ -22,7 +22,7 @@ class ArgumentError(ValueError):
         super().__init__(self.message_for({}))
 
     def message_for(self, names: Mapping[str, str]) -> str:
-        """The message to a person who knows the arguments by other names, such as `{"tls_ca": "--tls-ca"}`."""
+        """The message with other names for the arguments, such as `{"tls_ca": "--tls-ca"}`."""
         arguments = {argument: names.get(argument, argument) for argument in _ARGUMENTS}
         return self._words.format(**arguments, **self._facts)
 
@@ -33,10 +33,10 @@ class ServerError(Exception):
     Attributes:
         code: the name of the gRPC status code, such as "NOT_FOUND".
         message: one clear line.
-        reason: which of the proto's ErrorReason it is, such as "MODEL_NOT_FOUND". None if the error is not the
+        reason: a name of the proto's ErrorReason, such as "MODEL_NOT_FOUND". None if the error is not the
             server's, or the package googleapis-common-protos is not installed.
-        metadata: the facts of the error, such as {"field": "prompt"}; empty where `reason` is None.
-        retry_after: seconds after which trying again may help, where the server says so.
+        metadata: the facts of the error, such as {"field": "prompt"}; empty if `reason` is None.
+        retry_after: seconds after which a retry may succeed; None if the server does not say.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class ServerError(Exception):
 
 
 def server_error(error: Any, target: str, *, answering: bool = False) -> ServerError:
-    """The error that stands for a `grpc.RpcError`.
+    """Turn a `grpc.RpcError` into a ServerError.
 
     Args:
         error: what gRPC raised.
         target: the server's address.
-        answering: whether a part of the answer had come.
+        answering: whether part of the answer had arrived.
     """
     code = error.code().name
     details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
@@ -73,11 +73,11 @@ def server_error(error: Any, target: str, *, answering: bool = False) -> ServerE
 
 
 def ended_without_end(target: str) -> ServerError:
-    """A stream that ended without its last event."""
+    """The error for a stream that ended without its last event."""
     return ServerError("INTERNAL", f"the server at {target} ended the stream without its last event")
 
 
-# What gRPC itself finds: its code ("" is any), a word of its details, and what is said of it. The first that fits.
+# Errors of gRPC itself: code ("" is any), a word of its details, and our message. The first match counts.
 _WORDS = (
     ("UNAVAILABLE", "tcp handshaker", "no server answers at {}"),
     (
@@ -112,7 +112,7 @@ def _details(data: bytes) -> tuple[str | None, dict[str, str], float | None]:
     try:
         from google.rpc import error_details_pb2, status_pb2
     except ImportError:
-        # The classes of google.rpc come with the extra `serve`; without them code and message say what there is.
+        # The classes of google.rpc are in googleapis-common-protos; without it, code and message have to do.
         return None, {}, None
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     retry_after = None

@@ -1,4 +1,4 @@
-"""The protocol's messages, as both clients make and read them: requests from plain values, records from responses."""
+"""Make the protocol's requests from plain values, and records from its responses, for both clients."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Messages = str | Iterable[Mapping[str, str]]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How the next tokens are chosen; what is left out takes the server's default.
+    """How the next tokens are chosen. An option that is left out has the server's default.
 
     Attributes:
-        max_tokens: the most tokens to generate.
-        temperature: 0 takes the likeliest token.
+        max_tokens: maximum number of tokens to generate.
+        temperature: 0 always takes the likeliest token.
         top_p: sample from the smallest set of tokens whose probabilities reach this sum.
-        top_k: sample from this many likeliest tokens; 0 means no limit.
+        top_k: sample from this number of likeliest tokens; 0 means no limit.
         seed: makes sampling repeatable.
-        stop: a text, or several, that end the answer.
-        logprobs: whether the answer carries each token's log-probability.
+        stop: one or several texts that end the answer.
+        logprobs: whether the answer has each token's log-probability.
     """
 
     max_tokens: int | None
@@ -50,7 +50,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 def text_request(kind: type[Request], model: str, prompt: str, sampling: SamplingOptions) -> Request:
-    """A GenerateRequest or GenerateStreamRequest.
+    """Make a GenerateRequest or GenerateStreamRequest.
 
     Raises:
         ValueError: a message cannot hold a value.
@@ -59,19 +59,19 @@ def text_request(kind: type[Request], model: str, prompt: str, sampling: Samplin
 
 
 def chat_request(kind: type[Request], model: str, messages: Messages, sampling: SamplingOptions) -> Request:
-    """A ChatRequest or ChatStreamRequest.
+    """Make a ChatRequest or ChatStreamRequest.
 
     Raises:
-        ValueError: a message cannot hold a value, or a turn is none.
+        ValueError: a message cannot hold a value, or a turn is not valid.
     """
     return _made(kind, model=model, messages=_messages(messages), **_sampling(sampling))
 
 
 def tokenize_request(model: str, text: Messages) -> inference_pb2.TokenizeRequest:
-    """A TokenizeRequest, for a text or for messages.
+    """Make a TokenizeRequest for a text or for messages.
 
     Raises:
-        ValueError: a message cannot hold a value, or a turn is none.
+        ValueError: a message cannot hold a value, or a turn is not valid.
     """
     if isinstance(text, str):
         return inference_pb2.TokenizeRequest(model=model, text=text)
@@ -107,7 +107,7 @@ def _message(message: Mapping[str, str]) -> common_pb2.Message:
 
 
 def to_served(served: Any) -> Served:
-    """Who answered."""
+    """The model that answered."""
     return Served(
         name=served.name,
         version=served.version,
@@ -119,12 +119,12 @@ def to_served(served: Any) -> Served:
 
 
 def to_usage(usage: Any) -> Usage:
-    """What a request took."""
+    """The tokens that a request took."""
     return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
 
 
 def to_finish(reason: int) -> Finish:
-    """Why an answer ended."""
+    """The reason why an answer ended."""
     finishes: dict[int, Finish] = {
         common_pb2.FINISH_REASON_STOP: "stop",
         common_pb2.FINISH_REASON_LENGTH: "length",
@@ -134,7 +134,7 @@ def to_finish(reason: int) -> Finish:
 
 
 def to_generation(response: Any, text: str, thinking: str = "") -> Generation:
-    """An answer; its text is where the kind of response has it."""
+    """An answer, from either kind of response."""
     return Generation(
         text=text,
         thinking=thinking,
@@ -185,7 +185,7 @@ def to_tokens(response: Any) -> Tokens:
 
 
 def to_change(response: Any) -> Change | None:
-    """What a watch tells; None for what only a newer client knows."""
+    """An event of a watch; None for a kind that only newer clients know."""
     kind = response.WhichOneof("event")
     event: Any = getattr(response, kind) if kind else None
     if kind == "model":
@@ -200,10 +200,10 @@ def to_change(response: Any) -> Change | None:
 
 
 def choose_only(models: Sequence[Model], target: str) -> Model:
-    """The only model that takes requests.
+    """Return the only model that takes requests.
 
     Raises:
-        ServerError: there are several, and the error names them, or none.
+        ServerError: there is none, or there are several; the error names them.
     """
     served = [model for model in models if model.state == "ready"]
     if len(served) == 1:
@@ -214,7 +214,7 @@ def choose_only(models: Sequence[Model], target: str) -> Model:
 
 
 class AnswerSoFar:
-    """What has come of an answer."""
+    """An answer as far as it has arrived."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -227,7 +227,7 @@ class AnswerSoFar:
 
     @property
     def started(self) -> bool:
-        """Whether the server has said who answers."""
+        """Whether the server has said which model answers."""
         return self._start is not None
 
     @property
@@ -237,23 +237,23 @@ class AnswerSoFar:
 
     @property
     def served(self) -> Served:
-        """What answers."""
+        """The model that answers."""
         assert self._start is not None, "the stream has not begun"
         return to_served(self._start.served)
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of the prompt, the chat template's included."""
+        """Number of tokens in the prompt, including the chat template."""
         assert self._start is not None, "the stream has not begun"
         return self._start.prompt_tokens
 
     @property
     def thinking(self) -> str:
-        """What the model has thought so far."""
+        """The model's thinking so far."""
         return "".join(self._thinking)
 
     def add(self, event: Any) -> Part | None:
-        """Take an event in; gives what is new of text and thinking, None where nothing is."""
+        """Add an event; returns the new text and thinking, or None if it has neither."""
         kind = event.WhichOneof("event")
         if kind == "start":
             self._start = event.start
@@ -276,7 +276,7 @@ class AnswerSoFar:
         """The whole answer.
 
         Raises:
-            ServerError: its end has not come.
+            ServerError: it has not ended.
         """
         if self._end is None:
             raise ended_without_end(self._target)

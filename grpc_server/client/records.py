@@ -1,4 +1,4 @@
-"""What the client gives back: plain records, made from the messages of the wire."""
+"""The plain records that the client returns."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Served:
         name: its name in the registry.
         version: its version.
         digest: the sha256 over its files, in hexadecimal.
-        adapter_digest: the same of the adapter, where one answered.
-        alias: the alias that led to it, where the request named one.
-        alias_generation: how often that alias had moved on the server.
+        adapter_digest: the same for the adapter, if one answered.
+        alias: the alias that led to it, if the request named one.
+        alias_generation: number of times that the alias had moved on the server.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """How many tokens a request took: those of the prompt, and those that were generated."""
+    """Number of tokens in the prompt, and number of generated tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -48,12 +48,12 @@ class Generation:
 
     Attributes:
         text: without the end token or the stop text.
-        thinking: what the model thought before it answered; empty where it did not, or only continued a prompt.
+        thinking: the model's thinking before the answer; empty if there is none, or if it only continued a prompt.
         finish: why it ended: "stop", "length" (max_tokens reached) or "tool_calls".
-        usage: what it took.
-        served: what answered.
+        usage: its tokens.
+        served: the model that answered.
         token_ids: the generated tokens.
-        logprobs: the natural logarithm of each token's probability, where asked for.
+        logprobs: the natural logarithm of each token's probability, if requested.
     """
 
     text: str
@@ -67,7 +67,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What is new of an answer: of its text, and of the thinking before it."""
+    """New text of an answer, and new thinking before it."""
 
     text: str = ""
     thinking: str = ""
@@ -75,7 +75,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A text or a conversation as the model sees it; the context holds `context_length` tokens, the answer included."""
+    """The tokens of a text or conversation; the context holds `context_length` tokens, including the answer."""
 
     token_ids: tuple[int, ...]
     context_length: int
@@ -90,14 +90,14 @@ class Model:
         name: its name in the registry.
         version: its version.
         digest: the sha256 over its files, in hexadecimal.
-        state: "ready", "loading", "draining" when it takes no new requests, or "failed" when it could not be loaded.
-        pinned: whether requests may name it by its name for good, or only as long as an alias points to it.
+        state: "ready", "loading", "draining" (takes no new requests) or "failed" (could not be loaded).
+        pinned: whether it is served by its name; if not, it is freed when no alias points to it.
         aliases: the aliases that point to it on this server.
         engine: the engine's name.
-        abilities: what the engine can do beyond greedy decoding.
-        context_length: the most tokens of prompt and answer together.
-        active_requests: how many it is answering.
-        error: why it could not be loaded, if its state is "failed".
+        abilities: the engine's features beyond greedy decoding.
+        context_length: maximum number of tokens, prompt and answer together.
+        active_requests: number of requests that it is answering.
+        error: the reason if its state is "failed".
     """
 
     name: str
@@ -119,7 +119,7 @@ class Model:
 
     @property
     def lasting_address(self) -> str:
-        """The address to go on asking: a model that only an alias keeps here leaves when that alias moves."""
+        """The address to use for later requests: a model without a pin is freed when its alias moves."""
         return self.address if self.pinned or not self.aliases else f"@{self.aliases[0]}"
 
 
@@ -132,8 +132,8 @@ class Alias:
         name: the model's name.
         version: the model's version.
         digest: the sha256 over the model's files, in hexadecimal.
-        generation: how often the alias has moved.
-        etag: for `set_alias`, which moves it only if nobody else has since.
+        generation: number of times that the alias has moved.
+        etag: for `set_alias`, which then fails if somebody else has moved it since.
     """
 
     alias: str
@@ -151,7 +151,7 @@ class Alias:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """All that a server has at one moment: models by name and version, aliases sorted."""
+    """All models of a server at one moment, by name and version, and its aliases, sorted."""
 
     models: tuple[Model, ...]
     aliases: tuple[Alias, ...]
@@ -159,7 +159,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Gone:
-    """A model that a server has no more."""
+    """A model that a server no longer has."""
 
     name: str
     version: int
@@ -171,5 +171,5 @@ class Gone:
         return f"{self.name}@{self.version}"
 
 
-# What a watch tells: all there is, a model that changed, one that is gone, an alias that moved.
+# An event of a watch: everything, a model that changed, one that is gone, an alias that moved.
 Change = Snapshot | Model | Gone | Alias

@@ -1,4 +1,4 @@
-"""The client for ordinary programs, and its streams. It needs grpcio and protobuf, and nothing that runs models."""
+"""The client for programs without asyncio, and its streams. It needs only grpcio and protobuf."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from modelwright.v1 import inference_pb2, inference_pb2_grpc, model_pb2, model_p
 class Client:
     """A connection to a Modelwright server. It connects on the first request; threads may share it.
 
-    A method that takes `model` takes an address: `NAME`, `NAME@3` or `@ALIAS`. Without one it asks the only model that
-    the server has. Every method raises `ServerError`, and `ValueError` for what a message cannot hold: text with a lone
-    surrogate, a number with too many digits, a role that does not exist.
+    A method that takes `model` takes an address: `NAME`, `NAME@3` or `@ALIAS`. Without one it uses the server's
+    only model. Every method raises `ServerError`, and `ValueError` for values that a message cannot hold: text with a
+    lone surrogate, a number with too many digits, an unknown role.
 
-    A server may take `load_model`, `unload_model` and `set_alias` on a port of its own: a client of that port has them.
+    If the server has a separate admin port, `load_model`, `unload_model` and `set_alias` need a client of that port.
 
     Args:
         target: `HOST:PORT`; an IPv6 address has brackets: `[::1]:50051`.
-        timeout: seconds that a request may take, a stream to its end; None waits for ever.
-        token: what the server asks for.
-        tls: whether to encrypt, and trust the authorities that the system trusts.
-        tls_ca: the certificates of the authorities to trust instead, in PEM: a file, or its bytes. Implies `tls`.
+        timeout: seconds that a request may take, for a stream until its end; None means no limit.
+        token: the server's token.
+        tls: whether to encrypt; the authorities that the system trusts are trusted.
+        tls_ca: PEM file, or its bytes, with the certificates of the authorities to trust instead. Implies `tls`.
         insecure: whether the token may travel unencrypted to another machine.
 
     Raises:
@@ -77,7 +77,7 @@ class Client:
         self._models: Any = model_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """End the connection; requests that run are cancelled."""
+        """Close the connection and cancel running requests."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -88,7 +88,7 @@ class Client:
     ) -> None:
         self.close()
 
-    # Asking models
+    # Requests to models
 
     def generate(self, prompt: str, *, model: str | None = None, **sampling: Unpack[SamplingOptions]) -> Generation:
         """Continue a prompt."""
@@ -121,50 +121,49 @@ class Client:
         return Stream(self._call(self._inference.ChatStream, request, self.timeout), self.target)
 
     def tokenize(self, text: Messages, *, model: str | None = None) -> Tokens:
-        """The tokens of a text as `generate` would see it, or of messages as `chat` would."""
+        """Tokenize a text as `generate` does, or messages as `chat` does."""
         return to_tokens(self._ask(self._inference.Tokenize, tokenize_request(self._address(model), text)))
 
-    # What is served
+    # Served models
 
     def models(self) -> list[Model]:
-        """The models that the server has, by name, then version."""
+        """List the server's models by name, then version."""
         response = self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
         return [to_model(model) for model in response.models]
 
     def only_model(self) -> Model:
-        """The model that the server has, where it has only one; otherwise the error names the choices."""
+        """Return the server's only model; if it has several, the error names them."""
         return choose_only(self.models(), self.target)
 
     def aliases(self) -> list[Alias]:
-        """The aliases that the server routes, sorted."""
+        """List the server's aliases, sorted."""
         response = self._ask(self._models.ListModels, model_pb2.ListModelsRequest())
         return [to_alias(route) for route in response.routes]
 
     def get_model(self, address: str) -> Model:
-        """The model at an address, as the server has it."""
+        """Describe the model at an address."""
         response = self._ask(self._models.GetModel, model_pb2.GetModelRequest(address=address))
         return to_model(response.model)
 
     def watch_models(self, *, timeout: float | None = None) -> Watch:
-        """What the server has, then each change as it comes; for ever, or for `timeout` seconds."""
+        """Yield all that the server has, then each change; without end, or for `timeout` seconds."""
         return Watch(self._call(self._models.WatchModels, model_pb2.WatchModelsRequest(), timeout), self.target)
 
-    # Changing what is served
+    # Changes of the served models
 
     def load_model(self, address: str, *, engine: str | None = None, timeout: float | None = None) -> Model:
-        """Load a model of the registry, to be served by its name; one that is loaded stays so.
+        """Load a model of the registry and serve it by its name. A model that is already loaded is not loaded again.
 
         Args:
             address: in the registry.
-            engine: the name of the engine that runs it; None: the server's.
-            timeout: seconds to wait, where loading takes longer than the client's requests; the server finishes what
-                has begun.
+            engine: the name of the engine that runs it; None means the server's.
+            timeout: seconds to wait instead of the client's timeout. The server finishes a loading that has begun.
         """
         request = model_pb2.LoadModelRequest(address=address, engine=engine)
         return to_model(self._ask(self._models.LoadModel, request, timeout=timeout).model)
 
     def unload_model(self, address: str) -> Model:
-        """Stop serving a model by its name; it leaves with its last request, and once no alias points to it."""
+        """Stop serving a model by its name. It is freed after its last request, once no alias points to it."""
         response = self._ask(self._models.UnloadModel, model_pb2.UnloadModelRequest(address=address))
         return to_model(response.model)
 
@@ -175,12 +174,11 @@ class Client:
 
         Args:
             alias: without the "@".
-            target: the address of the model that it shall point to.
-            etag: of the alias as you read it: the switch fails with ABORTED if it has moved since; "" says that there
-                was none.
+            target: the address of the new model.
+            etag: the alias's etag as you read it, or "" if the alias did not exist. If it has changed since, the switch
+                fails with ABORTED.
             persist: whether the registry's alias moves too.
-            timeout: seconds to wait, where loading takes longer than the client's requests; the server finishes a
-                switch that has begun.
+            timeout: seconds to wait instead of the client's timeout. The server finishes a switch that has begun.
         """
         request = model_pb2.SetAliasRequest(alias=alias, target=target, etag=etag, persist=persist)
         response = self._ask(self._models.SetAlias, request, timeout=timeout)
@@ -203,13 +201,13 @@ Item = TypeVar("Item")
 
 
 class _Call(Iterator[Item], Generic[Item]):
-    """A running call that may be left early, with `close()` or by a `with` block."""
+    """A running call, which `close()` or leaving its `with` block cancels."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
 
     def close(self) -> None:
-        """Cancel the request, if it still runs."""
+        """Cancel the request if it still runs."""
         self._call.cancel()
 
     def __enter__(self) -> Self:
@@ -224,9 +222,8 @@ class _Call(Iterator[Item], Generic[Item]):
 class Stream(_Call[str]):
     """The pieces of an answer's text as they come; `served` and `prompt_tokens` are known at once.
 
-    `thinking` is what the model has thought so far; `parts()` gives both as they come. When all has come,
-    `generation()` is the whole answer. Leave early with `close()` or by a `with` block, which cancels the request on
-    the server.
+    `thinking` is the model's thinking so far, `parts()` yields text and thinking as they come, and `generation()` waits
+    for the whole answer. `close()`, or leaving its `with` block, cancels the request on the server.
     """
 
     def __init__(self, call: Any, target: str) -> None:
@@ -240,7 +237,7 @@ class Stream(_Call[str]):
 
     @property
     def thinking(self) -> str:
-        """What the model has thought so far."""
+        """The model's thinking so far."""
         return self._answer.thinking
 
     def __next__(self) -> str:
@@ -250,7 +247,7 @@ class Stream(_Call[str]):
         raise StopIteration
 
     def parts(self) -> Iterator[Part]:
-        """The rest of the answer: pieces of its thinking and of its text.
+        """Yield the rest of the answer: pieces of its thinking and of its text.
 
         Raises:
             ServerError: the request failed.
@@ -261,7 +258,7 @@ class Stream(_Call[str]):
                 yield part
 
     def generation(self) -> Generation:
-        """The whole answer; what has not come yet is waited for.
+        """Wait for the end of the answer and return the whole of it.
 
         Raises:
             ServerError: the request failed.
@@ -280,10 +277,9 @@ class Stream(_Call[str]):
 
 
 class Watch(_Call[Change]):
-    """What a server has, a `Snapshot` first, then each change: a `Model`, one that is `Gone`, an `Alias` that moved.
+    """A `Snapshot` of all that a server has, then each change: a `Model`, one that is `Gone`, an `Alias` that moved.
 
-    Another `Snapshot` may come in place of changes that were not read in time. Leave with `close()` or by a `with`
-    block.
+    Another `Snapshot` replaces changes that were not read in time. End it with `close()` or a `with` block.
     """
 
     def __init__(self, call: Any, target: str) -> None:

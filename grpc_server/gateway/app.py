@@ -1,4 +1,4 @@
-"""What is at which path, who may come there, and what an error becomes."""
+"""The paths, who may call them, and the answers to errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 Reader = Callable[[dict[str, Any]], OpenAIRequest]
 Scopes = Literal["open", "use", "admin"]
 
-# What a browser shows at /, and an error lists.
+# Shown at / and listed in errors.
 PATHS = {
     "GET /v1/models": "lists what can be requested",
     "GET /v1/models/{model}": "shows one model",
@@ -44,10 +44,10 @@ class Gateway:
     """The ASGI application.
 
     Args:
-        table: what is served.
+        table: the served models.
         access: who may call.
-        state: the server's.
-        limit: the most bytes of a request's body.
+        state: of the server.
+        limit: maximum size of a request's body, in bytes.
     """
 
     def __init__(self, table: ModelTable, access: Access, state: ServerState, *, limit: int) -> None:
@@ -79,7 +79,7 @@ class Gateway:
         methods = {method.upper(): endpoint for method, endpoint in endpoints.items()}
 
         async def call(request: Request) -> Response:
-            # HEAD is GET whose answer has no body; uvicorn leaves it out.
+            # HEAD is GET without the answer's body, which uvicorn drops.
             endpoint = methods.get(request.method) or methods["GET"]
             try:
                 self._check(request, scope)
@@ -88,7 +88,7 @@ class Gateway:
                 return Response(status_code=499)  # nobody reads it
             except Exception as error:  # noqa: BLE001 - every failure has a status
                 refusal = http_error(error)
-            # A body that was not asked for would be taken for the connection's next request.
+            # Otherwise a body that nobody read would be taken for the connection's next request.
             return EarlyRefusal(refusal) if "Connection" in refusal.headers else error_response(refusal)
 
         return Route(path, call, methods=list(methods))
@@ -115,7 +115,7 @@ class Gateway:
     def _draining(self) -> bool:
         return self._state.draining or self._table.closing
 
-    # Asking models
+    # Requests to models
 
     def _answerer(self, read: Reader) -> Endpoint:
         async def answer(request: Request) -> Response:
@@ -166,13 +166,13 @@ class Gateway:
         body = await self._body(request)
         alias = request.path_params["alias"]
         switch = models.set_alias(self._table, alias, body, request.headers)
-        # The switch goes on if the client leaves: the table finishes what was begun.
+        # If the client disconnects, the table still finishes the switch.
         route, answer = await attend(request.receive, self._state, switch)
         return JSONResponse(answer, headers={"ETag": models.quoted_etag(route)})
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
-    """What Starlette itself refuses: a path or a method."""
+    """Answer a path or method that Starlette itself refuses."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))

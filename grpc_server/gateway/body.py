@@ -1,4 +1,4 @@
-"""From a request's bytes to checked fields of a JSON object: what two readers could read differently is refused."""
+"""Read a request's bytes into checked fields of a JSON object. Ambiguous JSON is refused."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from modelwright.grpc_server.rpc.codec import QUICK_BYTES
 
 # OpenAI's requests nest seven levels deep.
 MOST_LEVELS = 64
-# How long the bytes of a request may take, in seconds, and what is still read of a body that is refused: a client
-# that is sending would otherwise lose the answer with the connection.
+# Seconds in which a request has to arrive, and how much of a refused body is still read: otherwise a client that is
+# still sending would lose the connection before it sees the answer.
 PATIENCE = 60.0
 _PARTING_BYTES = 64 * 1024 * 1024
 _PARTING_SECONDS = 2.0
 
-# Strings are skipped whole, an unfinished one to the end of the text: each character is looked at once.
+# Strings are skipped as a whole, an unfinished one up to the end of the text, so that the time is linear.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)|[\[\]{}]|NaN|-?Infinity', re.DOTALL)
 
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """The JSON object that a request carries.
+    """Read the JSON object of a request.
 
     Args:
-        request: a request whose body nobody has read.
-        limit: the most bytes that are taken.
+        request: a request whose body has not been read.
+        limit: maximum number of bytes.
 
     Raises:
-        HttpError: it is too large (413), not JSON by its header (415), did not come in time (408), or is wrong (400).
-        ClientGoneError: the client left before all of it came.
+        HttpError: it is too large (413), not JSON by its header (415), too slow (408), or not valid (400).
+        ClientGoneError: the client disconnected before all of it arrived.
     """
     _check_headers(request, limit)
     data = await _read(request, limit)
@@ -86,14 +86,14 @@ async def _read(request: Request, limit: int) -> bytes:
 
 
 class EarlyRefusal(Response):
-    """An answer to a request whose body is not read: it is sent first, then a while of the body is thrown away."""
+    """An answer to a request whose body is not read: it is sent first, then some of the body is discarded."""
 
     def __init__(self, error: HttpError) -> None:
         super().__init__()
         self._response = error_response(error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Send the answer."""
         start = {"type": "http.response.start", "status": self._response.status_code}
         await send({**start, "headers": self._response.raw_headers})
         await send({"type": "http.response.body", "body": self._response.body, "more_body": True})
@@ -118,8 +118,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        HttpError: it is not UTF-8, not JSON, not an object, has a name twice, a number that JSON does not have, more
-            levels than `MOST_LEVELS`, or half a surrogate pair (400).
+        HttpError: it is not UTF-8, not JSON or not an object, or has a duplicate name, a number that is not valid JSON,
+            more than `MOST_LEVELS` levels or half a surrogate pair (400).
     """
     try:
         text = data.decode("utf-8")
@@ -173,7 +173,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_texts(value: Any, path: tuple[str | int, ...]) -> None:
-    """Refuse half a surrogate pair: it is not a character, and cannot be sent on."""
+    """Refuse half a surrogate pair, which is not a character and cannot be encoded."""
     if isinstance(value, str):
         if (half := re.search("[\ud800-\udfff]", value)) is not None:
             where = written(path) or "a name in the body"
@@ -189,18 +189,18 @@ def _check_texts(value: Any, path: tuple[str | int, ...]) -> None:
 
 
 def written(path: Sequence[str | int]) -> str:
-    """A place in a JSON value, as people write it: `messages[0].content`."""
+    """Format a place in a JSON value: `messages[0].content`."""
     steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return steps.removeprefix(".")
 
 
 def quoted(name: str) -> str:
-    """A text as a message shows it: short, and in ASCII."""
+    """Quote a text for a message: short, and in ASCII."""
     return json.dumps(name if len(name) <= 60 else name[:59] + "…", ensure_ascii=True)
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in JSON's words."""
+    """The type of a JSON value, in JSON's words."""
     if isinstance(value, bool):
         return "true" if value else "false"
     kinds = {dict: "an object", list: "an array", str: "a string", int: "a number", float: "a number"}
@@ -214,30 +214,30 @@ Harmless = Callable[[Any], bool]
 
 
 def anything(_value: Any) -> bool:
-    """A note that the caller keeps for itself, of any kind."""
+    """Accept any value: the caller's own note."""
     return True
 
 
 def only(*values: Any) -> Harmless:
-    """One of a few values that change nothing."""
-    # True == 1 in Python, and not in JSON.
+    """Accept one of a few values that change nothing."""
+    # True == 1 in Python, but not in JSON.
     return lambda value: not isinstance(value, bool) and value in values
 
 
 def false(value: Any) -> bool:
-    """What is off changes nothing."""
+    """Accept false, which changes nothing."""
     return value is False
 
 
 def switch(value: Any) -> bool:
-    """On or off: neither changes anything."""
+    """Accept true or false; neither changes anything."""
     return isinstance(value, bool)
 
 
 class Fields:
-    """The fields of a JSON object; each is taken out as it is read, and `finish` refuses what is left.
+    """The fields of a JSON object. Each is removed as it is read, and `finish` refuses those that are left.
 
-    `null` is what a client sends for a field that it does not set: it is as good as absent.
+    `null` means that a field is not set, since clients send it for that.
 
     Args:
         values: the object.
@@ -252,23 +252,23 @@ class Fields:
         self._known: set[str] = set()
 
     def name(self, key: str) -> str:
-        """A field's place in the body."""
+        """The place of a field in the body."""
         return f"{self._where}{key}"
 
     def has(self, key: str) -> bool:
-        """Whether the field is set, and not read yet."""
+        """Whether the field is set and has not been read."""
         return key in self._left
 
     def value(self, key: str) -> Any:
-        """A field as it is; None where it is not set."""
+        """Read a field of any type; None if it is not set."""
         self._known.add(key)
         return self._left.pop(key, None)
 
     def text(self, key: str) -> str | None:
-        """A text.
+        """Read a text.
 
         Raises:
-            HttpError: it is none.
+            HttpError: it is something else.
         """
         value = self.value(key)
         if value is None or isinstance(value, str):
@@ -276,10 +276,10 @@ class Fields:
         raise self._not(key, value, "a string")
 
     def required_text(self, key: str, what: str) -> str:
-        """A text that must be there; `what` says what it is.
+        """Read a required text; `what` describes it in the error.
 
         Raises:
-            HttpError: it is not.
+            HttpError: it is missing.
         """
         text = self.text(key)
         if text is None:
@@ -287,10 +287,10 @@ class Fields:
         return text
 
     def boolean(self, key: str) -> bool:
-        """True or false; false where it is not set.
+        """Read true or false; false if it is not set.
 
         Raises:
-            HttpError: it is neither.
+            HttpError: it is something else.
         """
         value = self.value(key)
         if value is None or isinstance(value, bool):
@@ -298,10 +298,10 @@ class Fields:
         raise self._not(key, value, "true or false")
 
     def integer(self, key: str, *, most: int = _INT32) -> int | None:
-        """A whole number, between -`most` and `most`.
+        """Read an integer between -`most` and `most`.
 
         Raises:
-            HttpError: it is none.
+            HttpError: it is something else.
         """
         value = self.value(key)
         if value is None:
@@ -313,14 +313,14 @@ class Fields:
         return value
 
     def seed(self, key: str) -> int | None:
-        """A whole number of 64 bits."""
+        """Read an integer of 64 bits."""
         return self.integer(key, most=_INT64)
 
     def number(self, key: str) -> float | None:
-        """A number.
+        """Read a number.
 
         Raises:
-            HttpError: it is none, or larger than a number can be.
+            HttpError: it is something else, or too large for a float.
         """
         value = self.value(key)
         if value is None:
@@ -336,10 +336,10 @@ class Fields:
         return number
 
     def texts(self, key: str) -> list[str]:
-        """A text or an array of texts; empty where it is not set.
+        """Read a text or an array of texts; empty if it is not set.
 
         Raises:
-            HttpError: it is neither.
+            HttpError: it is something else.
         """
         value = self.value(key)
         values = [value] if isinstance(value, str) else value
@@ -353,13 +353,13 @@ class Fields:
         return values
 
     def harmless(self, known: Mapping[str, tuple[Harmless, str]]) -> None:
-        """Take out fields that are accepted while they change nothing.
+        """Remove fields that are accepted only with values that change nothing.
 
         Args:
-            known: by name, what changes nothing, and what to do where it would.
+            known: by name: the check of the value, and what to do instead of other values.
 
         Raises:
-            HttpError: one of them asks for something.
+            HttpError: one of them has another value.
         """
         for key, (harmless, advice) in known.items():
             if self.has(key) and not harmless(self._left[key]):
@@ -367,10 +367,10 @@ class Fields:
             self.value(key)
 
     def finish(self) -> None:
-        """Refuse what nobody has read.
+        """Refuse fields that have not been read.
 
         Raises:
-            HttpError: there is such a field.
+            HttpError: there is one.
         """
         for key in self._left:
             raise self._unknown(key, self._known)
@@ -378,7 +378,7 @@ class Fields:
     def _unknown(self, key: str, known: Collection[str]) -> HttpError:
         near = closest(key[:60], known)
         advice = f"did you mean {near}?" if near else "leave it out"
-        # A name of many thousand characters need not come back.
+        # A very long name need not be repeated in the error.
         name = self.name(key) if key.isidentifier() and len(key) <= 60 else f"{self._where}{quoted(key)}"
         return bad("unknown_field", f"{name} is not a field that this server knows: {advice}", param=name)
 

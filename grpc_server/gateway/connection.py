@@ -1,4 +1,4 @@
-"""A request's state beside others: a client that leaves, a server that ends, and answers that come piece by piece."""
+"""Requests while they run: clients that disconnect, a server that shuts down, and streamed answers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from modelwright.grpc_server.gateway.errors import error_object, http_error
 
 Result = TypeVar("Result")
 
-# How long a stream that is cut has to say so to a client that does not read, in seconds.
+# Seconds in which a stream that is cut can say so to a client that does not read.
 _PARTING = 1.0
 
 
-# How long a client may take to read what it is sent before its place goes to another, in seconds.
+# Seconds in which a client has to read what it is sent; after that its place goes to another.
 READING_PATIENCE = 60.0
 
 
 class ClientGoneError(Exception):
-    """The client left, or stopped reading, before it had its answer: there is nobody to tell."""
+    """The client disconnected or stopped reading before its answer was complete, so nobody would read an error."""
 
 
 class ServerState:
-    """How far the server's state has come: it serves, it drains, it cuts what still runs.
+    """The state of the server: serving, draining, or cutting the requests that still run.
 
     Attributes:
         draining: whether new requests are refused.
-        cut: set when the requests that still run must end.
+        cut: set when running requests must end.
         idle: set while no request runs.
     """
 
@@ -57,34 +57,34 @@ class ServerState:
                 self.idle.set()
 
     async def ended(self, seconds: float) -> bool:
-        """Wait until no request runs, at most so long; gives whether none does."""
+        """Wait with a time limit until no request runs; returns whether none runs."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.idle.wait()
         return self.idle.is_set()
 
     async def until_cut(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do work until the server cuts what runs.
+        """Do work until it ends or the server cuts it.
 
         Raises:
-            RequestError: it did (UNAVAILABLE); the work was cancelled.
+            RequestError: the server cut it (UNAVAILABLE); the work was cancelled.
         """
         return await _first(work, {asyncio.ensure_future(self.cut.wait()): shutting_down()})
 
 
 async def attend(receive: Receive, state: ServerState, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do the work of a request whose body has been read, for as long as somebody waits for it.
+    """Do the work of a request whose body has been read, as long as its client waits.
 
     Raises:
-        ClientGoneError: the client left; the work was cancelled.
-        RequestError: the server ended first (UNAVAILABLE); the work was cancelled.
+        ClientGoneError: the client disconnected; the work was cancelled.
+        RequestError: the server shut down first (UNAVAILABLE); the work was cancelled.
     """
     left, cut = asyncio.ensure_future(_left(receive)), asyncio.ensure_future(state.cut.wait())
     return await _first(work, {left: ClientGoneError(), cut: shutting_down()})
 
 
 async def _first(work: Coroutine[Any, Any, Result], ends: Mapping[asyncio.Future[Any], Exception]) -> Result:
-    """The work's result, or the error of the first of `ends` that came before it."""
+    """Return the work's result, or raise the error of the first of `ends` that came before it."""
     doing = asyncio.ensure_future(work)
     tasks: list[asyncio.Future[Any]] = [doing, *ends]
     try:
@@ -95,7 +95,7 @@ async def _first(work: Coroutine[Any, Any, Result], ends: Mapping[asyncio.Future
     finally:
         for task in tasks:
             task.cancel()
-        # The engine has been stopped before anything else happens.
+        # so that the engine has stopped before anything else happens
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -105,13 +105,13 @@ async def _left(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """An answer of server-sent events, `[DONE]` the last; an error ends it with an event of its own.
+    """An answer of server-sent events, the last one `[DONE]`; an error ends it with an error event.
 
     Args:
-        events: what is sent, JSON objects.
-        held: what is let go when the stream has ended, however it did.
-        state: the server's.
-        names: what the request calls fields; for an error.
+        events: the JSON objects to send.
+        held: released when the stream has ended in any way.
+        state: of the server.
+        names: the request's names of the protocol's fields, for errors.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class EventStream(Response):
         state: ServerState,
         names: Mapping[str, str],
     ) -> None:
-        # A proxy that gathers a stream before it passes it on would make it none.
+        # A proxy that buffers the whole answer would defeat streaming.
         super().__init__(
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, media_type="text/event-stream"
         )
-        # What comes is not known beforehand.
+        # The length is not known in advance.
         del self.headers["content-length"]
         self._events = events
         self._held = held
@@ -133,13 +133,13 @@ class EventStream(Response):
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the interface's
-        """Answer."""
+        """Send the answer."""
         async with self._held:
             try:
                 await attend(receive, self._state, self._send_all(send))
             except ClientGoneError:
                 return
-            except Exception as error:  # noqa: BLE001 - half a stream never ends as if it were whole
+            except Exception as error:  # noqa: BLE001 - a partial stream must not end like a whole one
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_PARTING):
                         await send(_body(error_object(http_error(error, self._names)), last=True))
@@ -161,6 +161,6 @@ async def _send_patiently(send: Send, message: dict[str, Any]) -> None:
 
 
 def _body(event: dict[str, Any] | str, *, last: bool = False) -> dict[str, Any]:
-    # In ASCII: there are readers that take other line ends of Unicode for the event's.
+    # In ASCII, because some readers end an event at other line ends of Unicode.
     text = event if isinstance(event, str) else json.dumps(event, separators=(",", ":"))
     return {"type": "http.response.body", "body": f"data: {text}\n\n".encode("ascii"), "more_body": not last}

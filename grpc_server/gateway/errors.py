@@ -1,4 +1,4 @@
-"""From what went wrong to HTTP: the status, OpenAI's error object, and the headers that say when to try again."""
+"""Turn errors into HTTP answers: the status, OpenAI's error object, and headers that say when to retry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATUS: dict[grpc.StatusCode, tuple[int, str]] = {
 }
 _INTERNAL = (500, "server_error")
 
-# Reasons for which OpenAI has a word of its own; the others are theirs in small letters.
+# Reasons for which OpenAI has its own code; other codes are the reason in lower case.
 _CODES = {
     "CONTEXT_EXCEEDED": "context_length_exceeded",
     "MODEL_NOT_FOUND": "model_not_found",
@@ -37,13 +37,13 @@ _CODES = {
 
 
 class HttpError(Exception):
-    """A request that is refused for what only HTTP knows: its path, its method, its headers, its body.
+    """A request that is refused because of HTTP itself: its path, method, headers or body.
 
     Attributes:
         status: the HTTP status.
         code: a word for programs.
-        param: the field that is wrong, where it is one.
-        headers: what the answer carries beside.
+        param: the wrong field; None if it is not a field.
+        headers: additional headers of the answer.
     """
 
     def __init__(
@@ -63,33 +63,33 @@ class HttpError(Exception):
 
 
 def bad(code: str, message: str, *, param: str | None = None) -> HttpError:
-    """A body that is wrong: 400."""
+    """The error 400 for an invalid body."""
     return HttpError(400, code, message, param=param)
 
 
 def wrong(param: str, message: str) -> HttpError:
-    """A field whose value cannot be; the message goes on from the field's name."""
+    """The error for a field with an invalid value; the message continues the field's name."""
     return bad("invalid_field", f"{param} {message}", param=param)
 
 
 def unsupported(param: str, message: str) -> HttpError:
-    """A field that asks for what this server cannot do; the message goes on from the field's name."""
+    """The error for a field that requests something unsupported; the message continues the field's name."""
     return bad("unsupported", f"{param} {message}", param=param)
 
 
 def http_error(error: Exception, names: Mapping[str, str] | None = None) -> HttpError:
-    """What stands for any exception; what nobody foresaw goes to the log, and is not shown to the client.
+    """Turn any exception into an HTTP error. Unexpected ones go to the log, and the client does not see them.
 
     Args:
         error: what was raised.
-        names: what the request called the fields that the protocol names otherwise.
+        names: the request's names of fields that have other names in the protocol.
     """
     if isinstance(error, HttpError):
         return error
     status_error = request_error(error)
     param, message = status_error.metadata.get("field"), status_error.message
     if message.startswith("sampling."):
-        # In this API the fields of the protocol's Sampling stand beside the others.
+        # In this API the fields of the protocol's Sampling are at the top level.
         field = message.removeprefix("sampling.").partition(" ")[0]
         name = (names or {}).get(field, field)
         message, param = name + message.removeprefix(f"sampling.{field}"), name
@@ -115,8 +115,8 @@ def _headers(status_error: RequestError) -> dict[str, str]:
 
 
 def error_object(error: HttpError) -> dict[str, Any]:
-    """OpenAI's error object."""
-    # A message may quote what the request said, which may be long.
+    """Make OpenAI's error object."""
+    # A message may quote a long text of the request.
     message = shorten(str(error), MESSAGE_BYTES)
     kinds = {status: kind for status, kind in [*_STATUS.values(), _INTERNAL]}  # noqa: C416 - the last of a status wins
     kind = kinds.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
@@ -124,5 +124,5 @@ def error_object(error: HttpError) -> dict[str, Any]:
 
 
 def error_response(error: HttpError) -> JSONResponse:
-    """The whole answer to a request that is refused."""
+    """The answer to a refused request."""
     return JSONResponse(error_object(error), status_code=error.status, headers=error.headers)

@@ -1,4 +1,4 @@
-"""/v1/models and /admin/aliases: what this server serves, and the atomic switch of an alias."""
+"""/v1/models and /admin/aliases: list the served models, and switch an alias in one step."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from modelwright.grpc_server.models.switching import ModelTable
 
 
 def list_models(table: ModelTable) -> dict[str, Any]:
-    """The aliases, then the models, as a list that clients offer to their users."""
+    """List the aliases, then the models, for clients that offer a choice to their users."""
     routes = [_described(table, f"@{route.alias}", route.model) for route in table.routes()]
     models = [_described(table, model.address, model) for model in table.models() if table.wants(model)]
     return {"object": "list", "data": routes + models}
 
 
 def get_model(table: ModelTable, address: str) -> dict[str, Any]:
-    """The model at an address.
+    """Describe the model at an address.
 
     Raises:
-        HttpError: the path is not an address, and so nothing is there (404).
+        HttpError: the path is not an address (404).
         RequestError: this server does not serve it (NOT_FOUND).
     """
     try:
@@ -65,15 +65,15 @@ _ETAG = re.compile(r'"([\x21\x23-\x7e]*)"')
 
 
 def list_aliases(table: ModelTable) -> dict[str, Any]:
-    """Every alias that this server routes."""
+    """List every alias that this server routes."""
     return {"object": "list", "data": [described(route) for route in table.routes()]}
 
 
 def get_alias(table: ModelTable, alias: str) -> Route:
-    """An alias that this server routes.
+    """Describe an alias that this server routes.
 
     Raises:
-        HttpError: it routes no such alias (404).
+        HttpError: it does not route this alias (404).
     """
     route = _route(table, alias)
     if route is None:
@@ -83,7 +83,7 @@ def get_alias(table: ModelTable, alias: str) -> Route:
 
 
 def described(route: Route) -> dict[str, Any]:
-    """An alias, as JSON."""
+    """An alias as JSON."""
     version = route.model.version
     return {
         "object": "alias",
@@ -104,9 +104,9 @@ def quoted_etag(route: Route) -> str:
 async def set_alias(
     table: ModelTable, alias: str, body: Mapping[str, Any], headers: Mapping[str, str]
 ) -> tuple[Route, dict[str, Any]]:
-    """Switch an alias; gives the route as it is now, and the answer.
+    """Switch an alias; returns the current route, and the answer.
 
-    The etag that it must have comes in If-Match, or in the body; `If-None-Match: *` says that it must be new.
+    The expected etag is in If-Match or in the body. `If-None-Match: *` demands that the alias is new.
 
     Raises:
         HttpError: the body or a header is wrong (400), or the alias has another etag (412).
@@ -142,7 +142,7 @@ def _route(table: ModelTable, alias: str) -> Route | None:
 
 
 def _expected(table: ModelTable, alias: str, etag: str | None, headers: Mapping[str, str]) -> str | None:
-    """The etag that the alias must have; empty: there must be none; None: any."""
+    """The etag that the alias must have; empty if it must not exist, None for any."""
     match, none_match = headers.get("if-match"), headers.get("if-none-match")
     said = [value for value in (etag, match, none_match) if value is not None]
     if len(said) > 1:
@@ -168,12 +168,13 @@ def _expected(table: ModelTable, alias: str, etag: str | None, headers: Mapping[
 
 
 def check_open_door(host: str | None) -> None:
-    """Let a call pass that shows no token, because only programs of this machine can reach the server.
+    """Check a call without a token, which is allowed if only programs on this machine can reach the server.
 
-    A web page can make a browser of this machine call, under the page's own host name; so the name is looked at.
+    A web page can make a browser on this machine call the server, but under the page's host name. So the name is
+    checked.
 
     Raises:
-        HttpError: the call was not meant for this machine (403).
+        HttpError: the call is for another host name (403).
     """
     name = (host or "").strip()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]

@@ -1,4 +1,4 @@
-"""OpenAI's requests, /v1/chat/completions and /v1/completions: from JSON to the protocol's messages."""
+"""Read OpenAI's requests, /v1/chat/completions and /v1/completions, into the protocol's messages."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from modelwright.grpc_server.gateway.body import Fields, Harmless, anything, fal
 from modelwright.grpc_server.gateway.errors import unsupported, wrong
 from modelwright.v1 import common_pb2, inference_pb2
 
-# Each answer takes one of the server's places.
+# Each answer counts as one of the server's concurrent requests.
 MOST_ANSWERS = 16
 
-# Fields of both endpoints that are a note of the caller's, or whose usual value changes nothing.
+# Fields of both endpoints that are notes of the caller's, or whose usual values change nothing.
 _HARMLESS: Mapping[str, tuple[Harmless, str]] = {
     "frequency_penalty": (only(0), "leave it out, or set it to 0"),
     "presence_penalty": (only(0), "leave it out, or set it to 0"),
@@ -27,17 +27,17 @@ _HARMLESS: Mapping[str, tuple[Harmless, str]] = {
 
 @frozen(kw_only=True)
 class OpenAIRequest:
-    """A request for answers, as protobuf knows it.
+    """A request for answers, as messages of the protocol.
 
     Attributes:
         kind: "chat" or "text".
-        model: as the request names it.
-        requests: one for each answer: all answers of the first prompt, then those of the second; `model` is not set.
-        prompts: how many prompts there are.
-        stream: whether the answers come piece by piece.
-        include_usage: whether a stream ends with what it took.
-        logprobs: whether each token's log-probability is wanted.
-        names: what the request called the fields that protobuf names otherwise.
+        model: the address in the request.
+        requests: one for each answer: all answers to the first prompt, then those to the second; `model` is not set.
+        prompts: number of prompts.
+        stream: whether the answers are streamed.
+        include_usage: whether a stream ends with its usage.
+        logprobs: whether to return each token's log-probability.
+        names: the request's names of fields that have other names in the protocol.
     """
 
     kind: Literal["chat", "text"]
@@ -51,15 +51,15 @@ class OpenAIRequest:
 
 
 def read_model(fields: Fields) -> str:
-    """The address that the request names; the table says what there is where it is empty."""
+    """Read the model's address. If it is empty, the table answers with the choices."""
     return fields.text("model") or ""
 
 
 def read_stream(fields: Fields) -> tuple[bool, bool]:
-    """Whether the answers come piece by piece, and whether they end with what they took.
+    """Read whether the answers are streamed, and whether the stream ends with its usage.
 
     Raises:
-        HttpError: it cannot be read.
+        HttpError: a value is not valid.
     """
     stream = fields.boolean("stream")
     options = fields.value("stream_options")
@@ -75,11 +75,11 @@ def read_stream(fields: Fields) -> tuple[bool, bool]:
 
 
 def read_sampling(fields: Fields, max_tokens: str) -> common_pb2.Sampling:
-    """How tokens are chosen; whether the values can be is for the core to say.
+    """Read the sampling settings. `admit` checks their values.
 
     Args:
         fields: of the request.
-        max_tokens: what the request calls the most tokens to generate.
+        max_tokens: the request's name of the maximum number of tokens.
 
     Raises:
         HttpError: a value has another type.
@@ -95,7 +95,7 @@ def read_sampling(fields: Fields, max_tokens: str) -> common_pb2.Sampling:
 
 
 def read_count(fields: Fields, prompts: int = 1) -> int:
-    """How many answers each of `prompts` prompts gets.
+    """Read the number of answers to each of `prompts` prompts.
 
     Raises:
         HttpError: there would be none, or too many.
@@ -105,15 +105,15 @@ def read_count(fields: Fields, prompts: int = 1) -> int:
     if count < 1:
         raise wrong("n", f"is {count}: expected 1 or more")
     if count * prompts > MOST_ANSWERS:
-        asked = f"is {count}" if prompts == 1 else f"asks for {count * prompts} answers to {prompts} prompts"
-        raise unsupported("n", f"{asked}: expected at most {MOST_ANSWERS} answers per request")
+        wanted = f"is {count}" if prompts == 1 else f"asks for {count * prompts} answers to {prompts} prompts"
+        raise unsupported("n", f"{wanted}: expected at most {MOST_ANSWERS} answers per request")
     return count
 
 
 def vary(request: Any, count: int) -> list[Any]:
-    """One request an answer. The first has the seed as it is, the others have seeds that follow from it.
+    """Make one request for each answer. The first has the seed itself, the others have seeds derived from it.
 
-    Seed and place are hashed together: with seed + place, the second answer of one seed were the first of the next.
+    Seed and index are hashed together: with seed + index, the second answer of a seed would be the first of the next.
     """
     requests = []
     for place in range(count):
@@ -128,7 +128,7 @@ def vary(request: Any, count: int) -> list[Any]:
 
 _NO_TOOLS = "this server has no tools, leave it out"
 
-# Besides the common ones.
+# In addition to the common ones.
 CHAT_HARMLESS: Mapping[str, tuple[Harmless, str]] = {
     **_HARMLESS,
     "audio": (only(), "leave it out"),
@@ -152,7 +152,7 @@ CHAT_HARMLESS: Mapping[str, tuple[Harmless, str]] = {
     "web_search_options": (only(), "leave it out"),
 }
 
-# What comes back when a client sends an answer of ours, or of another server, as a turn of the assistant.
+# Fields that return when a client sends an answer, of this server or another, as a turn of the assistant.
 _HARMLESS_IN_ASSISTANT: Mapping[str, tuple[Harmless, str]] = {
     "annotations": (only([]), "leave it out"),
     "audio": (only(), "leave it out"),
@@ -170,10 +170,10 @@ _ROLES = {
 
 
 def read_chat(body: Mapping[str, Any]) -> OpenAIRequest:
-    """What a body asks.
+    """Read the body of a request.
 
     Raises:
-        HttpError: it cannot be read, or asks for what this server does not do.
+        HttpError: it is not valid, or requests something unsupported.
     """
     fields = Fields(body)
     model = read_model(fields)
@@ -201,7 +201,7 @@ def read_chat(body: Mapping[str, Any]) -> OpenAIRequest:
 
 
 def _max_tokens_name(fields: Fields) -> str:
-    """OpenAI renamed the field; both names are in use, and one of the two is enough."""
+    """OpenAI renamed the field. Both names are in use, and only one of them may be given."""
     old, new = "max_tokens", "max_completion_tokens"
     if fields.has(new) and fields.has(old):
         raise wrong(new, f"and {old} are both set: they mean the same, leave {old} out")
@@ -257,7 +257,7 @@ def _part(value: Any, where: str) -> str:
     return text
 
 
-# Besides the common ones.
+# In addition to the common ones.
 COMPLETION_HARMLESS: Mapping[str, tuple[Harmless, str]] = {
     **_HARMLESS,
     "best_of": (only(1), "leave it out, or request n answers and choose one"),
@@ -267,10 +267,10 @@ COMPLETION_HARMLESS: Mapping[str, tuple[Harmless, str]] = {
 
 
 def read_completion(body: Mapping[str, Any]) -> OpenAIRequest:
-    """What a body asks.
+    """Read the body of a request.
 
     Raises:
-        HttpError: it cannot be read, or asks for what this server does not do.
+        HttpError: it is not valid, or requests something unsupported.
     """
     fields = Fields(body)
     model = read_model(fields)
@@ -316,7 +316,7 @@ def _prompts(value: Any) -> list[str]:
 
 
 def _logprobs(fields: Fields) -> bool:
-    """Here a number: of how many likely tokens beside the chosen one."""
+    """Whether log-probabilities are requested, which 0 does: the value counts alternatives beside the chosen token."""
     count = fields.integer("logprobs")
     if count:
         advice = "expected 0, which gives the log-probability of each chosen token"

@@ -1,4 +1,4 @@
-"""Answers in OpenAI's shapes, whole and piece by piece, and the work that makes them."""
+"""Answers in OpenAI's format, whole or streamed, and the work that makes them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class ResponseBuilder:
 
     Args:
         request: the request.
-        served: who answers.
-        decode: from token ids to text.
+        served: the model that answers.
+        decode: turns token ids into text.
     """
 
     def __init__(self, request: OpenAIRequest, served: common_pb2.ServedModel, decode: Decode) -> None:
@@ -61,12 +61,12 @@ class ResponseBuilder:
         return {**self._frame, "choices": choices, "usage": usage, "modelwright": self._served}
 
     def start(self, index: int) -> dict[str, Any]:
-        """The first event of an answer: who speaks, and who that is."""
+        """The first event of an answer: its role, and the model."""
         said = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
         return self._chunk({"index": index, **said, "logprobs": None, "finish_reason": None}, modelwright=self._served)
 
     def piece(self, index: int, part: Delta) -> dict[str, Any] | None:
-        """The next event of an answer; None where there is nothing to tell."""
+        """The next event of an answer; None if there is nothing new."""
         said: dict[str, Any] = {"text": part.text}
         if self._chat:
             delta = {"reasoning_content": part.thinking, "content": part.text}
@@ -76,12 +76,12 @@ class ResponseBuilder:
         return self._chunk({"index": index, **said, "logprobs": self._logprobs(part), "finish_reason": None})
 
     def end(self, index: int, finish: common_pb2.FinishReason) -> dict[str, Any]:
-        """The last event of an answer: why it ended."""
+        """The last event of an answer, with the reason why it ended."""
         said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
         return self._chunk({"index": index, **said, "logprobs": None, "finish_reason": FINISH[finish]})
 
     def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The last event of a stream that tells what it took."""
+        """The last event of a stream if it reports its usage."""
         return {**self._chunk(), "usage": usage}
 
     def _chunk(self, *choices: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -93,15 +93,15 @@ class ResponseBuilder:
         return frame
 
     def _logprobs(self, part: Answer | Delta) -> dict[str, Any] | None:
-        """Every generated token is listed: those of the thinking, of a stop text and the end token among them."""
+        """List every generated token, including those of the thinking, of a stop text, and the end token."""
         if not self._request.logprobs:
             return None
         tokens = [self._decode([token]) for token in part.token_ids]
         logprobs = list(part.logprobs or ())
         if not self._chat:
-            # Offsets in the text are left out: a token may be half a character.
+            # Offsets in the text are left out, because a token may be half a character.
             return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": None, "text_offset": None}
-        # The bytes of half a character are lost in its text, and so are not reported.
+        # Bytes are not reported, because the text of half a character has lost them.
         content: list[dict[str, Any]] = [
             {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []}
             for token, logprob in zip(tokens, logprobs, strict=True)
@@ -110,7 +110,7 @@ class ResponseBuilder:
 
 
 def _served(served: common_pb2.ServedModel) -> dict[str, Any]:
-    """What answered, in this API's own field."""
+    """The model that answered, in this API's own field."""
     return {
         "name": served.name,
         "version": served.version,
@@ -120,12 +120,12 @@ def _served(served: common_pb2.ServedModel) -> dict[str, Any]:
     }
 
 
-# The number of an answer, and a piece of it; None: it has ended.
+# The index of an answer, and a piece of it; None when it has ended.
 Event = tuple[int, Delta | None]
 
 
 def full_address(table: ModelTable, text: str) -> str:
-    """The address that is meant: an alias needs no "@" where no model has its name. OpenAI's users give plain names."""
+    """Complete an address: OpenAI's users give plain names, so an alias needs no "@" unless a model has its name."""
     names = {model.version.name for model in table.models() if table.wants(model)}
     aliases = {route.alias for route in table.routes()}
     return f"@{text}" if text in aliases - names else text
@@ -133,23 +133,23 @@ def full_address(table: ModelTable, text: str) -> str:
 
 @contextlib.asynccontextmanager
 async def admit(table: ModelTable, request: OpenAIRequest) -> AsyncIterator[Answers]:
-    """Hold the model for a request, and make it ready to answer. Each answer takes one of the server's places.
+    """Hold the model for a request and admit it. Each answer counts as one of the server's concurrent requests.
 
     Raises:
-        RequestError: the model is not served, the server is full or ends, or a value cannot be.
+        RequestError: the model is not served, the server is full or shutting down, or a value is not valid.
         TemplateRefusedError: the model's chat template refuses the conversation.
     """
     build = chat_work if request.kind == "chat" else text_work
     with contextlib.ExitStack() as held:
         address = full_address(table, request.model)
-        # Without a pause between them: an alias leads all of them to one model.
+        # Without an await between them, so that an alias leads all of them to the same model.
         leases = [held.enter_context(table.lease(address)) for _ in request.requests]
         works = [await build(lease, request) for lease, request in zip(leases, request.requests, strict=True)]
         yield Answers(request, works)
 
 
 class Answers:
-    """The answers to an admitted request; to be request for once, whole or as events."""
+    """The answers to an admitted request. Call `whole` or `events`, once."""
 
     def __init__(self, request: OpenAIRequest, works: Sequence[Work]) -> None:
         lease = works[0].lease
@@ -190,7 +190,7 @@ class Answers:
         return self._responses.piece(index, piece)
 
     def _usage(self) -> dict[str, int]:
-        """A prompt counts once, however many answers it gets."""
+        """Each prompt counts once, not once for each of its answers."""
         usages = [work.usage for work in self._works]
         prompt = sum(usage.prompt_tokens for usage in usages[:: len(usages) // self._request.prompts])
         completion = sum(usage.completion_tokens for usage in usages)
@@ -198,8 +198,8 @@ class Answers:
 
 
 async def _together(works: Sequence[Work]) -> AsyncGenerator[Event, None]:
-    """The pieces of all answers as they come. Closing the generator cancels them, and so does an error of one."""
-    # As long as nobody reads, each work waits with one piece.
+    """Yield the pieces of all answers as they come. Closing the generator, or an error in one answer, cancels all."""
+    # While nobody reads, each work holds one piece and waits.
     queue: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue(maxsize=1)
 
     async def pump(index: int, work: Work) -> None:
@@ -208,7 +208,7 @@ async def _together(works: Sequence[Work]) -> AsyncGenerator[Event, None]:
                 async for piece in pieces:
                     await queue.put((index, piece))
             await queue.put((index, None))
-        except Exception as error:  # noqa: BLE001 - it is raised again where the answers are read
+        except Exception as error:  # noqa: BLE001 - raised again by the reader of the answers
             await queue.put((index, error))
 
     pumps = [asyncio.ensure_future(pump(index, work)) for index, work in enumerate(works)]

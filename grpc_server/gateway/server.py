@@ -18,7 +18,7 @@ from modelwright.grpc_server.network.access import Access
 from modelwright.grpc_server.network.listening import BACKLOG, Address, bind_socket
 from modelwright.grpc_server.network.tls import Tls, check_tls
 
-# How long requests that were cut have to say so, and connections to close, in seconds.
+# Seconds in which cut requests can inform their clients and connections close.
 _PARTING = 2.0
 
 
@@ -28,11 +28,11 @@ class HttpServer:
     `bind`, `start` and `stop` are called in this order, on one event loop; `drain` may come before `stop`.
 
     Args:
-        table: what is served.
-        listen: where.
+        table: the served models.
+        listen: the address.
         access: who may call.
-        tls: the files of TLS; None: nothing is encrypted.
-        limit: the most bytes of a request's body.
+        tls: certificate and key; None turns encryption off.
+        limit: maximum size of a request's body, in bytes.
     """
 
     def __init__(self, table: ModelTable, listen: Address, access: Access, tls: Tls | None, limit: int) -> None:
@@ -46,7 +46,7 @@ class HttpServer:
             http="h11",
             ws="none",
             lifespan="off",
-            # Nothing but what broke: who asks what is nobody's business, and rubbish on the port no news.
+            # Only failures are logged: requests are private, and garbage on the port is not worth a line.
             log_config=None,
             log_level="error",
             access_log=False,
@@ -61,11 +61,11 @@ class HttpServer:
         self._serving: asyncio.Task[None] | None = None
 
     async def bind(self) -> Address:
-        """Take the port, and read the files of TLS; gives the address with the port chosen.
+        """Bind the port and read the TLS files; returns the address with the chosen port.
 
         Raises:
-            UsageError: the files of TLS are wrong.
-            ModelwrightError: the address cannot be taken.
+            UsageError: the TLS files are wrong.
+            ModelwrightError: the address cannot be bound.
         """
         if self._tls is not None:
             check_tls(self._tls)
@@ -74,7 +74,7 @@ class HttpServer:
         return evolve(self._listen, port=self._socket.getsockname()[1])
 
     async def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer."""
         assert self._socket is not None, "bind() comes first"
         self._server = _Uvicorn(self._config)
         self._serving = asyncio.ensure_future(self._server.serve([self._socket]))
@@ -84,11 +84,11 @@ class HttpServer:
             await asyncio.sleep(0.001)
 
     def drain(self) -> None:
-        """Refuse new requests, and say at /health that they are refused; what runs goes on."""
+        """Refuse new requests and report that at /health; running ones continue."""
         self._state.draining = True
 
     async def stop(self, grace: float) -> None:
-        """Drain; cut what still runs after `grace` seconds, or when this is cancelled; close every connection."""
+        """Drain, cut requests that still run after `grace` seconds or on cancellation, and close all connections."""
         self.drain()
         try:
             await self._state.ended(grace)
@@ -113,7 +113,7 @@ class HttpServer:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn, whose signals are the business of the program that it runs in."""
+    """Uvicorn without signal handlers: the server around it handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

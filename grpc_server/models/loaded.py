@@ -1,4 +1,4 @@
-"""A model in memory: its engine, its renderer, and how one comes from the registry's files."""
+"""A model in memory, with its engine and renderer, and loading one from the registry."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class LoadedModel:
     Attributes:
         version: the registry's record of it.
         spec: the engine's descriptor.
-        engine: the engine; it runs this model alone.
+        engine: the engine, which runs only this model.
         renderer: from text and conversations to tokens.
-        context_length: the most tokens of prompt and answer together.
-        loaded: when, in UTC.
-        pinned: whether it is served by its name, and so kept when no alias points to it.
-        active: how many requests hold it.
+        context_length: maximum number of tokens, prompt and answer together.
+        loaded: the time at which it was loaded, in UTC.
+        pinned: whether it is served by its name, so that it stays when no alias points to it.
+        active: number of requests that hold it.
     """
 
     version: ModelVersion
@@ -49,10 +49,10 @@ class LoadedModel:
         return self.version.address
 
     async def warm(self) -> None:
-        """Generate one token, so that the first request does not pay for what is made on first use.
+        """Generate one token, so that the first request does not wait for one-time setup.
 
         Raises:
-            ModelwrightError: the engine cannot.
+            ModelwrightError: the engine failed.
         """
         # Token 0 is in every vocabulary.
         request = GenerationRequest(id="warm", prompt=(0,), sampling=Sampling(max_tokens=1))
@@ -68,17 +68,17 @@ class LoadedModel:
             raise ModelwrightError(f"{self.address} was loaded, but a test generation ended with {finish}")
 
     def close(self) -> None:
-        """Free the engine. May take long."""
+        """Free the engine, which may take long."""
         try:
             self.engine.close()
         except Exception:
-            # Nothing depends on it any more; what it still holds ends with the process.
+            # Nothing uses it any more, and the process's end frees the rest.
             log.exception("the engine of %s did not close", self.address)
 
 
 @frozen(kw_only=True)
 class Route:
-    """An alias as this server routes it; `generation` counts its moves, beginning at the registry's count."""
+    """This server's copy of an alias. `generation` counts its moves, starting from the registry's count."""
 
     alias: str
     model: LoadedModel
@@ -86,15 +86,15 @@ class Route:
 
     @property
     def etag(self) -> str:
-        """Changes with every move."""
+        """A mark that changes with every move."""
         return f"{self.generation}-{self.model.version.digest[:16]}"
 
 
 def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> LoadedModel:
-    """Load a registered model. Takes long.
+    """Load a registered model, which takes long.
 
     Raises:
-        ModelwrightError: its files cannot be had or its parts do not fit each other.
+        ModelwrightError: its files are not available, or do not fit together.
         MissingDependencyError: the engine needs a package that is not installed.
     """
     folder = registry.folder(version)
@@ -121,7 +121,7 @@ def load_model(registry: Registry, version: ModelVersion, spec: EngineSpec) -> L
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether a Ctrl-C is at the bottom of an error: Python wraps one that comes while a class is being made."""
+    """Whether Ctrl-C caused an error: Python wraps a KeyboardInterrupt that comes while a class is being created."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -1,4 +1,4 @@
-"""What a server serves: the models it holds, the routes of its aliases, and the requests that hold a model."""
+"""The models of a server, the routes of its aliases, and the requests that hold a model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from modelwright.v1 import common_pb2, model_pb2
 
 @frozen
 class Cutoff:
-    """The running requests, to be ended all at once when a server waits for them no longer."""
+    """Ends all running requests at once, when a server no longer waits for them."""
 
     _cancels: dict[object, Callable[[], None]] = field(factory=dict)
     _over: asyncio.Event = field(factory=asyncio.Event)
 
     @contextlib.contextmanager
     def running(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """A request runs; `cancel` ends it early.
+        """Count a running request; `cancel` ends it early.
 
         Raises:
-            RequestError: it is too late to begin (UNAVAILABLE).
+            RequestError: the server is ending its requests (UNAVAILABLE).
         """
         if self._over.is_set():
             raise ended_early()
@@ -42,7 +42,7 @@ class Cutoff:
             del self._cancels[mark]
 
     def cut(self) -> None:
-        """End all that runs, and let nothing begin."""
+        """Cancel running requests, and refuse new ones."""
         self._over.set()
         for cancel in list(self._cancels.values()):
             cancel()
@@ -50,14 +50,14 @@ class Cutoff:
 
 @frozen(kw_only=True)
 class Lease:
-    """A model held for one request, and the route that led to it: both stay what they are to the request's end."""
+    """A model that one request holds, and the route that led to it. Neither changes before the request ends."""
 
     model: LoadedModel
     cutoff: Cutoff
     route: Route | None = None
 
     def served(self) -> common_pb2.ServedModel:
-        """What a response says of who answered."""
+        """The model as a response names it."""
         version = self.model.version
         return common_pb2.ServedModel(
             name=version.name,
@@ -71,18 +71,18 @@ class Lease:
 Key = tuple[str, int]
 Result = TypeVar("Result")
 
-# How long a client that met a full server is asked to wait, in seconds.
+# Seconds that clients of a full server are advised to wait.
 RETRY_SECONDS = 1.0
 
 
 class ServedModels:
-    """The models and routes of a server, for its callers. It all runs on the event loop: each step is atomic.
+    """The models and routes of a server, for its callers. All of it runs on the event loop, so each step is atomic.
 
     Args:
-        max_requests: how many requests may run or wait at once.
+        max_requests: maximum number of requests that run or wait at once.
 
     Attributes:
-        changes: what happens to the models and routes, for those who watch.
+        changes: events of the models and routes, for watchers.
     """
 
     def __init__(self, *, max_requests: int) -> None:
@@ -109,27 +109,27 @@ class ServedModels:
         return [self._routes[alias] for alias in sorted(self._routes)]
 
     def wants(self, model: LoadedModel) -> bool:
-        """Whether new requests may reach the model; where not, it drains."""
+        """Whether new requests may reach the model; if not, it drains."""
         return model.pinned or any(route.model is model for route in self._routes.values())
 
     def describe(self, model: LoadedModel) -> model_pb2.Model:
-        """The model as it is reported to callers."""
+        """The description of the model for callers."""
         aliases = [route.alias for route in self.routes() if route.model is model]
         return describe_loaded(model, aliases, ready=self.wants(model))
 
     def snapshot(self) -> model_pb2.ModelsSnapshot:
-        """All models, those that are being loaded among them, and all routes, as they are reported to callers."""
+        """All models, also those that are loading, and all routes, as described to callers."""
         models = {key: self.describe(model) for key, model in self._models.items()} | self._loading
         return model_pb2.ModelsSnapshot(
             models=[models[key] for key in sorted(models)], routes=[describe_route(route) for route in self.routes()]
         )
 
     def find(self, text: str, *, field: str = "model") -> Lease:
-        """What an address leads to here and now.
+        """Find the model that an address currently leads to.
 
         Args:
             text: the address.
-            field: the request's field that has it.
+            field: the request's field with the address, for the error.
 
         Raises:
             RequestError: it is not an address (INVALID_ARGUMENT), or leads to nothing that is served (NOT_FOUND).
@@ -214,15 +214,15 @@ class ServedModels:
         task.add_done_callback(self._background.discard)
         return task
 
-    # Ending
+    # Shutting down
 
     @property
     def closing(self) -> bool:
-        """Whether the server goes down, and takes no more requests."""
+        """Whether the server is shutting down and refuses requests."""
         return self._closing
 
     async def drain(self, seconds: float) -> None:
-        """Take no more requests, and wait until those that run have ended or `seconds` have passed."""
+        """Refuse new requests, and wait at most `seconds` for the running ones."""
         self._closing = True
         self.changes.close()
         with contextlib.suppress(TimeoutError):
@@ -230,12 +230,12 @@ class ServedModels:
                 await self._idle.wait()
 
     async def cut(self, seconds: float) -> None:
-        """End the requests that run, and give them `seconds` to report that to their callers."""
+        """End the running requests, and give them `seconds` to inform their callers."""
         self._cutoff.cut()
         await self.drain(seconds)
 
     async def close(self) -> None:
-        """Finish what was begun, and free every engine."""
+        """Finish changes that have begun, and free every engine."""
         self._closing = True
         self.changes.close()
         while self._background:

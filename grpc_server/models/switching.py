@@ -1,4 +1,4 @@
-"""How what a server serves changes: models are loaded and unloaded, and a route is switched in one step."""
+"""Change what a server serves: load and unload models, and switch a route in one step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @frozen(kw_only=True)
 class Switched:
-    """How a switch went: the route as it is now, whether it moved, and whether the registry's alias did too."""
+    """The result of a switch: the current route, whether it moved, and whether the registry's alias moved too."""
 
     route: Route
     changed: bool
@@ -35,13 +35,13 @@ class Switched:
 
 
 class ModelTable(ServedModels):
-    """The models and routes of a server, and what changes them. All but `load` runs on the event loop.
+    """The models and routes of a server, and their changes. All but `load` runs on the event loop.
 
     Args:
-        registry: where models come from.
-        spec: the engine that runs them where no other is asked for.
-        max_requests: how many requests may run or wait at once.
-        engines: gives another engine by its name, or raises a UsageError; None: there is no other.
+        registry: the source of the models.
+        spec: the default engine.
+        max_requests: maximum number of requests that run or wait at once.
+        engines: returns another engine by name or raises a UsageError; None if there is no other.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class ModelTable(ServedModels):
     # Loading at the start
 
     def load(self, addresses: Iterable[str]) -> None:
-        """Load the models at `addresses`, before the server starts; takes long.
+        """Load the models at `addresses` before the server starts, which takes long.
 
-        A model named by its name is served by its name for good; one named by an alias for as long as an alias points
-        to it. Every alias of the registry that points to a model loaded here becomes a route.
+        A model given by its name stays until it is unloaded; one given by an alias stays while an alias points to it.
+        Every alias of the registry that points to a model loaded here becomes a route.
 
         Raises:
             ModelwrightError: an address leads nowhere, or a model cannot be loaded.
@@ -107,7 +107,7 @@ class ModelTable(ServedModels):
         """Warm every loaded model.
 
         Raises:
-            ModelwrightError: one of them generates nothing.
+            ModelwrightError: one of them cannot generate.
         """
         for model in self._models.values():
             await model.warm()
@@ -115,13 +115,13 @@ class ModelTable(ServedModels):
     # Loading and unloading while it serves
 
     async def pin(self, target: str, *, engine: str | None = None) -> LoadedModel:
-        """Load and warm a model of the registry, to be served by its name for good; one that is loaded stays so.
+        """Load and warm a model of the registry, and serve it by its name. A loaded model is only pinned.
 
-        A loading that has begun is finished even if the caller goes away.
+        A loading that has begun is finished even if the caller disconnects.
 
         Args:
             target: its address; an alias is looked up in the registry.
-            engine: the name of the engine that runs it; None: the one that does, or the server's.
+            engine: the name of the engine that runs it; None means the one that already runs it, or the server's.
 
         Raises:
             RequestError: there is no such model (NOT_FOUND) or engine (INVALID_ARGUMENT), the model cannot be loaded or
@@ -153,10 +153,10 @@ class ModelTable(ServedModels):
             raise invalid("engine", f"is wrong: {error}") from error
 
     def unpin(self, address: str) -> LoadedModel:
-        """Serve a model by its name no more. It stays as long as an alias points to it, or a request holds it.
+        """Stop serving a model by its name. It stays while an alias points to it or a request holds it.
 
         Raises:
-            RequestError: it is not served (NOT_FOUND), or that is not an address (INVALID_ARGUMENT).
+            RequestError: it is not served (NOT_FOUND), or the address is not valid (INVALID_ARGUMENT).
         """
         model = self.find(address, field="address").model
         if model.pinned:
@@ -169,16 +169,16 @@ class ModelTable(ServedModels):
     async def switch(self, alias: str, target: str, *, etag: str | None = None, persist: bool = False) -> Switched:
         """Point an alias to another model: load, warm, swap, drain. Nothing changes unless all of it succeeds.
 
-        A switch that has begun is finished even if the caller goes away, so that nothing is left half loaded.
+        A switch that has begun is finished even if the caller disconnects, so that nothing is left half loaded.
 
         Args:
-            alias: without its "@"; a new one is made.
+            alias: without its "@"; created if it does not exist.
             target: an address; an alias is looked up here, then in the registry.
-            etag: the route's, as the caller read it; "" if there was none.
+            etag: the route's etag as the caller read it; "" if there was none.
             persist: whether the registry's alias moves too.
 
         Raises:
-            RequestError: the alias has another etag (ABORTED), the target is nowhere (NOT_FOUND) or cannot be loaded
+            RequestError: the alias has another etag (ABORTED), the target does not exist (NOT_FOUND) or does not load
                 (FAILED_PRECONDITION), or the server is going down (UNAVAILABLE).
             ModelwrightError: the registry refused or failed.
         """
@@ -209,14 +209,14 @@ class ModelTable(ServedModels):
             return Switched(route=route, changed=True, persisted=persist)
 
     def _kept_generation(self, alias: str) -> int:
-        """The generation of the registry's alias; 0 where there is none."""
+        """The generation of the registry's alias; 0 if it does not exist."""
         try:
             return self._registry.resolve(alias).generation
         except ModelNotFoundError:
             return 0
 
     async def _persist(self, alias: str, model: LoadedModel, kept: int | None, old: Route | None) -> int:
-        """Move the registry's alias; gives its new generation."""
+        """Move the registry's alias; returns its new generation."""
         name, version = model.version.name, model.version.version
         try:
             moved = await asyncio.to_thread(self._registry.set_alias, alias, name, version, expected=kept)
@@ -237,10 +237,10 @@ class ModelTable(ServedModels):
                 return loaded.version
         return await self._registered(address)
 
-    # What loading, unloading and switching share
+    # Shared by loading, unloading and switching
 
     async def _to_the_end(self, what: str, work: Coroutine[Any, Any, Result]) -> Result:
-        """Do what, once begun, is finished even if the caller goes away."""
+        """Run work that, once begun, is finished even if the caller disconnects."""
         task = self._spawn(work)
         try:
             return await asyncio.shield(task)
@@ -250,7 +250,7 @@ class ModelTable(ServedModels):
 
     @contextlib.asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:
-        """One change after the other, and none once the server goes down."""
+        """Do one change after the other, and none once the server shuts down."""
         if self._closing:
             raise shutting_down()
         async with self._changing:
@@ -266,7 +266,7 @@ class ModelTable(ServedModels):
 
     @contextlib.asynccontextmanager
     async def _obtained(self, version: ModelVersion, spec: EngineSpec) -> AsyncIterator[LoadedModel]:
-        """The model, loaded and warm. Within the block it is `_take`n, or it leaves with the block."""
+        """The model, loaded and warm. It is freed at the end of the block unless the block has `_take`n it."""
         key = (version.name, version.version)
         model = self._models.get(key)
         if model is not None:
@@ -316,14 +316,14 @@ class ModelTable(ServedModels):
         self._models[key] = model
 
     def _left(self, model: LoadedModel) -> None:
-        """An alias, or its name, leads to the model no more."""
+        """Handle that an alias, or its name, no longer leads to the model."""
         self._free_if_unused(model)
         if self._models.get((model.version.name, model.version.version)) is model:
             self.changes.tell(self.describe(model))
 
 
 def _log_outcome(what: str, done: asyncio.Task[Any]) -> None:
-    """Say how a change went whose caller has left."""
+    """Log the outcome of a change whose caller has disconnected."""
     if done.cancelled():
         log.warning("%s was cancelled", what)
     elif (error := done.exception()) is not None:

@@ -1,4 +1,4 @@
-"""What happens to a server's models and routes, reported to everyone who watches, in order and in bounded memory."""
+"""Report changes of a server's models and routes to all watchers, in order and in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from modelwright.v1 import model_pb2
 
 
 def describe_loaded(model: LoadedModel, aliases: Sequence[str], *, ready: bool) -> model_pb2.Model:
-    """A model in memory; one that is not `ready` finishes the requests that it has."""
+    """Describe a model in memory; one that is not `ready` only finishes its requests."""
     state = model_pb2.MODEL_STATE_READY if ready else model_pb2.MODEL_STATE_DRAINING
     described = _model(model.version, model.spec, state)
     described.MergeFrom(
@@ -34,24 +34,24 @@ def describe_loaded(model: LoadedModel, aliases: Sequence[str], *, ready: bool) 
 
 
 def describe_loading(version: ModelVersion, spec: EngineSpec) -> model_pb2.Model:
-    """A model that is being loaded."""
+    """Describe a model that is loading."""
     return _model(version, spec, model_pb2.MODEL_STATE_LOADING)
 
 
 def describe_failed(version: ModelVersion, spec: EngineSpec, error: str) -> model_pb2.Model:
-    """A model that could not be loaded, and why."""
+    """Describe a model that could not be loaded, with the reason."""
     described = _model(version, spec, model_pb2.MODEL_STATE_FAILED)
     described.error = error
     return described
 
 
 def describe_gone(version: ModelVersion) -> model_pb2.ModelGone:
-    """A model that the server has no more."""
+    """Describe a model that the server no longer has."""
     return model_pb2.ModelGone(name=version.name, version=version.version, digest=version.digest)
 
 
 def describe_route(route: Route) -> model_pb2.Route:
-    """Where an alias points."""
+    """Describe an alias and its target."""
     version = route.model.version
     return model_pb2.Route(
         alias=route.alias,
@@ -76,21 +76,21 @@ def _model(version: ModelVersion, spec: EngineSpec, state: model_pb2.ModelState)
 
 Change = model_pb2.Model | model_pb2.ModelGone | model_pb2.Route
 
-# A watcher that lags behind by more is given a new snapshot instead.
+# A watcher that is further behind gets a new snapshot instead.
 MOST_WAITING = 256
-# Each holds a stream open.
+# Each watcher holds a stream open.
 MOST_WATCHERS = 1000
-# How long a watcher that found no place is asked to wait, in seconds.
+# Seconds that a refused watcher is advised to wait.
 RETRY_SECONDS = 10.0
 
 
 class Snapshot:
-    """Everything, as it stands when this is read: what a watcher receives first, and when it has missed changes."""
+    """Everything at the moment when it is read: what a watcher receives first, and after it has missed changes."""
 
 
 @frozen(eq=False)
 class _Watcher:
-    """The changes that one watcher has not received yet."""
+    """The changes that a watcher has not received yet."""
 
     waiting: deque[Change | Snapshot] = field(factory=lambda: deque([Snapshot()]))
     news: asyncio.Event = field(factory=asyncio.Event)
@@ -99,14 +99,14 @@ class _Watcher:
         if len(self.waiting) >= MOST_WAITING:
             self.waiting.clear()
             change = Snapshot()
-        # A snapshot is taken when it is sent: it has all that happened until then.
+        # A snapshot is taken when it is sent, so it includes all changes until then.
         if not (self.waiting and isinstance(self.waiting[-1], Snapshot)):
             self.waiting.append(change)
         self.news.set()
 
 
 class Changes:
-    """Tells changes to watchers. Everything runs on the event loop."""
+    """Reports changes to watchers. All of it runs on the event loop."""
 
     def __init__(self) -> None:
         self._watchers: set[_Watcher] = set()
@@ -114,25 +114,25 @@ class Changes:
 
     @property
     def watchers(self) -> int:
-        """How many watch."""
+        """Number of watchers."""
         return len(self._watchers)
 
     def tell(self, change: Change) -> None:
-        """Tell everyone; a change is reported as it is now, however late it is read."""
+        """Report a change to all watchers, as it is now, even if they read it late."""
         for watcher in self._watchers:
             watcher.tell(change)
 
     def close(self) -> None:
-        """Let every watcher end, after it has received what waits for it."""
+        """End every watcher after it has received the changes in its queue."""
         self._over = True
         for watcher in self._watchers:
             watcher.news.set()
 
     async def watch(self) -> AsyncGenerator[Change | Snapshot, None]:
-        """A `Snapshot`, then each change in order; where too many wait to be read, a `Snapshot` in their place.
+        """Yield a `Snapshot`, then each change in order; a `Snapshot` replaces changes if too many are unread.
 
         Raises:
-            RequestError: too many watch already (RESOURCE_EXHAUSTED), or the server is going down (UNAVAILABLE).
+            RequestError: too many watch already (RESOURCE_EXHAUSTED), or the server is shutting down (UNAVAILABLE).
         """
         with self._watching() as watcher:
             while True:

@@ -20,9 +20,9 @@ class Access:
     """Who may call what on one of a server's ports.
 
     Attributes:
-        token: opens all that uses models; None: nobody is asked for one.
-        admin_token: opens what changes a server, and all else; None: `token` does.
-        no_admin: why nothing that changes the server is taken on this port, with where it is; None: it is taken.
+        token: needed to use models; None if no token is needed.
+        admin_token: needed for admin calls, and also accepted for others; None means `token`.
+        no_admin: why this port refuses admin calls, and which port takes them; None if this port takes them.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -30,14 +30,14 @@ class Access:
     no_admin: str | None = None
 
     def check(self, authorization: str | None, scope: Scope) -> None:
-        """Let a call pass, or not.
+        """Check whether a call is allowed.
 
         Args:
             authorization: the value of the header of that name: `Bearer TOKEN`.
-            scope: "use" for what asks models or reads what is served, "admin" for what changes it.
+            scope: "use" for requests to models and for reading what is served, "admin" for changing it.
 
         Raises:
-            RequestError: UNAUTHENTICATED without a right token, PERMISSION_DENIED with one that does not reach so far.
+            RequestError: UNAUTHENTICATED without a valid token, PERMISSION_DENIED with one that is not the admin token.
         """
         if scope == "admin" and self.no_admin is not None:
             raise _denied(self.no_admin)
@@ -48,7 +48,7 @@ class Access:
         given = _bearer(authorization)
         if given is None:
             raise _unknown("this server requires a token: send the header 'authorization: Bearer TOKEN'")
-        # All comparisons are made, also after one has matched, and each takes as long for any wrong token.
+        # Every comparison is made, even after a match, and takes the same time for any wrong token.
         is_administrator = _same(given, administrator)
         is_user = _same(given, self.token)
         if is_administrator or (is_user and scope == "use"):
@@ -59,7 +59,7 @@ class Access:
 
 
 def _bearer(authorization: str | None) -> str | None:
-    """The token of a header; the scheme's name has no case (RFC 9110, section 11.1)."""
+    """The token of a header; the scheme's name is case-insensitive (RFC 9110, section 11.1)."""
     scheme, _, token = (authorization or "").partition(" ")
     return token.strip() if scheme.lower() == _SCHEME and token.strip() else None
 

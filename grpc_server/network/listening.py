@@ -1,4 +1,4 @@
-"""Where a server listens."""
+"""The addresses on which a server listens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attrs import frozen
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.grpc_server.client.channel import is_loopback, split_host_port
 
-# Connections that wait to be accepted.
+# Maximum number of connections that wait to be accepted.
 BACKLOG = 2048
 
 
@@ -26,7 +26,7 @@ class Address:
         """Read `HOST:PORT` (`[::1]:50051` for IPv6).
 
         Raises:
-            UsageError: it is neither.
+            UsageError: it is not of this form.
         """
         parts = split_host_port(text)
         if parts is None:
@@ -46,11 +46,11 @@ class Address:
 
 
 def check_free(listen: Address, flag: str) -> None:
-    """Bind for a moment: gRPC itself does not say why it could not.
+    """Bind for a moment, because gRPC does not say why it could not.
 
     Args:
         listen: the address.
-        flag: the command line's option, for the error.
+        flag: the option of the command line, for the error.
 
     Raises:
         ModelwrightError: the address cannot be used.
@@ -60,11 +60,11 @@ def check_free(listen: Address, flag: str) -> None:
 
 
 def bind_socket(listen: Address, flag: str) -> socket.socket:
-    """A listening socket, so that no other program can take the port.
+    """Open a listening socket, so that no other program can take the port.
 
     Args:
         listen: the address; port 0 takes a free one.
-        flag: the command line's option, for the error.
+        flag: the option of the command line, for the error.
 
     Raises:
         ModelwrightError: the address cannot be used.
@@ -84,7 +84,7 @@ def _bound(listen: Address, flag: str) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
         try:
-            # Connections of a server that has just ended do not hold the port.
+            # Connections of a server that has just ended do not block the port.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
         except OSError:

@@ -1,4 +1,4 @@
-"""The files of TLS, tried before anything else happens: what is wrong with them is known before models are loaded."""
+"""The TLS files, tried out first, so that errors in them are found before models are loaded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from modelwright.grpc_server.client.channel import open_named
 
 @frozen(kw_only=True)
 class Tls:
-    """The files that prove to callers who a server is, both in PEM: the chain of certificates, and its private key."""
+    """The files that prove a server's identity, both PEM: the chain of certificates, and its private key."""
 
     certificate: Path
     key: Path
 
 
 def server_credentials(tls: Tls) -> grpc.ServerCredentials:
-    """What a gRPC port needs of the files.
+    """The credentials for a gRPC port.
 
     Raises:
         UsageError: as `check_tls`.
@@ -34,8 +34,8 @@ def check_tls(tls: Tls) -> None:
     """Try the files in a handshake in memory.
 
     Raises:
-        UsageError: one cannot be read or is not what it should be, they do not belong together, or no client would take
-            the certificate: it has expired, say.
+        UsageError: a file cannot be read or is of another kind, they do not belong together, or no client would accept
+            the certificate, because it has expired, for example.
     """
     for path, option in ((tls.certificate, "--tls-cert"), (tls.key, "--tls-key")):
         _check_readable(path, option)
@@ -76,12 +76,12 @@ def _check_readable(path: Path, option: str) -> None:
 
 
 def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
-    """Let a client that trusts this very certificate meet the server: what it refuses, every client refuses."""
+    """Connect a client that trusts exactly this certificate: what it refuses, every client refuses."""
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = [client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True)]
-    # Two rounds suffice for TLS 1.3; a third one would find nothing to do.
+    # TLS 1.3 needs two rounds.
     for _ in range(3):
         for end in ends:
             try:

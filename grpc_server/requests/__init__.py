@@ -1,1 +1,1 @@
-"""A request on its way to the engine and back."""
+"""From a request to the engine, and back to the answer."""

@@ -1,4 +1,4 @@
-"""From the wire's requests to the engine's: every field is checked, none is ignored."""
+"""Turn the protocol's requests into the engine's. Every field is checked, and none is ignored."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _ROLES: dict[int, Role] = {
     common_pb2.ROLE_ASSISTANT: "assistant",
 }
 
-# Every token of an answer is compared with all of them, in the one thread that serves everybody.
+# Every token of an answer is compared with all of them, in the one thread that serves all requests.
 MOST_STOPS = 32
 LONGEST_STOP = 1000
 
 
 def check_adapter(request: Any) -> None:
-    """Refuse an adapter: this version serves none.
+    """Refuse a request for an adapter: this version serves none.
 
     Raises:
-        RequestError: the request names one.
+        RequestError: the request names an adapter.
     """
     if request.HasField("adapter"):
         raise unsupported("adapter", "is not supported by this version: leave it out")
 
 
 async def text_prompt(model: LoadedModel, text: str, field: str) -> Sequence[int]:
-    """The tokens of a text.
+    """Encode a text as tokens.
 
     Raises:
-        RequestError: there are none.
+        RequestError: the text is empty.
     """
     if not text:
         raise invalid(field, "is empty")
@@ -54,20 +54,20 @@ async def text_prompt(model: LoadedModel, text: str, field: str) -> Sequence[int
 
 
 async def chat_prompt(model: LoadedModel, messages: Sequence[Any], tools: Sequence[Any]) -> Sequence[int]:
-    """The tokens of a conversation, by the model's chat template, with the start of the assistant's turn.
+    """Encode a conversation by the model's chat template, with the start of the assistant's turn.
 
     Raises:
-        RequestError: a turn cannot be, or asks for what this version cannot do.
+        RequestError: a turn is not valid, or needs something that this version cannot do.
         TemplateRefusedError: the template refuses the conversation.
     """
     return await asyncio.to_thread(lambda: model.renderer.prompt(read_messages(messages, tools)))
 
 
 def read_messages(messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[Message]:
-    """The turns of a conversation.
+    """Read the turns of a conversation.
 
     Raises:
-        RequestError: a turn cannot be, or asks for what this version cannot do.
+        RequestError: a turn is not valid, or needs something that this version cannot do.
     """
     if tools:
         raise unsupported("tools", "are not supported by this version: leave them out")
@@ -93,22 +93,22 @@ def _turn(message: Any, field: str) -> Message:
         raise invalid(
             f"{field}.thinking", f"is set in a message of the {role}: only the assistant's messages have thinking"
         )
-    # A model's message may be empty; a user's may not.
+    # An assistant's message may be empty; a user's may not.
     if not message.content and role != "assistant":
         raise invalid(f"{field}.content", "is empty")
     return Message(role=role, content=message.content, thinking=message.thinking or None)
 
 
 def generation_request(model: LoadedModel, prompt: Sequence[int], request: Any) -> GenerationRequest:
-    """The request to the engine.
+    """Make the request for the engine.
 
     Args:
         model: the model that answers.
         prompt: token ids.
-        request: one of the four requests that generate; its `sampling` and `logprobs` are read.
+        request: any of the four generating requests; its `sampling` and `logprobs` are read.
 
     Raises:
-        RequestError: a value cannot be, the engine cannot do it, or the context has no room.
+        RequestError: a value is not valid, the engine does not support it, or the prompt fills the context.
     """
     wish = request.sampling
     _check_values(wish)

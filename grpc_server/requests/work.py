@@ -1,4 +1,4 @@
-"""An admitted request on its way through the renderer and the engine: one core behind gRPC and HTTP.
+"""Run an admitted request in the engine, for gRPC and HTTP alike.
 
 Example:
     with table.lease(request.model) as lease:
@@ -36,9 +36,9 @@ class Work:
     """An admitted request. Make one with `chat_work` or `text_work`.
 
     Attributes:
-        lease: who answers, held as long as the lease's block lasts.
+        lease: the model that answers, held until the lease's block ends.
         request: the request to the engine.
-        answer: what it has given.
+        answer: the answer so far.
     """
 
     lease: Lease
@@ -80,21 +80,21 @@ class Work:
 
     @property
     def finish_reason(self) -> common_pb2.FinishReason:
-        """Why the answer ended; `answer.finish` says it as a word."""
+        """Why the answer ended, as the protocol's enum; `answer.finish` is the engine's word."""
         assert self.answer.finish is not None
         return _FINISH[self.answer.finish]
 
     @property
     def usage(self) -> common_pb2.Usage:
-        """What the answer took so far."""
+        """The tokens used so far."""
         return common_pb2.Usage(prompt_tokens=len(self.request.prompt), completion_tokens=len(self.answer.token_ids))
 
 
 async def chat_work(lease: Lease, request: Any) -> Work:
-    """Admit a ChatRequest or a ChatStreamRequest; the answer's thinking is parted from its text.
+    """Admit a ChatRequest or a ChatStreamRequest; thinking is separated from the answer's text.
 
     Raises:
-        RequestError: a field cannot be, the engine cannot do it, or the context has no room.
+        RequestError: a field is not valid, the engine does not support it, or the prompt fills the context.
         TemplateRefusedError: the template refuses the conversation.
     """
     requests.check_adapter(request)
@@ -105,10 +105,10 @@ async def chat_work(lease: Lease, request: Any) -> Work:
 
 
 async def text_work(lease: Lease, request: Any) -> Work:
-    """Admit a GenerateRequest or a GenerateStreamRequest; the text is what the model writes, unparted.
+    """Admit a GenerateRequest or a GenerateStreamRequest; thinking stays in the text.
 
     Raises:
-        RequestError: a field cannot be, the engine cannot do it, or the context has no room.
+        RequestError: a field is not valid, the engine does not support it, or the prompt fills the context.
     """
     requests.check_adapter(request)
     prompt = await requests.text_prompt(lease.model, request.prompt, "prompt")

@@ -1,8 +1,8 @@
-"""Between bytes and messages.
+"""Decode requests and encode responses.
 
-grpc.aio answers UNKNOWN when a deserializer of its own raises, so the handlers get bytes, and an error in them is
-reported like any other error in a request. For the same reason the handlers are made for streams of requests, and read
-the only one: otherwise a call without a whole message would never be answered.
+If a deserializer raises, grpc.aio answers UNKNOWN. So the handlers get bytes, and report an error in them like any
+other error in a request. For the same reason they are handlers of request streams that read a single request: otherwise
+a call without a whole message would never be answered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Handler = Callable[[Any, Context], Awaitable[Any]]
 StreamHandler = Callable[[Any, Write], Awaitable[None]]
 Methods: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"  # generic for type checkers only
 
-# A larger message is read in a thread: one of many thousand small parts takes seconds, and others must not wait.
+# A larger message is read in a thread, because one with many thousand small parts takes seconds.
 QUICK_BYTES = 64 * 1024
 
 
@@ -34,13 +34,13 @@ def decode(kind: type[Request], data: bytes, *, limit: int, strict: bool = True)
 
     Args:
         kind: the message's class.
-        data: what came over the wire.
-        limit: the most bytes that are taken.
-        strict: whether a field that this version does not know is an error. It is one for Modelwright's own messages:
-            a newer client's wish would otherwise be silently ignored.
+        data: the received bytes.
+        limit: maximum number of bytes.
+        strict: whether an unknown field is an error. It is for Modelwright's own messages, so that a field of a newer
+            client is not silently ignored.
 
     Raises:
-        RequestError: RESOURCE_EXHAUSTED if it is too large, INVALID_ARGUMENT if it is not such a message.
+        RequestError: RESOURCE_EXHAUSTED if it is too large, INVALID_ARGUMENT if it is not a message of that kind.
     """
     if len(data) > limit:
         raise RequestError(
@@ -77,10 +77,10 @@ def _check_known(message: Message, path: str) -> None:
 
 
 async def _received(context: Context) -> bytes:
-    """The message of a call.
+    """Read the message of a call.
 
     Raises:
-        RequestError: there is none, or it is not whole.
+        RequestError: there is no message, or it is incomplete.
     """
     data = await context.read()
     if data is grpc.aio.EOF:  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ async def _decoded(kind: type[Message], data: bytes, limit: int, *, strict: bool
 
 
 def unary(kind: type[Message], handler: Handler, *, limit: int, strict: bool = True) -> grpc.RpcMethodHandler[Any, Any]:
-    """A method with one response: `handler(request, context)` gives the message."""
+    """Make a method with one response, which `handler(request, context)` returns."""
 
     async def call(_requests: Any, context: Context) -> bytes:
         try:
@@ -116,10 +116,10 @@ def unary(kind: type[Message], handler: Handler, *, limit: int, strict: bool = T
 def streaming(
     kind: type[Message], handler: StreamHandler, *, limit: int, strict: bool = True
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """A method with a stream of responses: `handler(request, write)` writes each with `await write(message)`.
+    """Make a method with a stream of responses: `handler(request, write)` sends each by `await write(message)`.
 
-    It writes rather than yields: a client that leaves while a message waits to be sent then stops the handler where it
-    stands, and its cleaning up does not wait for the garbage collector.
+    The handler writes instead of yielding. So if a client disconnects while a message waits to be sent, the handler
+    stops at once, and its cleanup does not wait for the garbage collector.
     """
 
     async def call(_requests: Any, context: Context) -> None:
@@ -138,7 +138,7 @@ def streaming(
 
 
 def conversing(kind: type[Message], handler: StreamHandler, *, limit: int) -> grpc.RpcMethodHandler[Any, Any]:
-    """A method with streams on both sides: `handler(requests, write)`; fields that nobody knows are let be."""
+    """Make a method with streams on both sides: `handler(requests, write)`. Unknown fields are ignored."""
 
     async def call(data: AsyncIterator[bytes], context: Context) -> None:
         async def requests() -> AsyncIterator[Message]:

@@ -1,4 +1,4 @@
-"""One port on which a server answers gRPC, and the gate before it: who may call what."""
+"""A gRPC port of the server, and the gate that decides who may call what."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from modelwright.grpc_server.rpc import codec
 from modelwright.grpc_server.rpc.services import ADMIN, MODEL
 
 _ADMIN = frozenset(f"/{MODEL.full_name}/{method}" for method in ADMIN)
-# Probes have no token, and learn no more than whether the server lives.
+# Health checks need no token; they only show whether the server is alive.
 _OPEN = "/grpc.health.v1.Health/"
 
 
 @frozen
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic for type checkers only
-    """Lets pass what `access` allows; everything else gets its status, before its message is looked at."""
+    """Passes calls that `access` allows, and refuses others before their messages are read."""
 
     _access: Access
 
@@ -31,7 +31,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic for
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """The method's handler, or one that refuses."""
+        """Return the method's handler, or one that refuses."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if method.startswith(_OPEN):
@@ -45,13 +45,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic for
 
 
 def _authorization(metadata: Any) -> str | None:
-    """The header's value; several are none: nobody can say which was meant."""
+    """The header's value; None if it is given several times, because it is unclear which one counts."""
     values = [value for key, value in metadata or () if key == "authorization"]
     return values[0] if len(values) == 1 else None
 
 
 def _refusing(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler that reads nothing; on the wire it stands for any kind of method."""
+    """A handler that reads nothing and fits any kind of method."""
 
     async def refuse(_requests: Any, context: codec.Context) -> None:
         await abort(context, error)
@@ -59,7 +59,7 @@ def _refusing(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-# Between this server's limit and gRPC's own, a message that is too large is refused in this server's words.
+# gRPC's own limit is this much higher, so that a message just above the server's limit gets the server's error.
 _LIMIT_MARGIN = 1024 * 1024
 
 
@@ -67,11 +67,11 @@ class GrpcPort:
     """A gRPC port. `bind`, `start` and `stop` are called in this order, on one event loop.
 
     Args:
-        listen: where.
-        flag: the option of the command line that says so.
+        listen: the address.
+        flag: the option of the command line that sets it.
         access: who may call what.
-        credentials: of TLS; None: nothing is encrypted.
-        limit: the most bytes of a request.
+        credentials: for TLS; None turns encryption off.
+        limit: maximum size of a request, in bytes.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class GrpcPort:
         self._server: Any = None
 
     async def bind(self) -> Address:
-        """Take the port; gives the address with the port chosen.
+        """Bind the port; returns the address with the chosen port.
 
         Raises:
-            ModelwrightError: it cannot be taken.
+            ModelwrightError: it cannot be bound.
         """
         check_free(self._listen, self._flag)
-        # Without so_reuseport=0, a second server on the same port would take half of the first one's connections.
+        # Without so_reuseport=0, a second server on the same port would get half of the connections.
         options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", self._limit + _LIMIT_MARGIN)]
         self._server = grpc.aio.server(interceptors=[Gate(self._access)], options=options)
         try:
@@ -104,11 +104,11 @@ class GrpcPort:
         return evolve(self._listen, port=port)
 
     async def start(self, handlers: Iterable[grpc.GenericRpcHandler[Any, Any]]) -> None:
-        """Begin to answer, by these handlers."""
+        """Start to answer with these handlers."""
         self._server.add_generic_rpc_handlers(tuple(handlers))
         await self._server.start()
 
     async def stop(self, grace: float) -> None:
-        """Take no more calls, and end those that still run after `grace` seconds."""
+        """Refuse new calls, and end those that still run after `grace` seconds."""
         if self._server is not None:
             await self._server.stop(grace)

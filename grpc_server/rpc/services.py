@@ -1,4 +1,4 @@
-"""The services that a port answers: InferenceService, ModelService, health and reflection."""
+"""The services of a port: InferenceService, ModelService, health and reflection."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from modelwright.v1 import common_pb2, inference_pb2, model_pb2
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 MODEL = model_pb2.DESCRIPTOR.services_by_name["ModelService"]
-# The methods that change the server.
+# Methods that change the server.
 ADMIN = frozenset({"LoadModel", "UnloadModel", "SetAlias"})
 
 _EVENTS = {model_pb2.Model: "model", model_pb2.ModelGone: "gone", model_pb2.Route: "route"}
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
-# Tools ask for the first, older ones for the second; their messages are the same on the wire.
+# Newer tools call the first, older ones the second; the messages are the same on the wire.
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
 
@@ -40,7 +40,7 @@ class InferenceService:
         self._served = served
 
     def methods(self, limit: int) -> codec.Methods:
-        """The handlers by method name, for requests of at most `limit` bytes."""
+        """Make the handlers by method name, for requests of at most `limit` bytes."""
         return {
             "Generate": codec.unary(inference_pb2.GenerateRequest, self.generate, limit=limit),
             "GenerateStream": codec.streaming(inference_pb2.GenerateStreamRequest, self.generate_stream, limit=limit),
@@ -128,7 +128,7 @@ class ModelService:
         self._table = table
 
     def methods(self, limit: int) -> codec.Methods:
-        """The handlers by method name, for requests of at most `limit` bytes."""
+        """Make the handlers by method name, for requests of at most `limit` bytes."""
         return {
             "ListModels": codec.unary(model_pb2.ListModelsRequest, self.list_models, limit=limit),
             "GetModel": codec.unary(model_pb2.GetModelRequest, self.get_model, limit=limit),
@@ -170,7 +170,7 @@ class ModelService:
         )
 
     async def watch_models(self, _request: Any, write: codec.Write) -> None:
-        """Tell all that is served, then each change, until the caller leaves or the server goes down."""
+        """Send everything that is served, then each change, until the caller disconnects or the server shuts down."""
         async with contextlib.aclosing(self._table.changes.watch()) as changes:
             async for change in changes:
                 if isinstance(change, Snapshot):
@@ -183,19 +183,19 @@ class ModelService:
 
 @frozen
 class _Writer:
-    """What the health service takes for a context: it writes, and no more."""
+    """A context for the health service, which only writes."""
 
     write: Callable[[Any], Awaitable[None]]
 
 
 def health_handler(health: Any, *, limit: int) -> grpc.GenericRpcHandler[Any, Any]:
-    """The handler of a `grpc_health.v1.health.aio.HealthServicer`."""
+    """Make the handler of a `grpc_health.v1.health.aio.HealthServicer`."""
 
     async def watch(request: Any, write: codec.Write) -> None:
         await health.Watch(request, _Writer(write))
 
     request = health_pb2.HealthCheckRequest
-    # The protocol of others: a field that we do not know is theirs to add.
+    # This protocol is not ours, so unknown fields are accepted.
     methods = {
         "Check": codec.unary(request, health.Check, limit=limit, strict=False),
         "Watch": codec.streaming(request, watch, limit=limit, strict=False),
@@ -204,8 +204,8 @@ def health_handler(health: Any, *, limit: int) -> grpc.GenericRpcHandler[Any, An
 
 
 def reflection_handlers(services: Iterable[str], *, limit: int) -> list[grpc.GenericRpcHandler[Any, Any]]:
-    """Handlers that tell tools of `services`, and what their messages are."""
-    # The first is left out of the list: its file is not at hand, and tools would ask for it.
+    """Make the handlers that describe `services` and their messages to tools."""
+    # The first is not listed: its file is not available, and tools would request it.
     servicer: Any = ReflectionServicer([*services, HEALTH.full_name, REFLECTION[1]])
 
     async def info(requests: AsyncIterator[Any], write: codec.Write) -> None:
@@ -217,12 +217,12 @@ def reflection_handlers(services: Iterable[str], *, limit: int) -> list[grpc.Gen
 
 
 def inference_handler(table: ModelTable, *, limit: int) -> grpc.GenericRpcHandler[Any, Any]:
-    """The handler of InferenceService, for requests of at most `limit` bytes."""
+    """Make the handler of InferenceService, for requests of at most `limit` bytes."""
     return _handler(INFERENCE, InferenceService(table).methods(limit))
 
 
 def model_handler(table: ModelTable, *, limit: int) -> grpc.GenericRpcHandler[Any, Any]:
-    """The handler of ModelService, for requests of at most `limit` bytes."""
+    """Make the handler of ModelService, for requests of at most `limit` bytes."""
     return _handler(MODEL, ModelService(table).methods(limit))
 
 

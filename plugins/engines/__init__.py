@@ -16,11 +16,11 @@ class TorchOptions:
     """The options of engine `torch`.
 
     Attributes:
-        device: where the model runs: "cpu", "cuda", "cuda:1", "mps"; "auto" is CUDA where there is any, else the CPU.
+        device: of the model: "cpu", "cuda", "cuda:1", "mps"; "auto" is CUDA if available, otherwise the CPU.
         dtype: of the weights and the cache; "auto" is float32 on the CPU and bfloat16 elsewhere.
-        max_batch: the most requests that run at once; the rest wait in order.
-        threads: CPU threads for the model; None is one for a small model (its operations are too short to share) and
-            PyTorch's default for a larger one. Where OMP_NUM_THREADS is set, None leaves the number to it.
+        max_batch: maximum number of requests that run at once; the others wait in order.
+        threads: CPU threads for the model. None means one for a small model, whose operations are too short to share,
+            and PyTorch's default for a larger one; if OMP_NUM_THREADS is set, it decides.
     """
 
     device: str = field(default="auto", validator=validators.instance_of(str))
@@ -33,7 +33,7 @@ class TorchOptions:
 
 @hookimpl
 def modelwright_engines() -> Iterable[EngineSpec]:
-    """The engine that comes along: PyTorch in this process."""
+    """The built-in engine: PyTorch in this process."""
     yield EngineSpec(
         name="torch",
         summary="PyTorch in this process, batched at every iteration",

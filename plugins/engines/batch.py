@@ -1,4 +1,4 @@
-"""A batch: the rows of running requests, and cohorts of rows that share a cache of keys and values."""
+"""The rows of running requests, and cohorts: rows that share a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Row:
     """A request and its state. All but `cancelled` belongs to the engine's thread.
 
     Attributes:
-        request: what was asked.
+        request: the request.
         text: decodes its tokens and finds its stop strings.
         generator: its random numbers.
-        limit: the most tokens to generate.
-        loop: of the one who asked.
-        mailbox: where that one waits; touched in its loop only.
-        length: tokens in the cache.
+        limit: maximum number of tokens to generate.
+        loop: the caller's event loop.
+        mailbox: the caller's queue; used in its loop only.
+        length: number of tokens in the cache.
         last: the newest token, which is not in the cache yet.
-        generated: how many tokens were generated.
-        ended: whether its last delta, or its error, was made.
-        cancelled: whether someone wants it to end.
+        generated: number of generated tokens.
+        ended: whether its last delta or its error was made.
+        cancelled: whether it was cancelled.
     """
 
     request: GenerationRequest
@@ -48,7 +48,7 @@ class Row:
     cancelled: bool = False
 
     def accept(self, token: int, logprob: float | None) -> Delta:
-        """Take the token that was chosen; give what is new."""
+        """Add the chosen token; returns the new delta."""
         self.last = token
         self.generated += 1
         finish: Finish | None = None
@@ -64,16 +64,16 @@ class Row:
         return Delta(text=text, token_ids=(token,), logprobs=None if logprob is None else (logprob,), finish=finish)
 
     def cancel(self) -> Delta:
-        """End here; give the text that was held back."""
+        """End the request; returns the text that was held back."""
         self.ended = True
         return Delta(text=self.text.finish()[0], logprobs=() if self.request.logprobs else None, finish="cancelled")
 
 
 class DeltaStream(AsyncIterator[Delta]):
-    """A request's deltas, as they come.
+    """The deltas of a request as they come.
 
-    Like an asynchronous generator it cancels its request when it is closed, dropped, or when the task that waits for it
-    is cancelled.
+    Like an asynchronous generator, it cancels its request when it is closed or dropped, or when the task that waits for
+    it is cancelled.
     """
 
     def __init__(self, mailbox: asyncio.Queue[Delta | ModelwrightError], cancel: Callable[[], None]) -> None:
@@ -99,7 +99,7 @@ class DeltaStream(AsyncIterator[Delta]):
         return item
 
     async def aclose(self) -> None:
-        """Cancel the request, if it still runs."""
+        """Cancel the request if it still runs."""
         self._close()
 
     def _close(self) -> None:
@@ -111,12 +111,12 @@ class DeltaStream(AsyncIterator[Delta]):
         self._close()
 
 
-# Rows up to this long share a cache also if their lengths differ: little is wasted.
+# Rows up to this length share a cache even if their lengths differ, since that wastes little.
 _SHORT = 256
 
 
 class Cohort:
-    """Rows with one cache.
+    """Rows that share a cache.
 
     Attributes:
         rows: in the order of the cache's rows; `row.length` counts a row's cached tokens.
@@ -130,7 +130,7 @@ class Cohort:
         self.width = 0
 
     def prefill(self, rows: Sequence[Row]) -> Tensor:
-        """Run the rows' prompts; give the logits of their first tokens, `[rows, vocabulary]`."""
+        """Run the rows' prompts; returns the logits for their first tokens, `[rows, vocabulary]`."""
         self.rows = list(rows)
         self.width = max(len(row.request.prompt) for row in rows)
         padded = [(0,) * (self.width - len(row.request.prompt)) + row.request.prompt for row in rows]
@@ -141,7 +141,7 @@ class Cohort:
         return self._model.forward(self._tensor(padded), mask, positions, self._cache)
 
     def step(self) -> Tensor:
-        """Feed each row its last token; give the logits of its next, `[rows, vocabulary]`."""
+        """Run each row's last token; returns the logits for its next, `[rows, vocabulary]`."""
         tokens = self._tensor([[row.last] for row in self.rows])
         positions = self._tensor([[row.length] for row in self.rows])
         self.width += 1
@@ -150,7 +150,7 @@ class Cohort:
         return self._model.forward(tokens, self._mask(), positions, self._cache)
 
     def drop_ended(self) -> None:
-        """Take the rows that have ended out of the cache."""
+        """Remove the rows that have ended from the cache."""
         kept = [index for index, row in enumerate(self.rows) if not row.ended]
         if len(kept) == len(self.rows):
             return
@@ -165,7 +165,7 @@ class Cohort:
             self.width = longest
 
     def can_join(self, other: Cohort) -> bool:
-        """Whether one cache for both wastes little on padding."""
+        """Whether a cache for both would waste little on padding."""
         rows = self.rows + other.rows
         width = max(self.width, other.width)
         used = sum(row.length for row in rows)
@@ -181,7 +181,7 @@ class Cohort:
         self.width = width
 
     def _layers(self) -> list[Any]:
-        # Some models share one layer's keys and values between several, and leave the others' empty.
+        # Some models share one layer's keys and values among several layers, and leave those of the others empty.
         return [layer for layer in self._cache.layers if layer.is_initialized]
 
     def _mask(self) -> Tensor:

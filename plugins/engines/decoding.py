@@ -1,4 +1,4 @@
-"""From logits to tokens, and from tokens to text that can be shown at once."""
+"""Choose tokens from logits, and decode tokens to text that can be shown at once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 
 from modelwright.core.api.generation import Sampling
 
-# Below this a temperature takes the likeliest token but for ties, and a division by it overflows.
+# A lower temperature is the same as 0 except for ties, and dividing by it would overflow.
 _LEAST_TEMPERATURE = 1e-6
 
 
 @frozen(kw_only=True)
 class Chosen:
-    """The next tokens, one an entry for each row.
+    """The next tokens, one for each row.
 
     Attributes:
-        tokens: the tokens chosen.
-        logprobs: their natural log-probabilities under the softmax of the logits; None where not asked for.
-        valid: whether the logits were numbers; where not, the token means nothing.
+        tokens: the chosen tokens.
+        logprobs: their natural log-probabilities under the softmax of the logits; None if not requested.
+        valid: whether the logits were finite; if not, the token is meaningless.
     """
 
     tokens: list[int]
@@ -31,12 +31,12 @@ class Chosen:
 
 
 def generator(seed: int | None) -> torch.Generator:
-    """A generator on the CPU, also when the model is on another device; None seeds it from the system's entropy."""
+    """Make a generator on the CPU, for any device of the model; None seeds it from the system's entropy."""
     made = torch.Generator()
     if seed is None:
         made.seed()
     else:
-        made.manual_seed(seed & 0xFFFF_FFFF_FFFF_FFFF)  # any integer will do, negative ones too
+        made.manual_seed(seed & 0xFFFF_FFFF_FFFF_FFFF)  # accepts any integer, also negative ones
     return made
 
 
@@ -48,15 +48,15 @@ def choose(
     Args:
         logits: `[rows, vocabulary]`, of any floating type.
         samplings: each row's settings.
-        generators: each row's random numbers; used where its temperature is above 0.
-        logprobs: which rows want log-probabilities.
+        generators: each row's random numbers; used if its temperature is above 0.
+        logprobs: whether each row needs log-probabilities.
     """
     logits = logits.float()
     highest, tokens = logits.max(dim=-1)
     sampled = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
     valid: list[bool] = highest.isfinite().tolist()
     for truncated in (False, True):
-        # Two groups, chosen by each row's own settings: sorting a large vocabulary is dear.
+        # Rows are split by their own settings, because sorting a large vocabulary is expensive.
         rows = [row for row in sampled if valid[row] and _truncates(samplings[row]) is truncated]
         if rows:
             index = torch.tensor(rows, device=logits.device)
@@ -94,19 +94,19 @@ def _sample(
         )
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    # Strictly below the total, so that the search ends at a token with a weight.
+    # Strictly below the total, so that the search ends at a token with a weight above 0.
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     chosen = torch.searchsorted(cumulative, target, right=True)
     return (chosen if order is None else order.gather(1, chosen)).squeeze(1)
 
 
 def _truncate(weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Zero what top_k and top_p leave out; `weights` are sorted, `[rows, vocabulary]`, the limits `[rows, 1]`."""
+    """Zero the weights that top_k and top_p exclude: sorted weights `[rows, vocabulary]`, limits `[rows, 1]`."""
     rank = torch.arange(weights.shape[1], device=weights.device)
     weights = weights * ((rank < top_k) | (top_k == 0))
     cumulative = weights.cumsum(dim=-1)
     before = cumulative - weights
-    # The smallest set that reaches top_p: each token before which it was not yet reached. The likeliest always stays.
+    # The smallest set that reaches top_p keeps each token before which the sum is below it, and always the likeliest.
     return weights * ((before < top_p * cumulative[:, -1:]) | (top_p >= 1) | (rank == 0))
 
 
@@ -123,47 +123,47 @@ def _logprobs(logits: Tensor, tokens: Tensor, wanted: Sequence[bool]) -> list[fl
 
 REPLACEMENT = "\ufffd"
 
-# How many tokens are decoded again for each new one: as many as give the newest ones their context.
+# Number of tokens that are decoded again with each new one, as its context.
 _CONTEXT = 16
 
 
 class Decoder(Protocol):
-    """What is used of a `tokenizers.Tokenizer`."""
+    """The methods of `tokenizers.Tokenizer` that are used."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of the tokens."""
+        """Decode tokens to text."""
         ...
 
     def token_to_id(self, token: str) -> int | None:
-        """The token's id, if there is such a token."""
+        """Look up a token's id; None if it does not exist."""
         ...
 
 
 def byte_tokens(tokenizer: Decoder) -> frozenset[int]:
-    """The ids of the tokens `<0x00>` to `<0xFF>` by which some vocabularies spell bytes; empty for the others."""
+    """The ids of the tokens `<0x00>` to `<0xFF>`, which are bytes in some vocabularies; empty for others."""
     ids = (tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
     return frozenset(token for token in ids if token is not None)
 
 
 class Detokenizer:
-    """Decodes tokens one by one; what it gives, joined, is the decoding of all of them, special tokens skipped.
+    """Decodes tokens one by one. The joined pieces equal the decoding of all tokens, without special tokens.
 
-    A trailing U+FFFD may still become a character. So may a run of byte tokens, which is decoded as a whole: one wrong
-    byte turns all its characters into U+FFFD, so nothing of a run is given before the run is over.
+    A trailing U+FFFD may still become a character, so it is held back. A run of byte tokens is decoded as a whole, and
+    one wrong byte turns all its characters into U+FFFD; so a run is held back until it ends.
 
     Args:
-        tokenizer: decodes.
-        byte_tokens: what `byte_tokens(tokenizer)` gives.
+        tokenizer: of the model.
+        byte_tokens: the result of `byte_tokens(tokenizer)`.
     """
 
     def __init__(self, tokenizer: Decoder, byte_tokens: Collection[int]) -> None:
         self._tokenizer = tokenizer
         self._byte_tokens = byte_tokens
         self._window: list[int] = []  # the last tokens
-        self._given = 0  # characters of the window's text that were given
+        self._given = 0  # number of characters of the window's text that were returned
 
     def push(self, token: int) -> str:
-        """Take a token; give the text that became certain."""
+        """Add a token; returns the text that is now certain."""
         self._window.append(token)
         if token in self._byte_tokens:
             return ""
@@ -176,7 +176,7 @@ class Detokenizer:
         return new
 
     def finish(self) -> str:
-        """Give the rest: no more tokens come."""
+        """Return the remaining text after the last token."""
         new = self._decode(self._window)[self._given :]
         self._given += len(new)
         return new
@@ -185,10 +185,10 @@ class Detokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _shorten(self, text: str) -> None:
-        """Forget old tokens, so that each token costs the same however long the text is.
+        """Drop old tokens, so that the cost of a token does not grow with the text.
 
-        Some decoders treat the first token otherwise than the rest (no space before it), and a cut may fall inside a
-        character. So the tokens that stay must decode to the end of the text, and to more than spaces.
+        Some decoders treat the first token differently (no space before it), and a cut may fall inside a character. So
+        the remaining tokens must decode to the end of the text, and to more than spaces.
         """
         tail = self._window[-_CONTEXT:]
         kept = self._decode(tail)
@@ -197,10 +197,10 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a text at the first stop string, holding back what may be the beginning of one.
+    """Cuts a text at the first stop string, and holds back text that may be the beginning of one.
 
-    The first is the one that ends first, however the text is cut into pieces; of two that end together, the
-    longer.
+    The first is the one that ends first, and the longer of two that end together. The pieces in which the text comes do
+    not matter.
 
     Args:
         stops: the stop strings, none of them empty.
@@ -211,7 +211,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Take text; give what is certain to be before any stop string, and whether one was found."""
+        """Add text; returns the text that is certainly before any stop string, and whether one was found."""
         if not self._stops:
             return text, False
         text = self._held + text
@@ -225,12 +225,12 @@ class StopStrings:
         return text[:certain], False
 
     def finish(self) -> str:
-        """Give what was held: no more text comes."""
+        """Return the text that was held back, after the last piece."""
         held, self._held = self._held, ""
         return held
 
     def _open(self, text: str) -> int:
-        """The length of the longest end of `text` with which a stop string begins."""
+        """The length of the longest suffix of `text` that is a prefix of a stop string."""
         longest = max(map(len, self._stops)) - 1
         for length in range(min(longest, len(text)), 0, -1):
             end = text[-length:]
@@ -240,17 +240,17 @@ class StopStrings:
 
 
 class TextStream:
-    """A `Detokenizer` whose text runs through `StopStrings`."""
+    """A `Detokenizer` followed by `StopStrings`."""
 
     def __init__(self, tokenizer: Decoder, byte_tokens: Collection[int], stops: Iterable[str]) -> None:
         self._tokens = Detokenizer(tokenizer, byte_tokens)
         self._stops = StopStrings(stops)
 
     def push(self, token: int) -> tuple[str, bool]:
-        """Take a token; give the text that became certain, and whether a stop string was found."""
+        """Add a token; returns the text that is now certain, and whether a stop string was found."""
         return self._stops.push(self._tokens.push(token))
 
     def finish(self) -> tuple[str, bool]:
-        """Give the rest, and whether a stop string was found in it."""
+        """Return the remaining text, and whether a stop string was found in it."""
         text, stopped = self._stops.push(self._tokens.finish())
         return (text, True) if stopped else (text + self._stops.finish(), False)

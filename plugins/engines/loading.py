@@ -1,4 +1,4 @@
-"""A model folder in Hugging Face layout, made ready to step: weights from safetensors only, no code from the folder."""
+"""Load a model folder in Hugging Face layout for inference: safetensors only, and no code from the folder."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from modelwright.core.api.hf_folder import ADAPTER_CONFIG, context_length, has_w
 from modelwright.core.api.wording import first_line, one_line
 from modelwright.plugins.engines import TorchOptions
 
-# Below this many parameters a step is too short to be worth sharing between cores.
+# With fewer parameters, a step is too short to be worth splitting among cores.
 _SMALL = 5_000_000
-# Read before any engine sets its own: in new threads PyTorch reports what was set last anywhere.
+# Read before any engine sets its own, because in new threads PyTorch reports the number that was set last anywhere.
 _DEFAULT_THREADS = torch.get_num_threads()
 
 
 @frozen(kw_only=True)
 class LoadedModel:
-    """A model and what is known of it.
+    """A loaded model and its properties.
 
     Attributes:
         model: a transformers causal language model in evaluation mode.
         tokenizer: of its folder.
-        device: where it is.
+        device: of its weights.
         context: maximum number of tokens, prompt and answer together; None means no limit.
-        vocabulary: how many token ids it knows.
-        attends: whether all of its state is keys and values by position, so that caches can be joined and trimmed.
+        vocabulary: number of token ids.
+        attends: whether its state is only keys and values by position, so that caches can be joined and trimmed.
         arguments: the names of the forward pass's arguments.
-        threads: CPU threads for it; None leaves the number alone.
+        threads: number of CPU threads for it; None does not set it.
     """
 
     model: Any
@@ -51,23 +51,23 @@ class LoadedModel:
     threads: int | None
 
     def cache(self) -> Any:
-        """An empty cache.
+        """Make an empty cache.
 
-        Without the model's config every layer keeps all positions; sliding windows are then a matter of the mask. That
-        takes more memory than a window does, and lets rows of different lengths share a cache.
+        Without the model's config, every layer keeps all positions, and the mask makes sliding windows. That takes more
+        memory than a window, but lets rows of different lengths share a cache.
         """
         from transformers import DynamicCache
 
         return DynamicCache() if self.attends else DynamicCache(config=self.model.config)
 
     def forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Run the model on tokens that follow the cache's; give the last position's logits, `[rows, vocabulary]`.
+        """Run the model on tokens after the cached ones; returns the last position's logits, `[rows, vocabulary]`.
 
         Args:
             tokens: `[rows, new]`.
-            mask: `[rows, cached + new]`, 0 at the padding on the left, else 1.
+            mask: `[rows, cached + new]`, 0 for padding on the left, otherwise 1.
             positions: `[rows, new]`, counted from each row's first real token.
-            cache: as `cache()` gives; the new tokens' state is added to it.
+            cache: from `cache()`; the new tokens' state is added to it.
         """
         extra = {"position_ids": positions, "logits_to_keep": 1}
         output = self.model(
@@ -82,14 +82,14 @@ class LoadedModel:
 
 
 def load_model(folder: Path, options: TorchOptions, base: Path | None = None) -> LoadedModel:
-    """Read a model folder; with `base`, an adapter's folder, and the weights of its base.
+    """Load a model folder or, with `base`, an adapter's folder and the weights of its base.
 
-    The adapter stays beside the weights, as it was trained: added to them in bfloat16, the smaller of its changes would
-    be rounded away. Who wants the speed merges it, which is checked.
+    The adapter stays apart from the weights, as it was trained: added to them in bfloat16, its smaller changes would be
+    rounded away. For more speed, merge it: merging checks the result.
 
     Raises:
-        ModelwrightError: the folder lacks something or cannot be read.
-        UsageError: the device is not there.
+        ModelwrightError: the folder is incomplete or cannot be read.
+        UsageError: the device does not exist.
     """
     _check_files(folder, ("config.json", "tokenizer.json"))
     _check_weights(base or folder)
@@ -130,11 +130,8 @@ def _check_weights(folder: Path) -> None:
     _check_files(folder, ("config.json",))
     if has_weights(folder):
         return
-    if others := other_weights(folder):
-        raise ModelwrightError(
-            f"{folder}: its weights are in {', '.join(others)}, and only safetensors are read (loading a pickle "
-            "can run any code): load it where you trust it and save it again with save_pretrained()"
-        )
+    if problem := other_weights(folder):
+        raise ModelwrightError(f"{folder}: {problem}")
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelwrightError(
             f"{folder}: this is an adapter: load it together with its base, or merge it into the base first"
@@ -153,9 +150,9 @@ def _weights(folder: Path, dtype: torch.dtype) -> Any:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # its own error only says that there are some
+            ignore_mismatched_sizes=True,  # its own error does not name them
         )
-    # transformers fills what is missing with random numbers and goes on.
+    # transformers only fills missing weights with random numbers.
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ModelwrightError(
@@ -173,7 +170,7 @@ def _weights(folder: Path, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def _clear_errors(folder: Path) -> Iterator[None]:
-    """What the libraries raise about a damaged folder, of any class, as one line that names the folder."""
+    """Turn the libraries' errors about a damaged folder into one line that names the folder."""
     try:
         yield
     except Exception as error:
@@ -225,9 +222,9 @@ def _attends(model: Any) -> bool:
     )
 
 
-def _threads(asked: int | None, model: Any) -> int | None:
-    if asked is not None:
-        return asked
+def _threads(requested: int | None, model: Any) -> int | None:
+    if requested is not None:
+        return requested
     if "OMP_NUM_THREADS" in os.environ:
         return None
     return 1 if sum(weights.numel() for weights in model.parameters()) < _SMALL else _DEFAULT_THREADS

@@ -1,8 +1,8 @@
-"""The engine's thread: which requests run, one token of each at every iteration.
+"""The engine's thread: each iteration generates one token for every running request.
 
-A request joins at the next iteration after it came and leaves at the one in which it ends, so none waits for another's
-end but where `max_batch` are running. Prompts that came together are run together; then their caches are joined to
-those that run, as far as the padding is worth it.
+A request joins at the next iteration and leaves at the one in which it ends, so none waits for another to end unless
+`max_batch` are running. Prompts that arrive together are run together. Then their caches are joined with the running
+ones if that does not need much padding.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from modelwright.plugins.engines.batch import Cohort, Row
 from modelwright.plugins.engines.decoding import choose
 from modelwright.plugins.engines.loading import LoadedModel
 
-# The most tokens, padding included, of the prompts that one iteration takes in: who is running waits for them.
+# Maximum number of prompt tokens in one iteration, padding included, because running requests wait for them.
 _PREFILL = 8192
 
 Item = tuple[Row, Delta | ModelwrightError]
 
 
 class Scheduler:
-    """Runs rows in a thread of its own, from its construction to `close`.
+    """Runs rows in its own thread, from its construction to `close`.
 
     Args:
-        model: what steps.
-        max_batch: the most rows at once.
+        model: the model to run.
+        max_batch: maximum number of rows at once.
     """
 
     def __init__(self, model: LoadedModel, max_batch: int) -> None:
         self._model = model
         self._max_batch = max_batch
-        # Shared with the callers' threads, under the condition's lock.
+        # Shared with the callers' threads; the condition's lock protects them.
         self._changed = threading.Condition()
         self._by_id: dict[str, Row] = {}
         self._arrived: list[Row] = []
         self._cancelled: list[Row] = []
         self._closed: str | None = None
-        # The thread's own.
+        # Used by the thread only.
         self._waiting: deque[Row] = deque()
         self._cohorts: list[Cohort] = []
         self._outbox: list[Item] = []
@@ -70,7 +70,7 @@ class Scheduler:
             self._changed.notify()
 
     def cancel(self, row: Row) -> None:
-        """End a row at the next iteration; its id is free at once."""
+        """End a row at the next iteration; its id can be used again at once."""
         with self._changed:
             row.cancelled = True
             self._release(row)
@@ -78,14 +78,14 @@ class Scheduler:
             self._changed.notify()
 
     def cancel_id(self, request_id: str) -> None:
-        """End the row of that id, if there is one."""
+        """End the row with that id, if there is one."""
         with self._changed:
             row = self._by_id.get(request_id)
         if row is not None:
             self.cancel(row)
 
     def close(self) -> None:
-        """End all rows as cancelled and wait for the thread's end."""
+        """Cancel all rows and wait for the thread to end."""
         with self._changed:
             self._closed = self._closed or "the engine is closed"
             self._changed.notify()
@@ -95,7 +95,7 @@ class Scheduler:
         if self._by_id.get(row.request.id) is row:
             del self._by_id[row.request.id]
 
-    # From here on everything runs in the thread.
+    # Everything below runs in the thread.
 
     def _run(self) -> None:
         try:
@@ -114,7 +114,7 @@ class Scheduler:
             raise
 
     def _wait(self) -> bool:
-        """Sleep until there is something to do; give whether to go on."""
+        """Sleep until there is something to do; returns whether to continue."""
         with self._changed:
             while not (self._arrived or self._cancelled or self._waiting or self._cohorts or self._closed):
                 self._changed.wait()
@@ -154,7 +154,7 @@ class Scheduler:
         self._cohorts = [cohort for cohort in self._cohorts if any(not row.ended for row in cohort.rows)]
 
     def _admitted(self) -> Iterator[Sequence[Row]]:
-        """Take rows from the queue, in order, as many as there is room for; give those of similar length together."""
+        """Take as many rows from the queue as fit, in order, grouped by similar length."""
         room = self._max_batch - sum(len(cohort.rows) for cohort in self._cohorts)
         taken: list[Row] = []
         widest = 0
@@ -171,7 +171,7 @@ class Scheduler:
                 start = end
 
     def _advance(self, rows: Sequence[Row], logits: Tensor) -> None:
-        """Choose each row's next token and post what is new."""
+        """Choose each row's next token and post the new deltas."""
         chosen = choose(
             logits,
             [row.request.sampling for row in rows],
@@ -205,10 +205,10 @@ class Scheduler:
 
     @contextmanager
     def _failing(self, rows: Sequence[Row]) -> Iterator[None]:
-        """Let an error of the model, memory that ran out too, end these rows and nothing else."""
+        """Make an error of the model, such as a lack of memory, end only these rows."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - it is handed to each who asked
+        except Exception as error:  # noqa: BLE001 - it is sent to each caller
             text = one_line(error)
             for row in rows:
                 if not row.ended:
@@ -224,7 +224,7 @@ class Scheduler:
         with self._changed:
             self._waiting += self._arrived
             self._arrived = []
-        # By id, and not by list and cohort: a row between the two must end as well.
+        # By id, not by list and cohort, so that a row between the two ends as well.
         for row in list(self._by_id.values()):
             if not row.ended:
                 row.ended = True
@@ -237,7 +237,7 @@ class Scheduler:
         self._outbox.append((row, item))
 
     def _deliver(self) -> None:
-        """Hand what is new to those who wait: one call into each event loop."""
+        """Send the new deltas to the callers, with one call into each event loop."""
         outbox, self._outbox = self._outbox, []
         by_loop: dict[asyncio.AbstractEventLoop, list[Item]] = {}
         with self._changed:
@@ -248,7 +248,7 @@ class Scheduler:
         for loop, items in by_loop.items():
             try:
                 loop.call_soon_threadsafe(_post, items)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+            except RuntimeError:  # the loop is closed, so nobody waits
                 for row, _ in items:
                     self.cancel(row)
 

@@ -1,4 +1,4 @@
-"""Engine `torch`: a model in this process, PyTorch and transformers, batched at every iteration."""
+"""Engine `torch`: runs a model in this process with PyTorch and transformers, and batches at every iteration."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class _Running:
 
 
 class TorchEngine:
-    """Runs one model, in a thread of its own.
+    """Runs one model in its own thread.
 
-    A delta's `token_ids` are all tokens that were generated, the stop token and the tokens of a stop string among them
-    (they count towards `max_tokens`); its `text` ends before them. Joined, the texts are the decoding of the tokens up
-    to the stop, special tokens skipped. A request ends with "length" at `max_tokens` and where the context is full.
+    A delta's `token_ids` are all generated tokens, including the stop token and the tokens of a stop string (they count
+    towards `max_tokens`); its `text` ends before them. The joined texts are the decoding of the tokens up to the stop,
+    without special tokens. A request ends with "length" at `max_tokens` or when the context is full.
 
     Args:
         options: device, precision, batch size, threads.
@@ -51,12 +51,12 @@ class TorchEngine:
         """Load a model folder in Hugging Face layout: config.json, tokenizer.json and safetensors.
 
         Args:
-            folder: the model's, or an adapter's, which has a tokenizer and a config of its own.
-            base: the folder of the adapter's base, of which only the weights are taken.
+            folder: a model's, or an adapter's, which has its own tokenizer and config.
+            base: the folder of the adapter's base; only its weights are used.
 
         Raises:
-            ModelwrightError: the folder lacks something or cannot be read, or a model is loaded already.
-            UsageError: the device is not there.
+            ModelwrightError: the folder is incomplete or cannot be read, or a model is already loaded.
+            UsageError: the device does not exist.
         """
         if self._running is not None or self._closed:
             raise ModelwrightError(f"{folder}: an engine loads one model, once; make another engine for another model")
@@ -66,12 +66,12 @@ class TorchEngine:
             model=model,
             scheduler=scheduler,
             byte_tokens=byte_tokens(model.tokenizer),
-            # Also when the engine is dropped or the program ends: PyTorch must not work while Python is taken down.
+            # Also when the engine is dropped or the program ends: PyTorch must not run while Python shuts down.
             close=weakref.finalize(self, scheduler.close),
         )
 
     def submit(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """Run a request beside all others; call it where an asyncio loop runs. The last delta has `finish`.
+        """Run a request together with all others. Call it in a running asyncio loop. The last delta has `finish`.
 
         Closing or dropping the iterator cancels the request.
 
@@ -97,7 +97,7 @@ class TorchEngine:
             self._running.scheduler.cancel_id(request_id)
 
     def close(self) -> None:
-        """End running requests as cancelled, wait for the thread's end, and let go of the model."""
+        """Cancel running requests, wait for the thread to end, and release the model."""
         running, self._running, self._closed = self._running, None, True
         if running is not None:
             running.close()
@@ -111,7 +111,7 @@ class TorchEngine:
 
 
 def _limit(request: GenerationRequest, model: LoadedModel) -> int:
-    """The most tokens to generate for a request; raises `UsageError` for one that cannot run."""
+    """The maximum number of tokens to generate for a request; raises `UsageError` if it cannot run."""
     if "" in request.sampling.stop:
         raise UsageError(f"request {request.id!r}: a stop string is empty; it needs at least one character")
     unknown = next((token for token in request.prompt if not 0 <= token < model.vocabulary), None)

@@ -256,11 +256,11 @@ def _find_pair(row: Mapping[str, Any]) -> GeneralColumns | None:
     return _pair_columns(row, *next((pair for pair in there if len(filled(row, pair)) == 2), there[0]))
 
 
-def _pair_columns(row: Mapping[str, Any], asked: str, said: str) -> GeneralColumns:
+def _pair_columns(row: Mapping[str, Any], prompt: str, said: str) -> GeneralColumns:
     return _columns(
-        prompt=asked,
+        prompt=prompt,
         completion=said,
-        input=input_column(row, asked),
+        input=input_column(row, prompt),
         history=HISTORY if row.get(HISTORY) else None,
         **_beside(row, said),
     )
@@ -296,13 +296,13 @@ def _pair(row: Mapping[str, Any], named: GeneralColumns) -> list[Message]:
     """The turns of a row with a prompt and a completion, each of them a text or messages."""
     prompt, completion = named.prompt or "", named.completion or ""
     history = [] if named.history is None else _history(row[named.history], named.history)
-    turns = [*history, *_asked(row, prompt, named.input), *_said(row, completion)]
+    turns = [*history, *_question(row, prompt, named.input), *_said(row, completion)]
     if isinstance(row[prompt], str) and isinstance(row[completion], str):
         return turns
     return checked(turns, f"{prompt} and {completion}")
 
 
-def _asked(row: Mapping[str, Any], column: str, given: str | None) -> list[Message]:
+def _question(row: Mapping[str, Any], column: str, given: str | None) -> list[Message]:
     if not isinstance(row[column], list | tuple):
         return [Message(role="user", content=question_text(row, column, given))]
     if given is not None:

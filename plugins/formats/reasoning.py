@@ -186,9 +186,9 @@ class ReasoningFormat:
                 rf"no thinking: expected <think>…</think>, #### or \boxed{{…}} after some steps in column {said!r}, or "
                 f"a column with the thinking ({either(THINKINGS)}); columns of this row: {columns(row)}"
             )
-        asked = Message(role="user", content=question_text(row, named.prompt, named.input))
+        question = Message(role="user", content=question_text(row, named.prompt, named.input))
         reference = None if named.reference is None else reference_column(row, named.reference)
-        turns = asked, Message(role="assistant", content=answer, thinking=thought)
+        turns = question, Message(role="assistant", content=answer, thinking=thought)
         return _Thought(with_system(turns, row, named.system), reference)
 
 

@@ -73,8 +73,8 @@ def question_text(row: Mapping[str, Any], prompt: str, given: str | None) -> str
     Raises:
         RowError: as `text_column`.
     """
-    asked = text_column(row, prompt)
-    return asked if given is None or is_blank(row[given]) else f"{asked}\n\n{text_column(row, given)}"
+    question = text_column(row, prompt)
+    return question if given is None or is_blank(row[given]) else f"{question}\n\n{text_column(row, given)}"
 
 
 def answering(text: str, where: str, *, called: bool = False) -> str:
@@ -111,9 +111,9 @@ def with_options(messages: Sequence[Message], *, instruction: str | None, system
     """The conversation with the instruction at its first question, and with the system message if it has none."""
     changed = list(messages)
     if instruction is not None:
-        asked = next((index for index, message in enumerate(messages) if message.role == "user"), None)
-        if asked is not None:
-            changed[asked] = evolve(changed[asked], content=instruct(instruction, changed[asked].content))
+        first = next((index for index, message in enumerate(messages) if message.role == "user"), None)
+        if first is not None:
+            changed[first] = evolve(changed[first], content=instruct(instruction, changed[first].content))
     if system is not None and (not changed or changed[0].role != "system"):
         changed.insert(0, Message(role="system", content=system))
     return changed

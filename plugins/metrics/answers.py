@@ -98,7 +98,7 @@ def _same_in_base(reference: str, answer: str) -> bool | None:
 
 
 def _words(text: str, *, certain: bool = False) -> str | None:
-    """The words that `text` is, in one case; None where it is or may be mathematics (not asked where `certain`)."""
+    """The words that `text` is, in one case; None where it is or may be mathematics (not checked if `certain`)."""
     wrapped = _TEXT.fullmatch(text)
     inner = (wrapped[1] if wrapped else text).strip()
     if re.fullmatch(r"\([A-Za-z]\)", inner):
@@ -167,7 +167,7 @@ def read_number(text: str) -> Written | None:
 
     Read are decimals (`1,000`, `-.5`, `72.`, `1.5e3`), fractions (`1/2`, `\frac{1}{2}`, `\frac12`), mixed numbers
     (`1\frac12`, `1 1/2`), with a dollar sign before or a percent sign after them; words after the number are taken for
-    its unit ("5 apples"), unless they change its value ("5 million"). Commas must stand between thousands, so `1,2` is
+    its unit ("5 apples"), unless they change its value ("5 million"). Commas must separate thousands, so `1,2` is
     no number. `text` has no LaTeX spacing and no `\dfrac` (see `answers.normalise`).
     """
     match = _NUMBER.fullmatch(text)

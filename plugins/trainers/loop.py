@@ -1,6 +1,6 @@
 """The training loop that the trainers share.
 
-The loss of an optimizer step is the mean cross-entropy over the step's supervised tokens, however the step is split
+The loss of an optimizer step is the mean cross-entropy over the step's trained tokens, however the step is split
 into micro-batches and over processes: their token losses are summed, and each sum is divided by the step's total.
 
 Everything random is a function of (seed, step, process): the order of the sequences, and dropout, whose generator is
@@ -36,7 +36,7 @@ from modelwright.plugins.trainers.checkpoints import (
 from modelwright.plugins.trainers.memory import Meter
 from modelwright.plugins.trainers.model.attention import attention_of
 from modelwright.plugins.trainers.model.isolation import check_isolation, lay_end_to_end
-from modelwright.plugins.trainers.model.loss import SupervisedLogits
+from modelwright.plugins.trainers.model.loss import TrainedLogits
 from modelwright.plugins.trainers.strategy import Strategy
 
 # Number of packs that a model is checked with, whether it keeps their documents apart.
@@ -48,11 +48,11 @@ class StepResult:
     """The figures of one optimizer step, over all processes.
 
     Attributes:
-        loss: mean over its supervised tokens, in nats; None if it is not finite.
+        loss: mean over its trained tokens, in nats; None if it is not finite.
         grad_norm: the gradient's 2-norm before clipping; None if the step was dropped.
         learning_rate: of this step.
         tokens: tokens that went through the model, without padding.
-        supervised: supervised tokens among them.
+        trained_tokens: trained tokens among them.
         order: a digest of the numbers of its sequences.
         by_source: the mean loss of each source of its tokens, in nats; empty if there is only one source.
     """
@@ -61,7 +61,7 @@ class StepResult:
     grad_norm: float | None
     learning_rate: float
     tokens: int
-    supervised: int
+    trained_tokens: int
     order: str
     by_source: dict[str, float]
 
@@ -97,7 +97,7 @@ class Loop:
         self.holdout = holdout
         self.checkpoints = checkpoints
         self._bad_steps = BadSteps(corpus, job, self.ranks)
-        self.logits = SupervisedLogits(strategy.model, strategy.forward)
+        self.logits = TrainedLogits(strategy.model, strategy.forward)
         length = corpus.tokens / max(1, corpus.examples)
         self.meter = Meter(strategy.model, strategy.device, strategy.precision, length=length, ranks=self.ranks)
         self._micro_batch_tokens = micro_batch_tokens
@@ -220,7 +220,7 @@ class Loop:
         if result is None:
             return None
         event: dict[str, Any] = {"step": step, "steps": self.plan.steps, **asdict(result)}
-        self.job.emit("step", event | self.meter.measured(result.tokens, result.supervised, began))
+        self.job.emit("step", event | self.meter.measured(result.tokens, result.trained_tokens, began))
         further = evolve(progress, step=step, tokens=progress.tokens + result.tokens)
         if result.grad_norm is None or result.loss is None:
             return evolve(further, skipped=progress.skipped + 1, bad_in_a_row=progress.bad_in_a_row + 1)
@@ -238,7 +238,7 @@ class Loop:
         step = progress.step + 1
         torch.manual_seed(_step_seed(self.job.seed, step, self.ranks.rank))
         sequences = self.plan.sequences(step)
-        supervised = self.corpus.supervised(sequences)
+        trained_tokens = self.corpus.trained_tokens(sequences)
         assignments = self._assignments(step)
         following = self._assignments(step + 1)[0] if step < self.plan.steps else None
         summed: list[torch.Tensor] = []
@@ -249,7 +249,7 @@ class Loop:
             if self.ranks.any(self.job.stopping()):
                 return None
             loss, each = self._loss(batch, assignment)
-            loss = loss / supervised
+            loss = loss / trained_tokens
             self.strategy.backward(loss)
             if names and assignment.counts:
                 sources[0].index_add_(0, batch.sources, each)
@@ -274,7 +274,7 @@ class Loop:
             grad_norm=None if bad else norm,
             learning_rate=rate,
             tokens=round(tokens_of_all),
-            supervised=supervised,
+            trained_tokens=trained_tokens,
             order=hashlib.sha256(sequences.tobytes()).hexdigest()[:16],
             by_source=_means(names, of_all),
         )
@@ -331,20 +331,20 @@ class Loop:
         self.strategy.model.train()
         assignments = self._split(self.corpus, sequences)[:2]
         for assignment, batch in self._batches(self.corpus, assignments):
-            self.strategy.backward(self._loss(batch, assignment)[0] / self.corpus.supervised(sequences))
+            self.strategy.backward(self._loss(batch, assignment)[0] / self.corpus.trained_tokens(sequences))
         if not stepping:
             self._poison(assignments[-1])
         self.strategy.step(self._rate(1))
 
     def mean_loss(self, corpus: Corpus, sequences: Numbers) -> float:
-        """The mean loss over the supervised tokens of these sequences, without training on them, in nats."""
+        """The mean loss over the trained tokens of these sequences, without training on them, in nats."""
         total = 0.0
         self.strategy.model.eval()
         with torch.no_grad():
             for assignment, batch in self._batches(corpus, self._split(corpus, sequences)):
                 total += self._loss(batch, assignment)[0].item()
         self.strategy.model.train()
-        return self.ranks.sums([total])[0] / corpus.supervised(sequences)
+        return self.ranks.sums([total])[0] / corpus.trained_tokens(sequences)
 
     def _measure_holdout(self, progress: Progress) -> Progress:
         if self.holdout is None or not len(self.holdout.sequences):

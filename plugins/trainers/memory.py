@@ -130,7 +130,7 @@ class Meter:
     MFU (model FLOPs utilization; A. Chowdhery et al., "PaLM", 2022, appendix B) is the model's own arithmetic as a
     share of what the hardware can do: for each token, 6 operations per weight that it is multiplied by, plus
     6 · layers · width · length for causal attention, half of full attention. Recomputed activations do not count. The
-    weights of the output layer count for supervised tokens only, because it computes no others. A frozen weight under
+    weights of the output layer count for trained tokens only, because it computes no others. A frozen weight under
     an adapter takes 4 operations, because it has no gradient. What the hardware can do is measured by multiplying
     matrices in the same precision.
 
@@ -163,17 +163,17 @@ class Meter:
         """The size of the model and the peak speed of the device, for the event `started`."""
         return {**asdict(self.size), "peak_flops": float(f"{self._peak:.4g}")}
 
-    def flops(self, tokens: int, supervised: int) -> float:
-        """The operations of a step with this many tokens, of which the output layer computes the supervised ones."""
+    def flops(self, tokens: int, trained_tokens: int) -> float:
+        """The operations of a step with this many tokens, of which the output layer computes the trained ones."""
         body = _operations(self._counted) + self._attention * self._length
-        return body * tokens + _operations(self._output) * supervised
+        return body * tokens + _operations(self._output) * trained_tokens
 
-    def measured(self, tokens: int, supervised: int, began: float) -> dict[str, Any]:
+    def measured(self, tokens: int, trained_tokens: int, began: float) -> dict[str, Any]:
         """Time, MFU and memory for the event `step`; `began` is a time of `time.perf_counter`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         seconds = time.perf_counter() - began
-        mfu = self.flops(tokens, supervised) / (seconds * self._peak * self._ranks.size)
+        mfu = self.flops(tokens, trained_tokens) / (seconds * self._peak * self._ranks.size)
         return {"seconds": round(seconds, 6), "mfu": float(f"{mfu:.4g}"), "memory": self._memory()}
 
     def _memory(self) -> int:

@@ -36,7 +36,7 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -
     corpus = Corpus(job.tokens)
     if not len(corpus.sequences):
         raise ModelwrightError(
-            f"{job.tokens}: none of its {corpus.skipped} examples has a supervised token: check the data, and turns in "
+            f"{job.tokens}: none of its {corpus.skipped} examples has a trained token: check the data, and turns in "
             "[data.tokens]"
         )
     holdout = held_out(job)

@@ -99,7 +99,7 @@ def test_a_plan_says_what_has_changed_and_only_that_runs_again(finished, command
     assert [model["version"] for model in _models(command)] == [1, 2]
 
 
-def test_an_unmet_condition_leaves_a_registered_unpromoted_version_and_is_no_failure(finished, command):
+def test_an_unmet_condition_leaves_a_registered_unpromoted_version_and_is_not_a_failure(finished, command):
     """It says what was measured."""
     done = _ok(
         command(
@@ -127,7 +127,7 @@ def test_stages_run_one_by_one_in_their_order_only(run_file, command):
     assert len(_models(command)) == 1
 
 
-def test_fresh_begins_anew_and_the_same_model_is_not_registered_twice(finished, command):
+def test_fresh_starts_over_and_the_same_model_is_not_registered_twice(finished, command):
     """Training is deterministic: the digest is the same, so is the version."""
     path = finished
     _ok(command("run", path, "--fresh"))
@@ -171,7 +171,7 @@ def test_a_run_that_continues_what_its_own_alias_names_is_done_when_it_is_done(f
     assert json.loads(command("models", "show", "next", "--json").stdout)["parent"] == "tiny@1"
 
 
-def test_what_a_killed_worker_left_in_the_models_folder_is_no_part_of_the_model(finished, command):
+def test_what_a_killed_worker_left_in_the_models_folder_is_not_part_of_the_model(finished, command):
     """A kill while the tokenizer is written beside the weights."""
     path, home = finished, finished.parent / "home"
     (home / "registry.db").unlink()
@@ -356,10 +356,10 @@ def test_a_worker_that_dies_is_named_with_its_last_words(run_file, command, home
         ("raise ValueError('no luck')", "train: ValueError: no luck (see "),
     ],
 )
-def test_a_trainer_that_makes_nothing_is_told_of_and_nothing_is_registered(
+def test_a_trainer_that_makes_nothing_is_reported_and_nothing_is_registered(
     run_file, command, install_plugin, body, message
 ):
-    """Whatever a plugin does, the registry holds whole models."""
+    """Even if a plugin fails in any way, the registry holds whole models."""
     install_plugin(
         "odd-plugin",
         f"""
@@ -406,7 +406,7 @@ def test_a_metric_that_gives_something_else_is_named(finished, command, install_
     assert (model["version"], model["aliases"], model["metrics"]) == (1, [], {})
 
 
-def test_everything_that_is_missing_is_told_at_once(run_file, command, home):
+def test_everything_that_is_missing_is_reported_at_once(run_file, command, home):
     """One line each; nothing starts."""
     wrong = ("--set", "data.sources=[{path='no.jsonl'}]", "--set", "evaluate.0.path='none.jsonl'")
     done = command("run", run_file(), *wrong)

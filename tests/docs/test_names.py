@@ -1,6 +1,8 @@
-"""Pages name files, rooms and links that exist."""
+"""Pages name files, rooms and links that exist; code is named with the words of the glossary."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,59 @@ MADE_BY_THE_READER = {"CONTRIBUTING.md": {"plugins.metrics.contains"}}
 def _module(name: str) -> bool:
     path = REPOSITORY / name.replace(".", "/")
     return path.is_dir() or any(each.with_suffix(".py").is_file() for each in (path, path.parent))
+
+
+# The word in a name, and what to write instead.
+INSTEAD = {
+    "anew": "again",
+    "asked": "requested, or question",
+    "launched": "launcher_process, external_launcher",
+    "learnt": "trained",
+    "mend": "fix",
+    "mended": "fixed",
+    "stands": "is",
+    "supervised": "trained",
+    "told": "reported",
+    "whatever": "any",
+    "whoever": "anyone",
+}
+
+CODE = [
+    *(
+        file
+        for room in ("core", "plugins", "grpc_server", "tests")
+        for file in sorted((REPOSITORY / room).rglob("*.py"))
+    )
+]
+
+
+def names(code: str) -> Iterator[str]:
+    """The names of classes, functions, their parameters and variables."""
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+                yield name
+
+
+def stumbles(code: str) -> set[str]:
+    if not any(word in code.lower() for word in INSTEAD):  # parsing takes most of the time
+        return set()
+    words = {name: re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in names(code)}
+    return {name for name, parts in words.items() if not INSTEAD.keys().isdisjoint(parts)}
+
+
+def test_old_words_are_found_in_names():
+    """As whole words of a name, in any case."""
+    code = "class WhatIsTold: ...\ndef test_masked(asked, *, recommended): LEARNT = untold = lookups = 1"
+    assert stumbles(code) == {"WhatIsTold", "asked", "LEARNT"}
+
+
+def test_no_name_has_an_old_word():
+    """`INSTEAD` says which word the glossary has."""
+    found = {file.relative_to(REPOSITORY).as_posix(): stumbles(file.read_text(encoding="utf-8")) for file in CODE}
+    assert {file: sorted(bad) for file, bad in found.items() if bad} == {}
 
 
 def test_the_layers_are_drawn_alike_in_all_three_places():

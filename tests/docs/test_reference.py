@@ -18,7 +18,7 @@ def run(*command):
 
 
 def test_the_committed_reference_is_what_the_source_says():
-    """Whoever changes a docstring, an option or a proto writes the pages again: make docs."""
+    """After a change of a docstring, an option or a proto, run `make docs`."""
     done = run(sys.executable, GENERATE, "--check")
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -1,4 +1,4 @@
-"""The examples for a model that one has: as they stand they say what to edit, and edited they run from end to end."""
+"""The examples for a model that one has: unedited they say what to edit, and edited they run from end to end."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_an_edited_example_runs_from_its_rows_to_a_registered_and_graded_model(m
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_example_as_it_stands_names_every_place_to_edit(modelwright, name):
+def test_an_unedited_example_names_every_place_to_edit(modelwright, name):
     """All at once, before anything starts; each is marked in the file."""
     text = (EXAMPLES / f"{name}.toml").read_text()
     marked = re.findall(r'^(?:path|base) = "\./(.*)" # <-', text, re.MULTILINE)

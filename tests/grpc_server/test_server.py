@@ -26,14 +26,14 @@ def wait_until(condition, seconds=10):
 
 
 @pytest.mark.parametrize("service", ["", "modelwright.v1.InferenceService", "modelwright.v1.ModelService"])
-def test_the_health_of_each_service_can_be_asked(shared_server, connect, service):
+def test_each_service_reports_its_health(shared_server, connect, service):
     """By grpc.health.v1, as load balancers and orchestrators ask."""
     stub = health_pb2_grpc.HealthStub(connect(shared_server)._channel)
     assert stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status == SERVING
 
 
 def test_the_health_of_an_unknown_service_is_not_found(shared_server, connect):
-    """As its protocol says; and bytes that are no request are an invalid argument there too."""
+    """As its protocol says; and bytes that are not a request are an invalid argument there too."""
     channel = connect(shared_server)._channel
     with pytest.raises(grpc.RpcError) as caught:
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="x"), timeout=10)
@@ -43,8 +43,8 @@ def test_the_health_of_an_unknown_service_is_not_found(shared_server, connect):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_at_the_end_running_answers_finish_and_new_requests_are_told_to_wait(shelf, serve, connect, journal):
-    """Health says NOT_SERVING to whoever watches, UNAVAILABLE comes with RetryInfo, and nothing is dropped."""
+def test_at_the_end_running_answers_finish_and_new_requests_have_to_wait(shelf, serve, connect, journal):
+    """Health says NOT_SERVING to watchers, UNAVAILABLE comes with RetryInfo, and nothing is dropped."""
     shelf.add("slow", seconds_per_token=0.05)
     running = serve("slow")
     client = connect(running)
@@ -66,7 +66,7 @@ def test_at_the_end_running_answers_finish_and_new_requests_are_told_to_wait(she
 
 
 def test_grpc_and_http_end_together(shelf, serve, connect):
-    """While a stream of one finishes, both refuse what is new, and both say so to whoever asks how they are."""
+    """While a stream of one finishes, both refuse what is new, and both report it as their health."""
     shelf.add("slow", seconds_per_token=0.05)
     running = serve("slow", http=Address(host="127.0.0.1", port=0))
     client = connect(running)
@@ -155,7 +155,7 @@ def test_a_full_server_says_so_and_when_to_come_back(shelf, serve, connect):
 
 
 def test_an_engine_that_ends_a_request_early_makes_an_error_and_no_short_answer(shelf, serve, connect):
-    """Half an answer is never told as a whole one."""
+    """Half an answer is never reported as a whole one."""
     shelf.add("slow", seconds_per_token=0.02)
     running = serve("slow")
     client = connect(running)
@@ -196,7 +196,7 @@ def test_other_machines_are_kept_out_unless_the_user_insists(shared_server, list
 
 @pytest.mark.parametrize("text", ["", "127.0.0.1", ":50051", "127.0.0.1:", "127.0.0.1:65536", "::1:50051", "a b:1"])
 def test_an_address_to_listen_on_has_a_host_and_a_port(text, wording):
-    """Anything else is told what is expected."""
+    """The error for anything else says what is expected."""
     with pytest.raises(UsageError) as caught:
         Address.parse(text)
     wording(caught.value)

@@ -32,7 +32,8 @@ def folder_of(
 ) -> Path:
     """A base whose end of sequence is `<|endoftext|>`, with a template that ends turns by `<|im_end|>`."""
     tokenizer = tokenizer or byte_tokenizer()
-    names = {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": 256}
+    end = tokenizer.token_to_id(SPECIAL[0])
+    names = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
     rows = tokenizer.get_vocab_size() + 5
     model = small(kind, **{"vocab_size": rows, "tie_word_embeddings": False, **names, **changes})
     model.to(dtype).save_pretrained(place)

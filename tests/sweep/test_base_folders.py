@@ -108,7 +108,7 @@ def sharded(folder: Path, weight_map):
 
 
 def header(folder: Path, text: bytes, *, hides: int = 0):
-    """A safetensors file of a header, and of so many bytes at its end that are a tensor's."""
+    """A safetensors file of a header, and this number of bytes at its end that are a tensor's."""
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text) - hides) + text)
 
 

@@ -50,7 +50,7 @@ def run(*arguments, closed=False, environment=(), **streams):
 
 
 @pytest.fixture
-def asked(running):
+def to_server(running):
     """What names the server and the model that answers."""
     return ("--server", running.target, "--model", "math")
 
@@ -69,25 +69,25 @@ WRITERS = {
 }
 
 
-def with_server(command, asked):
-    return (*command, *asked) if command[0] in ("generate", "chat") else command
+def with_server(command, to_server):
+    return (*command, *to_server) if command[0] in ("generate", "chat") else command
 
 
 @pytest.mark.parametrize("command", WRITERS.values(), ids=WRITERS)
-def test_a_reader_who_leaves_ends_a_command_without_a_word(command, asked):
+def test_a_reader_who_leaves_ends_a_command_without_a_word(command, to_server):
     """As in `modelwright models list | head -1`: nobody is left to tell, and nothing failed."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as pipe:
-        assert run(*with_server(command, asked), stdout=pipe) == (0, "", "")
+        assert run(*with_server(command, to_server), stdout=pipe) == (0, "", "")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("command", WRITERS.values(), ids=WRITERS)
-def test_output_that_cannot_be_written_is_one_clear_line(command, asked, unbuffered, wording):
+def test_output_that_cannot_be_written_is_one_clear_line(command, to_server, unbuffered, wording):
     """It says that standard output is at fault, and of nothing else."""
     with Path("/dev/full").open("wb") as full:
-        given = run(*with_server(command, asked), stdout=full, environment={"PYTHONUNBUFFERED": unbuffered})
+        given = run(*with_server(command, to_server), stdout=full, environment={"PYTHONUNBUFFERED": unbuffered})
     assert given[:2] == (1, "")
     wording(given[2].removesuffix("\n"))
 
@@ -139,8 +139,8 @@ WRONG_OPTIONS = [
     WRONG_OPTIONS,
     ids=lambda value: ascii(value)[:60],
 )
-def test_what_cannot_be_asked_is_told_by_its_flag_though_no_server_runs(capsys, command, flag, value, wording):
-    """Whatever any server says of it."""
+def test_an_impossible_request_is_reported_by_its_flag_though_no_server_runs(capsys, command, flag, value, wording):
+    """Without any server."""
     code, output, error = in_this_process(capsys, *command, flag, value)
     assert (code, output) == (2, "")
     wording(error)
@@ -150,7 +150,7 @@ def test_what_cannot_be_asked_is_told_by_its_flag_though_no_server_runs(capsys, 
     ("arguments", "name"),
     [(["generate"], "[PROMPT]"), (["chat", "--message"], "--message"), (["chat", "--system"], "--system")],
 )
-def test_an_argument_that_is_not_utf8_is_told_by_its_name(capsys, arguments, name, wording):
+def test_an_argument_that_is_not_utf8_is_reported_by_its_name(capsys, arguments, name, wording):
     """Before anything is sent."""
     code, output, error = in_this_process(capsys, *arguments, "caf\udce9")
     assert (code, output) == (2, "")
@@ -174,53 +174,53 @@ def in_this_process(capsys, *arguments):
     [["generate", "-"], ["generate"], ["chat"]],
     ids=" ".join,
 )
-def test_a_closed_standard_input_is_one_clear_line(asked, command, wording):
+def test_a_closed_standard_input_is_one_clear_line(to_server, command, wording):
     """Not a traceback."""
-    code, output, error = run(*command, *asked, closed=True)
+    code, output, error = run(*command, *to_server, closed=True)
     assert (code, output) == (2, "")
     wording(error.removesuffix("\n"))
 
 
-def test_a_closed_standard_input_is_no_matter_where_nothing_is_read(asked):
+def test_a_closed_standard_input_is_allowed_if_nothing_is_read(to_server):
     """As when a service manager starts it."""
-    assert run("generate", "hi", *asked, closed=True) == (0, "math@1:hi\n", "")
+    assert run("generate", "hi", *to_server, closed=True) == (0, "math@1:hi\n", "")
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_a_prompt_that_is_not_utf8_is_one_clear_line(asked, locale, wording):
-    """With the place of the first byte that is not; whatever the locale is."""
+def test_a_prompt_that_is_not_utf8_is_one_clear_line(to_server, locale, wording):
+    """With the place of the first byte that is not; in any locale."""
     environment = {"LC_ALL": locale, "PYTHONUTF8": "0"}
-    code, output, error = run("generate", "-", *asked, input=b"caf\xe9", environment=environment)
+    code, output, error = run("generate", "-", *to_server, input=b"caf\xe9", environment=environment)
     assert (code, output) == (2, "")
     wording(error.removesuffix("\n"))
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_a_line_of_a_chat_that_is_not_utf8_is_told_and_the_chat_goes_on(asked, locale, wording):
+def test_a_line_of_a_chat_that_is_not_utf8_is_reported_and_the_chat_goes_on(to_server, locale, wording):
     """The exit code says that not every line was answered."""
     environment = {"LC_ALL": locale, "PYTHONUTF8": "0"}
-    code, output, error = run("chat", *asked, input=b"caf\xe9\r\ntwo\r\n", environment=environment)
+    code, output, error = run("chat", *to_server, input=b"caf\xe9\r\ntwo\r\n", environment=environment)
     assert (code, output) == (1, "math@1:user\ntwo\nassistant\n\n")
     wording(error.removesuffix("\n"))
 
 
-def test_a_line_that_is_not_utf8_on_a_terminal_is_told_and_the_chat_goes_on(asked):
+def test_a_line_that_is_not_utf8_on_a_terminal_is_reported_and_the_chat_goes_on(to_server):
     """Where the line editor does not drop such bytes itself, as it does in a UTF-8 locale; the exit code is 0."""
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "modelwright.core", "chat", *asked]
+    command = [sys.executable, "-m", "modelwright.core", "chat", *to_server]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "dumb"}
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment) as process:
         os.close(slave)
         read_until(master, b"you> ")
         os.write(master, b"caf\xe9\n")
-        told = read_until(master, b"you> ")
+        shown = read_until(master, b"you> ")
         os.write(master, b"two\n")
         answered = read_until(master, b"you> ")
         os.write(master, b"\x04")
         assert process.wait(timeout=20) == 0
     os.close(master)
-    assert b"it is left out of the conversation\r\n" in told
-    assert told.count(b"error: this line is not ") == 1
+    assert b"it is left out of the conversation\r\n" in shown
+    assert shown.count(b"error: this line is not ") == 1
     assert b"math@1:user\r\ntwo\r\nassistant\r\n\r\n" in answered
 
 
@@ -234,10 +234,10 @@ def read_until(descriptor, text):
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_standard_input_that_cannot_be_read_is_one_clear_line(asked, command, tmp_path, wording):
+def test_standard_input_that_cannot_be_read_is_one_clear_line(to_server, command, tmp_path, wording):
     """Such as one that is open for writing only."""
     with (tmp_path / "file").open("wb") as file:
-        given = run(command, *asked, stdin=file)
+        given = run(command, *to_server, stdin=file)
     assert given[:2] == (1, "")
     wording(given[2].removesuffix("\n"))
 
@@ -254,7 +254,7 @@ NOWHERE = [
 
 @BOTH
 @pytest.mark.parametrize("target", NOWHERE, ids=ascii)
-def test_what_is_nowhere_is_told_with_what_is_expected(capsys, command, target, wording):
+def test_a_missing_target_is_reported_with_what_is_expected(capsys, command, target, wording):
     """A port beyond 65535 is not taken for another one."""
     code, output, error = in_this_process(capsys, *command, "--server", target)
     assert (code, output) == (2, "")
@@ -326,20 +326,20 @@ STRANGERS = {
     # gRPC waits twenty seconds for a port that says nothing.
     [pytest.param(words, marks=pytest.mark.long if not words else (), id=name) for name, words in STRANGERS.items()],
 )
-def test_a_port_of_something_else_is_told_alike_by_both_commands(words, wording):
-    """Nobody is told to start a server where something answers; gRPC's own words follow in parentheses."""
+def test_both_commands_report_a_port_of_something_else_alike(words, wording):
+    """The error does not advise to start a server where something answers; gRPC's own words follow in parentheses."""
     with talker(**words) as target, futures.ThreadPoolExecutor() as pool:
         # At once: gRPC gives a port that says nothing twenty seconds.
         done = list(pool.map(lambda command: run(*command, "--server", target), COMMANDS.values()))
     for code, output, error in done:
         assert (code, output) == (1, "")
-        told, _, details = error.partition(" (")
-        wording(told, target=target)
+        shown, _, details = error.partition(" (")
+        wording(shown, target=target)
         assert details.endswith(")\n")
 
 
 @BOTH
-def test_a_grpc_server_of_something_else_is_told(command, wording):
+def test_a_grpc_server_of_something_else_is_reported(command, wording):
     """It speaks gRPC, and does not know what it is asked."""
     server = grpc.server(futures.ThreadPoolExecutor())
     target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -410,7 +410,7 @@ UNFIT = [
     UNFIT,
     ids=lambda value: ascii(value)[:60],
 )
-def test_what_cannot_be_shown_is_told_by_its_flag(capsys, files, command, options, wording):
+def test_what_cannot_be_shown_is_reported_by_its_flag(capsys, files, command, options, wording):
     """At once, also where reading would wait for somebody to write."""
     code, output, error = in_this_process(capsys, *command, "--model", "math", *options)
     assert (code, output) == (2, "")

@@ -121,7 +121,7 @@ def test_bytes_that_are_no_text(name, tmp_path, installed, wording):
         pytest.param("run.json", json.dumps({"name": "x"}), ":1:1", id="JSON"),
     ],
 )
-def test_text_that_is_no_configuration(name, content, place, tmp_path, lines_of):
+def test_text_that_is_not_a_configuration(name, content, place, tmp_path, lines_of):
     """Reported with line and column."""
     path = tmp_path / name
     path.write_text(content, encoding="utf-8", newline="")
@@ -142,7 +142,7 @@ def test_windows_and_mixed_line_ends_are_read(name, content, tmp_path, installed
 
 
 @pytest.mark.parametrize("suffix", [".toml", ".yaml"])
-def test_what_is_no_file(suffix, tmp_path, lines_of):
+def test_a_folder_instead_of_a_file(suffix, tmp_path, lines_of):
     """A folder, a file for a folder, a link to nowhere or to itself, a special file, a name that no file can have."""
     (tmp_path / f"folder{suffix}").mkdir()
     (tmp_path / f"file{suffix}").write_text("x")

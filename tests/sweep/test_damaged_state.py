@@ -330,7 +330,7 @@ def test_damaged_pins_are_a_line_whose_advice_works(project, said, refused, cont
     """What is done stays done. A fresh beginning does not need them."""
     contents = CONTENTS | {
         "an empty object": b"{}",
-        "another model": b'{"asked": [], "finished": false, "models": [{}]}',
+        "another model": b'{"requested": [], "finished": false, "models": [{}]}',
     }
     pins = project / "out/.work/models.json"
     pins.write_bytes(contents[content])
@@ -362,7 +362,7 @@ def test_a_file_in_the_place_of_a_folder_of_the_evaluation_is_a_line(project, re
     assert str(place) in refused(1, *EVALUATE)
 
 
-def test_answers_that_are_damaged_are_asked_for_again(tmp_path):
+def test_damaged_answers_are_generated_again(tmp_path):
     """Those around them are kept."""
     from modelwright.core.stages.evaluate.generate import CachedEngine
 

@@ -1,4 +1,4 @@
-"""The sweep of raw data: whatever a file holds, `prepare` ends with rows, or with one line that says what and where.
+"""The sweep of raw data: with any file, `prepare` ends with rows, or with one line that says what and where.
 
 Each case goes through the whole command line. What cannot be read is counted and kept with its line and reason; nothing
 is lost silently, and nothing half done is left behind.
@@ -363,7 +363,7 @@ def test_every_row_becomes_examples_or_a_reason(tmp_path, name, rows):
 
 @given(rows=st.lists(TABLE | VALUES, max_size=4))
 @settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_rows_preparing_ends_in_order(prepare, tmp_path, rows):
+def test_preparing_ends_in_order_with_any_rows(prepare, tmp_path, rows):
     """Good rows beside them are prepared; a refusal is a line, never a traceback."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*GOOD, *rows]))
     code, errors, report, rejected = prepare("a.jsonl", "data.max_rejected=1.0")

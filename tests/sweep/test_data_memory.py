@@ -1,4 +1,4 @@
-"""The sweep of large data: the memory that reading takes is bounded, whatever the size of a file, a line or a group."""
+"""The sweep of large data: the memory that reading takes is bounded for any size of a file, a line or a group."""
 
 from __future__ import annotations
 

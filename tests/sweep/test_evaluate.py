@@ -110,7 +110,7 @@ def test_bad_input_is_one_line_and_loses_nothing(place, capsys, wording, changes
     assert {path: after[path] for path in before} == before
 
 
-def test_all_that_is_wrong_is_told_at_once(place, capsys, wording):
+def test_everything_that_is_wrong_is_reported_at_once(place, capsys, wording):
     """A line each."""
     words = "--model mat --model math@7 --data empty.jsonl --format math --output full"
     with pytest.raises(SystemExit) as error:
@@ -142,7 +142,7 @@ def test_a_read_only_output_is_refused(place, capsys, wording, permissions_count
         ('models = "all"\n[variants.a]', 2),
     ],
 )
-def test_a_wrong_evaluation_file_is_told_by_line(place, capsys, wording, text, line):
+def test_a_wrong_evaluation_file_is_reported_by_line(place, capsys, wording, text, line):
     """As a run file is."""
     suite = '[[evaluate]]\nname = "s"\npath = "good.jsonl"\nformat = "math"\nmetrics = ["exact_match"]\n'
     (place / "eval.toml").write_text(f"{text}\n{suite}")

@@ -1,4 +1,4 @@
-"""Bad input at the gRPC port: what cannot be is told, whatever the method, and the server goes on."""
+"""Bad input at the gRPC port: it is reported, at every method, and the server goes on."""
 
 import importlib.util
 from pathlib import Path
@@ -66,7 +66,7 @@ ADDRESSES = [
     ADDRESSES,
     ids=lambda value: ascii(value)[:60],
 )
-def test_what_is_no_address_is_an_invalid_argument_wherever_it_stands(client, address, wording):
+def test_an_invalid_address_is_an_invalid_argument_in_any_field(client, address, wording):
     """In a request for a model, in the model service, and as the target of an alias."""
     calls = {
         "model": [client.generate, client.stream, client.chat, client.tokenize],
@@ -85,7 +85,7 @@ def test_what_is_no_address_is_an_invalid_argument_wherever_it_stands(client, ad
 
 @pytest.mark.parametrize("name", ["a.b-c_d", "math..", "m" * 100])
 def test_a_name_that_could_be_and_is_not_there_is_not_found(client, name):
-    """Dots and length are no crime; nothing of it is taken for a path."""
+    """Dots and length are allowed; nothing of it is taken for a path."""
     for call in (client.get_model, client.load_model, client.unload_model, lambda name: client.set_alias("x", name)):
         with pytest.raises(ServerError) as caught:
             call(name)
@@ -96,7 +96,7 @@ def test_a_name_that_could_be_and_is_not_there_is_not_found(client, name):
 @pytest.mark.parametrize(
     "alias", ["", "a/b", "../x", "@x", "A", "7", "x\0", "x" * 300 + "/", "é", " x", "x\n", "-x", ".x"]
 )
-def test_what_is_no_alias_is_an_invalid_argument(client, alias):
+def test_an_invalid_alias_is_an_invalid_argument(client, alias):
     """The field is named, and no route is made."""
     with pytest.raises(ServerError, match="alias is wrong: ") as caught:
         client.set_alias(alias, "math")
@@ -146,7 +146,7 @@ def test_odd_text_is_a_prompt_like_any_other(client, text):
     assert client.generate(text, model="math", max_tokens=1).usage.prompt_tokens == size
 
 
-# Bytes that are no message, at every method
+# Bytes that are not a message, at every method
 
 
 def call_with(client, method, data):
@@ -307,7 +307,7 @@ def test_methods_that_are_not_there_are_unimplemented(client, path):
 @FUZZ
 @given(value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60))
 def test_no_guess_opens_a_server_with_a_token(guarded, value):
-    """Whatever the header says."""
+    """With any header."""
     call = guarded._channel.unary_unary("/modelwright.v1.ModelService/ListModels")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"", timeout=20, metadata=[("authorization", value)])

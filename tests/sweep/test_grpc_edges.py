@@ -42,7 +42,7 @@ import time; time.sleep(60)
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_client_that_dies_in_mid_stream_frees_its_slot_within_a_second(client, running, number):
-    """Whoever asks next has room."""
+    """The next caller has room."""
     with subprocess.Popen([sys.executable, "-c", LEAVER, running.target], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "running\n"
         assert client.get_model("slow").active_requests == 1
@@ -140,7 +140,7 @@ def test_a_host_that_is_not_here_is_one_clear_line(shelf, serve, flag, host, rea
 
 
 def test_two_servers_over_one_registry_have_routes_of_their_own(shelf, serve, connect):
-    """A switch of one is none of the other; a persisted one moves the registry once, and the other is told."""
+    """A switch of one is none of the other; a persisted one moves the registry once, and the other gets an error."""
     shelf.add("a")
     shelf.add("b")
     shelf.point("assistant", "a", 1)

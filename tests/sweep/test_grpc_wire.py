@@ -1,4 +1,4 @@
-"""Bytes at the gRPC port that are no gRPC, no HTTP/2, or nearly: nothing comes down, nothing is held."""
+"""Bytes at the gRPC port that are not gRPC or HTTP/2, or nearly are: nothing comes down, nothing is held."""
 
 import contextlib
 import gzip
@@ -90,7 +90,7 @@ FRAMED = {
 
 @pytest.mark.parametrize(("data", "status"), FRAMED.values(), ids=FRAMED)
 def test_messages_that_are_framed_wrongly_get_a_status(client, running, data, status):
-    """Whatever gRPC itself finds is told, and the stream ends; a good one is answered."""
+    """Anything that gRPC itself finds is reported, and the stream ends; a good one is answered."""
     answer = http2.talk(running.target, HELLO, http2.headers(GENERATE), http2.frame(http2.DATA, data, **STREAM))
     assert http2.status(answer) == status, answer
     assert (b"math@1:hi" in answer) == (status == OK)
@@ -109,7 +109,7 @@ ODD_HEADERS = [
 
 @pytest.mark.parametrize(("fields", "status"), ODD_HEADERS)
 def test_odd_headers_get_an_answer_or_a_status(client, running, fields, status):
-    """What gRPC cannot read is told; what nobody needs is left alone."""
+    """What gRPC cannot read is reported; what nobody needs is left alone."""
     body = http2.frame(http2.DATA, http2.message(WISH), **STREAM)
     answer = http2.talk(running.target, HELLO, http2.headers(GENERATE, **fields), body)
     assert http2.status(answer) == status, answer
@@ -136,7 +136,7 @@ def test_a_compressed_message_that_grows_beyond_the_limit_is_refused(client):
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_too_much_is_told_in_words_of_the_client(client):
+def test_too_much_is_reported_in_words_of_the_client(client):
     """Also where gRPC refuses before the server sees anything."""
     for size in (LIMIT + 10, LIMIT * 100):
         with pytest.raises(ServerError, match=r"accepts.*: send less") as caught:

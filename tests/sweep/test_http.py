@@ -96,7 +96,7 @@ NO_JSON = [
 
 @pytest.mark.parametrize("body", NO_JSON, ids=lambda value: ascii(value)[:60])
 @pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_a_body_that_is_no_json_is_400_and_says_where(web, path, body, wording):
+def test_a_body_that_is_not_json_is_400_and_says_where(web, path, body, wording):
     """What is wrong with it, and the place."""
     status, message = refused(web.ask("POST", path, body))
     assert status == 400
@@ -264,7 +264,7 @@ def test_a_field_that_cannot_be_is_refused_by_name(web, path, changes, status, w
     ],
     ids=lambda value: ascii(value)[:60],
 )
-def test_a_path_or_method_that_is_not_there_is_told_what_is(web, method, path, status, wording):
+def test_an_unknown_path_or_method_gets_the_ones_that_exist(web, method, path, status, wording):
     """404 lists the paths, 405 the methods."""
     answer = web.ask(method, path)
     got, message = refused(answer)
@@ -331,7 +331,7 @@ def test_a_message_that_two_readers_could_end_in_two_places_is_refused(web, head
         (b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n", [400]),
     ],
 )
-def test_what_is_no_http_is_refused_and_the_connection_closed(web, garbage, refusals):
+def test_invalid_http_is_refused_and_the_connection_closed(web, garbage, refusals):
     """A TLS handshake, gRPC, rubbish."""
     said = until_closed(web, garbage)
     assert statuses(said) == refusals
@@ -381,15 +381,15 @@ def test_any_json_as_a_body_gets_an_answer_or_an_error_in_the_usual_shape(web, f
     elif fields.get("stream"):
         assert answer[2].endswith("data: [DONE]\n\n")
     else:
-        told = [choice["message"]["content"] if path == CHAT else choice["text"] for choice in answer[2]["choices"]]
-        assert told
-        assert all(isinstance(text, str) for text in told)
+        texts = [choice["message"]["content"] if path == CHAT else choice["text"] for choice in answer[2]["choices"]]
+        assert texts
+        assert all(isinstance(text, str) for text in texts)
 
 
 @FUZZ
 @given(data=st.binary(min_size=1, max_size=200))
 def test_any_bytes_at_the_port_leave_the_server_as_it_was(web, data):
-    """Whatever stands before and in the headers: what has an end is refused, what has none may go unanswered."""
+    """For anything before and in the headers: what has an end is refused, what has none may go unanswered."""
     said = until_closed(web, data)
     assert all(400 <= status < 500 for status in statuses(said)), said
     assert bool(statuses(said)) == bool(said)

@@ -112,7 +112,7 @@ def test_an_address_that_cannot_be_is_a_usage_error(program, where, wording):
 
 
 def test_wrong_tokens_are_refused_by_the_program(program, tmp_path):
-    """The files' tokens, and no others; none of them is ever told."""
+    """The files' tokens, and no others; none of them is ever shown."""
     (tmp_path / "user").write_text("user-token-0123456789\n")
     (tmp_path / "admin").write_text("admin-token-0123456789\n")
     server = program(

@@ -108,7 +108,7 @@ def test_an_odd_path_is_one_line_that_names_it(place, said, command, path):
 
 
 def test_a_name_as_long_as_names_may_be_is_written(place, capsys):
-    """What stands there while it is written has a name of its own, which is no longer."""
+    """While it is written, it has a name of its own, which is not longer."""
     for name in ("y" * 255, "ü" * 127):
         with pytest.raises(SystemExit) as ended:
             main([*CARD, name])

@@ -50,7 +50,7 @@ def in_this_process(capsys, *arguments):
     NUMBERS,
     ids=lambda value: ascii(value)[:60],
 )
-def test_a_number_that_cannot_be_is_told_by_its_flag(capsys, flag, value, wording):
+def test_an_impossible_number_is_reported_by_its_flag(capsys, flag, value, wording):
     """Before anything else happens."""
     code, output, error = in_this_process(capsys, *HERE, flag, value)
     assert (code, output) == (2, "")
@@ -86,7 +86,7 @@ def files(tmp_path, tls):
         (["--tls-cert", "cert.pem", "--tls-key", "pipe"], "--tls-key"),
     ],
 )
-def test_a_pipe_is_no_file_to_wait_for(capsys, monkeypatch, files, options, flag, wording):
+def test_a_pipe_is_not_waited_for(capsys, monkeypatch, files, options, flag, wording):
     """Reading it would hold up the server for ever, without a word."""
     monkeypatch.chdir(files)
     code, output, error = in_this_process(capsys, *HERE, *options)
@@ -97,7 +97,7 @@ def test_a_pipe_is_no_file_to_wait_for(capsys, monkeypatch, files, options, flag
 @pytest.mark.parametrize("other", ["token", "link", "same"])
 @pytest.mark.parametrize("insecure", [[], ["--insecure"]])
 def test_the_same_token_for_users_and_administrators_is_refused(capsys, monkeypatch, files, other, insecure, wording):
-    """By what it says, not by its path: whoever may ask could change the server, and nothing would show it."""
+    """By what it says, not by its path: any caller could change the server, and nothing would show it."""
     monkeypatch.chdir(files)
     code, output, error = in_this_process(
         capsys, *HERE, "--token-file", "token", "--admin-token-file", other, *insecure

@@ -219,7 +219,9 @@ def test_a_disk_that_is_full_while_preparing_is_one_line(
     assert done.returncode == 0, done.stderr
 
 
-def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, modelwright, tmp_path, monkeypatch, mounted):
+def test_a_disk_that_would_be_full_is_reported_before_the_first_step(
+    run_file, modelwright, tmp_path, monkeypatch, mounted
+):
     """How much there must be, and how much there is."""
     disk = mounted(tmp_path / "disk", "-o", "size=700k")
     monkeypatch.setenv("MODELWRIGHT_HOME", str(disk))
@@ -236,7 +238,7 @@ def test_a_disk_that_would_be_full_is_told_before_the_first_step(run_file, model
 def test_a_disk_that_is_full_while_training_is_one_line(
     wording, run_file, modelwright, tmp_path, monkeypatch, mounted, size
 ):
-    """At whatever file it is met; with room, the same command goes on and registers the model."""
+    """At any file that meets it; with room, the same command goes on and registers the model."""
     path = run_file()
     more = ("--set", "model.scratch.hidden_size=96", "--set", "train.checkpoint_every=1")
     # The preflight would see it coming.

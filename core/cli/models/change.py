@@ -81,7 +81,7 @@ def _list_aliases(registry: Registry, url: str, *, as_json: bool) -> None:
 @click.command()
 @click.argument("address")
 @click.argument("tags", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--remove", "removed", multiple=True, metavar="KEY", help="Remove this tag; can be repeated.")
+@click.option("--remove", "removed", multiple=True, metavar="KEY", help="Remove this tag. Repeatable.")
 @registry_option
 @json_option
 def tag(address: str, tags: tuple[str, ...], removed: tuple[str, ...], registry: str | None, as_json: bool) -> None:

@@ -67,13 +67,13 @@ class Models:
     Attributes:
         registry: where they are.
         url: the registry's, for messages.
-        asked: the addresses, or "all".
+        requested: the addresses, or "all".
         pins: the file that remembers what they stood for when the evaluation began.
     """
 
     registry: Registry
     url: str
-    asked: Sequence[str] | Literal["all"]
+    requested: Sequence[str] | Literal["all"]
     pins: Path
 
     def choose(self, *, fresh: bool = False) -> list[Chosen]:
@@ -88,23 +88,28 @@ class Models:
             DamagedError: what an interrupted evaluation began with cannot be read.
         """
         pinned = None if fresh else self._pinned()
-        return pinned or (self._newest() if self.asked == "all" else self._resolved())
+        return pinned or (self._newest() if self.requested == "all" else self._resolved())
 
     def pin(self, chosen: Sequence[Chosen], *, finished: bool) -> None:
         """Remember them; once `finished`, the addresses are resolved again."""
         models = [
-            {"name": one.model.name, "version": one.model.version, "digest": one.model.digest, "asked": list(one.asked)}
+            {
+                "name": one.model.name,
+                "version": one.model.version,
+                "digest": one.model.digest,
+                "requested": list(one.requested),
+            }
             for one in chosen
         ]
-        files.write_json(self.pins, {"asked": self._asked, "finished": finished, "models": models})
+        files.write_json(self.pins, {"requested": self._requested_names, "finished": finished, "models": models})
 
     def forget(self) -> None:
         """Resolve the addresses again next time."""
         self.pins.unlink(missing_ok=True)
 
     @property
-    def _asked(self) -> Any:
-        return self.asked if self.asked == "all" else list(self.asked)
+    def _requested_names(self) -> Any:
+        return self.requested if self.requested == "all" else list(self.requested)
 
     def _newest(self) -> list[Chosen]:
         newest: dict[str, ModelVersion] = {}
@@ -112,12 +117,12 @@ class Models:
             newest[model.name] = model
         if not newest:
             raise ModelNotFoundError(f"there are no models to evaluate: the registry {self.url} is empty")
-        return [Chosen(model=model, asked=(model.name,)) for model in newest.values()]
+        return [Chosen(model=model, requested=(model.name,)) for model in newest.values()]
 
     def _resolved(self) -> list[Chosen]:
         errors: list[ModelwrightError] = []
         names: dict[str, tuple[ModelVersion, list[str]]] = {}
-        for address in self.asked:
+        for address in self.requested:
             try:
                 with naming(self.url):
                     model = resolve(self.registry, address)
@@ -126,11 +131,11 @@ class Models:
                 continue
             names.setdefault(model.address, (model, []))[1].append(address)
         raise_errors(errors)
-        return [Chosen(model=model, asked=tuple(asked)) for model, asked in names.values()]
+        return [Chosen(model=model, requested=tuple(requested)) for model, requested in names.values()]
 
     def _pinned(self) -> list[Chosen] | None:
         pins = self._read_pins()
-        if pins is None or pins["finished"] or pins["asked"] != self._asked:
+        if pins is None or pins["finished"] or pins["requested"] != self._requested_names:
             return None
         chosen = []
         for pin in pins["models"]:
@@ -140,14 +145,14 @@ class Models:
                 return None
             if model.digest != pin["digest"]:
                 return None
-            chosen.append(Chosen(model=model, asked=tuple(pin["asked"])))
+            chosen.append(Chosen(model=model, requested=tuple(pin["requested"])))
         return chosen
 
     def _read_pins(self) -> Any:
-        keys: Mapping[str, type | tuple[type, ...]] = {"asked": (str, list), "finished": bool, "models": list}
+        keys: Mapping[str, type | tuple[type, ...]] = {"requested": (str, list), "finished": bool, "models": list}
         pins = files.read_state(self.pins, keys, remedy=_AGAIN)
         for pin in pins["models"] if pins else ():
-            if not isinstance(pin, dict) or not pin.keys() >= {"name", "version", "digest", "asked"}:
+            if not isinstance(pin, dict) or not pin.keys() >= {"name", "version", "digest", "requested"}:
                 raise DamagedError(self.pins, "its models are not as they were written", remedy=_AGAIN)
         return pins
 
@@ -211,7 +216,7 @@ class Evaluation:
         return Models(
             registry=self.registry,
             url=self.registry_url,
-            asked=self.config.models,
+            requested=self.config.models,
             pins=self.folder.path / "models.json",
         )
 
@@ -360,8 +365,8 @@ def _carry_out(evaluation: Evaluation, chosen: Sequence[Chosen], begun: datetime
 
     try:
         for one in chosen:
-            if len(one.asked) > 1:
-                emit("notice", {"text": f"{' and '.join(one.asked)} are the same model, {one.model.address}"})
+            if len(one.requested) > 1:
+                emit("notice", {"text": f"{' and '.join(one.requested)} are the same model, {one.model.address}"})
         work_list, failures = _work_list(evaluation, chosen)
         failures += carry_out(evaluation, work_list, emit) if work_list.models else []
         tasks = [task for task in work_list.tasks(evaluation.root) if task.results() is not None]

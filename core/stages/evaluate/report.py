@@ -9,6 +9,7 @@ from typing import Any
 
 from modelwright.core.api import files
 from modelwright.core.api.records import Example
+from modelwright.core.api.wording import printable
 from modelwright.core.stages.evaluate.results import RESULTS, SAMPLES, Collected
 from modelwright.core.stages.evaluate.suites import prompt_messages
 
@@ -65,7 +66,7 @@ def _parts(results: Mapping[str, Any], collected: Sequence[Collected]) -> Iterat
         yield _DIFFERENCES
         yield from _differences(results)
     yield "## Test sets"
-    yield "\n".join(_asked(suite) for suite in results["suites"])
+    yield "\n".join(_suite_line(suite) for suite in results["suites"])
     yield "## Verdicts"
     yield _verdicts(results)
     wrong = [one for one in collected if one.wrong]
@@ -127,7 +128,7 @@ def _differences(results: Mapping[str, Any]) -> Iterator[str]:
             [plain(model), figure_text(difference, signed=True), "no" if _holds_zero(difference) else "yes"]
             for model, difference in _from_leader(leader, compared)
         ]
-        columns = [f"{plain(suite)} {plain(metric)}", f"difference from {plain(leader)}", "told apart"]
+        columns = [f"{plain(suite)} {plain(metric)}", f"difference from {plain(leader)}", "significant"]
         yield table(columns, rows)
 
 
@@ -144,7 +145,7 @@ def _holds_zero(difference: Mapping[str, float]) -> bool:
     return difference["low"] <= 0 <= difference["high"]
 
 
-def _asked(suite: Mapping[str, Any]) -> str:
+def _suite_line(suite: Mapping[str, Any]) -> str:
     generation = suite["generation"]
     how = ["greedy"] if generation["temperature"] == 0 else [f"temperature {generation['temperature']:g}"]
     how += [f"{key} {generation[key]:g}" for key in ("top_p", "top_k") if generation[key] not in (0, 1.0)]
@@ -201,16 +202,7 @@ _FENCE = re.compile(r"`{3,}")
 
 def plain(text: str) -> str:
     """`text` on one line, every character of it shown as it is."""
-    return _SPECIAL.sub(r"\\\1", printable(text.replace("\n", " ")))
-
-
-def printable(text: str) -> str:
-    """Control characters, and those that turn the writing's direction, as escapes; line feeds and tabs stay."""
-    return "".join(char if char.isprintable() or char in "\n\t" else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
+    return _SPECIAL.sub(r"\\\1", printable(text.replace("\n", " "), keep="\t"))
 
 
 def cut(text: str, *, characters: int, lines: int) -> str:
@@ -222,9 +214,10 @@ def cut(text: str, *, characters: int, lines: int) -> str:
 
 def block(text: str) -> str:
     """`text` as a code block, fenced by more backticks than it has in a row."""
+    text = printable(text, keep="\n\t")
     longest = max((len(run) for run in _FENCE.findall(text)), default=2)
     fence = "`" * (longest + 1)
-    return f"{fence}text\n{printable(text)}\n{fence}"
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

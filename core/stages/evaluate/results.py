@@ -1,4 +1,4 @@
-r"""What an evaluation without a run leaves for programs: results.json and samples.jsonl.
+"""What an evaluation without a run leaves for programs: results.json and samples.jsonl.
 
 results.json, `schema` 1:
 
@@ -6,10 +6,11 @@ results.json, `schema` 1:
     version         Modelwright's
     begun, ended    in UTC, ISO 8601, of the command that wrote this
     seed            of everything random
-    models          [{address, name, version, digest, asked}]; asked: the addresses on the command line or in the file
+    models          [{address, name, version, digest, requested}]; requested: the addresses on the command line or in
+                    the file
     suites          [{name, path, format, options, metrics: {metric: {name, options, higher_is_better}}, limit,
                     samples, generation, data: [{file, digest}], examples}]; metric: the figure's name, such as
-                    `exact_match(ignore_case=true)`; options: all, defaults included; examples: how many were asked
+                    `exact_match(ignore_case=true)`; options: all, defaults included; examples: their number
     results         [{model, suite, examples, metrics: {metric: {value, low, high, n}}, verdicts: {metric: {verdict:
                     count}}, finishes: {finish: count}, generating_seconds}]
     comparisons     [{suite, metric, model, other, value, low, high, n}]: the figure of model less that of other, with
@@ -21,17 +22,8 @@ results.json, `schema` 1:
 Comparisons say whether one model is better than another: the difference of two figures on the same examples, with its
 95 % interval.
 Both models answered the same examples, so their scores go up and down together, and an interval of the difference that
-knows this is narrower than what two separate intervals suggest. With the figures $p_1, p_2$, their 95 % intervals
-$[l_1, u_1], [l_2, u_2]$ (those of the metric, for an accuracy Wilson's) and the correlation $r$ of the examples' scores
-(Pearson's; 0 where one of the models scores the same everywhere):
-
-    low  = p1 - p2 - sqrt((p1 - l1)^2 - 2 r (p1 - l1)(u2 - p2) + (u2 - p2)^2)
-    high = p1 - p2 + sqrt((u1 - p1)^2 - 2 r (u1 - p1)(p2 - l2) + (p2 - l2)^2)
-
-Sources: R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
-data", Statistics in Medicine 17 (1998), 2635-2650 (the score interval, there method 8); G. Y. Zou and A. Donner,
-"Construction of confidence limits about effect measures: a general approach", Statistics in Medicine 27 (2008),
-1693-1702, for figures that are not proportions.
+takes their correlation into account is narrower than what two separate intervals suggest. The formula and its sources
+are in `core.registry.compare.difference_interval`.
 """
 
 from __future__ import annotations
@@ -53,6 +45,7 @@ from modelwright.core.config.components import metric_with_options
 from modelwright.core.config.schema import EvalConfig, SuiteConfig
 from modelwright.core.config.structure import plain
 from modelwright.core.plugins import Plugins
+from modelwright.core.registry.compare import difference_interval
 from modelwright.core.registry.record import environment
 from modelwright.core.stages.evaluate.suites import suite_digests
 from modelwright.core.stages.evaluate.work_list import Chosen, Failure, Task
@@ -107,14 +100,9 @@ def difference(one: Measured, other: Measured) -> Difference:
     """
     if len(one.values) != len(other.values):
         raise ValueError(f"{len(one.values)} and {len(other.values)} scores cannot be paired")
-    first, second = one.figure, other.figure
-    r = correlation(one.values, other.values)
-    value = first.value - second.value
-    down = _joined(first.value - first.low, second.high - second.value, r)
-    up = _joined(first.high - first.value, second.value - second.low, r)
-    return Difference(
-        model=one.model, other=other.model, value=value, low=value - down, high=value + up, n=len(one.values)
-    )
+    value = one.figure.value - other.figure.value
+    low, high = difference_interval(one.figure, other.figure, correlation(one.values, other.values))
+    return Difference(model=one.model, other=other.model, value=value, low=low, high=high, n=len(one.values))
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> float:
@@ -152,10 +140,6 @@ def _of(model: str, compared: Sequence[Difference]) -> Iterator[int]:
             yield each.sign
         elif model == each.other:
             yield -each.sign
-
-
-def _joined(one: float, other: float, r: float) -> float:
-    return math.sqrt(max(0.0, one * one - 2 * r * one * other + other * other))
 
 
 def _finite(*measured: Measured) -> bool:
@@ -248,7 +232,7 @@ def describe(
                 "name": one.model.name,
                 "version": one.model.version,
                 "digest": one.model.digest,
-                "asked": list(one.asked),
+                "requested": list(one.requested),
             }
             for one in chosen
         ],

@@ -1,25 +1,33 @@
-"""The evaluate stage: a worker grades the registered model, its figures go to the registry."""
+"""The evaluate stage: a worker grades the registered model, its figures go to the registry.
+
+Below: how the models of several runs compare, such as those of a run file's variants.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from attrs import frozen
 
 from modelwright.core.api import files
 from modelwright.core.api.components import Registry
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.files import DamagedError
-from modelwright.core.api.records import Figure
+from modelwright.core.api.records import Figure, digest_json
 from modelwright.core.api.registry import ModelVersion
+from modelwright.core.config.components import metric_with_options
 from modelwright.core.models.adapters import adapter_base
 from modelwright.core.runs.stage import Run
 from modelwright.core.runs.supervisor import Following, WorkerDiedError, run_worker, worker_command
+from modelwright.core.stages.evaluate.results import Difference, Measured, differences
 from modelwright.core.stages.evaluate.work_list import (
     RESULTS,
     STAGE,
     VERSION,
     Failure,
     ListedModel,
+    Task,
     WorkList,
     add_failure,
     engine_origin,
@@ -92,6 +100,11 @@ class Evaluate:
             outputs["metrics"][task.suite] = results["metrics"]
         return outputs
 
+    @classmethod
+    def tasks(cls, run: Run) -> list[Task]:
+        """The run's model with each suite."""
+        return list(cls._work_list(run).tasks(run.folder.stage(cls.name)))
+
     @staticmethod
     def _work_list(run: Run) -> WorkList:
         registered = run.outputs("register")
@@ -153,3 +166,62 @@ def carry_out(run: Following, work_list: WorkList, emit: Emit) -> list[Failure]:
             add_failure(root, failure)
         else:
             return read_failures(root)
+
+
+@frozen(kw_only=True)
+class Ranking:
+    """The models of several runs on one suite by one metric.
+
+    Attributes:
+        suite: its name.
+        metric: its label.
+        leader: address of the model with the best figure.
+        others: the figure of each other model less the leader's, on the same examples; the best first.
+    """
+
+    suite: str
+    metric: str
+    leader: str
+    others: tuple[Difference, ...]
+
+
+def rank(runs: Sequence[Run]) -> Iterator[Ranking]:
+    """Compare the models of finished runs wherever two or more answered the same test set.
+
+    Raises:
+        DamagedError: samples are not what grading left there.
+    """
+    groups: dict[str, list[tuple[Run, str]]] = {}
+    for run in runs:
+        for suite, inputs in suites_inputs(of_run(run.config, run.outputs("register")["address"]), run.plugins).items():
+            groups.setdefault(digest_json([suite, inputs]), []).append((run, suite))
+    for group in groups.values():
+        if len(group) > 1:
+            yield from _rankings(group)
+
+
+def _rankings(group: Sequence[tuple[Run, str]]) -> Iterator[Ranking]:
+    first, suite = group[0]
+    scores = [_measured(run, suite) for run, _ in group]
+    for metric in scores[0]:
+        higher_is_better = metric_with_options(first.plugins, metric)[0].higher_is_better
+        ranked = sorted((one[metric] for one in scores), key=lambda one: one.figure.value, reverse=higher_is_better)
+        leader = ranked[0].model
+        compared = differences([*ranked[1:], ranked[0]])
+        others = tuple(each for each in compared if each.other == leader)
+        yield Ranking(suite=suite, metric=metric, leader=leader, others=others)
+
+
+def _measured(run: Run, suite: str) -> dict[str, Measured]:
+    """What a finished run's model scored on a suite, by metric."""
+    task = next(task for task in Evaluate.tasks(run) if task.suite == suite)
+    results = read_results(task.folder)
+    assert results is not None, "a finished evaluation has its results"
+    values: dict[str, list[float]] = {metric: [] for metric in results["metrics"]}
+    for row in files.read_rows(task.samples, ("scores",), remedy=f"remove {task.folder}, and evaluate again"):
+        for metric, score in row["scores"].items():
+            values[metric].append(score["value"])
+    return {
+        metric: Measured(model=task.model.address, figure=Figure(**figure), values=values[metric])
+        for metric, figure in results["metrics"].items()
+    }

@@ -61,7 +61,7 @@ def read_suite(suite: SuiteConfig, plugins: Plugins, *, seed: int) -> list[Examp
     """The examples of a test set.
 
     Raises:
-        UsageError: more answers are asked for than there is room for.
+        UsageError: more answers are requested than there is room for.
         ModelwrightError: a row cannot be read (a test set with holes gives figures that compare with nothing), or an
             example has nothing to ask or to grade against.
     """

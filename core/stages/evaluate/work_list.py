@@ -55,10 +55,10 @@ _LONGEST_NAME = 200
 
 @frozen(kw_only=True)
 class Chosen:
-    """A model version, and the addresses that asked for it."""
+    """A model version, and the addresses by which it was requested."""
 
     model: ModelVersion
-    asked: tuple[str, ...]
+    requested: tuple[str, ...]
 
 
 @frozen(kw_only=True)

@@ -40,8 +40,8 @@ class Story:
         sign: the sign of the operation.
         numbers: the pairs (a, b) to use.
         result: the operation.
-        told: what happens.
-        asked: the question.
+        facts: what happens.
+        question: what is wanted.
         because: what happens, as the first half of the solution's sentence.
         retold: what happens, in the words of the instructions.
         reasked: the question, in those words.
@@ -51,8 +51,8 @@ class Story:
     sign: str
     numbers: tuple[tuple[int, int], ...]
     result: Callable[[int, int], int]
-    told: str
-    asked: str
+    facts: str
+    question: str
     because: str
     retold: str
     reasked: str
@@ -76,8 +76,8 @@ STORIES = (
         sign="+",
         numbers=_SUMS,
         result=_add,
-        told="{name} has {a} {things} and gets {b} more.",
-        asked="How many {things} does {name} have now?",
+        facts="{name} has {a} {things} and gets {b} more.",
+        question="How many {things} does {name} have now?",
         because="{name} has {a} {things} and gets {b} more",
         retold="There are {a} {things} in the basket of {name}. A friend puts in {b} more.",
         reasked="Count the {things} in the basket.",
@@ -87,8 +87,8 @@ STORIES = (
         sign="+",
         numbers=_SUMS,
         result=_add,
-        told="{name} finds {a} {things} in the morning and {b} in the evening.",
-        asked="How many {things} does {name} find in all?",
+        facts="{name} finds {a} {things} in the morning and {b} in the evening.",
+        question="How many {things} does {name} find in all?",
         because="{name} finds {a} {things} and then {b}",
         retold="On Monday {name} paints {a} {things}. On Tuesday {name} paints {b} more.",
         reasked="Count the {things} with paint.",
@@ -98,8 +98,8 @@ STORIES = (
         sign="-",
         numbers=_DIFFERENCES,
         result=_subtract,
-        told="{name} has {a} {things} and gives away {b}.",
-        asked="How many {things} does {name} keep?",
+        facts="{name} has {a} {things} and gives away {b}.",
+        question="How many {things} does {name} keep?",
         because="{name} has {a} {things} and gives away {b}",
         retold="There are {a} {things} in the basket of {name}. A friend takes out {b}.",
         reasked="Count the {things} in the basket.",
@@ -109,8 +109,8 @@ STORIES = (
         sign="-",
         numbers=_DIFFERENCES,
         result=_subtract,
-        told="{name} takes {a} {things} to the market and sells {b}.",
-        asked="How many {things} are left?",
+        facts="{name} takes {a} {things} to the market and sells {b}.",
+        question="How many {things} are left?",
         because="{name} takes {a} {things} and sells {b}",
         retold="The shelf of {name} holds {a} {things}. In the night {b} fall down.",
         reasked="Count the {things} that stay up.",
@@ -120,8 +120,8 @@ STORIES = (
         sign="*",
         numbers=_PRODUCTS,
         result=_multiply,
-        told="{name} has {a} bags with {b} {things} in each.",
-        asked="How many {things} does {name} have in all?",
+        facts="{name} has {a} bags with {b} {things} in each.",
+        question="How many {things} does {name} have in all?",
         because="{name} has {a} bags of {b} {things}",
         retold="{name} has {a} boxes. Each box holds {b} {things}.",
         reasked="Count the {things} in the boxes.",
@@ -131,8 +131,8 @@ STORIES = (
         sign="*",
         numbers=_PRODUCTS,
         result=_multiply,
-        told="{name} buys {b} {things} on each of {a} days.",
-        asked="How many {things} does {name} buy in all?",
+        facts="{name} buys {b} {things} on each of {a} days.",
+        question="How many {things} does {name} buy in all?",
         because="{name} buys {b} {things} on each of {a} days",
         retold="In the garden of {name} are {a} rows. Each row has {b} {things}.",
         reasked="Count the {things} in the garden.",
@@ -162,8 +162,8 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """The problem itself: what happens and what is asked; no two problems have the same."""
-        return self.tell(f"{self.story.told} {self.story.asked}")
+        """The problem itself: the facts and the question; no two problems have the same."""
+        return self.tell(f"{self.story.facts} {self.story.question}")
 
 
 def parse_builtin(path: str) -> tuple[str, str] | None:

@@ -16,8 +16,9 @@ from modelwright.core.api import files
 from modelwright.core.api.components import Format, FormatSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.files import why_no_file, working_directory
+from modelwright.core.api.wording import printable
 from modelwright.core.config import ConfigError, Problem, SourceConfig
-from modelwright.core.config.errors import Invalid, dotted, printable, quoted
+from modelwright.core.config.errors import Invalid, dotted, quoted
 from modelwright.core.config.paths import Written
 from modelwright.core.config.structure import attributes_of, structure
 from modelwright.core.plugins import Plugins

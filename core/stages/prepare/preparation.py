@@ -263,7 +263,7 @@ def prepare_shards(run: Run, selection: ShardSelection) -> dict[str, Any]:
         ModelwrightError: it failed.
     """
     root = home.cache()
-    folder = run.folder.part(selection.number, selection.of)
+    folder = run.folder.shard(selection.number, selection.of)
     with files.failing_as(f"{folder.path} cannot be made"):
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.path.touch()  # the newest of these folders says how many jobs there are
@@ -325,7 +325,7 @@ def _prepare(run: Run, selection: ShardSelection, folder: RunFolder, cache: Cach
 
 def _unread(run: Run, missing: Sequence[int], shards: int) -> str:
     """The error of --merge if shards are missing: which jobs have to run first."""
-    of = run.folder.parts()
+    of = run.folder.shards()
     if of is None:
         which = "I/N for each I from 1 to N"
     else:

@@ -17,7 +17,7 @@ _LINGER_SECONDS = 10.0
 
 
 @frozen(kw_only=True)
-class Launched:
+class LauncherProcess:
     """One process of a launcher's, by its environment variables.
 
     Attributes:
@@ -38,7 +38,7 @@ class Launched:
         return f"process {self.rank} of {self.size}"
 
 
-def launched() -> Launched | None:
+def launcher_process() -> LauncherProcess | None:
     """The process that RANK, WORLD_SIZE and similar variables describe; None if it is the only one.
 
     Raises:
@@ -53,7 +53,7 @@ def launched() -> Launched | None:
             f"RANK is {rank!r}, WORLD_SIZE {size!r} and LOCAL_WORLD_SIZE {on_machine!r}: expected integers, and RANK "
             "below WORLD_SIZE; unset them if no launcher started this command"
         )
-    return Launched(
+    return LauncherProcess(
         rank=int(rank),
         size=int(size),
         on_machine=on_machine and int(on_machine),
@@ -63,7 +63,7 @@ def launched() -> Launched | None:
     )
 
 
-def check_launched(here: Launched, runs: Sequence[Run], only: str | None) -> None:
+def check_training_only(here: LauncherProcess, runs: Sequence[Run], only: str | None) -> None:
     """Refuse everything except the training of one run by a trainer that works in several processes.
 
     Args:
@@ -80,16 +80,18 @@ def check_launched(here: Launched, runs: Sequence[Run], only: str | None) -> Non
         )
     if len(runs) > 1:
         raise refusal(here, f"{len(runs)} variants", "choose one with --variant")
-    config = runs[0].config
-    if runs[0].plugins.get(TrainerSpec, config.train.trainer).launcher == "python":
+    if not runs[0].has("train"):
+        raise UsageError(f"{runs[0].config.name} has nothing to train: it sets train = false")
+    trainer = runs[0].config.training.trainer
+    if runs[0].plugins.get(TrainerSpec, trainer).launcher == "python":
         raise refusal(
             here,
-            f"a training with {config.train.trainer!r}, which runs in one process,",
+            f"a training with {trainer!r}, which runs in one process,",
             'set [train] trainer = "deepspeed", or start the command without the launcher',
         )
 
 
-def refusal(here: Launched, what: str, remedy: str) -> UsageError:
+def refusal(here: LauncherProcess, what: str, remedy: str) -> UsageError:
     """The error for anything that a launcher's processes cannot share."""
     return UsageError(
         f"a launcher started this command {here.size} times (WORLD_SIZE), and {what} cannot be split among these "
@@ -97,7 +99,7 @@ def refusal(here: Launched, what: str, remedy: str) -> UsageError:
     )
 
 
-def leave_to_the_first(here: Launched, error: ModelwrightError) -> int:
+def leave_to_the_first(here: LauncherProcess, error: ModelwrightError) -> int:
     """Let only the first process report an error that all of them have; returns the exit code of the others.
 
     Raises:

@@ -21,7 +21,7 @@ from modelwright.core.runs.allocation import Allocation, allocation
 from modelwright.core.runs.events import WORKER, EventTail
 from modelwright.core.runs.folder import RunFolder
 from modelwright.core.runs.supervisor import worker_command
-from modelwright.core.stages.train.external_launcher import Launched
+from modelwright.core.stages.train.external_launcher import LauncherProcess
 
 MODULE = "modelwright.core.stages.train.worker"
 # Ports at which the first process listens for other nodes, by the job's id; below the ports that systems assign.
@@ -81,14 +81,14 @@ def training_launch(
             *(sys.executable, "-m", "deepspeed.launcher.runner"),
             # A list of hosts in the launcher's default place belongs to another program.
             *("--hostfile", os.devnull),
-            *("--num_gpus", str(count), "--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
+            *("--num_gpus", str(count), "--master_addr", "127.0.0.1", "--master_port", str(free_port())),
             *_worker(folder),
         ],
         environment=environment,
     )
 
 
-def launch_of_one(folder: RunFolder, here: Launched) -> Launch:
+def launch_of_one(folder: RunFolder, here: LauncherProcess) -> Launch:
     """How this process starts its own process of a training, if a launcher started this command several times.
 
     The launcher's variables (RANK and similar) stay in the environment.
@@ -214,7 +214,8 @@ def gpu_count() -> int:
     return min(there, len(chosen) if "-1" not in chosen else chosen.index("-1"))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -35,7 +35,7 @@ from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.runs.folder import STOP_SIGNALS, RunFolder
 from modelwright.core.runs.status import Status
 from modelwright.core.runs.supervisor import POLL_SECONDS, ended_how, start_worker, stop_on_signals
-from modelwright.core.stages.train.external_launcher import Launched
+from modelwright.core.stages.train.external_launcher import LauncherProcess
 from modelwright.core.stages.train.launch import launch_of_one
 
 STAGE = "train"
@@ -97,13 +97,13 @@ class _Connection:
         self.socket.close()
 
 
-def _address_file(folder: RunFolder, here: Launched) -> Path:
+def _address_file(folder: RunFolder, here: LauncherProcess) -> Path:
     """The file in which the processes of this launch find the first one; another launch has another file."""
-    return folder.launched / f"{hashlib.sha256(here.port.encode()).hexdigest()[:16]}.json"
+    return folder.rendezvous / f"{hashlib.sha256(here.port.encode()).hexdigest()[:16]}.json"
 
 
 @contextlib.contextmanager
-def leading(folder: RunFolder, here: Launched) -> Iterator[First]:
+def leading(folder: RunFolder, here: LauncherProcess) -> Iterator[First]:
     """Be the first process: all of them end with the outcome of the `with` block.
 
     Raises:
@@ -125,7 +125,7 @@ def leading(folder: RunFolder, here: Launched) -> Iterator[First]:
 class First:
     """The first process, with its connections to the others."""
 
-    def __init__(self, folder: RunFolder, here: Launched) -> None:
+    def __init__(self, folder: RunFolder, here: LauncherProcess) -> None:
         self._folder, self._here = folder, here
         self._token = secrets.token_hex(32)
         self._others: dict[int, _Connection] = {}
@@ -138,7 +138,7 @@ class First:
             os.fchmod(file.fileno(), 0o600)  # anyone who knows the token can take part
             where = {"address": address, "port": self._server.getsockname()[1], "token": self._token}
             file.write(json.dumps(where).encode())
-        self._thread = threading.Thread(target=self._serve, name="launched", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="rendezvous", daemon=True)
         self._thread.start()
 
     def gather(self, notice: Callable[[str], None]) -> None:
@@ -254,7 +254,7 @@ class First:
                     failure.tell(f"{STAGE}: process {rank} of {self._here.size} {how}; see {log}")
 
 
-def _listen(here: Launched) -> tuple[socket.socket, str | None]:
+def _listen(here: LauncherProcess) -> tuple[socket.socket, str | None]:
     """A socket that the others can reach, and its address; None for MASTER_ADDR, as the others resolve it."""
     if here.on_machine == here.size:
         return socket.create_server(("127.0.0.1", 0), backlog=here.size), "127.0.0.1"
@@ -264,7 +264,7 @@ def _listen(here: Launched) -> tuple[socket.socket, str | None]:
     return socket.create_server(("", 0), family=family, backlog=here.size, dualstack_ipv6=both), None
 
 
-def follow(folder: RunFolder, here: Launched) -> int:
+def follow(folder: RunFolder, here: LauncherProcess) -> int:
     """Be one of the other processes: train when the first one says so; returns the exit code.
 
     Of the run's files, this writes only the log and requests to stop.
@@ -286,7 +286,7 @@ def follow(folder: RunFolder, here: Launched) -> int:
     return code
 
 
-def _find(folder: RunFolder, here: Launched) -> _Connection:
+def _find(folder: RunFolder, here: LauncherProcess) -> _Connection:
     """Connect to the first process once it is there; the file of an earlier launch leads nowhere."""
     file, give_up = _address_file(folder, here), time.monotonic() + CONNECT_SECONDS
     while time.monotonic() < give_up:
@@ -309,7 +309,7 @@ def _find(folder: RunFolder, here: Launched) -> _Connection:
     )
 
 
-def _train(folder: RunFolder, here: Launched, first: _Connection) -> dict[str, Any] | None:
+def _train(folder: RunFolder, here: LauncherProcess, first: _Connection) -> dict[str, Any] | None:
     """Run this process's part of the training; returns the first process's last message.
 
     Raises:

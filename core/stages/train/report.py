@@ -88,7 +88,7 @@ def _lines(events: Sequence[Event]) -> Iterator[str]:
             yield f"| {name} | {value} |"
     yield ""
     yield (
-        "Losses are means over supervised tokens, in nats. MFU (model FLOPs utilization) is the model's own arithmetic "
+        "Losses are means over trained tokens, in nats. MFU (model FLOPs utilization) is the model's own arithmetic "
         "(6 operations per weight and token, plus causal attention) as a share of what the device reaches in "
         "multiplying matrices."
     )

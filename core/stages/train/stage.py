@@ -16,7 +16,7 @@ from modelwright.core.config import to_plain
 from modelwright.core.runs.events import read_events
 from modelwright.core.runs.stage import Run
 from modelwright.core.runs.supervisor import WorkerDiedError, run_worker
-from modelwright.core.stages.train.external_launcher import launched
+from modelwright.core.stages.train.external_launcher import launcher_process
 from modelwright.core.stages.train.launch import (
     KILLED,
     Launch,
@@ -52,7 +52,7 @@ class Train:
         values = to_plain(run.config)
         # The template's text is in the tokenizer that made the tokens; its path does not matter.
         model = {key: value for key, value in values["model"].items() if key != "chat_template"}
-        spec = run.plugins.get(TrainerSpec, run.config.train.trainer)
+        spec = run.plugins.get(TrainerSpec, run.config.training.trainer)
         adapter = {"adapter": values["adapter"]} if "adapter" in values else {}
         return adapter | {
             "version": VERSION,
@@ -86,7 +86,7 @@ class Train:
         """
         prepared = run.outputs("prepare")
         packs = prepared["packs"]
-        run.config.train.sequences_in_a_step(packs["packs"] if packs else prepared["rows"])
+        run.config.training.sequences_in_a_step(packs["packs"] if packs else prepared["rows"])
         folder = run.folder.stage(self.name)
         order = _read_order(folder)
         if order is None or order["fingerprint"] != fingerprint:
@@ -112,8 +112,8 @@ class Train:
 
 def _launch(run: Run, emit: Callable[[str, Mapping[str, Any]], None]) -> Launch:
     """How this runner starts the training, or only its own process of it if a launcher started several runners."""
-    settings = run.config.train
-    here = launched() if run.gather else None
+    settings = run.config.training
+    here = launcher_process() if run.gather else None
     if here is None:
         spec = run.plugins.get(TrainerSpec, settings.trainer)
         return training_launch(run.folder, spec.launcher, settings.processes, run.config.cluster)

@@ -94,7 +94,7 @@ def _aside(run: Run, path: Path) -> Run:
     """A short version of the run's training, in a folder of its own."""
     # A fixed length, so that any training is long enough for the kills, and nothing that could end it earlier.
     train = evolve(
-        run.config.train, max_steps=STEPS, epochs=None, checkpoint_every=CHECKPOINT_EVERY, early_stopping=None
+        run.config.training, max_steps=STEPS, epochs=None, checkpoint_every=CHECKPOINT_EVERY, early_stopping=None
     )
     config = evolve(run.config, train=train)
     folder = RunFolder(path, f"{run.config.name}:{path.name}")
@@ -160,7 +160,7 @@ def _compare(through: Run, killed: Run, kills: int) -> Verification:
         same_losses=same("loss"),
         same_bytes=same_bytes,
         relative_difference=0.0 if same_bytes else _difference(one, other),
-        exact_promised=on_cpu and not through.config.train.compile,
+        exact_promised=on_cpu and not through.config.training.compile,
     )
 
 

@@ -40,7 +40,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
         base = Path(order["base"]["folder"])
         if worker.place.rank == 0 and (gguf := dequantized_from(base)):
             worker.emit("notice", {"text": f"the base is a GGUF: {Dequantized(folder=base, **gguf)}"})
-    trainer = worker.plugins.get(TrainerSpec, config.train.trainer).create(config.train.options)
+    settings = config.training
+    trainer = worker.plugins.get(TrainerSpec, settings.trainer).create(settings.options)
     trained = trainer.train(
         Job(
             folder=folder,
@@ -48,7 +49,7 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             output=folder / "model",
             tokens=prepared / "train",
             holdout=prepared / "holdout" if config.data.holdout.fraction else None,
-            settings=config.train,
+            settings=settings,
             adapter=config.adapter,
             vocabulary=_vocabulary(worker, base),
             hub=_hub_name(order["base"]),
@@ -68,12 +69,11 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
     model = folder / "model"
     if not (model / "config.json").is_file() or not list(model.glob("*.safetensors")):
         raise ModelwrightError(
-            f"trainer {config.train.trainer!r} finished without a model: expected config.json and *.safetensors in "
-            f"{model}"
+            f"trainer {settings.trainer!r} finished without a model: expected config.json and *.safetensors in {model}"
         )
     if config.adapter is not None and not (model / ADAPTER_CONFIG).is_file():
         raise ModelwrightError(
-            f"trainer {config.train.trainer!r} finished without an adapter: expected {ADAPTER_CONFIG} in {model}"
+            f"trainer {settings.trainer!r} finished without an adapter: expected {ADAPTER_CONFIG} in {model}"
         )
     _finish(worker, model, base, renderer, order["base"])
     manifest = files.folder_manifest(model)

@@ -99,8 +99,8 @@ def _member(line: str, comment: str, choice: str) -> tuple[str, str, str] | None
 def _service(part: _Part) -> str:
     rows = []
     for name, types, comment in part.members:
-        asked, given = types.split(" → ")
-        arrow = f"{_linked(asked)} → {'stream of ' if given.startswith('stream ') else ''}{_linked(given.split()[-1])}"
+        sent, given = types.split(" → ")
+        arrow = f"{_linked(sent)} → {'stream of ' if given.startswith('stream ') else ''}{_linked(given.split()[-1])}"
         rows.append((code(name), arrow, comment))
     return page(f"## {code(part.name)}", part.comment, table(("method", "request → response", "what it does"), rows))
 

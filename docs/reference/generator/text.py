@@ -84,13 +84,13 @@ def _cell(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """Text as it stands; empty stays empty."""
+    """Unchanged text; empty stays empty."""
     fence = "``" if "`" in text else "`"
     return f"{fence}{text}{fence}" if text else ""
 
 
 def plain(text: str) -> str:
-    """Text that is no Markdown, shown as it stands."""
+    """Text that is not Markdown, shown unchanged."""
     return re.sub(r"([\\`*<>\[\]|])", r"\\\1", text)
 
 

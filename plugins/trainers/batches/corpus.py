@@ -88,9 +88,9 @@ class SequenceOrder:
 
 
 class Corpus:
-    """The sequences of a token folder that have supervised tokens.
+    """The sequences of a token folder that have trained tokens.
 
-    A row without a supervised token is left out, also from its pack; so is a pack of such rows only.
+    A row without a trained token is left out, also from its pack; so is a pack of such rows only.
 
     Attributes:
         path: the folder.
@@ -107,16 +107,16 @@ class Corpus:
         self.path = path
         self._folder = TokenFolder(path)
         packs = self._folder.packs
-        lengths, supervised = self._folder.lengths(), self._folder.supervised()
-        self._supervises = supervised > 0
-        self._row_lengths = lengths = np.where(self._supervises, lengths, 0)
-        rows = self._supervises.astype(np.int32)
+        lengths, trained_tokens = self._folder.lengths(), self._folder.trained_tokens()
+        self._has_trained_tokens = trained_tokens > 0
+        self._row_lengths = lengths = np.where(self._has_trained_tokens, lengths, 0)
+        rows = self._has_trained_tokens.astype(np.int32)
 
         def per_sequence(values: NDArray[np.int32]) -> NDArray[np.int64]:
             return values.astype(np.int64) if packs is None else packs.sums(values)
 
-        self._lengths, self._supervised, self._documents = map(per_sequence, (lengths, supervised, rows))
-        self.sequences: Numbers = np.flatnonzero(self._supervised)
+        self._lengths, self._trained_tokens, self._documents = map(per_sequence, (lengths, trained_tokens, rows))
+        self.sequences: Numbers = np.flatnonzero(self._trained_tokens)
         self.examples = int(self._documents.sum())
         self.skipped = len(self._folder) - self.examples
         self.tokens = int(self._lengths.sum())
@@ -130,9 +130,9 @@ class Corpus:
         """The sequences among these that hold several documents."""
         return sequences[self._documents[sequences] > 1]
 
-    def supervised(self, sequences: Numbers) -> int:
-        """The number of supervised tokens in these sequences."""
-        return int(self._supervised[sequences].sum())
+    def trained_tokens(self, sequences: Numbers) -> int:
+        """The number of trained tokens in these sequences."""
+        return int(self._trained_tokens[sequences].sum())
 
     def assignments(
         self,
@@ -161,18 +161,18 @@ class Corpus:
         return self.sequences[np.argsort(-self._lengths[self.sequences], kind="stable")[:count]]
 
     def varied(self) -> list[TokenRow]:
-        """The shortest row with supervised tokens, the longest, and one between; empty if there is no such row."""
-        rows = np.flatnonzero(self._supervises)
+        """The shortest row with trained tokens, the longest, and one between; empty if there is no such row."""
+        rows = np.flatnonzero(self._has_trained_tokens)
         if not len(rows):
             return []
         ordered = rows[np.argsort(self._row_lengths[rows], kind="stable")].tolist()
         return [self._folder[row] for row in (ordered[0], ordered[-1], ordered[len(ordered) // 2])]
 
     def documents(self, sequence: int) -> list[TokenRow]:
-        """Read the rows of a sequence that have supervised tokens."""
+        """Read the rows of a sequence that have trained tokens."""
         packs = self._folder.packs
         rows = [sequence] if packs is None else packs[sequence].tolist()
-        return [self._folder[row] for row in rows if self._supervises[row]]
+        return [self._folder[row] for row in rows if self._has_trained_tokens[row]]
 
     def batches(
         self, assignments: Sequence[Assignment], after: Assignment | None = None

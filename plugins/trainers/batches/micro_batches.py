@@ -106,7 +106,7 @@ def _filling_end_to_end(lengths: NDArray[np.int64], tokens: int, ranks: int) -> 
 class MicroBatch:
     """Sequences that go through the model together, padded on the right.
 
-        input_ids       a  b  c  d  e  f  0  0  0      a pack of two documents; c, e and f are supervised
+        input_ids       a  b  c  d  e  f  0  0  0      a pack of two documents; c, e and f are trained
                         g  h  i  j  k  l  m  n  o      a row, which is one document
         position_ids    0  1  2  0  1  2  0  1  2      padding is one or more documents of its own
                         0  1  2  3  4  5  6  7  8
@@ -120,9 +120,9 @@ class MicroBatch:
             if there are `position_ids`, which separate the padding from the rest.
         position_ids: int64 `[sequences, length]`, each token's place in its document. None if every sequence is a
             single document in a row of its own.
-        positions: int64 `[supervised]`, places in the flattened `input_ids` at which the next token is predicted.
-        targets: int64 `[supervised]`, those next tokens.
-        sources: int64 `[supervised]`, the number of the source of each target.
+        positions: int64 `[trained]`, places in the flattened `input_ids` at which the next token is predicted.
+        targets: int64 `[trained]`, those next tokens.
+        sources: int64 `[trained]`, the number of the source of each target.
         tokens: number of tokens, without padding.
     """
 
@@ -151,7 +151,7 @@ def collate(
 ) -> MicroBatch:
     """Lay the documents of each sequence end to end, and pad the sequences to the longest of them.
 
-    A token is supervised if its row marks it as `trained`, except for the first of a row, which nothing predicts.
+    A token is trained if its row marks it as `trained`, except for the first of a row, which nothing predicts.
 
     Args:
         sequences: the rows of each.
@@ -164,7 +164,7 @@ def collate(
     longest = max(len(row.input_ids) for sequence in sequences for row in sequence)
     width = round_size(lengths).max() if end_to_end else lengths.max()
     input_ids = np.zeros((len(sequences), width), dtype=np.int64)
-    supervised = np.zeros(input_ids.shape, dtype=np.bool_)
+    is_trained = np.zeros(input_ids.shape, dtype=np.bool_)
     position_ids = np.zeros_like(input_ids)
     source_of = np.zeros_like(input_ids)
     for index, sequence in enumerate(sequences):
@@ -172,13 +172,13 @@ def collate(
         for row in sequence:
             end = start + len(row.input_ids)
             input_ids[index, start:end] = row.input_ids
-            supervised[index, start + 1 : end] = row.trained[1:]
+            is_trained[index, start + 1 : end] = row.trained[1:]
             position_ids[index, start:end] = np.arange(end - start)
             source_of[index, start:end] = (sources or {}).get(row.source, 0)
             start = end
         # A model with learned positions may have none beyond the longest row.
         position_ids[index, start:] = np.arange(input_ids.shape[1] - start) % longest
-    predicted = np.flatnonzero(supervised)
+    predicted = np.flatnonzero(is_trained)
     packed = end_to_end or any(len(sequence) > 1 for sequence in sequences)
     mask = np.arange(input_ids.shape[1]) < lengths[:, None]
     return MicroBatch(

@@ -4,7 +4,7 @@ A model that mixes documents trains without any error, and learns to answer one 
 
 - Does a document have the same logits as alone? This finds positions that go on from the document before.
 - Does a change in one document leave the logits of the others as they were? This finds attention across documents, and
-  a state that runs on through the sequence (Mamba's), whatever the positions are. Both passes have the same shape and
+  a state that ignores the positions and runs on through the sequence (Mamba's). Both passes have the same shape and
   round alike, so the tolerance can be small in any precision.
 
 `check_isolation` refuses a model that mixes the documents of packs. `lay_end_to_end` finds out whether all sequences of
@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from modelwright.core.api import ModelwrightError, TokenRow
 from modelwright.plugins.trainers.batches.micro_batches import MicroBatch, collate
 from modelwright.plugins.trainers.model.attention import DOCUMENT_ATTENTION, attention_of
-from modelwright.plugins.trainers.model.loss import SupervisedLogits
+from modelwright.plugins.trainers.model.loss import TrainedLogits
 
 # In float32, relative to the largest logit (at least 1): sums are off by about 1e-7, which adds up over the layers.
 TOLERANCE = 1e-5
@@ -64,7 +64,7 @@ class _Document:
     flat: NDArray[np.int64]
 
 
-def check_isolation(strategy: Computes, logits: SupervisedLogits, packs: Sequence[Sequence[TokenRow]]) -> None:
+def check_isolation(strategy: Computes, logits: TrainedLogits, packs: Sequence[Sequence[TokenRow]]) -> None:
     """Check that a model keeps the documents of these packs apart; weights and random states stay as they are.
 
     Args:
@@ -85,7 +85,7 @@ def check_isolation(strategy: Computes, logits: SupervisedLogits, packs: Sequenc
         _check_alone(strategy, logits, documents, together)
 
 
-def same_as_alone(strategy: Computes, logits: SupervisedLogits, rows: Sequence[TokenRow], *, attention: str) -> bool:
+def same_as_alone(strategy: Computes, logits: TrainedLogits, rows: Sequence[TokenRow], *, attention: str) -> bool:
     """Set a model's attention; returns whether rows laid end to end have the logits that each had alone before.
 
     And whether the logits of each row stay the same when the others are changed.
@@ -131,7 +131,7 @@ def _compared_documents(packs: Sequence[Sequence[TokenRow]]) -> list[_Document]:
 
 
 def _logits(
-    strategy: Computes, logits: SupervisedLogits, batch: MicroBatch, documents: Sequence[_Document]
+    strategy: Computes, logits: TrainedLogits, batch: MicroBatch, documents: Sequence[_Document]
 ) -> list[torch.Tensor]:
     """The logits of each document at its places in the batch, float32 `[places, vocabulary]`."""
     places = torch.from_numpy(np.concatenate([document.flat for document in documents])).to(strategy.device)
@@ -156,13 +156,13 @@ def _apart(strategy: Computes, one: torch.Tensor, other: torch.Tensor, *, lower:
     return None if alike else difference.max().item()
 
 
-def _alone(strategy: Computes, logits: SupervisedLogits, document: _Document) -> torch.Tensor:
+def _alone(strategy: Computes, logits: TrainedLogits, document: _Document) -> torch.Tensor:
     (found,) = _logits(strategy, logits, collate([[document.row]]), [evolve(document, flat=document.places)])
     return found
 
 
 def _check_alone(
-    strategy: Computes, logits: SupervisedLogits, documents: Sequence[_Document], together: Sequence[torch.Tensor]
+    strategy: Computes, logits: TrainedLogits, documents: Sequence[_Document], together: Sequence[torch.Tensor]
 ) -> None:
     for document, packed in zip(documents, together, strict=True):
         alone = _alone(strategy, logits, document)
@@ -176,7 +176,7 @@ def _check_alone(
 
 def _check_changes(
     strategy: Computes,
-    logits: SupervisedLogits,
+    logits: TrainedLogits,
     packs: Sequence[Sequence[TokenRow]],
     documents: Sequence[_Document],
     together: Sequence[torch.Tensor],
@@ -225,7 +225,7 @@ class _WithoutAutocast:
 
 def lay_end_to_end(
     strategy: Computes,
-    logits: SupervisedLogits,
+    logits: TrainedLogits,
     rows: Sequence[TokenRow],
     *,
     requested: str,

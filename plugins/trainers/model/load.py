@@ -140,11 +140,8 @@ def _reason(error: Exception) -> str:
 def _has_weights(folder: Path) -> bool:
     if has_weights(folder):
         return True
-    if others := other_weights(folder):
-        raise UsageError(
-            f"{folder}: its weights are in {', '.join(others)}, and only safetensors are read (a pickle can run any "
-            "code): save the model with save_pretrained() of a recent transformers first"
-        )
+    if problem := other_weights(folder):
+        raise UsageError(f"{folder}: {problem}")
     return False
 
 

@@ -1,4 +1,4 @@
-"""From a micro-batch to its loss. This is the one place where a trainer calls its model (`SupervisedLogits`).
+"""From a micro-batch to its loss. This is the one place where a trainer calls its model (`TrainedLogits`).
 
 The logits of a whole batch are never in memory. With a vocabulary of V, the logits of n tokens and their gradient take
 8 · n · V bytes in float32; at 8,192 tokens and 150,000 words that is ten times the model. So the cross-entropy is
@@ -27,7 +27,7 @@ from modelwright.plugins.trainers.model.attention import model_inputs
 
 # Maximum number of logits in a chunk: 32 MiB in float32, small beside a model and large beside a kernel call.
 CHUNK = 1 << 23
-# On a CPU 8 MiB, which stay in its caches from one pass over them to the next; but at least so many tokens that reading
+# On a CPU 8 MiB, which stay in its caches from one pass over them to the next; but at least enough tokens that reading
 # the weight matrix for each chunk does not take longer than the product.
 CHUNK_ON_CPU, LEAST_ON_CPU = 1 << 21, 256
 
@@ -134,8 +134,8 @@ def chunked_loss(
     return loss
 
 
-class SupervisedLogits:
-    """Makes a model compute logits at supervised positions only; logits of all positions would fill the memory first.
+class TrainedLogits:
+    """Makes a model compute logits at trained positions only; logits of all positions would fill the memory first.
 
     A hook on the output layer selects the positions before the layer runs, so that everything a model does to its
     logits afterwards (scaling, capping) still happens. If that is a scaling or nothing, even the selected logits are
@@ -183,10 +183,10 @@ class SupervisedLogits:
         return self._logits(batch, positions)[0]
 
     def summed_loss(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cross-entropy over the supervised tokens of a micro-batch, in nats, float32.
+        """The cross-entropy over the trained tokens of a micro-batch, in nats, float32.
 
         Returns:
-            The sum, a scalar with a gradient; and the value for each token, `[supervised]`, without one.
+            The sum, a scalar with a gradient; and the value for each token, `[trained]`, without one.
         """
         if not self._probed:
             self._scale = self._probe(batch)

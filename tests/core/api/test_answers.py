@@ -38,7 +38,7 @@ from modelwright.core.api.answers import THINK_CLOSE, THINK_OPEN, ThinkingSplitt
     ],
 )
 def test_a_text_is_parted_at_its_tags(text, inside, thinking, answer):
-    """Thinking stands first; a text without it is the answer as it is; thinking that is never closed is no answer."""
+    """Thinking comes first; a text without it is the answer itself; thinking that is never closed is not an answer."""
     assert split_thinking(text, inside=inside) == (thinking, answer)
 
 

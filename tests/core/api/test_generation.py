@@ -21,7 +21,7 @@ def test_an_answer_adds_up_its_deltas():
     assert output.logprobs == (-0.5, -0.25, -1.0)
 
 
-def test_an_answer_without_its_last_delta_is_no_output():
+def test_an_answer_without_its_last_delta_is_not_an_output():
     """A stream that was cut short is not taken for an answer."""
     answer = Answer()
     answer.add(Delta(text="It"))

@@ -38,7 +38,7 @@ def test_an_example_comes_back_from_json_as_it_was(example):
 
 @given(EXAMPLES, TEXT)
 def test_the_id_is_of_the_content_alone(example, other):
-    """Source and meta may differ; what is learnt may not."""
+    """Source and meta may differ; what is trained may not."""
     same = Example(
         messages=example.messages, answer=example.answer, choices=example.choices, text=example.text, source=other
     )

@@ -29,7 +29,7 @@ TOKENS = (
     ),
     *("<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<think>", "</think>", "<tool_call>"),
 )
-# Whole control tokens, pieces of them, and what stands beside them.
+# Whole control tokens, pieces of them, and text beside them.
 typed = st.lists(
     st.one_of(
         st.sampled_from(TOKENS),
@@ -69,7 +69,7 @@ def count_controls(native, special_tokens, tags):
 @pytest.mark.parametrize("template", TEMPLATES)
 @settings(max_examples=12, deadline=None)
 @given(said=typed, answered=typed)
-def test_whatever_someone_types_the_control_tokens_are_the_templates(
+def test_the_control_tokens_are_the_templates_despite_anything_typed(
     make_renderer, count_controls, template, kind, said, answered
 ):
     """Prompt and training example have exactly the control tokens that they have with harmless content."""
@@ -197,7 +197,7 @@ def test_thinking_that_the_template_reads_out_of_an_answer_is_its_own(make_rende
     assert (tokens.count("<think>"), tokens.count("</think>"), tokens.count("<|im_end|>")) == (1, 1, 2)
 
 
-def test_what_is_no_control_token_stays_a_token(make_folder, tmp_path, native):
+def test_a_token_that_does_not_control_stays_a_token(make_folder, tmp_path, native):
     """An added word that the template does not write is part of the vocabulary, in content too."""
     from tokenizers import AddedToken, Tokenizer
 

@@ -32,17 +32,17 @@ def renderer_with(make_folder, tmp_path):
     )
 
 
-def learnt(renderer, rendered):
+def trained_texts(renderer, rendered):
     """The runs of trained tokens, as they are written."""
     runs = itertools.groupby(zip(rendered.ids, rendered.trained, strict=True), key=lambda pair: pair[1])
     return [renderer.spell([number for number, _ in run]) for trained, run in runs if trained]
 
 
-def test_without_an_end_of_sequence_token_the_templates_own_end_is_learnt(renderer_with):
+def test_without_an_end_of_sequence_token_the_templates_own_end_is_trained(renderer_with):
     """It is found by rendering, and stops generations."""
     renderer = renderer_with(read_template("chatml"), eos_token=None)
     (rendered,) = renderer.train(Example(messages=TALK))
-    assert learnt(renderer, rendered) == ["It is 4.<|im_end|>"]
+    assert trained_texts(renderer, rendered) == ["It is 4.<|im_end|>"]
     assert rendered.anomalies == ()
     assert {renderer.spell([number]) for number in renderer.stop_token_ids} == {"<|im_end|>"}
 
@@ -62,13 +62,13 @@ def test_plain_text_that_nothing_can_end_is_reported(renderer_with):
     assert all(rendered.trained)
 
 
-def test_an_end_token_that_also_pads_is_learnt_all_the_same(renderer_with):
+def test_an_end_token_that_also_pads_is_still_trained(renderer_with):
     """Tokens are masked by their place, never by their id."""
     template = "{% for m in messages %}[{{ m.role[0] | upper }}]{{ m.content + eos_token }}{% endfor %}"
     renderer = renderer_with(template + "{{ '[A]' if add_generation_prompt }}", pad_token="</s>")
     assert renderer.special_ids["pad_token"] == renderer.special_ids["eos_token"]
     (rendered,) = renderer.train(Example(messages=TALK * 2))
-    assert learnt(renderer, rendered) == ["It is 4.</s>"] * 2
+    assert trained_texts(renderer, rendered) == ["It is 4.</s>"] * 2
     assert [span.kind for span in rendered.spans] == ["answer", "end"] * 2
     (text,) = renderer.train(Example(text="hello"))
     assert text.trained[-1]
@@ -77,30 +77,30 @@ def test_an_end_token_that_also_pads_is_learnt_all_the_same(renderer_with):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("turns", ["all", "last", "split"])
 def test_a_conversation_may_begin_with_the_assistant(make_renderer, kind, turns):
-    """Its first turn has a header, which is not learnt."""
+    """Its first turn has a header, which is not trained."""
     renderer = make_renderer("chatml", kind)
     messages = (assistant("fox"), *TALK)
     several = renderer.train(Example(messages=messages), turns)
-    found = ["".join(text.split()) for rendered in several for text in learnt(renderer, rendered)]
+    found = ["".join(text.split()) for rendered in several for text in trained_texts(renderer, rendered)]
     assert found == ["fox<|im_end|>", "Itis4.<|im_end|>"][turns == "last" :]
     assert {rendered.anomalies for rendered in several} == {()}
 
 
 def test_two_users_in_a_row_are_both_context(make_renderer):
-    """And two answers in a row are both learnt, each after a header of its own."""
+    """And two answers in a row are both trained, each after a header of its own."""
     renderer = make_renderer("chatml")
     (rendered,) = renderer.train(Example(messages=(user("a"), user("b"), assistant("fox"), assistant("dog"))))
-    assert learnt(renderer, rendered) == ["fox<|im_end|>", "dog<|im_end|>"]
+    assert trained_texts(renderer, rendered) == ["fox<|im_end|>", "dog<|im_end|>"]
     assert rendered.anomalies == ()
     with pytest.raises(RowError, match="roles must alternate"):
         make_renderer("gemma").train(Example(messages=(user("a"), user("b"), assistant("fox"))))
 
 
-def test_silence_is_learnt_where_its_place_is_known_and_else_reported(make_renderer):
+def test_silence_is_trained_if_its_place_is_known_and_reported_otherwise(make_renderer):
     """R1's history lacks the `<think>` that its prompt opens; of a template without headers nothing is known."""
     renderer = make_renderer("r1")
     (rendered,) = renderer.train(Example(messages=(user("a"), assistant(""), user("b"), assistant(" "))))
-    assert learnt(renderer, rendered) == ["</s>", " </s>"]
+    assert trained_texts(renderer, rendered) == ["</s>", " </s>"]
     assert rendered.anomalies == ()
     bare = make_renderer("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
     (rendered,) = bare.train(Example(messages=(user("a"), assistant(""))))
@@ -109,11 +109,13 @@ def test_silence_is_learnt_where_its_place_is_known_and_else_reported(make_rende
 
 @pytest.mark.parametrize("template", ["chatml", "gemma", "qwen3", "r1", "channels"])
 def test_an_unclosed_tag_in_an_answer_is_text(make_renderer, template):
-    """It opens no thinking, and is no control token: the whole answer is learnt, to its end."""
+    """It opens no thinking, and is not a control token: the whole answer is trained, to its end."""
     renderer = make_renderer(template)
     (rendered,) = renderer.train(Example(messages=(user("hello"), assistant("<think>two and two"))))
     (plain,) = renderer.train(Example(messages=(user("hello"), assistant("Xtwo and two"))))
-    assert learnt(renderer, rendered) == [text.replace("X", "<think>") for text in learnt(renderer, plain)]
+    assert trained_texts(renderer, rendered) == [
+        text.replace("X", "<think>") for text in trained_texts(renderer, plain)
+    ]
     assert rendered.anomalies == plain.anomalies == ()
     assert [span.kind for span in rendered.spans] == [span.kind for span in plain.spans]
 
@@ -138,13 +140,13 @@ def test_a_missing_end_token_is_reported_for_each_kind_of_turn(make_renderer):
 
 
 def test_the_token_that_opens_the_next_question_ends_no_answer(make_renderer):
-    """Learnt as an end, it would make the model ask the next question itself, since no generation stops there."""
+    """Trained as an end, it would make the model ask the next question itself, since no generation stops there."""
     renderer = make_renderer(
         "{% for m in messages %}{{ ('[U]' if m.role == 'user' else '[A]') + m.content }}{% endfor %}"
         "{{ '[A]' if add_generation_prompt else eos_token }}"
     )
     (rendered,) = renderer.train(Example(messages=TALK * 2))
-    assert learnt(renderer, rendered) == ["It is 4.", "It is 4.</s>"]
+    assert trained_texts(renderer, rendered) == ["It is 4.", "It is 4.</s>"]
     assert rendered.anomalies == ("end-missing",)
 
 
@@ -165,12 +167,12 @@ def test_a_template_that_is_none_is_named_with_its_line(make_folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["byte_level", "unigram", "llama2"])
 def test_nul_bytes_are_text(make_renderer, kind):
-    """Anywhere, in every field; the same places are learnt."""
+    """Anywhere, in every field; the same places are trained."""
     renderer = make_renderer("qwen3", kind)
     messages = (Message(role="system", content="\0"), user("hel\0lo"), assistant("\0It\0 is 4.\0", thinking="t\0"))
     (rendered,) = renderer.train(Example(messages=messages))
     assert rendered.anomalies == ()
-    (text,) = learnt(renderer, rendered)
+    (text,) = trained_texts(renderer, rendered)
     assert text.count("\0") == 4
     assert "".join(text.split()) == "<think>t\0</think>\0It\0is4.\0<|im_end|>"
     assert renderer.decode(renderer.encode("a\0b")) == "a\0b"
@@ -193,7 +195,7 @@ CALL = r'[{"type": "function", "function": {"name": "add", "arguments": {"a": "\
     ids=["asked", "answered", "thought", "argument", "name", "tools", "beside a control token"],
 )
 def test_a_lone_surrogate_is_named_wherever_it_is(make_renderer, messages, tools):
-    """It is no character, so that no tokenizer has a token for it: the row is rejected, a prompt refused."""
+    """It is not a character, so that no tokenizer has a token for it: the row is rejected, a prompt refused."""
     renderer = make_renderer("qwen3")
     for turns in ("all", "last", "split"):
         with pytest.raises(RowError, match=r"lone surrogate, U\+D[8F]"):
@@ -215,7 +217,7 @@ def test_a_message_that_the_template_leaves_out_is_reported(make_renderer):
     ):
         (rendered,) = renderer.train(Example(messages=(Message(role=role, content=content), *TALK)))
         assert rendered.anomalies == expected
-        assert learnt(renderer, rendered) == ["It is 4.</s>"]
+        assert trained_texts(renderer, rendered) == ["It is 4.</s>"]
 
 
 # Nothing of the tokenizer's: where a prompt ends without a space, some answers share its last token and some do not.
@@ -251,6 +253,6 @@ def test_masked_thinking_does_not_hide_where_the_prompt_ends(make_renderer):
     messages = (user("hello"), assistant("fox", thinking="It is", train_thinking=False))
     (rendered,) = make_renderer(template).train(Example(messages=messages))
     assert rendered.anomalies == ("prompt-boundary",)
-    assert learnt(make_renderer(template), rendered) == ["fox</s>"]
+    assert trained_texts(make_renderer(template), rendered) == ["fox</s>"]
     (rendered,) = make_renderer(template, "words").train(Example(messages=messages))
     assert rendered.anomalies == ()

@@ -195,7 +195,7 @@ def test_templates_come_by_name_or_from_a_file(tmp_path):
 
 
 def test_a_prompt_is_the_beginning_of_the_training_example(make_renderer):
-    """For chatml, whatever white space the answer begins with: what is served is what was learnt."""
+    """For chatml, with any white space before the answer: what is served is what was trained."""
     renderer = make_renderer("chatml")
     for answer in ("4", "  4", "\n\n4", "\n", ""):
         turns = (Message(role="user", content=" hello\n"), Message(role="assistant", content=answer))

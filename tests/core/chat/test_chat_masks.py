@@ -90,7 +90,7 @@ def test_characters_of_several_tokens_are_trained_whole(make_renderer, native):
 
 @pytest.mark.parametrize("template", ["chatml", "qwen3"])
 def test_thinking_is_trained_with_the_tags_that_the_model_must_write(make_renderer, native, template):
-    """The generation prompt ends before <think>, so the tags and the blank line are learnt, as part of the thinking."""
+    """The generation prompt ends before <think>, so the tags and the blank line are trained as part of the thinking."""
     renderer = make_renderer(template)
     example = Example(messages=(user("What is 2 + 2?"), assistant("It is 4.", thinking="two and two")))
     rendered = only(renderer.train(example))
@@ -123,7 +123,7 @@ def test_thinking_in_a_channel_of_its_own_is_trained_with_its_scaffold(make_rend
 
 
 def test_only_the_last_answers_end_token_stops_a_generation(make_renderer, native):
-    """The token that ends earlier turns can also stand after thinking, so it stops nothing."""
+    """The token that ends earlier turns can also follow thinking, so it stops nothing."""
     renderer = make_renderer("channels")
     stops = {native(renderer).id_to_token(number) for number in renderer.stop_token_ids}
     assert stops == {"</s>", "<|return|>"}
@@ -139,7 +139,7 @@ def test_only_the_last_answers_end_token_stops_a_generation(make_renderer, nativ
     ],
 )
 def test_stop_tokens_are_the_end_of_sequence_and_what_follows_an_answer(make_renderer, native, template, stops):
-    """They are found by rendering, whatever the template calls them."""
+    """They are found by rendering, under any name that the template gives them."""
     renderer = make_renderer(template)
     assert {native(renderer).id_to_token(number) for number in renderer.stop_token_ids} == stops
 
@@ -166,7 +166,7 @@ def test_split_trains_each_turn_as_the_model_meets_it(make_renderer, native):
         assert rendered.ids[: len(prompt)] == prompt
 
 
-def test_a_prompt_that_is_no_prefix_leaves_the_answer_trained(make_renderer, native):
+def test_a_prompt_that_is_not_a_prefix_leaves_the_answer_trained(make_renderer, native):
     """R1 opens the thinking in its generation prompt and never shows it again: the answer's own place counts."""
     renderer = make_renderer("r1")
     rendered = only(renderer.train(Example(messages=TWO_TURNS), "last"))
@@ -241,7 +241,7 @@ def test_an_answer_without_an_end_token_is_reported(make_renderer, native):
 
 
 def test_a_conversation_without_an_answer_trains_nothing(make_renderer):
-    """It is rendered once, whatever `turns` says, so that it is counted."""
+    """It is rendered once, with any value of `turns`, so that it is counted."""
     for turns in ("all", "last", "split"):
         assert only(make_renderer("chatml").train(Example(messages=[user("hello")]), turns)).anomalies == (
             "nothing-trained",
@@ -341,7 +341,7 @@ characters = st.characters(exclude_categories=("Cs",), exclude_characters="<[")
     thinking=st.none() | st.text(characters, max_size=10),
 )
 @pytest.mark.parametrize("kind", ["byte_level", "words"])
-def test_whatever_is_said_the_mask_is_the_answers(make_renderer, native, kind, contents, thinking):
+def test_the_mask_is_the_answers_of_any_conversation(make_renderer, native, kind, contents, thinking):
     """Any text, private-use characters and white space included: the mask decodes to the turns."""
     renderer = make_renderer("chatml", kind)
     turns = [

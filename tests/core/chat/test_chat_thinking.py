@@ -1,4 +1,4 @@
-"""Thinking in training: learnt or only seen; and whether a prompt opens it."""
+"""Thinking in training: trained or only seen; and whether a prompt opens it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from modelwright.core.api import Example, Message
 
 KINDS = ("byte_level", "unigram", "llama2", "words")
-ASKED = Message(role="user", content="What is 2 + 2?")
+QUESTION = Message(role="user", content="What is 2 + 2?")
 
 # As DeepSeek's and Qwen's thinking models: the generation prompt opens the thinking, and the last turn shows it.
 OPENING = """\
@@ -41,7 +41,7 @@ def trained_texts(native, renderer, rendered):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("template", "learnt", "masked"),
+    ("template", "trained", "masked"),
     [
         ("chatml", "<think>\ntwo and two\n</think>\n\nIt is 4.<|im_end|>", "It is 4.<|im_end|>"),
         ("qwen3", "<think>\ntwo and two\n</think>\n\nIt is 4.<|im_end|>", "It is 4.<|im_end|>"),
@@ -57,17 +57,17 @@ def trained_texts(native, renderer, rendered):
     ],
     ids=["chatml", "qwen3", "opening", "channels"],
 )
-def test_masked_thinking_is_seen_with_its_tags_and_only_the_answer_is_learnt(
-    make_renderer, native, template, learnt, masked, kind
+def test_masked_thinking_is_context_with_its_tags_and_only_the_answer_is_trained(
+    make_renderer, native, template, trained, masked, kind
 ):
     """The tokens are the same; of the masked ones only the answer and its end are trained."""
     renderer = make_renderer(template, kind)
-    (whole,) = renderer.train(Example(messages=(ASKED, answered())))
-    (seen,) = renderer.train(Example(messages=(ASKED, answered(train_thinking=False))))
+    (whole,) = renderer.train(Example(messages=(QUESTION, answered())))
+    (seen,) = renderer.train(Example(messages=(QUESTION, answered(train_thinking=False))))
     assert (whole.ids, whole.text) == (seen.ids, seen.text)
     assert whole.anomalies == seen.anomalies == ()
     # Without white space: some tokenizers put a space after each control token.
-    for rendered, expected in ((whole, learnt), (seen, masked)):
+    for rendered, expected in ((whole, trained), (seen, masked)):
         (text,) = trained_texts(native, renderer, rendered)
         assert "".join(text.split()) == "".join(expected.split())
     assert [span.kind for span in whole.spans] == ["thinking", "answer", "end"]
@@ -75,9 +75,16 @@ def test_masked_thinking_is_seen_with_its_tags_and_only_the_answer_is_learnt(
 
 
 def test_each_turn_decides_about_its_own_thinking(make_renderer, native):
-    """One masked turn between two that are learnt."""
+    """One masked turn between two that are trained."""
     renderer = make_renderer("chatml")
-    turns = (ASKED, answered("a"), ASKED, answered("b", train_thinking=False), ASKED, answered("c", thinking=None))
+    turns = (
+        QUESTION,
+        answered("a"),
+        QUESTION,
+        answered("b", train_thinking=False),
+        QUESTION,
+        answered("c", thinking=None),
+    )
     (rendered,) = renderer.train(Example(messages=turns))
     assert trained_texts(native, renderer, rendered) == [
         "<think>\ntwo and two\n</think>\n\na<|im_end|>",
@@ -90,15 +97,15 @@ def test_each_turn_decides_about_its_own_thinking(make_renderer, native):
 
 @pytest.mark.parametrize("template", ["mistral", "r1", "llama3"])
 def test_masked_thinking_that_a_template_drops_is_reported_all_the_same(make_renderer, template):
-    """The answer would be learnt without what it was thought from."""
-    (rendered,) = make_renderer(template, "words").train(Example(messages=(ASKED, answered(train_thinking=False))))
+    """The answer would be trained without what it was thought from."""
+    (rendered,) = make_renderer(template, "words").train(Example(messages=(QUESTION, answered(train_thinking=False))))
     assert rendered.anomalies == ("thinking-dropped",)
 
 
 def test_masked_thinking_without_an_answer_trains_the_end_alone(make_renderer, native):
     """Nothing was said."""
     renderer = make_renderer("chatml")
-    (rendered,) = renderer.train(Example(messages=(ASKED, answered("", train_thinking=False))))
+    (rendered,) = renderer.train(Example(messages=(QUESTION, answered("", train_thinking=False))))
     assert trained_texts(native, renderer, rendered) == ["<|im_end|>"]
 
 
@@ -106,10 +113,12 @@ def test_masked_thinking_without_an_answer_trains_the_end_alone(make_renderer, n
     content=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="<["), max_size=20),
     thinking=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="<["), max_size=10),
 )
-def test_whatever_is_thought_masking_it_leaves_the_answer(make_renderer, native, content, thinking):
+def test_masking_any_thinking_leaves_the_answer(make_renderer, native, content, thinking):
     """Any text, white space and private-use characters included."""
     renderer = make_renderer("chatml")
-    (rendered,) = renderer.train(Example(messages=(ASKED, answered(content, thinking=thinking, train_thinking=False))))
+    (rendered,) = renderer.train(
+        Example(messages=(QUESTION, answered(content, thinking=thinking, train_thinking=False)))
+    )
     assert trained_texts(native, renderer, rendered) == [f"{content.strip()}<|im_end|>"]
     assert rendered.anomalies == ()
 
@@ -125,6 +134,6 @@ def test_a_prompt_that_ends_inside_the_thinking_is_known(make_renderer, template
 
 def test_a_system_message_about_the_tags_opens_nothing(make_renderer):
     """Only where the prompt ends with the tag."""
-    told = "Think in <think> tags. " + make_renderer("gemma")._files.template
-    assert make_renderer(told).opens_thinking is False
+    template = "Think in <think> tags. " + make_renderer("gemma")._files.template
+    assert make_renderer(template).opens_thinking is False
     assert make_renderer(None).opens_thinking is False

@@ -53,5 +53,5 @@ def test_a_shape_is_laid_out_once(make_renderer, monkeypatch):
     renderer._laid_out([Message(role="user", content="one"), Message(role="assistant", content="two")], None, [1])
     monkeypatch.setattr(renderer._layouts, "_alone", None)
     for number in range(100):
-        asked, answered = Message(role="user", content=f"{number}?"), Message(role="assistant", content=f"{number}!")
-        assert renderer._laid_out([asked, answered], None, [1]).text.count(str(number)) == 2
+        question, answered = Message(role="user", content=f"{number}?"), Message(role="assistant", content=f"{number}!")
+        assert renderer._laid_out([question, answered], None, [1]).text.count(str(number)) == 2

@@ -60,7 +60,7 @@ def test_nothing_is_kept_before_anything_was_prepared(wording, modelwright, home
 
 @pytest.mark.usefixtures("prepared")
 def test_only_what_was_not_used_for_a_while_goes_and_runs_keep_their_files(wording, modelwright, home):
-    """What a run has is no room gained."""
+    """Removing entries that a run also has gains no room."""
     wording(said(modelwright, "prune").removesuffix("\n"), home=home)
     [old] = (home / "cache/tokens").iterdir()
     long_ago = time.time() - 31 * 86_400

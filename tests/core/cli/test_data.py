@@ -61,7 +61,7 @@ def data(capsys):
 
 
 def test_rows_are_shown_with_what_is_trained_between_brackets(prepared, data):
-    """Where no terminal shows colours; text is no markup."""
+    """Where no terminal shows colours; text is not markup."""
     code, out, err = data("show", "run.toml", "--n", 100)
     assert (code, err) == (0, "")
     more = out[out.index("more.jsonl:1") :]

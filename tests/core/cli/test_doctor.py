@@ -1,4 +1,4 @@
-"""`modelwright doctor` as a table, and what a wrong command line is told."""
+"""`modelwright doctor` as a table, and errors of a wrong command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_table_says_what_there_is_and_what_is_missing(modelwright, tmp_path)
     assert "absent.jsonl" in after
 
 
-def test_a_run_that_misses_nothing_is_told_so(modelwright, tmp_path):
+def test_a_run_that_lacks_nothing_is_reported_as_ready(modelwright, tmp_path):
     """With exit code 0."""
     (tmp_path / "run.toml").write_text(RUN + "[variants.a]\n[variants.b]\n")
     done = modelwright("doctor", "run.toml", "--variant", "b")
@@ -44,7 +44,7 @@ def test_options_of_a_run_need_one(here, wording):
     wording(error.rstrip("\n"))
 
 
-def test_a_wrong_run_file_is_told_as_by_every_command(modelwright, tmp_path):
+def test_a_wrong_run_file_is_reported_as_by_every_command(modelwright, tmp_path):
     """With exit code 2: what it would miss is not known."""
     (tmp_path / "run.toml").write_text(RUN + "nonsense = 1\n")
     done = modelwright("doctor", "run.toml", "--json")

@@ -42,7 +42,7 @@ def test_generate_prints_an_answer_piece_by_piece_whole_or_as_json(serve, modelw
         ([b"caf\xe9".decode("utf-8", "surrogateescape")], "[PROMPT]"),
     ],
 )
-def test_what_no_message_can_hold_is_told_by_its_name(capsys, arguments, name):
+def test_what_no_message_can_hold_is_reported_by_its_name(capsys, arguments, name):
     """A number with too many digits, an argument that is not UTF-8."""
     with pytest.raises(SystemExit) as end:
         main(["generate", "--model", "math", *arguments])
@@ -140,22 +140,22 @@ def test_chat_with_a_model_that_is_not_there_says_so_before_anyone_types(serve, 
 
 
 def test_thinking_is_left_out_of_a_pipe_and_shown_dimmed_on_a_terminal(serve, shelf, modelwright):
-    """Or as the options say; it is no part of the conversation that follows."""
+    """Or as the options say; it is not part of the conversation that follows."""
     shelf.add("thinker", mark="<think>Let me see.</think>It is")
     target = serve("thinker").target
-    asked = ("chat", "--server", target, "--message", "4?")
+    command = ("chat", "--server", target, "--message", "4?")
     answer = "It is:user\n4?\nassistant\n\n"
-    assert modelwright(*asked).stdout == answer
-    assert modelwright(*asked, "--show-thinking").stdout == f"Let me see.\n\n{answer}"
+    assert modelwright(*command).stdout == answer
+    assert modelwright(*command, "--show-thinking").stdout == f"Let me see.\n\n{answer}"
     talk = modelwright("chat", "--server", target, "--show-thinking", input="4?\n5?\n")
     assert talk.stdout.count("Let me see.") == 2
-    terminal = Terminal(*asked)
+    terminal = Terminal(*command)
     shown = terminal.read_until("assistant")
     assert "\x1b[2m" in shown
     assert "Let me see." in shown.replace("\x1b[2m", "").replace("\x1b[0m", "")
     assert terminal.process.wait(timeout=20) == 0
     os.close(terminal.master)
-    terminal = Terminal(*asked, "--hide-thinking")
+    terminal = Terminal(*command, "--hide-thinking")
     assert "see" not in terminal.read_until("assistant")
     terminal.process.wait(timeout=20)
     os.close(terminal.master)

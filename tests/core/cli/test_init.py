@@ -58,7 +58,7 @@ def test_every_format_has_a_sample_that_can_be_trained_on(modelwright, tmp_path,
 
 
 def test_its_comments_are_right(modelwright, tmp_path):
-    """The commented variants and options can be taken as they stand."""
+    """The commented variants and options work as they are."""
     assert modelwright("init").returncode == 0
     text = (tmp_path / "run.toml").read_text(encoding="utf-8")
     for line in ("[variants.short]", "train = { max_steps = 50 }", "[variants.long]", "train = { max_steps = 1000 }"):
@@ -87,7 +87,7 @@ def test_nothing_is_overwritten(wording, modelwright, tmp_path):
     wording(modelwright("init").stderr.removesuffix("\n"))
 
 
-def test_what_is_no_folder(wording, modelwright, tmp_path):
+def test_a_file_instead_of_a_folder(wording, modelwright, tmp_path):
     """One line each, and nothing is left."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "data").write_text("x")

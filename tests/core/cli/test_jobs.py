@@ -63,7 +63,7 @@ def test_more_processes_than_the_trainer_takes_are_refused(modelwright, run_file
 
 
 def test_a_run_that_was_never_submitted_has_no_jobs(modelwright, run_file, home):
-    """Whatever is asked about them."""
+    """For every command about them."""
     modelwright("submit", run_file, "--print")
     for command in ([], ["show"], ["cancel"], ["logs"]):
         done = modelwright("jobs", *command, "tiny-a")

@@ -50,7 +50,7 @@ def two(registry, tmp_path):
     return registry
 
 
-def test_what_differs_is_told_as_json(two, models, install_plugin):
+def test_differences_are_printed_as_json(two, models, install_plugin):
     """Each difference with the value of each model, each figure with the difference, its interval and a verdict."""
     install_plugin("loss-metric", PLUGIN)
     code, out, err = models("compare", "math@1", "math@2", "--json")
@@ -85,7 +85,7 @@ def test_what_differs_is_told_as_json(two, models, install_plugin):
     assert 0.24 < difference["low"] < 0.3 < difference["high"] < 0.36
 
 
-def test_what_differs_is_told_to_people(two, models):
+def test_differences_are_printed_for_people(two, models):
     """Section by section; what is the same is counted, not shown."""
     code, out, err = models("compare", "math@1", "math@2")
     lines = [" ".join(line.split()) for line in out.splitlines()]
@@ -104,7 +104,7 @@ def test_what_differs_is_told_to_people(two, models):
 
 
 def test_the_same_model_is_said_to_be_the_same(two, models):
-    """By whatever addresses it is named."""
+    """By any of its addresses."""
     two.set_alias("production", "math", 2)
     assert models("compare", "math", "@production") == (0, "math and @production are the same model: math@2\n", "")
     found = json.loads(models("compare", "math", "@production", "--json")[1])
@@ -148,7 +148,7 @@ def test_figures_of_other_numbers_of_examples_say_how_many(two, models):
 
 
 def test_a_model_without_tags_differs_by_the_tags_alone(two, models, tmp_path):
-    """An empty table is no setting of its own."""
+    """An empty table is not a setting."""
     config = {"registry": {"tags": {"team": "nlp"}}}
     two.add(evolve(new_model(), fingerprint="tagged", config=config), write_model(tmp_path / "c"))
     two.add(evolve(new_model(), fingerprint="bare", config={"registry": {"tags": {}}}), write_model(tmp_path / "d"))

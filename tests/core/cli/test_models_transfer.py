@@ -41,6 +41,7 @@ def saved(tmp_path_factory):
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=128,
+        eos_token_id=257,  # its template's <|im_end|>
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -250,7 +251,7 @@ def test_any_hugging_face_folder_can_be_imported_and_served(home, models, source
 
 
 def test_a_snapshot_of_the_hubs_cache_is_imported(home, models, saved, tmp_path):
-    """Its files are links to contents that stand beside."""
+    """Its files are links to contents beside them."""
     blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "c0ffee"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)

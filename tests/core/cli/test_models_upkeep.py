@@ -108,7 +108,7 @@ def test_without_a_terminal_yes_must_be_said(filled, models, monkeypatch, wordin
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 1, 1), ("\n", 1, 1)])
-def test_on_a_terminal_the_user_is_asked(filled, answer, code, left):
+def test_on_a_terminal_the_user_confirms(filled, answer, code, left):
     """Enter alone means no."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "modelwright.core", "models", "delete", "general"]

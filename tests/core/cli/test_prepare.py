@@ -35,7 +35,7 @@ def leftovers(folder):
 
 
 def test_one_format_writes_one_file_of_examples(modelwright, raw, tmp_path):
-    """Folders are made; the counts are told."""
+    """Folders are made; the counts are printed."""
     done = modelwright("prepare", "--format", "math", "--input", raw, "--output", "made/here/math.jsonl")
     assert done.returncode == 0, done.stderr
     examples = read(tmp_path / "made/here/math.jsonl")
@@ -92,9 +92,9 @@ def test_several_inputs_of_any_kind_become_one_file_without_duplicates(modelwrig
     inputs = ("--input", raw, "--input", "more.jsonl.gz", "--input", "builtin:arithmetic/test")
     done = modelwright("prepare", "--format", "math", *inputs, "--limit", 30, "--output", "out.jsonl", "--json")
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
+    (printed,) = json.loads(done.stdout)
     counts = {"rows": 66, "examples": 61, "duplicates": 5, "rejected": 0}
-    assert told == {"format": "math", "output": "out.jsonl", **counts, "rejected_file": None, "reason": None}
+    assert printed == {"format": "math", "output": "out.jsonl", **counts, "rejected_file": None, "reason": None}
     assert len(read(tmp_path / "out.jsonl")) == 61
 
 
@@ -130,7 +130,7 @@ def test_all_formats_write_a_file_each_where_they_can(modelwright, raw, tmp_path
 
 
 def test_a_format_that_cannot_read_the_rows_writes_no_file(wording, modelwright, tmp_path, rows_file):
-    """Its first reason is told, and the others go on."""
+    """Its first reason is reported, and the others go on."""
     rows_file(tmp_path / "raw.jsonl", CHAT)
     done = modelwright("prepare", "--all-formats", "--input", "raw.jsonl", "--output", "every")
     assert done.returncode == 0, done.stderr
@@ -145,9 +145,13 @@ def test_rows_that_no_format_can_read_are_an_error(wording, modelwright, tmp_pat
     done = modelwright("prepare", "--all-formats", "--input", "raw.jsonl", "--output", "every", "--json")
     assert done.returncode == 1
     wording(done.stderr.strip())
-    told = json.loads(done.stdout)
-    assert [(row["format"], row["output"]) for row in told] == [("general", None), ("math", None), ("reasoning", None)]
-    for row in told:
+    printed = json.loads(done.stdout)
+    assert [(row["format"], row["output"]) for row in printed] == [
+        ("general", None),
+        ("math", None),
+        ("reasoning", None),
+    ]
+    for row in printed:
         wording(row["reason"])
 
 
@@ -271,7 +275,7 @@ def test_rows_that_may_all_be_lost_still_give_something_or_an_error(wording, mod
 
 @pytest.mark.long
 def test_a_killed_preparation_leaves_the_old_file_or_the_new(tmp_path, rows_file):
-    """SIGKILL at any moment: whoever reads the output sees a whole one."""
+    """SIGKILL at any moment: readers of the output see a whole one."""
     rows_file(tmp_path / "raw.jsonl", [*MATH, {"question": "How many?"}] * 300)
     order = [sys.executable, "-m", "modelwright.core", "prepare", *MATH_OUT, "--max-rejected", "0.5"]
     chance = random.Random(17)
@@ -298,6 +302,6 @@ def test_a_run_prepares_its_tokens_as_before(modelwright, raw, tmp_path):
     )
     done = modelwright("prepare", "run.toml", "--json")
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told["prepare"]["examples"] == 40
-    assert told["prepare"]["trained_by_role"]["assistant"]["thinking"] > 0
+    (printed,) = json.loads(done.stdout)
+    assert printed["prepare"]["examples"] == 40
+    assert printed["prepare"]["trained_by_role"]["assistant"]["thinking"] > 0

@@ -71,7 +71,7 @@ def test_an_evaluation_of_several_models_says_whose_figures_these_are(shown):
     ]
 
 
-def test_steps_are_told_now_and_then_where_nobody_watches(shown, monkeypatch):
+def test_steps_are_reported_now_and_then_without_a_terminal(shown, monkeypatch):
     """A log file is not a terminal."""
     assert shown(_event("step", **STEP), _event("step", **STEP)) == ""
     monkeypatch.setattr("modelwright.core.cli.progress.LINE_EVERY", 0.0)

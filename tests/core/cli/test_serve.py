@@ -160,7 +160,7 @@ def test_serve_says_where_else_it_answers_and_what_a_client_must_show(serve, tls
 
 
 def test_while_it_ends_streams_finish_and_health_says_that_it_does_not_serve(serve, shelf):
-    """New requests are told when to come back; the exit code is 0."""
+    """New requests learn when to come back; the exit code is 0."""
     shelf.add("slow", seconds_per_token=0.1)
     serving = serve("slow")
     with Client(serving.target) as client:

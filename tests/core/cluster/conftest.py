@@ -135,7 +135,7 @@ class Slurm:
             time.sleep(0.1)
 
     def wait_for_step(self, run: str, step: int, *, seconds: float = 180) -> None:
-        """Until a training has done so many steps."""
+        """Wait until a training has done this number of steps."""
         folder = self.home / "runs" / run / "events"
         give_up = time.monotonic() + seconds
         while not any(
@@ -184,7 +184,7 @@ def slurm(cluster, modelwright, home, monkeypatch) -> Slurm:
 
 @pytest.fixture
 def run_file(tmp_path):
-    """Writes a run file: what is added stands at its end, in `[cluster]`."""
+    """Writes a run file: what is added comes at its end, in `[cluster]`."""
 
     def write(more: str = "", **values: object) -> Path:
         path = tmp_path / "run.toml"

@@ -52,11 +52,11 @@ def test_one_submit_trains_two_variants_on_two_nodes_and_registers_both(slurm, t
     assert list(jobs) == [(run, stage) for run in ("tiny-short", "tiny-long") for stage in stages]
     slurm.wait(*jobs.values(), seconds=300)  # DeepSpeed compiles a part of its own where it was never used before
 
-    told = slurm.jobs(two_nodes)
-    assert [(job["run"], job["stage"], job["state"]) for job in told] == [
+    shown = slurm.jobs(two_nodes)
+    assert [(job["run"], job["stage"], job["state"]) for job in shown] == [
         (run, stage, "COMPLETED") for run, stage in jobs
-    ], told
-    assert [job["nodes"] for job in told if job["stage"] == "train"] == ["n[1-2]"] * 2
+    ], shown
+    assert [job["nodes"] for job in shown if job["stage"] == "train"] == ["n[1-2]"] * 2
     models = {model["name"]: model for model in json.loads(modelwright("models", "list", "--json").stdout)}
     assert {name: (model["version"], model["aliases"]) for name, model in models.items()} == {
         "tiny-short": (1, ["shortest"]),
@@ -87,12 +87,12 @@ def test_a_death_on_one_node_ends_the_other_and_is_named_and_nothing_is_register
     slurm.wait_for_step("tiny-long", 2)
     os.kill(_rank(1, "tiny-long"), signal.SIGKILL)
     slurm.wait(*jobs.values())
-    _, told, *dependants = slurm.jobs("tiny-long")
-    assert told["state"] == "FAILED"
-    assert told["why"].startswith(
+    _, shown, *dependants = slurm.jobs("tiny-long")
+    assert shown["state"] == "FAILED"
+    assert shown["why"].startswith(
         "train: node n2 failed first (a process was killed by SIGKILL), and the others were stopped"
     )
-    assert str(home / "runs" / "tiny-long" / "logs" / "train.log") in told["why"]
+    assert str(home / "runs" / "tiny-long" / "logs" / "train.log") in shown["why"]
     assert [job["state"] for job in dependants] == ["CANCELLED"] * 3
     assert {job["why"] for job in dependants} == {f"train ({train}) did not succeed: FAILED"}
     assert json.loads(modelwright("models", "list", "--json").stdout) == []
@@ -115,8 +115,8 @@ def test_a_runner_that_is_killed_takes_the_processes_of_all_nodes_with_it(
     )
     slurm.wait_for_step("tiny-long", 2)
     ranks = [_rank(number, "tiny-long") for number in (0, 1)]
-    told = subprocess.run(["pgrep", "--parent", str(allocation.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(told.stdout), signal.SIGKILL)
+    shown = subprocess.run(["pgrep", "--parent", str(allocation.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(shown.stdout), signal.SIGKILL)
     give_up = time.monotonic() + 10
     while any(Path(f"/proc/{rank}").exists() for rank in ranks):
         assert time.monotonic() < give_up, "they work on"

@@ -23,7 +23,7 @@ def _digest(home, run):
 def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_that_was_not(
     slurm, run_file, home, modelwright
 ):
-    """Each time it goes on after its checkpoint; the events tell of each; and Slurm itself signals before a limit."""
+    """Each time it goes on after its checkpoint; the events record each; and Slurm itself signals before a limit."""
     limited = run_file('setup = ["sleep 50 & wait || true"]\nstop_before = 55\n', name='"limited"', time='"00:01:00"')
     limited = slurm.submit(limited)["limited", "prepare"]
     path = run_file(max_steps=900)
@@ -46,9 +46,9 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
         ("register", "COMPLETED", 0),
     ]
     assert _digest(home, "tiny") == _digest(home, "whole")
-    told = [event.data for event in EventTail(home / "runs" / "tiny" / "events").poll() if event.kind == "job"]
-    told = [(each["job"], each["restarts"]) for each in told if each["job"] == train]
-    assert told == [(train, number) for number in range(TIMES + 1)]
+    reported = [event.data for event in EventTail(home / "runs" / "tiny" / "events").poll() if event.kind == "job"]
+    reported = [(each["job"], each["restarts"]) for each in reported if each["job"] == train]
+    assert reported == [(train, number) for number in range(TIMES + 1)]
 
     [prepare, *_] = slurm.jobs("limited")
     assert prepare["job"] == limited
@@ -57,7 +57,7 @@ def test_a_job_that_was_queued_again_five_times_ends_with_the_weights_of_one_tha
 
 
 def test_a_job_that_stops_at_once_is_queued_again_while_slurm_still_signals_it(slurm, run_file, tmp_path):
-    """Or does not answer. Both pass in an instant, and cannot be brought about: a function stands for `squeue`."""
+    """Or does not answer. Both pass in an instant, and cannot be brought about: a function replaces `squeue`."""
     squeue = f"squeue() {{ [ -e {tmp_path}/asked ] && echo SIGNALING || {{ touch {tmp_path}/asked; false; }}; }}"
     path = run_file(f"setup = [{json.dumps(squeue)}, 'kill -s USR1 $$']\n")
     prepare = slurm.submit(path)["tiny", "prepare"]

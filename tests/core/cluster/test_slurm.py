@@ -24,7 +24,7 @@ def _until(condition, *, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def test_the_accounts_tell_what_the_queue_told(accounting_cluster, monkeypatch):
+def test_the_accounts_agree_with_the_queue(accounting_cluster, monkeypatch):
     """A job that failed, one that was killed, those that waited for them, tasks of an array, and a cancelled one."""
     monkeypatch.setenv("SLURM_CONF", accounting_cluster)
     failed = _sbatch("--wrap=exit 3")
@@ -44,11 +44,11 @@ def test_the_accounts_tell_what_the_queue_told(accounting_cluster, monkeypatch):
         cancelled: ("CANCELLED", None),
     }
 
-    def told(ask):
+    def states(ask):
         return {job: (found.state, found.exit_code) for job, found in ask(jobs).items()}
 
-    _until(lambda: told(slurm.queued) == expected)
-    _until(lambda: told(slurm.accounted) == expected)
+    _until(lambda: states(slurm.queued) == expected)
+    _until(lambda: states(slurm.accounted) == expected)
     queue, accounts = slurm.queued(jobs), slurm.accounted(jobs)
     assert {job: found.nodes for job, found in queue.items()} == {job: found.nodes for job, found in accounts.items()}
     assert slurm.queued(["999999"]) == slurm.accounted(["999999"]) == {}

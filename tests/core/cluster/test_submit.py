@@ -37,8 +37,8 @@ def test_an_array_of_four_jobs_prepares_the_same_bytes_as_one_process(
     jobs = slurm.submit(path)
     assert list(jobs) == [("tiny", stage) for stage in ("prepare-shards", "prepare", "train", "register")]
     slurm.wait(jobs["tiny", "register"])
-    told = slurm.jobs("tiny")
-    assert [(job["stage"], job["job"].partition("_")[2], job["state"]) for job in told] == [
+    shown = slurm.jobs("tiny")
+    assert [(job["stage"], job["job"].partition("_")[2], job["state"]) for job in shown] == [
         *[("prepare-shards", str(number), "COMPLETED") for number in range(1, 5)],
         *[(stage, "", "COMPLETED") for stage in ("prepare", "train", "register")],
     ]
@@ -52,7 +52,7 @@ def test_an_array_of_four_jobs_prepares_the_same_bytes_as_one_process(
 
 
 def test_a_submitted_run_is_what_it_was_when_it_was_submitted(slurm, run_file, home, tmp_path):
-    """Whoever edits the file while jobs wait changes the next submission, not this one."""
+    """Editing the file while jobs wait changes the next submission, not this one."""
     path = run_file('setup = ["while [ ! -e edited ]; do sleep 0.1; done"]\n')
     jobs = slurm.submit(path, "--set", "train.max_steps=2")
     path.write_text("not even a configuration")

@@ -156,7 +156,7 @@ def test_any_bytes_are_refused(content, tmp_path, plugins):
     | st.text(max_size=8),
 )
 def test_any_override_is_taken_or_refused(key, value, tmp_path, plugins):
-    """Whatever is typed after `--set`."""
+    """For any text after `--set`."""
     path = tmp_path / "run.toml"
     path.write_text(tomli_w.dumps(FULL), encoding="utf-8")
     read_or_refuse(path, plugins, overrides=[f"{key}={value}"])

@@ -1,4 +1,4 @@
-"""Files that are no configuration at all: one clear line each."""
+"""Files that are not a configuration at all: one clear line each."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from modelwright.core.api.wording import printable
 from modelwright.core.config import ConfigError, Problem, read_run
-from modelwright.core.config.errors import printable
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def refusal(plugins, wording):
     ],
     ids=lambda value: value.decode("latin-1") if isinstance(value, bytes) else None,
 )
-def test_a_file_that_is_no_toml_gets_one_line_with_its_place(tmp_path, refusal, content, line, column):
+def test_a_file_that_is_not_toml_gets_one_line_with_its_place(tmp_path, refusal, content, line, column):
     """Line and column where TOML names them."""
     path = tmp_path / "run.toml"
     path.write_bytes(content)

@@ -209,7 +209,7 @@ def test_an_option_without_a_default_is_always_in_the_label(grading):
     assert metric_with_options(grading, label)[1] == GradeOptions(scale=5)
 
 
-def test_options_that_are_required_are_asked_for(grading, wording):
+def test_required_options_are_demanded(grading, wording):
     """As any key, and beside what else is wrong."""
     values = {"name": "sums", "path": "/x.jsonl", "format": "math", "metrics": ["grade", {"name": "surprise"}]}
     with pytest.raises(ConfigError) as caught:
@@ -232,7 +232,7 @@ def test_no_option_is_called_name():
 
 
 def test_what_is_not_a_metric_is_invalid():
-    """Of whatever type."""
+    """Of any type."""
     for value in (None, 5, [], {}, {"name": 5}, "x("):
         with pytest.raises(Invalid):
             parse_metric(value)

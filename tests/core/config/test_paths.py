@@ -63,7 +63,7 @@ def test_paths_in_a_variant_resolve_against_the_file(read, tmp_path):
     assert (config.model.base, config.data.sources[0].path) == (f"{tmp_path.parent}/other", f"{tmp_path}/a.jsonl")
 
 
-def test_a_folder_with_brackets_is_no_pattern(read_one, tmp_path, minimal, plugins):
+def test_a_folder_with_brackets_is_not_a_pattern(read_one, tmp_path, minimal, plugins):
     """A glob in a file that lies in `runs[1]/` looks into that folder; a plain name there stays plain."""
     from modelwright.core.config import read_run
 

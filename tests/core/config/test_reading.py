@@ -86,6 +86,29 @@ def test_variants_are_merged_over_the_file_and_named_after_both(read, minimal):
     assert len(read(text, variants=[]).configs) == 2
 
 
+@pytest.fixture
+def of_base(minimal):
+    return minimal.replace("[model.scratch]", '[model]\nbase = "someone/base"')
+
+
+def test_a_variant_may_leave_the_base_untrained(read, of_base):
+    """`--set` below [train] is for the variants that train."""
+    text = of_base + "[variants.base]\ntrain = false\n[variants.tuned]\n"
+    base, tuned = read(text, "train.max_steps=3").configs
+    assert base.train is False
+    assert tuned.train.max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("adapter", "train", "place"), [("", "false", "train"), ("[adapter]", "false", "adapter"), ("", "true", "train")]
+)
+def test_an_untrained_run_has_a_base_and_no_adapter(mistakes, minimal, of_base, adapter, train, place):
+    """A model from scratch or an adapter would be nothing without training; and `true` does not say how to train."""
+    text = (of_base if adapter else minimal) + f"{adapter}\n[variants.base]\ntrain = {train}\n"
+    [found] = mistakes(text)
+    assert found.split()[-1] == place
+
+
 def test_set_is_over_the_variants(read, minimal):
     """The command line has the last word in every variant."""
     runs = read(minimal + "[variants.a]\ntrain.max_steps = 2\n[variants.b]\n", "train.max_steps=3", 'name="new"')
@@ -226,7 +249,7 @@ def has_fields(kind) -> bool:
 
 @needs_example
 def test_every_key_of_the_annotated_example_is_known():
-    """Commented keys too; `extends` and `variants` are no part of one run."""
+    """Commented keys too; `extends` and `variants` are not part of one run."""
     example = _example()
     assert {"adapter", "cluster", "extends", "variants", "registry"} <= example.keys()
     assert "scratch" in example["model"]

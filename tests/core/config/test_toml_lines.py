@@ -102,7 +102,7 @@ values = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(keys, values, max_size=4), st.booleans())
 def test_every_path_of_any_document_has_a_line_that_names_it(document, multiline):
-    """What tomli reads, tree-sitter finds, and the last key of each path stands on its line."""
+    """What tomli reads, tree-sitter finds, and the last key of each path is on its line."""
     text = tomli_w.dumps(document, multiline_strings=multiline)
     found = lines(text)
     text_lines = text.split("\n")

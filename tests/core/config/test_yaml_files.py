@@ -208,7 +208,7 @@ def test_anchors_and_merge_keys_work(yaml, wrong):
         ("%YAML 9.9\n---\na: 1\n", "1:1"),
     ],
 )
-def test_what_is_no_configuration_gets_one_line(wrong, text, place):
+def test_a_file_without_a_configuration_gets_one_line(wrong, text, place):
     """With line and column where there are any; a tab gets advice."""
     assert wrong(text) == [f"run.yaml:{place}"]
 
@@ -254,7 +254,7 @@ def paths_of(value, path=()):
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(keys, values, min_size=1, max_size=4), st.sampled_from([None, 1]))
 def test_any_json_is_yaml_and_every_path_of_it_has_a_line(document, indent):
-    """YAML 1.2 holds all of JSON: the values are JSON's own, and each key stands on its line."""
+    """YAML 1.2 holds all of JSON: the values are JSON's own, and each key is on its line."""
     text = json.dumps(document, indent=indent)
     assert parse(text) == json.loads(text)
     found, text_lines = lines(text), text.split("\n")

@@ -17,9 +17,9 @@ from modelwright.core.doctor.machine import imported, program, storage_facts, ve
 
 def test_the_facts_of_this_machine_are_those_that_its_packages_give(doctor, home):
     """Nothing is kept: the home is not even made."""
-    code, told = doctor()
-    facts = told["machine"]
-    assert (code, told["missing"]) == (0, [])
+    code, printed = doctor()
+    facts = printed["machine"]
+    assert (code, printed["missing"]) == (0, [])
     assert facts["python"] == {"version": platform.python_version(), "executable": sys.executable}
     assert facts["packages"]["torch"] == metadata.version("torch") == facts["torch"]["version"]
     assert facts["packages"]["modelwright"] == metadata.version("modelwright")
@@ -80,12 +80,12 @@ def test_a_broken_package_is_a_line_and_ends_nothing(doctor, package, how):
     source, expected = BROKEN[how]
     for name in ("torch", "deepspeed", "flash_attn"):
         package(name, source)
-    code, told = doctor()
-    assert (code, told["missing"]) == (0, [])
+    code, printed = doctor()
+    assert (code, printed["missing"]) == (0, [])
     for name in ("torch", "flash_attn"):
-        assert expected in told["machine"][name]["error"]
-    assert "error" in told["machine"]["deepspeed"]
-    assert "\n" not in told["machine"]["torch"]["error"]
+        assert expected in printed["machine"][name]["error"]
+    assert "error" in printed["machine"]["deepspeed"]
+    assert "\n" not in printed["machine"]["torch"]["error"]
 
 
 def test_an_import_that_hangs_is_given_up(package):
@@ -106,8 +106,8 @@ def test_programs_that_are_not_there_or_fail_have_no_version(tmp_path, monkeypat
     assert program(["c++"])[1].startswith("cannot start c++")
 
 
-def test_a_home_that_cannot_be_is_told(tmp_path):
-    """With what stands in its way."""
+def test_an_impossible_home_is_reported(tmp_path):
+    """With the reason."""
     (tmp_path / "file").write_text("")
     facts = storage_facts(tmp_path / "file" / "home")
     assert facts["problem"] == f"cannot be created: {tmp_path / 'file'} is a file"
@@ -137,7 +137,7 @@ def test_doctor_itself_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_slurm_is_asked_for_its_partitions(doctor, cluster, monkeypatch):
+def test_slurm_lists_its_partitions(doctor, cluster, monkeypatch):
     """A real one: two nodes of three GPUs, and a partition of one of them."""
     monkeypatch.setenv("SLURM_CONF", cluster)
     slurm = doctor()[1]["machine"]["slurm"]

@@ -1,4 +1,4 @@
-"""What a run would miss is told at once, each in a line that says what to do."""
+"""What a run would lack is reported at once, each in a line that says what to do."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from modelwright.core.doctor.machine import machine_facts, slurm_facts
 from modelwright.core.doctor.needs import missing
 
 
-def lines(told):
-    return [each["text"] for each in told["missing"]]
+def lines(printed):
+    return [each["text"] for each in printed["missing"]]
 
 
-def one_line(told, wording):
+def one_line(printed, wording):
     """The only line, whose wording is checked."""
-    (line,) = told
+    (line,) = printed
     wording(line)
     return line
 
@@ -36,7 +36,7 @@ def facts():
         yield machine_facts()
 
 
-def told_of(path, facts, *overrides):
+def missing_in(path, facts, *overrides):
     """As `lines`, on a machine of these facts."""
     read = read_run(path, overrides=overrides)
     runs = [runner.open_run(config, read.plugins) for config in read.configs]
@@ -45,8 +45,8 @@ def told_of(path, facts, *overrides):
 
 def test_a_run_that_finds_all_it_needs_misses_nothing(doctor, run_file):
     """The quickstart's kind."""
-    code, told = doctor(run_file())
-    assert (code, told["missing"]) == (0, [])
+    code, printed = doctor(run_file())
+    assert (code, printed["missing"]) == (0, [])
 
 
 def test_everything_that_is_missing_is_reported_at_once(doctor, run_file, tmp_path):
@@ -55,10 +55,10 @@ def test_everything_that_is_missing_is_reported_at_once(doctor, run_file, tmp_pa
     text = run.read_text().replace('"builtin:arithmetic/train"', '"rows.jsonl"')
     run.write_text(text.replace('"builtin:arithmetic/test"', '"test.jsonl"'))
     (tmp_path / "broken.db").write_text("no database at all")
-    code, told = doctor(run, "--registry", f"sqlite:///{tmp_path}/broken.db")
+    code, printed = doctor(run, "--registry", f"sqlite:///{tmp_path}/broken.db")
     assert code == 1
     for name in ("tiny-a", "tiny-b"):
-        found = [each["text"] for each in told["missing"] if each["run"] == name]
+        found = [each["text"] for each in printed["missing"] if each["run"] == name]
         assert all(any(part in line for line in found) for part in ("rows.jsonl", "test.jsonl", "broken.db"))
         assert len(found) == 3
 
@@ -67,9 +67,9 @@ def test_everything_that_is_missing_is_reported_at_once(doctor, run_file, tmp_pa
 def test_broken_torch_is_missing_once(doctor, run_file, package, wording):
     """Not once for every component that needs it."""
     package("torch", "raise ImportError('libcudart.so.12: cannot open shared object file')")
-    code, told = doctor(run_file())
+    code, printed = doctor(run_file())
     assert code == 1
-    line = one_line(lines(told), wording)
+    line = one_line(lines(printed), wording)
     assert "torch" in line
     assert "libcudart.so.12" in line
 
@@ -77,9 +77,9 @@ def test_broken_torch_is_missing_once(doctor, run_file, package, wording):
 def test_a_package_that_is_too_old_is_named_with_what_is_needed(doctor, run_file, package, wording):
     """By what the extra of the component asks for."""
     package("peft", version="0.1")
-    code, told = doctor(run_file())
+    code, printed = doctor(run_file())
     assert code == 1
-    line = one_line(lines(told), wording)
+    line = one_line(lines(printed), wording)
     assert all(fact in line for fact in ("peft", "0.1", "0.18", "modelwright[train]"))
 
 
@@ -100,9 +100,9 @@ def test_a_component_that_cannot_be_imported_is_named_with_its_package(doctor, r
     (site / "far_away.py").write_text("import no_such_package\n")
     run = run_file()
     run.write_text(run.read_text().replace("max_steps = 1", 'max_steps = 1\ntrainer = "far"'))
-    code, told = doctor(run)
+    code, printed = doctor(run)
     assert code == 1
-    line = one_line(lines(told), wording)
+    line = one_line(lines(printed), wording)
     assert all(fact in line for fact in ("trainer 'far'", "no_such_package", "pip install 'far-away'"))
 
 
@@ -128,7 +128,7 @@ def with_base(run, base):
 def test_a_base_that_is_missing_is_reported(run_file, tmp_path, facts, base, why):
     """A folder, a model of the hub without a network, one of the registry."""
     (tmp_path / "empty").mkdir()
-    assert any(why in line for line in told_of(with_base(run_file(), base), facts))
+    assert any(why in line for line in missing_in(with_base(run_file(), base), facts))
 
 
 @pytest.mark.long
@@ -144,7 +144,7 @@ def test_a_disk_that_is_smaller_than_the_checkpoints_is_reported_with_both_sizes
     """Before days of training."""
     width, layers = 65536, 200
     size = (f"model.scratch.hidden_size={width}", f"model.scratch.layers={layers}", "train.keep_checkpoints=3")
-    disk, memory = told_of(run_file(), facts, *size)
+    disk, memory = missing_in(run_file(), facts, *size)
     weights = layers * (4 * width**2 + 3 * 4 * width**2 + 2 * width) + 512 * width + width
     # Four checkpoints, as the preflight of a training counts them.
     assert f" {4 * checkpoint_bytes(weights) / 1e9:.1f} GB" in disk
@@ -163,18 +163,18 @@ def test_a_home_that_cannot_be_written_is_reported(doctor, run_file, tmp_path, m
     """With what to set."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MODELWRIGHT_HOME", str(tmp_path / "file"))
-    code, told = doctor(run_file(), "--registry", f"sqlite:///{tmp_path}/models.db")
+    code, printed = doctor(run_file(), "--registry", f"sqlite:///{tmp_path}/models.db")
     assert code == 1
-    assert any(line.startswith(f"{tmp_path / 'file'} is a file: set MODELWRIGHT_HOME ") for line in lines(told))
+    assert any(line.startswith(f"{tmp_path / 'file'} is a file: set MODELWRIGHT_HOME ") for line in lines(printed))
 
 
 @pytest.mark.long
 def test_a_cluster_without_slurm_is_reported(doctor, run_file, tmp_path, monkeypatch, wording):
     """Where to go instead."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, told = doctor(run_file("[cluster]\nnodes = 2\n"))
+    code, printed = doctor(run_file("[cluster]\nnodes = 2\n"))
     assert code == 1
-    assert "[cluster]" in one_line(lines(told), wording)
+    assert "[cluster]" in one_line(lines(printed), wording)
 
 
 @pytest.mark.long
@@ -184,11 +184,11 @@ def test_deepspeed_on_cpus_needs_a_compiler_and_ninja(doctor, run_file, tmp_path
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    code, told = doctor(run_file(), "--set", "train.trainer='deepspeed'")
+    code, printed = doctor(run_file(), "--set", "train.trainer='deepspeed'")
     assert code == 1
-    told = lines(told)
-    assert any("a C++ compiler (apt install g++, or module load gcc)" in line for line in told)
-    assert any("ninja (pip install ninja)" in line for line in told)
+    printed = lines(printed)
+    assert any("a C++ compiler (apt install g++, or module load gcc)" in line for line in printed)
+    assert any("ninja (pip install ninja)" in line for line in printed)
 
 
 @pytest.mark.parametrize(
@@ -205,16 +205,16 @@ def test_deepspeed_on_cpus_needs_a_compiler_and_ninja(doctor, run_file, tmp_path
 def test_more_than_a_cluster_has_is_reported(run_file, facts, cluster, monkeypatch, table, why):
     """As Slurm itself says what there is."""
     monkeypatch.setenv("SLURM_CONF", cluster)
-    told = told_of(run_file(f"[cluster]\n{table}\n"), {**facts, "slurm": slurm_facts()})
+    printed = missing_in(run_file(f"[cluster]\n{table}\n"), {**facts, "slurm": slurm_facts()})
     if why is None:
-        assert told == []
+        assert printed == []
         return
-    (line,) = told
+    (line,) = printed
     assert why in line
 
 
 @pytest.mark.long
-def test_a_slurm_that_does_not_answer_is_told(doctor, run_file, monkeypatch, tmp_path):
+def test_a_slurm_that_does_not_answer_is_reported(doctor, run_file, monkeypatch, tmp_path):
     """In its own words."""
     if shutil.which("sbatch") is None:
         pytest.skip("there is no Slurm here")
@@ -245,15 +245,15 @@ def test_more_processes_than_gpus_are_reported(run_file, facts, wording):
     """Of a trainer that starts them on this machine."""
     pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
     run = train_table(run_file(), 'trainer = "deepspeed"\nprocesses = 4')
-    line = one_line(told_of(run, with_gpus(facts, [GPU, GPU])), wording)
+    line = one_line(missing_in(run, with_gpus(facts, [GPU, GPU])), wording)
     assert "[train] processes is 4" in line
-    assert told_of(run, with_gpus(facts, [GPU] * 4)) == []
+    assert missing_in(run, with_gpus(facts, [GPU] * 4)) == []
 
 
 def test_a_gpu_without_bfloat16_is_reported_if_it_is_requested(run_file, facts, wording):
     """What chooses for itself chooses right."""
-    assert told_of(run_file(), with_gpus(facts, [OLD])) == []
-    line = one_line(told_of(run_file(), with_gpus(facts, [OLD]), "train.precision='bfloat16'"), wording)
+    assert missing_in(run_file(), with_gpus(facts, [OLD])) == []
+    line = one_line(missing_in(run_file(), with_gpus(facts, [OLD]), "train.precision='bfloat16'"), wording)
     assert "[train] precision" in line
     assert "V100" in line
 
@@ -261,7 +261,7 @@ def test_a_gpu_without_bfloat16_is_reported_if_it_is_requested(run_file, facts, 
 def test_gpus_that_torch_does_not_see_are_reported(run_file, facts, wording):
     """A training on the CPU beside them would be a surprise."""
     blind = with_gpus(facts, [], why="this build of torch is for CPUs only", driver=["H100", "H100"])
-    line = one_line(told_of(run_file(), blind), wording)
+    line = one_line(missing_in(run_file(), blind), wording)
     assert "2 GPUs" in line
     assert "this build of torch is for CPUs only" in line
 
@@ -269,8 +269,8 @@ def test_gpus_that_torch_does_not_see_are_reported(run_file, facts, wording):
 def test_a_file_system_without_locks_is_reported(run_file, facts):
     """Two runs would write one folder."""
     without = facts["home"] | {"locks": "Function not implemented"}
-    (line,) = told_of(run_file(), {**facts, "home": without})
+    (line,) = missing_in(run_file(), {**facts, "home": without})
     assert "(Function not implemented)" in line
     assert "MODELWRIGHT_HOME" in line
     alone = facts["home"] | {"locks": "this machine only"}
-    assert told_of(run_file(), {**facts, "home": alone}) == []
+    assert missing_in(run_file(), {**facts, "home": alone}) == []

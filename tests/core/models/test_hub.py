@@ -46,12 +46,12 @@ class Hub:
         self.repositories = {"org/data": {**splits, "main/test.jsonl": b"{}\n", "README.md": b""}}
         self.repositories |= {"org/model": files, "org/pickled": {**files, "pytorch_model.bin": b"\x80\x04N."}}
         del self.repositories["org/pickled"]["model.safetensors"]
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body for a path of the hub's API, as far as a download asks."""
         parts = unquote(urlsplit(path).path).strip("/").split("/")
-        self.asked.append("/".join(parts))
+        self.requested.append("/".join(parts))
         if parts[0] == "api":
             return self._api("/".join(parts[2:4]), parts[4:])
         parts = parts[parts[0] == "datasets" :]
@@ -175,10 +175,10 @@ def test_a_model_of_the_hub_is_downloaded_trained_and_recorded_with_its_commit(h
 def test_what_was_downloaded_is_used_without_a_network(hub, prepare, monkeypatch):
     """HF_HUB_OFFLINE is honoured: the hub hears nothing."""
     assert prepare("org/model") == f"org/model@{FIRST}"
-    hub.asked.clear()
+    hub.requested.clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert prepare("org/model", "--fresh") == f"org/model@{FIRST}"
-    assert hub.asked == []
+    assert hub.requested == []
 
 
 def test_a_branch_that_grows_does_not_change_what_a_run_began_from(hub, prepare):
@@ -229,7 +229,7 @@ def test_a_folder_of_that_name_is_the_folder(hub, run, tmp_path: Path):
     (tmp_path / "org" / "model").mkdir(parents=True)
     done = run("org/model")
     assert f"error: [model] base {tmp_path}/org/model: there is no config.json" in done.stderr
-    assert hub.asked == []
+    assert hub.requested == []
 
 
 DATA = RUN.replace('[model]\nbase = "{base}"', "[model.scratch]").replace("builtin:arithmetic/train", "{path}")
@@ -255,17 +255,17 @@ def prepare_data(modelwright, tmp_path, home):
 def test_files_of_a_data_set_of_the_hub_are_downloaded_and_read(hub, prepare_data, path, rows):
     """Those that are asked for: a test split is not trained on because it lies beside."""
     assert prepare_data(f"hf://datasets/{path}")["read"] == rows
-    assert not any("test.jsonl" in asked for asked in hub.asked if "resolve" in asked)
+    assert not any("test.jsonl" in requested for requested in hub.requested if "resolve" in requested)
 
 
 def test_a_data_set_that_was_downloaded_needs_no_network(hub, prepare_data, monkeypatch):
     """And what has changed on its branch is prepared again where there is one."""
     path = "hf://datasets/org/data/main/train-*.jsonl"
     first = prepare_data(path)
-    hub.asked.clear()
+    hub.requested.clear()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert prepare_data(path, "--fresh") == first
-    assert hub.asked == []
+    assert hub.requested == []
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     hub.repositories["org/data"]["main/train-1.jsonl"] = b'{"question": "How much is 1 + 1?", "answer": "#### 2"}\n'
     hub.branches["main"] = SECOND

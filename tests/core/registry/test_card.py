@@ -136,7 +136,7 @@ SECTIONS = ["Results", "Training data", "Training", "Configuration", "Environmen
 
 @pytest.fixture(scope="module")
 def card_of(tmp_path_factory):
-    """A card in which texts of one's own stand everywhere."""
+    """A card with the test's texts in every place."""
     place = tmp_path_factory.mktemp("card")
     registry = open_registry(f"sqlite:///{place}/registry.db", discover())
     registry.add(new_model(), write_model(place / "trained"))

@@ -13,7 +13,7 @@ def folder(tmp_path):
 
 
 def test_files_are_listed_by_path_at_any_depth(folder):
-    """Empty folders are no part of a model."""
+    """Empty folders are not part of a model."""
     (folder / "empty").mkdir()
     assert [(file.path, file.size) for file in scan_model(folder)] == [
         ("config.json", 3),
@@ -44,7 +44,7 @@ def test_unfinished_files_are_refused(folder):
         scan_model(folder)
 
 
-def test_a_name_that_is_no_utf8_is_refused(folder):
+def test_a_name_that_is_not_utf8_is_refused(folder):
     """It could not be stored; the message can be printed."""
     (folder / os.fsdecode(b"\xff.json")).touch()
     with pytest.raises(RegistryError, match="not UTF-8") as caught:

@@ -51,7 +51,7 @@ def test_a_scheme_finds_the_plugin_that_serves_it(plugins, url):
 
 
 @pytest.mark.parametrize("url", ["registry.db", "/abs/registry.db", "sqlite:registry.db", "", "://x", "3d://x"])
-def test_what_is_no_url_is_refused_with_the_schemes_there_are(plugins, url, wording):
+def test_an_invalid_url_is_refused_with_the_schemes_there_are(plugins, url, wording):
     """And an example."""
     with pytest.raises(UsageError) as caught:
         open_registry(url, plugins)

@@ -105,7 +105,7 @@ json_values = st.recursive(
 @given(data=st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 def test_a_record_with_anything_anywhere_is_read_or_refused(version, data):
-    """Nothing else happens, whatever is put in whichever place."""
+    """Nothing else happens, with any value in any place."""
     record = copy.deepcopy(to_record(version))
     table, key = record, data.draw(st.sampled_from(sorted(record)))
     while isinstance(table[key], dict) and table[key] and data.draw(st.booleans()):

@@ -43,7 +43,7 @@ def test_the_metrics_direction_says_what_is_better(direction, verdict):
 
 
 def test_no_examples_decide_nothing():
-    """Whatever a plugin's interval around nothing is."""
+    """For any interval that a plugin gives without examples."""
     nothing = Figure(value=0.0, low=0.0, high=0.0, n=0)
     assert difference(nothing, wilson(1.0, 500), higher_is_better=True).verdict == "not decided"
 

@@ -53,7 +53,7 @@ def test_another_stages_steps_are_its_own(tmp_path):
     assert [event.data for event in read_events(tmp_path, stage="evaluate")] == [{"step": 9}]
 
 
-def test_a_training_that_begins_anew_leaves_nothing_of_the_one_before(tmp_path):
+def test_a_training_that_starts_over_leaves_nothing_of_the_one_before(tmp_path):
     """A loss curve is of one training."""
     for steps in (5, 2):
         writer = EventWriter(tmp_path, run="r", stage="train", role="worker")
@@ -72,7 +72,7 @@ def test_lines_of_another_version_are_left_to_its_readers(tmp_path):
 
 
 def test_writers_of_one_number_on_two_machines_have_a_file_each(tmp_path, monkeypatch):
-    """A clock that stands still stands for the chance that nobody can wait for: both begin in one microsecond."""
+    """A stopped clock replaces a rare coincidence: both begin in one microsecond."""
     times = iter([datetime(2026, 1, 1, tzinfo=UTC)] * 2)
 
     class Clock:

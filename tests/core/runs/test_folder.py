@@ -44,7 +44,7 @@ def runner(tmp_path):
         process.stdout.close()
 
 
-def test_a_second_runner_is_told_who_holds_the_folder(tmp_path, runner):
+def test_a_second_runner_learns_who_holds_the_folder(tmp_path, runner):
     """At once, not after a time-out."""
     holder = runner(60)
     begin = time.monotonic()
@@ -90,10 +90,10 @@ def test_two_folders_can_have_one_stop_request(tmp_path):
     for folder in (run, aside):
         folder.make()
     aside.stop_with(run)
-    for asked, other in ((run, aside), (aside, run)):
+    for stopped, other in ((run, aside), (aside, run)):
         with aside.locked():
             assert not aside.stopping()
-            asked.request_stop()
+            stopped.request_stop()
             assert other.stopping()
         with aside.locked():
             assert aside.stopping()

@@ -60,7 +60,7 @@ class Pair:
 
 @pytest.fixture
 def run_pair(tmp_path, modelwright, install_plugin, home):
-    """Runs the pair, whose second process does what it is told; nobody is left afterwards."""
+    """Runs the pair, whose second process does what the test sets; nobody is left afterwards."""
 
     def run(fail):
         install_plugin("pair-plugin", PLUGIN.format(fail=fail))
@@ -139,7 +139,7 @@ def _when_training(home, process):
 @pytest.mark.long
 @pytest.mark.parametrize("reached", ["launcher", "all"])
 def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home, modelwright, reached):
-    """A cluster ends a job by SIGTERM to whatever is in it; the same command goes on."""
+    """A cluster ends a job by SIGTERM to all its processes; the same command goes on."""
     path = tmp_path / "run.toml"
     path.write_text(LONG)
     command = [sys.executable, "-m", "modelwright.core", "run", str(path)]
@@ -157,8 +157,8 @@ def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home,
 
 
 @pytest.mark.long
-def test_a_process_that_is_killed_is_no_request_to_stop(tmp_path, home):
-    """Its launcher ends the others by a signal; that is a failure, told soon."""
+def test_a_killed_process_is_not_a_request_to_stop(tmp_path, home):
+    """Its launcher ends the others by a signal; that is a failure, reported soon."""
     path = tmp_path / "run.toml"
     path.write_text(LONG)
     command = [sys.executable, "-m", "modelwright.core", "run", str(path)]

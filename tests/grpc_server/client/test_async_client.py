@@ -36,7 +36,7 @@ def running(shelf, serve):
 
 
 def test_it_has_the_methods_of_the_client_with_the_same_arguments():
-    """Whoever knows one knows the other."""
+    """Both have the same methods."""
 
     def methods(kind):
         names = {name for name in vars(kind) if not name.startswith("_")}
@@ -172,8 +172,8 @@ def test_models_are_loaded_switched_unloaded_and_watched(shelf, running):
             # Until both are gone that nothing keeps any more.
             return [await anext(watch) for _ in range(6)]
 
-    told = run(running, change)
-    assert [change.address for change in told] == [*["other@1"] * 4, "math@1", "general@1"]
+    received = run(running, change)
+    assert [change.address for change in received] == [*["other@1"] * 4, "math@1", "general@1"]
     wait_until(lambda: running.table.changes.watchers == 0)
 
 
@@ -220,7 +220,7 @@ def test_a_token_and_tls_are_shown_and_checked_there_too(shelf, serve, tls):
         AsyncClient("models.example:50051", token="secret")
 
 
-def test_a_client_may_be_made_outside_of_a_loop_and_closed_without_having_asked():
+def test_a_client_may_be_made_outside_of_a_loop_and_closed_without_a_request():
     """It connects with its first request."""
     client = AsyncClient("127.0.0.1:1")
     asyncio.run(client.close())

@@ -1,4 +1,4 @@
-"""From bytes to JSON, and from JSON to protobuf: what is right comes through unchanged, whatever it is."""
+"""From bytes to JSON, and from JSON to protobuf: any valid value comes through unchanged."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_brackets_count_outside_of_texts_only():
 
 @pytest.mark.parametrize("text", ['"', '"\\', '\\"', '{"a":"', "[]", '"a"', "\\u"])
 def test_a_text_made_to_be_read_many_times_is_read_once(text):
-    """Time grows with the length alone: a million characters take seconds at most, whatever they are."""
+    """Time grows with the length alone: a million characters of any kind take seconds at most."""
     with pytest.raises(HttpError):
         parse_object((text * (1_000_000 // len(text))).encode())
 

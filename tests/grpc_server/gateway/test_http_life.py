@@ -35,7 +35,7 @@ def test_a_client_that_leaves_frees_its_slot_within_a_second(slow, journal, wait
 
 
 def test_a_client_that_leaves_while_it_sends_is_forgotten(slow, wait_until):
-    """Half a body is no request."""
+    """Half a body is not a request."""
     sock = slow.raw(slow.post_bytes("/v1/completions", BODY)[:-20], wait=False)
     wait_until(lambda: not slow.http._state.idle.is_set())
     sock.close()
@@ -108,7 +108,7 @@ def events(data):
 
 
 def test_at_the_end_running_answers_finish_and_new_requests_are_refused(slow, wait_until, chat):
-    """Health says 503, others are told when to come back, and nothing that runs is dropped."""
+    """Health says 503, others learn when to come back, and nothing that runs is dropped."""
     said = []
     body = {"model": "slow", "prompt": "one two three", "stream": True}
     reader = threading.Thread(
@@ -132,7 +132,7 @@ def test_at_the_end_running_answers_finish_and_new_requests_are_refused(slow, wa
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_still_runs_when_the_grace_is_over_is_told_so(slow, wait_until, stream):
+def test_what_still_runs_when_the_grace_is_over_gets_the_reason(slow, wait_until, stream):
     """A stream ends with an error event and without [DONE]; a whole answer is a 503."""
     said = []
     body = slow.post_bytes("/v1/completions", {**BODY, "stream": stream})

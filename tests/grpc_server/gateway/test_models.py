@@ -145,7 +145,7 @@ def test_tokens_open_what_they_are_for(guarded, authorization, use, admin):
         status, headers, answer = guarded.ask(method, path, sent, authorization=authorization)
         assert status == expected, (method, path, answer)
         assert headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
-        assert "token" not in str(answer).lower() or "-token" not in str(answer), "a token was told"
+        assert "token" not in str(answer).lower() or "-token" not in str(answer), "a token was shown"
 
 
 def test_the_client_raises_authentication_and_permission_errors(math, serve_http):
@@ -177,7 +177,7 @@ def test_without_tokens_the_aliases_are_for_this_machine_only(unguarded, host, s
 
 
 def test_a_port_that_takes_no_changes_says_why(math, serve_http):
-    """Whoever asks."""
+    """For every caller."""
     web = serve_http("@assistant", access=Access(admin_token="admin-token", no_admin="changes are taken elsewhere"))
     authorization = bearer("admin-token")
     answer = web.ask("PUT", "/admin/aliases/assistant", {"target": "math@2"}, authorization=authorization)

@@ -19,7 +19,7 @@ from modelwright.grpc_server.network.listening import Address
 
 
 def load(path):
-    """Import a file of the tests, which are no package, once for all who ask."""
+    """Import a file of the tests, which are not a package, once for all."""
     name = f"modelwright_tests_{path.parent.name}_{path.stem}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)

@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_server_as_it_was(shelf, serve,
 
 
 def test_what_the_registry_does_not_have_is_not_found(shelf, serve, connect):
-    """And what is no address is an invalid argument."""
+    """And what is not an address is an invalid argument."""
     shelf.add("math")
     client = connect(serve("math"))
     for address in ("nope", "math@7", "@no", "", "Ma/th"):

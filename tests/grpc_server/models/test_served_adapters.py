@@ -45,7 +45,7 @@ def test_an_adapter_without_its_base_is_not_loaded(adapters, tmp_path):
 
 
 def test_an_engine_of_whole_models_refuses_it(adapters, shelf):
-    """It is told what to do instead."""
+    """The error says what to do instead."""
     _, adapter = adapters.pair()
     with pytest.raises(ModelwrightError, match="cannot run adapters: merge"):
         load_model(adapters.registry, adapter, shelf.spec)

@@ -130,7 +130,7 @@ def test_a_switch_that_cannot_load_its_target_changes_nothing(shelf, serve, conn
 
 
 def test_an_etag_lets_the_first_of_two_switches_win(shelf, serve, connect, wording):
-    """Whoever read the alias before somebody else moved it is told, with the etag that it has now."""
+    """A caller that read the alias before somebody else moved it gets an error, with the etag that it has now."""
     shelf.add("a")
     shelf.add("b")
     client = connect(serve("a", "b"))
@@ -153,7 +153,7 @@ def test_an_etag_lets_the_first_of_two_switches_win(shelf, serve, connect, wordi
 
 
 def test_of_many_switches_with_one_etag_exactly_one_wins(shelf, serve, connect):
-    """They come at the same moment; the others are told."""
+    """They come at the same moment; the others get an error."""
     for name in "abcdef":
         shelf.add(name)
     client = connect(serve("a", *"bcdef"))
@@ -191,9 +191,7 @@ def test_a_switch_stays_on_this_server_unless_it_is_persisted(shelf, serve, conn
     assert shelf.registry.resolve("elsewhere").generation == 3
 
 
-def test_a_persistent_switch_gives_way_to_whoever_moves_the_registrys_alias_meanwhile(
-    shelf, serve, connect, monkeypatch
-):
+def test_a_persistent_switch_gives_way_if_the_registrys_alias_is_moved_meanwhile(shelf, serve, connect, monkeypatch):
     """Then neither the server nor the registry has it, and the model that was loaded for it is freed."""
     for name in "abc":
         shelf.add(name)
@@ -210,7 +208,7 @@ def test_a_persistent_switch_gives_way_to_whoever_moves_the_registrys_alias_mean
     assert shelf.registry.resolve("assistant").name == "c"
 
 
-def test_a_switch_whose_caller_left_is_told_to_the_log_when_it_fails(shelf, serve, connect, monkeypatch, caplog):
+def test_a_failed_switch_whose_caller_left_is_logged(shelf, serve, connect, monkeypatch, caplog):
     """Nobody else would hear of it."""
     shelf.add("a")
     shelf.add("broken", broken=True)

@@ -31,7 +31,7 @@ def take(watch, number):
     return [said(next(watch)) for _ in range(number)]
 
 
-def test_a_watcher_is_told_all_that_is_served_and_then_each_change_in_order(shelf, serve, connect):
+def test_a_watcher_receives_all_that_is_served_and_then_each_change_in_order(shelf, serve, connect):
     """Loading, switching, draining, leaving, failing: as they happen, each as it was then."""
     shelf.add("math")
     shelf.add("general")
@@ -59,7 +59,7 @@ def test_a_watcher_is_told_all_that_is_served_and_then_each_change_in_order(shel
         assert take(watch, 1) == [("math@1", "gone")]
 
 
-def test_a_model_that_drains_and_one_that_is_pinned_are_told(shelf, serve, connect):
+def test_watchers_hear_of_a_model_that_drains_and_of_one_that_is_pinned(shelf, serve, connect):
     """Each change of state or pinning is one report."""
     shelf.add("slow", seconds_per_token=0.05)
     client = connect(serve("slow"))
@@ -77,7 +77,7 @@ def test_a_model_that_drains_and_one_that_is_pinned_are_told(shelf, serve, conne
 def test_a_watcher_that_does_not_read_is_given_a_snapshot_in_place_of_what_it_missed(
     shelf, serve, connect, monkeypatch
 ):
-    """What waits for it is bounded; what it is told at last is how things are."""
+    """What waits for it is bounded; what it receives at last is the current state."""
     monkeypatch.setattr(watching, "MOST_WAITING", 5)
     shelf.add("math")
     shelf.add("general")
@@ -119,7 +119,7 @@ def test_a_watcher_that_leaves_is_forgotten(shelf, serve, connect):
     wait_until(lambda: running.table.changes.watchers == 0)
 
 
-def test_all_of_many_watchers_are_told_the_same(shelf, serve, connect):
+def test_many_watchers_all_receive_the_same(shelf, serve, connect):
     """In the same order."""
     shelf.add("math")
     shelf.add("general")
@@ -129,15 +129,15 @@ def test_all_of_many_watchers_are_told_the_same(shelf, serve, connect):
         next(watch)
     for turn in range(5):
         client.set_alias("assistant", "math" if turn % 2 else "general")
-    told = [take(watch, 14) for watch in watches]
-    assert all(each == told[0] for each in told)
-    assert [where for alias, where in told[0] if alias == "@assistant"] == [
+    received = [take(watch, 14) for watch in watches]
+    assert all(each == received[0] for each in received)
+    assert [where for alias, where in received[0] if alias == "@assistant"] == [
         f"{name}@1" for name in ("general", "math", "general", "math", "general")
     ]
 
 
 def test_there_is_a_bound_on_watchers(shelf, serve, connect, monkeypatch):
-    """Each holds a stream open; whoever finds no place is told when to come back."""
+    """Each holds a stream open; a client without a place learns when to come back."""
     monkeypatch.setattr(watching, "MOST_WATCHERS", 2)
     shelf.add("math")
     client = connect(serve("math"))
@@ -149,7 +149,7 @@ def test_there_is_a_bound_on_watchers(shelf, serve, connect, monkeypatch):
     assert (caught.value.code, caught.value.retry_after) == ("RESOURCE_EXHAUSTED", 10.0)
 
 
-def test_watchers_are_told_that_the_server_goes_down_and_do_not_hold_it_up(shelf, serve, connect):
+def test_watchers_hear_that_the_server_goes_down_and_do_not_hold_it_up(shelf, serve, connect):
     """With UNAVAILABLE, so that they know to look for another one."""
     shelf.add("math")
     running = serve("math")

@@ -52,7 +52,7 @@ def math(shelf):
 
 @pytest.mark.parametrize("token", [None, "wrong", "secreT", "secret2", "s"])
 def test_without_the_token_nothing_is_answered(math, serve, connect, token, wording):
-    """Whatever is called, also what does not exist; and the token is in no message."""
+    """For every call, also of what does not exist; and the token is in no message."""
     running = serve("math", token="secret")
     client = connect(running, token=token)
     use, admin = every_call(client)
@@ -74,7 +74,7 @@ def test_with_the_token_everything_is_answered(math, serve, connect):
 
 
 def test_the_administrators_token_is_wanted_for_changes_and_opens_all_else(math, serve, connect):
-    """The users' one does not reach so far, and is told so."""
+    """The users' one does not reach so far, and the error says so."""
     running = serve("math", token="user", admin_token="admin")
     use, admin = every_call(connect(running, token="user"))
     assert {code_of(call) for call in use.values()} == {"OK"}
@@ -110,7 +110,7 @@ def test_the_administrators_port_alone_takes_changes(math, serve, connect):
 
 
 def test_beyond_this_machine_changes_need_a_port_of_their_own():
-    """Where other machines ask, none of them switches models, whatever token it has."""
+    """Other machines cannot switch models, with any token."""
     options = ServerOptions(listen=Address(host="0.0.0.0", port=0), insecure=True, token="user", admin_token="admin")
     access = options.grpc_access()
     access.check("Bearer user", "use")
@@ -201,7 +201,7 @@ def test_tokens_are_not_in_what_is_printed_of_options():
 
 
 @pytest.mark.parametrize("token", ["", "a b", "a\n", "é"])
-def test_a_client_refuses_what_is_no_token(token, wording):
+def test_a_client_refuses_an_invalid_token(token, wording):
     """Before anything is sent."""
     with pytest.raises(ValueError, match="token") as caught:
         Client("127.0.0.1:1", token=token)

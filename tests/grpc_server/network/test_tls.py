@@ -1,4 +1,4 @@
-"""TLS: encrypted connections, and files that are wrong, told before anything is loaded."""
+"""TLS: encrypted connections, and files that are wrong, reported before anything is loaded."""
 
 import pytest
 from attrs import evolve
@@ -24,7 +24,7 @@ def test_an_encrypted_server_answers_who_trusts_its_certificate(math, serve, con
     assert admin.set_alias("assistant", "math").address == "math@1"
 
 
-def test_a_client_that_trusts_others_is_told(math, serve, connect, tls, tmp_path, certify):
+def test_a_client_that_trusts_others_gets_the_reason(math, serve, connect, tls, tmp_path, certify):
     """By the authorities of the system nobody vouches for this server; nor does another certificate."""
     running = serve("math", tls=tls)
     other = certify(tmp_path)

@@ -100,7 +100,7 @@ def test_the_models_and_aliases_are_listed(client, shelf):
 
 
 def test_the_newest_version_that_is_served_answers_to_a_bare_name(shelf, serve, connect):
-    """A name means the newest of what this server has, whatever else the registry has."""
+    """A name means the newest of what this server has, even if the registry has more."""
     for _ in range(3):
         shelf.add("math")
     client = connect(serve("math@1", "math@2"))
@@ -112,7 +112,7 @@ def test_a_model_need_not_be_named_where_there_is_only_one(client):
     assert client.generate("hi").served.address == "math@1"
 
 
-def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(shared_server, connect, monkeypatch):
+def test_a_proxy_of_the_environment_is_not_used_for_this_machine(shared_server, connect, monkeypatch):
     """Clusters set one, and it has no way to a server on the loopback."""
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

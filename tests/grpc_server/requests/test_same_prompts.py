@@ -25,7 +25,7 @@ CONVERSATIONS = {
 
 
 def trained_prompt(folder, renderer, messages, tmp_path):
-    """The ids before the first one that is learnt of the last answer, out of prepared tokens on the disk."""
+    """The ids before the first trained one of the last answer, out of prepared tokens on the disk."""
     example = Example(messages=[*messages, Message(role="assistant", content="5")], source="rows.jsonl:1")
     (tmp_path / "examples.jsonl").write_text(json_line(example.to_row()))
     settings = TokenSettings(max_length=256, turns="last", holdout=0.0, seed=1)
@@ -42,11 +42,11 @@ def evaluated_prompt(folder, renderer, messages):
     """What an evaluation asks an engine."""
     engine = echo_engine.EchoEngine(None)
     engine.load(folder)
-    asked = generate(
+    outputs = generate(
         engine, renderer, [Example(messages=messages)], settings=GenerationConfig(max_tokens=4), samples=1, seed=1,
         context=None, progress=lambda _: None,
     )  # fmt: skip
-    asyncio.run(asked)
+    asyncio.run(outputs)
     return echo_engine.prompts[-1]
 
 

@@ -38,12 +38,12 @@ def test_both_names_of_the_protocol_are_answered(shared_server, connect, service
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    asked = [
+    requests = [
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="modelwright.v1.ModelService"),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="modelwright.v1.Nothing"),
         reflection_pb2.ServerReflectionRequest(),
     ]
-    found, missing, empty = call(iter(asked), timeout=10)
+    found, missing, empty = call(iter(requests), timeout=10)
     files = [
         descriptor_pb2.FileDescriptorProto.FromString(data)
         for data in found.file_descriptor_response.file_descriptor_proto
@@ -63,16 +63,16 @@ def test_bytes_that_are_no_request_are_an_invalid_argument(shared_server, connec
 
 
 def test_reflection_needs_the_token_and_tells_each_port_what_it_has(shelf, serve, connect):
-    """What a server can do is not told to just anyone."""
+    """A server does not describe itself to callers without a token."""
     shelf.add("math")
     running = serve("math", token="secret", admin=Address(host="127.0.0.1", port=0))
-    asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
+    requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
     stub = reflection_pb2_grpc.ServerReflectionStub(connect(running)._channel)
     with pytest.raises(grpc.RpcError) as caught:
-        list(stub.ServerReflectionInfo(iter(asked), timeout=10))
+        list(stub.ServerReflectionInfo(iter(requests), timeout=10))
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     shown = [("authorization", "Bearer secret")]
     for target, services in ((None, OURS), (running.bound.admin, OURS - {"modelwright.v1.InferenceService"})):
         stub = reflection_pb2_grpc.ServerReflectionStub(connect(running, target)._channel)
-        (answer,) = stub.ServerReflectionInfo(iter(asked), timeout=10, metadata=shown)
+        (answer,) = stub.ServerReflectionInfo(iter(requests), timeout=10, metadata=shown)
         assert {service.name for service in answer.list_services_response.service} == services | ALWAYS

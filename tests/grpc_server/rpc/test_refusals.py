@@ -53,7 +53,7 @@ def refusal(client, **options):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "sent",
     [
         {"prompt": ""},
         {"max_tokens": 0},
@@ -74,9 +74,9 @@ def refusal(client, **options):
     ],
     ids=lambda value: ascii(value)[:60],
 )
-def test_a_value_that_cannot_be_is_an_invalid_argument_that_names_the_field(client, asked, wording):
+def test_a_value_that_cannot_be_is_an_invalid_argument_that_names_the_field(client, sent, wording):
     """Each field's own sentence; and the next request is answered."""
-    error = refusal(client, **asked)
+    error = refusal(client, **sent)
     assert (error.code, error.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
     wording(error.message)
     assert error.metadata["field"] in error.message
@@ -84,7 +84,7 @@ def test_a_value_that_cannot_be_is_an_invalid_argument_that_names_the_field(clie
 
 
 @pytest.mark.parametrize(
-    ("asked", "field"),
+    ("sent", "field"),
     [
         ({"temperature": 0.7}, "sampling.temperature"),
         ({"top_p": 0.9}, "sampling.top_p"),
@@ -92,9 +92,9 @@ def test_a_value_that_cannot_be_is_an_invalid_argument_that_names_the_field(clie
         ({"seed": 1}, "sampling.seed"),
     ],
 )
-def test_what_the_engine_cannot_do_is_refused_and_never_ignored(client, asked, field, wording):
+def test_what_the_engine_cannot_do_is_refused_and_never_ignored(client, sent, field, wording):
     """The echo engine can stop and give log-probabilities, and says so."""
-    error = refusal(client, **asked)
+    error = refusal(client, **sent)
     assert (error.code, error.reason, error.metadata) == ("INVALID_ARGUMENT", "UNSUPPORTED", {"field": field})
     wording(error.message)
 
@@ -214,7 +214,7 @@ def test_a_message_at_the_limit_is_read(ask):
     assert ask(GENERATE, request.SerializeToString())[1].reason == "CONTEXT_EXCEEDED"
 
 
-def test_a_field_that_this_server_does_not_know_is_refused_where_it_stands(client, ask, wording):
+def test_an_unknown_field_is_refused_at_any_depth(client, ask, wording):
     """A newer client's wish is not silently dropped, at the top or deep inside."""
     request = inference_pb2.GenerateRequest(model="math", prompt="hi")
     code, info, message = ask(GENERATE, request.SerializeToString() + b"\xfa\x06\x01x")
@@ -230,7 +230,7 @@ def test_a_field_that_this_server_does_not_know_is_refused_where_it_stands(clien
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200))
 def test_no_bytes_bring_the_server_down(client, data):
-    """Whatever comes is answered or is the caller's mistake, never UNKNOWN or INTERNAL."""
+    """Any message is answered or is the caller's mistake, never UNKNOWN or INTERNAL."""
     try:
         client._channel.unary_unary(GENERATE)(data, timeout=20)
     except grpc.RpcError as error:
@@ -240,7 +240,7 @@ def test_no_bytes_bring_the_server_down(client, data):
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(address=st.text(max_size=300) | st.text(string.printable, min_size=2000, max_size=4000))
-def test_errors_stay_small_enough_to_be_sent_whatever_they_quote(client, address):
+def test_errors_that_quote_long_text_stay_small_enough_to_be_sent(client, address):
     """A status travels in headers of 8 KiB; a long address is cut in it."""
     error = refusal(client, model=address)
     assert error.code in {"INVALID_ARGUMENT", "NOT_FOUND"}

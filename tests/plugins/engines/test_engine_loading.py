@@ -66,7 +66,7 @@ def test_a_missing_file_is_named(start, folder, name):
 
 
 def test_no_weights(start, folder, wording):
-    """A config without weights is no model to run."""
+    """A config without weights is not a model to run."""
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelwrightError, match=r"model\.safetensors") as caught:
         start(folder)
@@ -113,7 +113,7 @@ def test_tensors_of_another_size_are_an_error(start, folder):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_damaged_file_is_one_clear_line(start, folder, wording, name):
-    """Whatever the library raises, the message names the folder and has one line."""
+    """For any error of the library, the message names the folder and has one line."""
     (folder / name).write_bytes((folder / name).read_bytes()[:100])
     with pytest.raises(ModelwrightError, match="the model cannot be loaded") as caught:
         start(folder)

@@ -114,7 +114,7 @@ def test_tokens_that_are_ruled_out_are_never_drawn():
 
 
 def test_logprobs_are_of_the_plain_softmax():
-    """Whatever the temperature, the log-probability is that of the model's own distribution."""
+    """At any temperature, the log-probability is that of the model's own distribution."""
     chosen = draw(log(PROBABILITIES), 50, temperature=3.0, logprobs=True)
     assert chosen.logprobs == pytest.approx([math.log(PROBABILITIES[token]) for token in chosen.tokens], abs=1e-5)
     assert draw(log(PROBABILITIES), 1, temperature=3.0).logprobs == [None]

@@ -47,7 +47,7 @@ def word_pieces():
 
 
 def word_ends():
-    """GPT-1's way: `</w>` ends a word, and is no space at the end of the text."""
+    """GPT-1's way: `</w>` ends a word, and is not a space at the end of the text."""
     tokenizer = Tokenizer(models.BPE({"low": 0, "er</w>": 1, "new</w>": 2, "est": 3}, []))
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
     return tokenizer
@@ -90,7 +90,7 @@ class TestDetokenizer:
     @settings(max_examples=120, deadline=None)
     @given(data=st.data())
     def test_pieces_join_to_the_decoding_of_all_tokens(self, kind, data):
-        """Whatever the tokens and the decoder, valid text or not, nothing is lost, doubled or different."""
+        """With any tokens and any decoder, valid text or not, nothing is lost, doubled or different."""
         tokenizer = KINDS[kind]
         ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() - 1), max_size=120))
         given, _ = pieces(tokenizer, ids)
@@ -113,7 +113,7 @@ class TestDetokenizer:
         ids = bytes_to_ids(tokenizer, "byte_level", "a€b")
         assert pieces(tokenizer, ids)[0] == ["a", "", "", "€", "b", ""]
 
-    def test_an_unknown_token_is_no_text(self):
+    def test_an_unknown_token_is_not_text(self):
         """A model may have more tokens than its tokenizer (padding of its matrices)."""
         tokenizer = KINDS["words"]
         assert "".join(pieces(tokenizer, [0, 900, 1])[0]) == "one two"

@@ -75,22 +75,22 @@ def test_greedy_is_what_transformers_generates(family, small_llama, make_model, 
     """Prompts of many lengths that come in waves give what each gives alone in `model.generate`."""
     folder = make_model(tmp_path / family, families(small_llama)[family])
     engine = start(folder, max_batch=6)
-    asked = [request(prompt, max_tokens=4 + 5 * (index % 4)) for index, prompt in enumerate(prompts(12))]
+    requests = [request(prompt, max_tokens=4 + 5 * (index % 4)) for index, prompt in enumerate(prompts(12))]
 
     async def scenario():
         tasks = []
-        for index, one in enumerate(asked):
+        for index, one in enumerate(requests):
             tasks.append(asyncio.create_task(collect(engine.submit(one))))
             if index % 4 == 3:
                 await asyncio.sleep(0.005)  # the others run on meanwhile
         return [await task for task in tasks]
 
-    for one, output in zip(asked, patiently(scenario()), strict=True):
+    for one, output in zip(requests, patiently(scenario()), strict=True):
         assert output.token_ids == generated_by_transformers(folder, one.prompt, one.sampling.max_tokens)
 
 
 def test_the_model_varies(llama, start):
-    """The random model of these tests is no constant: else they would prove little."""
+    """The random model of these tests is not constant: else they would prove little."""
     outputs = run_all(start(llama), [request(prompt) for prompt in prompts(6)])
     assert len({token for output in outputs for token in output.token_ids}) > 10
 
@@ -293,7 +293,7 @@ def ended(engine, patience=30.0):
     return False
 
 
-def test_whoever_leaves_is_not_served_on(llama, start):
+def test_a_request_whose_client_left_is_not_served_on(llama, start):
     """A dropped iterator, a cancelled task, a closed event loop: each frees its row long before its answer's end."""
     engine = start(llama)
     shapes = watch(engine)

@@ -21,7 +21,7 @@ def reader(request):
 
 
 def test_an_assistant_that_says_nothing_is_refused(wording, reader):
-    """To learn it would be to learn silence; a turn that is not learnt may be empty."""
+    """To learn it would be to learn silence; a turn that is not trained may be empty."""
     silent = {"role": "assistant", "content": " "}
     with pytest.raises(RowError) as caught:
         reader.read({"messages": [USER, silent, USER, SAID]})
@@ -35,7 +35,7 @@ def test_an_assistant_that_says_nothing_is_refused(wording, reader):
 
 @pytest.mark.parametrize("said", ["<think>two and", " \n<think>two and", "<think>two and two</think>\n"])
 def test_thinking_without_an_answer_is_refused(wording, reader, said):
-    """Wherever it stands: in a column, in the last message or in one before."""
+    """In any place: in a column, in the last message or in one before."""
     rows = [
         {"prompt": "2 + 2?", "completion": said},
         {"messages": [USER, {**SAID, "content": said}]},

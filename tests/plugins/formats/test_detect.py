@@ -51,7 +51,7 @@ READERS = {
     ],
     ids=shown,
 )
-def test_rows_are_told_by_their_shape_and_columns(wording, name, row):
+def test_rows_are_recognized_by_their_shape_and_columns(wording, name, row):
     """One line, for people."""
     wording(READERS[name].detect(row))
 

@@ -21,7 +21,7 @@ def turns(example):
 
 
 @pytest.mark.parametrize(
-    ("row", "asked"),
+    ("row", "question"),
     [
         ({"instruction": "Say hi.", "input": "", "output": "hi"}, "Say hi."),
         ({"instruction": "Say hi.", "input": " \n", "output": "hi"}, "Say hi."),
@@ -31,20 +31,20 @@ def turns(example):
         ({"prompt": "Say hi.", "completion": "hi", "id": 7}, "Say hi."),
     ],
 )
-def test_alpaca_and_completion_rows_become_one_turn_each(row, asked):
+def test_alpaca_and_completion_rows_become_one_turn_each(row, question):
     """Instruction and input, or prompt, are the user's; output, or completion, the assistant's and the reference."""
     example = read_one(row)
-    assert turns(example) == [("user", asked), ("assistant", "hi")]
+    assert turns(example) == [("user", question), ("assistant", "hi")]
     assert example.answer == "hi"
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("question", "said"),
     [("question", "answer"), ("question", "response"), ("problem", "solution"), ("prompt", "response")],
 )
-def test_pairs_of_columns_become_one_turn_each(asked, said):
-    """Whatever a data set calls what is asked and what is said."""
-    example = read_one({asked: "How many?", said: "Two.\n#### 2", "level": 1})
+def test_pairs_of_columns_become_one_turn_each(question, said):
+    """With any of a data set's names for question and answer."""
+    example = read_one({question: "How many?", said: "Two.\n#### 2", "level": 1})
     assert turns(example) == [("user", "How many?"), ("assistant", "Two.\n#### 2")]
     assert example.answer == "Two.\n#### 2"
 
@@ -58,8 +58,8 @@ def test_self_instruct_rows_become_an_example_for_each_instance(shared_rows):
 
 
 @pytest.mark.parametrize("answer", ["42", 42])
-def test_the_column_answer_is_the_reference_beside_whatever_is_said(answer):
-    """What is learnt is not always what is graded against."""
+def test_the_column_answer_is_the_reference_beside_any_completion(answer):
+    """What is trained is not always what is graded against."""
     for row in ({"messages": [USER, ASSISTANT]}, {"prompt": "a", "completion": "b"}):
         assert read_one({**row, "answer": answer}).answer == "42"
         assert read_one({**row, "answer": None}).answer == read_one(row).answer
@@ -155,7 +155,7 @@ def test_plain_text_has_no_turns():
 
 
 def test_sides_of_a_pair_may_be_messages():
-    """What the assistant says in a prompt is read and not learnt, unless the message says so itself."""
+    """What the assistant says in a prompt is read and not trained, unless the message says so itself."""
     row = {"prompt": [USER, ASSISTANT, USER, {**ASSISTANT, "train": True}, USER], "completion": [ASSISTANT]}
     example = read_one(row)
     assert [message.role for message in example.messages] == ["user", "assistant"] * 3
@@ -165,8 +165,8 @@ def test_sides_of_a_pair_may_be_messages():
 
 
 @pytest.mark.parametrize("empty", [None, []])
-def test_history_stands_before_the_question(empty):
-    """Its turns are learnt like any other; the instruction goes to the first of its questions."""
+def test_history_precedes_the_question(empty):
+    """Its turns are trained like any other; the instruction goes to the first of its questions."""
     row = {"instruction": "And him?", "input": "Tom", "output": "hi", "history": [["Say hi.", "hi"]]}
     assert turns(read_one(row, instruction="Q: {question}")) == [
         ("user", "Q: Say hi."),
@@ -179,7 +179,7 @@ def test_history_stands_before_the_question(empty):
 
 @pytest.mark.parametrize("column", ["system", "system_prompt"])
 def test_a_column_may_hold_the_system_message(column):
-    """It goes before the option's; where the conversation begins with the same, it stands there once."""
+    """It goes before the option's; where the conversation begins with the same, it is there once."""
     own = {"role": "system", "content": "Be kind."}
     for row in (
         {"prompt": "Hello?", "completion": "Good day."},
@@ -199,7 +199,7 @@ def test_a_column_may_hold_the_system_message(column):
         {"instruction": "Who?", "input": "", "context": "Tom came.", "output": "Tom"},
     ],
 )
-def test_what_is_asked_about_stands_behind_the_question(row):
+def test_the_input_follows_the_question(row):
     """A question without its context would teach the model to make answers up."""
     assert turns(read_one(row)) == [("user", "Who?\n\nTom came."), ("assistant", "Tom")]
 
@@ -224,7 +224,7 @@ def test_parts_of_text_are_one_text():
     assert turns(read_one(row))[0] == ("user", "Hello?")
 
 
-def test_thinking_in_tags_is_said_and_is_no_part_of_the_reference():
+def test_thinking_in_tags_is_kept_and_is_not_part_of_the_reference():
     """The text stays as it is; what is graded is the answer."""
     example = read_one({"prompt": "2 + 2?", "completion": "<think>two and two</think>\n4"})
     assert (example.messages[-1].content, example.answer) == ("<think>two and two</think>\n4", "4")

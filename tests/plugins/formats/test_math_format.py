@@ -43,7 +43,7 @@ def test_math_row_answer_is_the_last_box_with_nested_braces():
     assert example.answer == r"\frac{\sqrt{2}}{2}"
 
 
-def test_calculator_annotations_are_kept_when_asked_for():
+def test_calculator_annotations_are_kept_on_request():
     """`calculator = "keep"` leaves the solution as it was written."""
     assert read_one(CLIPS, calculator="keep").messages[-1].content == CLIPS["answer"]
 
@@ -55,15 +55,15 @@ def test_answer_alone_keeps_the_marking_of_its_dataset():
 
 
 @pytest.mark.parametrize(
-    ("instruction", "asked"),
+    ("instruction", "question"),
     [
         ("Solve it.", "Solve it.\n\nWhat is $x$?"),
         ("Q: {question} {and no {field}}", "Q: What is $x$? {and no {field}}"),
     ],
 )
-def test_instruction_is_a_template_or_stands_before_the_question(instruction, asked):
-    """An instruction with {question} is a template whose other braces are text; another stands before the question."""
-    assert read_one(ROOTS, instruction=instruction).messages[0].content == asked
+def test_instruction_is_a_template_or_precedes_the_question(instruction, question):
+    """An instruction with {question} is a template whose other braces are text; another precedes the question."""
+    assert read_one(ROOTS, instruction=instruction).messages[0].content == question
 
 
 def test_braces_in_a_question_are_never_filled_in():
@@ -77,7 +77,7 @@ def test_system_message_comes_first():
     assert turns(read_one(CLIPS, system="Be brief."))[0] == ("system", "Be brief.")
 
 
-def test_reference_answer_stands_as_written():
+def test_reference_answer_is_kept_as_written():
     """Thousands keep their commas in the reference; the metric knows how to read them."""
     assert read_one({"question": "How many?", "answer": "#### 1,080"}).answer == "1,080"
 
@@ -147,7 +147,7 @@ contents = st.recursive(
 @given(
     before=st.text(max_size=20), content=contents, after=st.text(st.characters(blacklist_characters="\\"), max_size=9)
 )
-def test_whatever_is_boxed_comes_out(before, content, after):
+def test_any_boxed_text_comes_out(before, content, after):
     """A box with balanced content is found after any text and before any text without another box."""
     assert last_boxed(f"{before} \\boxed{{{content}}}{after}") == content.strip()
 
@@ -169,7 +169,7 @@ def test_every_gsm8k_row_is_read(shared_rows):
 
 
 def test_every_math_row_is_read(shared_rows):
-    """All 1,500 competition problems have an answer that stands in their solution."""
+    """All 1,500 competition problems have an answer that is in their solution."""
     rows = shared_rows("math/sample.jsonl")
     examples = [read_one(row) for row in rows]
     assert len(examples) == 1_500
@@ -201,7 +201,7 @@ def test_a_reference_of_its_own_goes_before_what_the_solution_comes_to():
 
 @pytest.mark.parametrize("none", ["proof", "notfound"])
 def test_numinamath_says_that_there_is_no_answer(wording, none):
-    """Its words for that are no answer; what the solution comes to is one."""
+    """Its words for that are not an answer; what the solution comes to is one."""
     assert read_one({**NUMINA, "answer": none, "solution": r"It is \boxed{42}."}).answer == "42"
     with pytest.raises(RowError) as caught:
         read_one({**NUMINA, "answer": none})
@@ -209,7 +209,7 @@ def test_numinamath_says_that_there_is_no_answer(wording, none):
 
 
 def test_a_solution_that_is_cut_off_in_its_thinking_is_none(wording):
-    """Whatever another column says of its answer."""
+    """Even if another column has another answer."""
     with pytest.raises(RowError) as caught:
         read_one({**NUMINA, "solution": "<think>Six sevens"})
     wording(caught.value)
@@ -225,7 +225,7 @@ def test_a_solution_that_is_cut_off_in_its_thinking_is_none(wording):
         (NUMINA, "hashes", "Six sevens are 42.\n#### 42"),
     ],
 )
-def test_the_answer_is_stated_as_asked(row, marking, said):
+def test_the_answer_is_stated_as_configured(row, marking, said):
     """A model that learns from several data sets answers in one way."""
     example = read_one(row, marking=marking)
     assert example.messages[-1].content == said
@@ -251,7 +251,7 @@ def test_multiple_choice_of_every_shape_is_one(row):
     assert (example.answer, example.choices) == ("B", ("21", "21.5", "22"))
 
 
-def test_a_rationale_is_learnt_before_the_letter():
+def test_a_rationale_is_trained_before_the_letter():
     """Unless the answer alone is wanted."""
     row = {"question": "q", "options": ["A)21", "B)22"], "correct": "B", "rationale": "21 + 1 is 22."}
     assert read_one(row, marking="hashes").messages[-1].content == "21 + 1 is 22.\n#### B"
@@ -265,7 +265,7 @@ def test_a_rationale_is_learnt_before_the_letter():
     st.data(),
 )
 def test_the_letter_names_the_right_choice(texts, data):
-    """Whatever the choices, and whether place or text says which is right."""
+    """With any choices, and whether place or text says which is right."""
     place = data.draw(st.integers(0, len(texts) - 1))
     right = data.draw(st.sampled_from([place, texts[place]]))
     example = read_one({"question": "q", "choices": texts, "answerKey": right})

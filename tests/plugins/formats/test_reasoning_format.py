@@ -23,16 +23,16 @@ def read_one(row, **options):
 
 def said(example):
     """The question, the thinking, the answer and the reference."""
-    asked, answered = example.messages
-    assert (asked.role, answered.role) == ("user", "assistant")
-    return asked.content, answered.thinking, answered.content, example.answer
+    question, answered = example.messages
+    assert (question.role, answered.role) == ("user", "assistant")
+    return question.content, answered.thinking, answered.content, example.answer
 
 
 @pytest.mark.parametrize("prompt", ["prompt", "question", "problem", "instruction"])
 @pytest.mark.parametrize("thinking", ["thinking", "reasoning", "reasoning_content", "cot", "rationale"])
 @pytest.mark.parametrize("answer", ["answer", "response", "output", "solution", "completion"])
 def test_three_columns_are_recognized_by_their_names(prompt, thinking, answer):
-    """Whatever a data set calls them."""
+    """Under any of a data set's names."""
     row = {prompt: "2 + 2?", thinking: "\ntwo and two", answer: "4", "level": 1}
     assert said(read_one(row)) == ("2 + 2?", "two and two", "4", "4")
 
@@ -56,7 +56,7 @@ def test_three_columns_are_recognized_by_their_names(prompt, thinking, answer):
         {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": TAGGED}]},
     ],
 )
-def test_thinking_is_found_where_it_stands(row):
+def test_thinking_is_found_at_its_place(row):
     """In tags, also where the opening one stood in the prompt, in a column, or in a message's field."""
     assert said(read_one(row)) == ("2 + 2?", "two and two", "4", "4")
 
@@ -90,7 +90,7 @@ def test_the_reference_is_the_final_answer(row, reference):
 
 
 def test_columns_are_named_by_an_option():
-    """It wins over whatever would be recognized."""
+    """It wins over anything that would be recognized."""
     row = {"q": "2 + 2?", "deep": "two and two", "a": "4", "messages": "no list", "thinking": "another"}
     columns = ReasoningColumns(prompt="q", thinking="deep", answer="a")
     assert said(read_one(row, columns=columns)) == ("2 + 2?", "two and two", "4", "4")
@@ -247,7 +247,7 @@ turns = st.lists(message, max_size=3) | st.just([USER, {"role": "assistant", "co
 @pytest.mark.parametrize("name", ["reasoning", "general", "math"])
 @given(row=st.dictionaries(names, values | turns, max_size=6))
 def test_any_row_gives_examples_or_a_reason(name, row):
-    """No row, whatever it holds, fails otherwise."""
+    """No row fails in any other way."""
     reader = _READERS[name]
     try:
         examples = list(reader.read(row))

@@ -31,9 +31,9 @@ def read_one(row, **options):
 def test_openai_conversation_keeps_tools_calls_and_results():
     """Calls have objects for arguments, whose order stays; a result has the name of the tool that its id belongs to."""
     example = read_one({"messages": [USER, CALLING, RESULT, ANSWER], "tools": [TOOL]})
-    asked, calling, result, answer = example.messages
+    question, calling, result, answer = example.messages
     assert json.loads(example.tools) == [TOOL]
-    assert (asked.content, calling.content, answer.content) == ("2 + 2?", "", "Four.")
+    assert (question.content, calling.content, answer.content) == ("2 + 2?", "", "Four.")
     assert calling.tool_calls == json.dumps([KEPT_CALL])
     assert (result.role, result.content, result.tool_call_id, result.name) == ("tool", "4", "c1", "add")
     assert example.answer == "Four."
@@ -63,7 +63,7 @@ def test_calls_of_the_older_form_are_read():
 
 
 def test_a_conversation_may_end_with_a_call():
-    """What is learnt then is the call; there is no text to grade against."""
+    """What is trained then is the call; there is no text to grade against."""
     example = read_one({"messages": [USER, CALLING], "tools": [TOOL]})
     assert (example.messages[-1].content, example.answer) == ("", None)
     thinking = read_one({"messages": [USER, {**CALLING, "content": "<think>Add.</think>"}]})
@@ -80,7 +80,7 @@ def test_thinking_before_a_call_is_parted_from_it():
 
 
 def test_several_calls_are_answered_each_by_its_id():
-    """In whatever order the results come; without ids a result of several calls stays without a name."""
+    """In any order of the results; without ids a result of several calls stays without a name."""
     other = {"id": "c2", "function": {"name": "mul", "arguments": {}}}
     calling = {**CALLING, "tool_calls": [CALL, other]}
     results = [{**RESULT, "tool_call_id": "c2"}, RESULT]
@@ -157,7 +157,7 @@ json_values = st.recursive(
 
 @pytest.mark.parametrize("read", [read_tools, read_calls])
 @given(value=json_values, as_text=st.booleans())
-def test_whatever_stands_for_tools_becomes_json_or_a_reason(read, value, as_text):
+def test_any_value_for_tools_becomes_json_or_a_reason(read, value, as_text):
     """What is read is read again as the same."""
     try:
         text = read(json.dumps(value) if as_text else value, "here")

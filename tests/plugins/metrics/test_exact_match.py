@@ -31,7 +31,7 @@ def test_the_whole_output_must_be_the_answer(text, verdict):
     assert (score.verdict, score.value) == (verdict, float(verdict == "correct"))
 
 
-def test_case_is_ignored_when_asked():
+def test_case_is_ignored_on_request():
     """`ignore_case` compares without case, in any script."""
     assert grade(PARIS, "PARIS", ignore_case=True).verdict == "correct"
     assert grade(Example(answer="Straße"), "STRASSE", ignore_case=True).verdict == "correct"

@@ -85,7 +85,7 @@ def test_answers_are_graded(metric, reference, text, verdict):
 
 
 def test_a_cut_off_output_without_an_answer_says_so(metric):
-    """Whoever reads the samples learns that max_tokens ended the output."""
+    """The samples show that max_tokens ended the output."""
     score = metric.score(Example(answer="7"), [Output(text="First\nI", finish="length")])
     assert score.verdict == "no_answer"
     assert "cut off at max_tokens" in score.reason

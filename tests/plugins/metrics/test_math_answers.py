@@ -79,7 +79,7 @@ def test_numbers_are_read_exactly(text, value):
         *("..", "1e9999999", "\u0661\u0662", "1_000", "nan", "inf", "0x10", "--5"),
     ],
 )
-def test_what_is_no_number_is_not_read_as_one(text):
+def test_text_without_a_number_is_not_read_as_one(text):
     """Lists, products, scales, divisions by nothing and other scripts' digits are not numbers here."""
     assert read_number(text) is None
 
@@ -106,7 +106,7 @@ def test_every_way_to_write_a_number_is_equal(units, places):
 
 
 @given(st.integers(1, 10**20), st.integers(17, 40))
-def test_numbers_that_a_float_cannot_tell_apart_are_told_apart(units, places):
+def test_numbers_that_are_equal_as_floats_are_distinguished(units, places):
     """A difference in the twentieth digit is a difference."""
     near = f"{units}.{'0' * places}1"
     assert float(near) == float(units)
@@ -166,7 +166,7 @@ def test_typesetting_does_not_count(written, plain):
 
 @given(st.text(max_size=60))
 def test_any_text_is_itself(text):
-    """Whatever an answer is, it equals itself, and reading it never fails."""
+    """Any answer equals itself, and reading it never fails."""
     answer = normalise(text)
     assert same_answer(answer, answer) is True
     assert read_number(answer) is None or read_number(answer).equals(read_number(answer))

@@ -68,7 +68,7 @@ def test_a_content_that_is_not_whole_is_replaced(store, folder, left):
 
 
 def test_a_file_that_changes_while_it_is_added_is_refused(store, folder):
-    """What is stored under a sha256 has it, whoever writes to the folder meanwhile."""
+    """What is stored under a sha256 has it, even if others write to the folder meanwhile."""
     files = scan_model(folder)
     (folder / "model.safetensors").write_bytes(b"WEIGHTS")
     with pytest.raises(RegistryError, match=r"model\.safetensors changed"):
@@ -131,8 +131,8 @@ def take_away(tree):
 
 
 @pytest.mark.parametrize("alter", [remove, replace, redirect, extend, take_away])
-def test_an_altered_tree_is_built_anew(store, folder, alter):
-    """Whoever changes a model's folder changes nothing that is loaded later, and nothing in the store."""
+def test_an_altered_tree_is_built_again(store, folder, alter):
+    """Changing a model's folder changes nothing that is loaded later, and nothing in the store."""
     files = scan_model(folder)
     store.add(folder, files)
     tree = store.tree("d" * 64, files)

@@ -50,7 +50,7 @@ def test_three_slashes_are_relative_to_the_working_directory_and_four_absolute(t
     assert (tmp_path / "files").is_dir()
 
 
-def test_a_path_is_taken_as_it_stands(tmp_path, folder):
+def test_a_path_is_taken_literally(tmp_path, folder):
     """Spaces, percent signs, question marks and letters beyond ASCII mean themselves."""
     path = tmp_path / "my models, 100%20?mode=ro#ü" / "registry.db"
     connect(path).add(new_model(), folder)
@@ -185,7 +185,7 @@ def test_a_damaged_database_is_named(filled):
 
 
 def test_a_locked_database_is_waited_for_and_then_named(filled, folder, monkeypatch):
-    """Another process's transaction ends soon, or the error says what stands in the way."""
+    """Another process's transaction ends soon, or the error gives the reason."""
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.1)
     with closing(sqlite3.connect(filled, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -247,7 +247,7 @@ for number in range(int(shared)):
 
 
 def test_processes_that_add_at_once_leave_no_gap(database, folder):
-    """Versions are 1 to n whoever wrote them, and a model that all of them add exists once."""
+    """Versions are 1 to n with several writers, and a model that all of them add exists once."""
     arguments = [sys.executable, "-c", ADD_SOME, f"sqlite:///{database}", str(folder)]
     writers = [
         subprocess.Popen([*arguments, str(writer), "5"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -96,7 +96,7 @@ def test_a_collection_between_copying_and_registering_takes_nothing_from_the_new
 
 
 def test_a_collection_waits_for_a_version_that_is_being_written(registry, database, folder, tmp_path):
-    """Whoever holds the lock is let finish; the row is seen then, and its contents stay."""
+    """A holder of the lock can finish; the row is seen then, and its contents stay."""
     registry.add(new_model(), folder)
     registry.delete("math", 1)
     program = f"""
@@ -242,7 +242,7 @@ def test_a_damaged_file_comes_back_when_the_model_is_registered_again(registry, 
     assert registry.verify(added) == []
 
 
-def test_a_list_of_files_that_was_altered_is_told(registry, database, folder):
+def test_an_altered_list_of_files_is_reported(registry, database, folder):
     """The digest is of the list: an editor of the database cannot change one without the other."""
     import sqlite3
 

@@ -33,7 +33,7 @@ def weights(job):
 # Preflight
 
 
-def test_the_preflight_leaves_no_trace_in_what_is_learnt(tmp_path):
+def test_the_preflight_leaves_no_trace_in_the_training(tmp_path):
     """The weights are byte for byte those of a training without one, dropout included; it comes first."""
     for name in ("with", "without"):
         write_model(tmp_path / name / "base", dropout=0.3)
@@ -92,7 +92,7 @@ def test_a_step_without_numbers_is_dropped_where_the_settings_say_so(tmp_path):
 
 
 def test_bad_steps_without_end_are_an_error_all_the_same(tmp_path):
-    """So many in a row are not an accident."""
+    """Several in a row are not an accident."""
     settings = {"learning_rate": 1e30, "clip_norm": 0.0, "warmup": 0.0, "max_steps": 40, "on_bad_step": "skip"}
     with pytest.raises(ModelwrightError, match=rf"the {MOST_IN_A_ROW}th bad step in a row"):
         run(tmp_path, **settings)
@@ -118,7 +118,7 @@ def test_a_spike_is_a_loss_far_above_the_median_of_the_last(tmp_path, recent, lo
 
 
 def test_a_spike_is_dropped_and_the_weights_are_those_of_before(tmp_path, monkeypatch):
-    """The spike's loss is seen before the step, and its gradient has no effect: two steps and no more are learnt."""
+    """The spike's loss is seen before the step, and its gradient has no effect: only two steps are trained."""
     settings = {"max_steps": 3, "on_bad_step": "skip", "learning_rate": 1e-2, "schedule": "constant", "warmup": 0.0}
     two, _ = run(tmp_path / "two", **settings | {"max_steps": 2})
     recorder = Recorder()

@@ -113,7 +113,7 @@ def test_a_checkpoint_of_other_inputs_is_not_resumed_and_makes_room(stopped, wor
 
 
 def test_a_folder_left_by_a_killed_writer_is_removed(stopped):
-    """A temporary folder is no checkpoint, and does not stay."""
+    """A temporary folder is not a checkpoint, and does not stay."""
     checkpoints = stopped.folder / "checkpoints"
     shutil.copytree(checkpoints / "step-00000010", checkpoints / ".tmp-step-00000012-0a0a0a0a")
     recorder = go_on(stopped)

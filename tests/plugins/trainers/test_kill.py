@@ -51,7 +51,7 @@ def read(path):
 
 
 def kill_at(step, folder, events):
-    """Train in a process of its own, and end it with SIGKILL once that step is told of; gives its exit status."""
+    """Train in a process of its own, and end it with SIGKILL once that step is reported; gives its exit status."""
     # Sums over another number of threads round in another way.
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, folder, events, str(STEPS)], env=environment)

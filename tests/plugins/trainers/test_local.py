@@ -128,7 +128,7 @@ def test_a_wrong_config_is_one_line(tmp_path, settings, train, what, wording):
     wording(caught.value)
 
 
-def test_a_context_that_is_not_said_is_no_limit(tmp_path, settings, train):
+def test_a_missing_context_length_is_not_a_limit(tmp_path, settings, train):
     """Some configs have -1 for it."""
     base = write_model(tmp_path / "base", weights=True)
     config = json.loads((base / "config.json").read_text())
@@ -137,7 +137,7 @@ def test_a_context_that_is_not_said_is_no_limit(tmp_path, settings, train):
 
 
 def test_a_folder_without_config_is_refused(tmp_path, settings, train):
-    """A base that is no model is named."""
+    """A base that is not a model is named."""
     job = make_job(tmp_path, Recorder(), settings())
     shutil.rmtree(job.model)
     with pytest.raises(UsageError, match=r"no config\.json"):
@@ -171,7 +171,7 @@ def test_bfloat16_trains_float32_weights(tmp_path, settings, train):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_the_attention_that_is_asked_for_is_used(tmp_path, settings, train, attention):
+def test_the_requested_attention_is_used(tmp_path, settings, train, attention):
     """Both give the same losses, to rounding."""
     losses = {}
     for name in (attention, "auto"):
@@ -213,7 +213,7 @@ def test_weight_decay_is_on_matrices_only():
 
 
 def test_the_gradient_is_clipped_by_its_norm_over_all_weights(tmp_path, settings):
-    """After the step the first moments are those of a gradient of norm `clip_norm`; the norm told is that before."""
+    """After the step the first moments are those of a gradient of norm `clip_norm`; the event has the norm before."""
     from modelwright.plugins.trainers.local import SingleDevice
 
     model = torch.nn.Linear(2, 2)
@@ -230,7 +230,7 @@ def test_the_gradient_is_clipped_by_its_norm_over_all_weights(tmp_path, settings
 
 
 def test_memory_that_does_not_suffice_is_one_line_with_what_to_set(tmp_path, settings, train, monkeypatch):
-    """The person is told which settings need less."""
+    """The error says which settings need less."""
     from modelwright.plugins.trainers.local import SingleDevice
 
     def full(self, loss):
@@ -253,7 +253,7 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path, settings, tr
 
 
 @pytest.mark.parametrize(
-    ("asked", "on_gpu", "packed", "flash", "chosen"),
+    ("requested", "on_gpu", "packed", "flash", "chosen"),
     [
         ("auto", False, True, True, None),
         ("auto", True, False, False, None),
@@ -264,11 +264,11 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path, settings, tr
         ("eager", False, False, False, "eager"),
     ],
 )
-def test_attention_is_chosen_by_what_is_there(asked, on_gpu, packed, flash, chosen):
+def test_attention_is_chosen_by_what_is_there(requested, on_gpu, packed, flash, chosen):
     """What is asked for is taken; else what keeps the documents of packs apart without a dense mask."""
     from modelwright.plugins.trainers.model.load import attention_for
 
-    assert attention_for(asked, on_gpu=on_gpu, packed=packed, flash=flash) == chosen
+    assert attention_for(requested, on_gpu=on_gpu, packed=packed, flash=flash) == chosen
 
 
 @pytest.mark.parametrize(

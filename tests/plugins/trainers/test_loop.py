@@ -85,11 +85,11 @@ def plain(tmp_path):
 @pytest.mark.parametrize(
     "split", [{"micro_batch_size": 1}, {"micro_batch_size": 2}, {"micro_batch_size": 5}, {}, {"tokens": 12}]
 )
-def test_the_loss_is_the_mean_over_the_steps_supervised_tokens_however_it_is_split(tmp_path, plain, split):
+def test_the_loss_is_the_mean_over_the_steps_trained_tokens_however_it_is_split(tmp_path, plain, split):
     """Loss and every gradient are those of the plain mean, for any micro-batching of very uneven sequences."""
     result, gradients, _ = one_step(tmp_path, **split)
     loss, expected = plain
-    assert result.supervised == 39
+    assert result.trained_tokens == 39
     assert result.tokens == sum(len(ids) for _, ids, _ in UNEVEN)
     assert result.loss == pytest.approx(loss, rel=1e-5)
     assert gradients.keys() == expected.keys()
@@ -170,7 +170,7 @@ def test_dropout_is_drawn_again_each_step_and_the_same_for_the_same_step(tmp_pat
 
 
 def test_held_out_data_is_measured_without_dropout(tmp_path):
-    """The loss on held-out rows is that of the model as it will be used, over their supervised tokens."""
+    """The loss on held-out rows is that of the model as it will be used, over their trained tokens."""
     write_model(tmp_path / "base", dropout=0.5)
     holdout = write_token_folder(tmp_path / "holdout", UNEVEN)
     recorder = Recorder()
@@ -181,12 +181,12 @@ def test_held_out_data_is_measured_without_dropout(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(job.output, local_files_only=True)
     total = 0.0
     for _, ids, taught in UNEVEN:
-        labels = torch.tensor([[token if learnt else -100 for token, learnt in zip(ids, taught, strict=True)]])
+        labels = torch.tensor([[token if is_trained else -100 for token, is_trained in zip(ids, taught, strict=True)]])
         total += model(input_ids=torch.tensor([ids]), labels=labels).loss.item() * sum(taught[1:])
     assert trained.holdout_loss == pytest.approx(total / 39, rel=1e-5)
 
 
-def test_held_out_data_that_is_empty_is_no_trouble(tmp_path):
+def test_empty_held_out_data_is_allowed(tmp_path):
     """A small share of little data may hold out nothing."""
     holdout = write_token_folder(tmp_path / "holdout", [])
     trained = train(make_job(tmp_path, Recorder(), settings(max_steps=2), holdout=holdout))
@@ -206,16 +206,16 @@ class AsksWithin(Recorder):
     """Asks to stop within the step after `whole`, when two of its four micro-batches are done."""
 
     whole: int = 0
-    asked: int = 0
+    polls: int = 0
 
     def stopping(self):
         """Whether the time has come."""
-        self.asked = self.asked + 1 if (self.steps() or [0])[-1] == self.whole else 0
-        return self.asked > 2 + bool(self.steps())
+        self.polls = self.polls + 1 if (self.steps() or [0])[-1] == self.whole else 0
+        return self.polls > 2 + bool(self.steps())
 
 
 def test_a_stop_in_the_middle_of_a_step_loses_that_step_alone(tmp_path):
-    """What came before it is kept, once; the step is done anew, and the weights are those of a straight training."""
+    """What came before it is kept, once; the step is done again, and the weights are those of a straight training."""
     given = settings(max_steps=6, micro_batch_size=2, checkpoint_every=4)
     straight = make_job(tmp_path / "straight", Recorder(), given)
     train(straight)

@@ -69,24 +69,24 @@ documents = st.lists(
 
 
 @given(st.lists(documents, min_size=1, max_size=4))
-def test_each_token_is_asked_for_from_its_own_document(packs):
-    """Positions begin anew in each document, none is asked for the next one's beginning, padding for nothing."""
+def test_each_token_is_predicted_from_its_own_document(packs):
+    """Positions start again in each document; neither the next one's beginning nor padding is predicted."""
     rows = [
         [TokenRow("id", np.array([t for t, _ in row], np.int32), np.array([t for _, t in row])) for row in pack]
         for pack in packs
     ]
     batch = collate(rows)
     width = max(sum(map(len, pack)) for pack in packs)
-    asked, positions = [], []
+    predicted, positions = [], []
     for index, pack in enumerate(packs):
         place, line = index * width, []
         for row in pack:
-            asked += [(place + at - 1, token) for at, (token, trained) in enumerate(row) if at and trained]
+            predicted += [(place + at - 1, token) for at, (token, trained) in enumerate(row) if at and trained]
             place += len(row)
             line += range(len(row))
         longest = max(len(row) for pack in packs for row in pack)
         positions.append(line + [place % longest for place in range(width - len(line))])
-    assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == asked
+    assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == predicted
     assert batch.tokens == sum(len(row) for pack in packs for row in pack)
     if any(len(pack) > 1 for pack in packs):
         assert batch.position_ids.tolist() == positions
@@ -118,7 +118,7 @@ def test_an_epoch_on_packs_has_the_loss_and_gradient_of_the_same_rows(tmp_path, 
     """However it is split into micro-batches, to rounding."""
     rows, expected = one_epoch(tmp_path, write_token_folder(tmp_path / "rows", ROWS))
     packs, gradients = one_epoch(tmp_path, packed_folder(tmp_path / "packs"), micro_batch_size=size)
-    assert (packs.tokens, packs.supervised) == (rows.tokens, rows.supervised)
+    assert (packs.tokens, packs.trained_tokens) == (rows.tokens, rows.trained_tokens)
     assert packs.loss == pytest.approx(rows.loss, rel=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
@@ -135,7 +135,7 @@ def test_rows_that_teach_nothing_are_left_out_of_their_packs(tmp_path):
 
 
 def test_events_count_examples_and_packs(tmp_path):
-    """A batch is so many packs; each example goes through the model once an epoch."""
+    """A batch is this number of packs; each example goes through the model once an epoch."""
     tokens = packed_folder(tmp_path / "packs")
     recorder = Recorder()
     given = settings(max_steps=None, epochs=2, batch_size=2)
@@ -147,7 +147,7 @@ def test_events_count_examples_and_packs(tmp_path):
 
 
 def test_held_out_rows_are_measured_alike_packed_or_not(tmp_path):
-    """The holdout is rows as a rule; a folder that was never made is no holdout."""
+    """The holdout is rows as a rule; a folder that was never made is not a holdout."""
     losses = []
     for holdout in (write_token_folder(tmp_path / "rows", ROWS[:9]), packed_folder(tmp_path / "h", ROWS[:9])):
         tokens = packed_folder(tmp_path / "packs")
@@ -159,13 +159,13 @@ def test_held_out_rows_are_measured_alike_packed_or_not(tmp_path):
 
 
 def test_a_pack_may_be_longer_than_the_context(tmp_path):
-    """Positions begin anew, so it is the longest document that must fit."""
+    """Positions start again, so it is the longest document that must fit."""
     tokens = packed_folder(tmp_path / "packs", max_length=200)
     assert train(make_job(tmp_path, Recorder(), settings(max_steps=1, batch_size=1), tokens=tokens)).finished
 
 
 def test_weights_that_are_no_numbers_are_no_leak(tmp_path):
-    """The loss tells of them, with the examples."""
+    """The loss includes them, with the examples."""
     base = write_model(tmp_path / "base", weights=True)
     from safetensors.torch import load_file, save_file
 

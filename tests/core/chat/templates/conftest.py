@@ -6,7 +6,7 @@
     ‹…›  what belongs to its thinking: with `train_thinking=False` it is not trained;
     †    the template drops this turn's thinking;  ✗  it hides or cuts this turn's fields: nothing of it is trained;
     ␣    is a space at the end of a line;
-    ¶    at the beginning: the template leaves out a message that is no answer.
+    ¶    at the beginning: the template leaves out a message that is not an answer.
 
 A section that begins with REFUSED holds a piece of what the template says instead.
 """
@@ -243,7 +243,7 @@ def theirs(folder_of):
         return PreTrainedTokenizerFast.from_pretrained(folder_of(name, kind))
 
     def apply(name, kind, messages, tools=None, **options):
-        # Our date is pinned; theirs is told to the template that asks for one.
+        # Our date is pinned; theirs is passed to a template that uses one.
         tokenizer, parsed = load(name, kind), None if tools is None else json.loads(tools)
         options = {"return_dict": False, "date_string": "01 Jan 2026", **options}
         return tokenizer.apply_chat_template([_as_dict(message) for message in messages], tools=parsed, **options)

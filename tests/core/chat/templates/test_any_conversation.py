@@ -1,4 +1,4 @@
-"""Any conversation, whatever is typed into it, in any family: what holds for all masks."""
+"""Any conversation with any text in any family: what holds for all masks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from modelwright.core.api import Example, Message, RowError
 
 KINDS = ("byte_level", "unigram", "llama2")
-# Signs by which what is trained is told from what must not be; no template has them.
-LEARNT, CONTEXT, THOUGHT, SEEN = "\u2603", "\u2602", "\u2601", "\u2600"
+# Signs that mark trained text and text that must not be trained; no template has them.
+TRAINED, CONTEXT, THOUGHT, SEEN = "\u2603", "\u2602", "\u2601", "\u2600"
 
 
 def texts(family):
@@ -46,7 +46,7 @@ def conversations(draw, family):
         messages.append(
             Message(
                 role=role,
-                content=before + (CONTEXT if train is False else LEARNT) + after,
+                content=before + (CONTEXT if train is False else TRAINED) + after,
                 thinking=None if thinking is None else thinking + sign,
                 train=train,
                 train_thinking=not masked,
@@ -57,7 +57,7 @@ def conversations(draw, family):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_whatever_is_said_only_answers_are_trained_and_the_text_is_the_templates(
+def test_in_any_conversation_only_answers_are_trained_and_the_text_is_the_templates(
     families, family_name, renderer_of, theirs, data
 ):
     """The text and the refusals are transformers'; signs of others are not trained, and the answers' all are."""
@@ -74,13 +74,15 @@ def test_whatever_is_said_only_answers_are_trained_and_the_text_is_the_templates
     (rendered,) = renderer.train(Example(messages=messages))
     assert rendered.text == expected or "template-reads-content" in rendered.anomalies
     assert len(rendered.ids) == len(rendered.trained)
-    learnt = renderer.spell([number for number, trained in zip(rendered.ids, rendered.trained, strict=True) if trained])
-    assert CONTEXT not in learnt
-    assert SEEN not in learnt
-    answers = [message for message in messages if LEARNT in message.content]
-    assert learnt.count(LEARNT) == len(answers) or "span-lost" in rendered.anomalies
+    trained_text = renderer.spell(
+        [number for number, trained in zip(rendered.ids, rendered.trained, strict=True) if trained]
+    )
+    assert CONTEXT not in trained_text
+    assert SEEN not in trained_text
+    answers = [message for message in messages if TRAINED in message.content]
+    assert trained_text.count(TRAINED) == len(answers) or "span-lost" in rendered.anomalies
     thoughts = sum(THOUGHT in (message.thinking or "") for message in answers)
-    assert learnt.count(THOUGHT) == thoughts or {"span-lost", "thinking-dropped"} & set(rendered.anomalies)
+    assert trained_text.count(THOUGHT) == thoughts or {"span-lost", "thinking-dropped"} & set(rendered.anomalies)
     context = [message.role != "assistant" for message in messages if CONTEXT in message.content]
     if "message-dropped" in rendered.anomalies:
         assert rendered.text.count(CONTEXT) < len(context)

@@ -13,12 +13,12 @@ from modelwright.core.api import Example, RowError
 
 def ranges_of(turns, *, thinking=True):
     """What the turns train, in characters."""
-    learnt = []
+    trained = []
     for turn in turns:
         for low, high in turn.trained:
             start = low if thinking or not turn.thinking else turn.thinking[-1][1]
-            learnt.append((start, high))
-    return learnt
+            trained.append((start, high))
+    return trained
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def check(family, kind, renderer_of, tokens_in):
     def assert_equal(rendered, transcript, turns, *, thinking=True):
         assert rendered.text == transcript.text
         prompts = [turn.trained[0][0] for turn in turns if turn.trained]
-        learnt = ranges_of(turns, thinking=thinking)
-        expected, anomalies = tokens_in(family.name, kind, transcript.text, learnt, prompts)
+        trained = ranges_of(turns, thinking=thinking)
+        expected, anomalies = tokens_in(family.name, kind, transcript.text, trained, prompts)
         tokens = [renderer_of(family.name, kind)._tokenizer.spell([number]) for number in rendered.ids]
         shown = list(zip(tokens, rendered.trained, strict=True))
         assert shown == list(zip(tokens, expected, strict=True))
@@ -116,9 +116,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("said", SAID.values(), ids=SAID)
-def test_whatever_words_are_said_the_same_places_are_trained(
-    family, kind, said, conversation, renderer_of, theirs, check
-):
+def test_with_any_words_the_same_places_are_trained(family, kind, said, conversation, renderer_of, theirs, check):
     """The same text twice, role words, what looks like the template: a turn is known by its place."""
     messages, _ = conversation("turns", tuple(said.items()))
     transcript = family.transcript("turns", tuple(said.items()))
@@ -144,12 +142,14 @@ def test_typed_control_tokens_move_no_mask(family, kind, conversation, renderer_
     }
 
     def marked(one):
-        return [(number, learnt) for number, learnt in zip(one.ids, one.trained, strict=True) if number in controls]
+        return [(number, trained) for number, trained in zip(one.ids, one.trained, strict=True) if number in controls]
 
     assert marked(rendered) == marked(plain)
-    learnt = renderer.spell([number for number, learnt in zip(rendered.ids, rendered.trained, strict=True) if learnt])
+    trained = renderer.spell(
+        [number for number, trained in zip(rendered.ids, rendered.trained, strict=True) if trained]
+    )
     expected = "".join(transcript.text[low:high] for low, high in ranges_of(transcript.turns))
-    assert "".join(learnt.split()) == "".join(
+    assert "".join(trained.split()) == "".join(
         expected.replace("▁", " ").split() if kind != "byte_level" else expected.split()
     )
 

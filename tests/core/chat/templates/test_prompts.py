@@ -75,7 +75,7 @@ def test_an_answer_whose_first_token_begins_in_the_prompt_is_trained_from_that_t
 
 @pytest.mark.parametrize(("name", "kind"), [("llama3", "byte_level"), (None, "byte_level"), (None, "unigram")])
 def test_a_prompt_that_ends_inside_a_token_is_an_anomaly(make_renderer, renderer_of, name, kind):
-    """What is served is not what was learnt: "prompt-boundary"."""
+    """What is served is not what was trained: "prompt-boundary"."""
     renderer = make_renderer(SPACED, kind) if name is None else renderer_of(name, kind)
     for turns in ("all", "last", "split"):
         (rendered,) = renderer.train(Example(messages=TALK), turns)
@@ -97,7 +97,7 @@ def test_a_call_ends_the_generation(renderer_of):
 
 
 def test_a_system_message_that_only_the_prompt_shows_is_an_anomaly(conversation, renderer_of):
-    """Mistral's shows it with the last message if that is a user's: the model is served what it never learnt from."""
+    """Mistral's shows it with the last message if that is a user's: it is served what it was never trained on."""
     messages, _ = conversation("system")
     renderer = renderer_of("mistral", "byte_level")
     (rendered,) = renderer.train(Example(messages=messages), "last")
@@ -115,12 +115,12 @@ SAYINGS = st.lists(
 
 
 @settings(max_examples=40, deadline=None)
-@given(asked=SAYINGS, answered=SAYINGS, kind=st.sampled_from(["byte_level", "unigram", "llama2"]))
+@given(question=SAYINGS, answer=SAYINGS, kind=st.sampled_from(["byte_level", "unigram", "llama2"]))
 def test_a_prompts_end_is_reported_if_and_only_if_its_tokens_are_others(
-    family_name, families, renderer_of, theirs, asked, answered, kind
+    family_name, families, renderer_of, theirs, question, answer, kind
 ):
-    """Whatever is said: otherwise its tokens are the first ones, and the first that follows is the first trained."""
-    messages = (Message(role="user", content=asked), Message(role="assistant", content=answered))
+    """For any text: its tokens are the first ones, and the first that follows is the first trained."""
+    messages = (Message(role="user", content=question), Message(role="assistant", content=answer))
     renderer = renderer_of(family_name, kind)
     (rendered,) = renderer.train(Example(messages=messages))
     prompt = renderer.prompt(messages[:1])

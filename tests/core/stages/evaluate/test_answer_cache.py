@@ -16,13 +16,13 @@ class Counting:
     """An engine that answers with the prompt's sum, in two pieces, and counts what it was asked."""
 
     def __init__(self):
-        self.asked = []
+        self.requested = []
 
     def load(self, folder):
         pass
 
     async def submit(self, request):
-        self.asked.append(request.id)
+        self.requested.append(request.id)
         yield Delta(text="ü", token_ids=(1,))
         if request.id == "stop":
             yield Delta(finish="cancelled")
@@ -62,23 +62,23 @@ def test_an_answer_is_the_same_again_without_the_engine(ask):
     """In one piece, with its tokens and its end."""
     first, second = Counting(), Counting()
     assert ask(first, "a", "bb") == ask(second, "a", "bb")
-    assert (first.asked, second.asked) == (["a", "bb"], [])
+    assert (first.requested, second.requested) == (["a", "bb"], [])
     third = Counting()
     assert [output.text for output in ask(third, "a", "ccc")] == ["ü8\n", "ü10\n"]
-    assert third.asked == ["ccc"]
+    assert third.requested == ["ccc"]
 
 
-def test_another_model_suite_or_seed_is_asked_anew(ask):
+def test_another_model_suite_or_seed_generates_again(ask):
     """The fingerprint is the task's; the seed is in the request."""
     ask(Counting(), "a")
     seed, task = Counting(), Counting()
     ask(seed, "a", seed=2)
     ask(task, "a", fingerprint="g")
-    assert (seed.asked, task.asked) == (["a"], ["a"])
+    assert (seed.requested, task.requested) == (["a"], ["a"])
 
 
 def test_a_cancelled_answer_is_not_kept(ask, tmp_path):
-    """It is no answer; nor is there a file for nothing."""
+    """It is not an answer, and no file is made for it."""
     ask(Counting(), "stop")
     assert not (tmp_path / "task").exists()
 

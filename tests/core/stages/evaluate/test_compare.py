@@ -99,7 +99,7 @@ def test_scores_that_cannot_be_paired_are_refused():
         difference(_measured("a", [1.0, 0.0]), _measured("b", [1.0]))
 
 
-def test_a_figure_that_is_no_number_is_not_compared():
+def test_a_figure_that_is_not_a_number_is_not_compared():
     """A metric may give one where nothing could be measured."""
     odd = Measured(model="odd", figure=wilson(0.5, 2).__class__(value=float("nan"), low=0, high=1, n=2), values=[0, 1])
     assert differences([odd, _measured("b", [1.0, 0.0])]) == []

@@ -42,7 +42,7 @@ def modelwright_metrics():
 """
 
 
-def test_only_the_suite_that_changed_is_graded_anew(modelwright, tmp_path, home, install_plugin):
+def test_only_the_suite_that_changed_is_graded_again(modelwright, tmp_path, home, install_plugin):
     """Another limit of one, a metric that fails in one: the other keeps what it has."""
     install_plugin("odd-metric", ODD)
     path = tmp_path / "run.toml"

@@ -66,7 +66,7 @@ def test_all_models_are_graded_at_their_newest_versions(store, questions, evalua
     results = evaluate(*arguments)
 
     assert results == json.loads((output / "results.json").read_text())
-    assert [(model["address"], model["asked"]) for model in results["models"]] == [
+    assert [(model["address"], model["requested"]) for model in results["models"]] == [
         ("one@2", ["one"]),
         ("two@1", ["two"]),
     ]
@@ -101,7 +101,7 @@ def test_all_models_are_graded_at_their_newest_versions(store, questions, evalua
     report = (output / "report.md").read_text()
     assert "| model | sums_of_2 lengths | sums_of_2 exact_match |" in report
     assert f"| two@1 | {values['two@1', 'lengths']:.3f} [" in report
-    assert "| sums_of_2 exact_match | difference from one@2 | told apart |" in report
+    assert "| sums_of_2 exact_match | difference from one@2 | significant |" in report
     assert "temperature 1" in report
     assert r"odd \`\|\`" in report
     assert "Asked:\n\n```text\nWhat is " in report
@@ -159,7 +159,7 @@ def test_a_file_names_models_and_suites_in_toml_and_yaml(store, questions, evalu
 def test_what_one_model_cannot_do_costs_the_others_nothing(
     store, questions, tiny_models, broken, modelwright, tmp_path, lengths, monkeypatch
 ):
-    """A context too small, weights cut short, a worker that dies: each is told, the rest is graded, the code is 1."""
+    """A context too small, weights cut short, a worker that dies: each is reported, the rest graded, the code 1."""
     store.add("broken", broken)
     store.add("tight", tiny_models["tight"])
     (tmp_path / "crash").touch()
@@ -233,12 +233,14 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
 
     store.registry.set_alias("best", "two", 1)
     results = evaluate(*arguments)
-    assert [(model["address"], model["asked"]) for model in results["models"]] == [("one@2", ["@best"])]
+    assert [(model["address"], model["requested"]) for model in results["models"]] == [("one@2", ["@best"])]
     given = [output["token_ids"] for row in _samples(tmp_path / "out") for output in row["outputs"]]
     assert len(given) == 12 * 96
     assert all(tokens in given for tokens in kept)
     assert len(answers.read_bytes().splitlines()) == 1 + len(given), "no answer was generated twice"
-    assert evaluate(*arguments[:6], "--limit", 1, *LONG)["models"][0]["address"] == "two@1", "a finished one looks anew"
+    assert evaluate(*arguments[:6], "--limit", 1, *LONG)["models"][0]["address"] == "two@1", (
+        "a finished one looks again"
+    )
 
 
 def test_a_killed_command_leaves_a_folder_that_the_same_command_completes(store, questions, start, evaluate, tmp_path):

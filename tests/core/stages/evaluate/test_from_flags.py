@@ -43,7 +43,7 @@ def test_a_suite_is_named_for_its_data(path, name):
 
 @given(st.text(max_size=40))
 def test_any_path_gives_a_valid_name(path):
-    """Whatever is in it."""
+    """With any content."""
     assert SUITE_NAME.fullmatch(suite_name(path))
 
 
@@ -120,7 +120,7 @@ def test_an_error_names_the_flag(tmp_path, rows_file, wording, given, flag, key)
 
 
 def test_the_one_format_that_reads_the_rows_is_taken(tmp_path, install_plugin):
-    """Asked for where several do, told of where none does."""
+    """It must be given if several do, and is reported if none does."""
     path = tmp_path / "odd.jsonl"
     path.write_text(json.dumps({"frage": "1+1?", "antwort": "2"}) + "\n")
     with pytest.raises(

@@ -34,10 +34,10 @@ def renderer(template=None) -> Renderer:
 
 def answer(engine, renderer):
     settings = GenerationConfig(max_tokens=64)
-    asked = generate(
+    answers = generate(
         engine, renderer, [QUESTION], settings=settings, samples=1, seed=1, context=None, progress=lambda _: None
     )
-    ((output,),) = asyncio.run(asked)
+    ((output,),) = asyncio.run(answers)
     return output
 
 
@@ -51,7 +51,7 @@ def answer(engine, renderer):
     ],
 )
 def test_an_output_is_the_answer_and_beside_it_the_thinking(said, finish, thinking, text):
-    """An answer that never came is empty, whatever number was thought of."""
+    """An answer that never came is empty, even if its number was known."""
     output = answer(Says(said, finish), renderer())
     assert (output.thinking, output.text, output.finish) == (thinking, text, finish)
     assert len(output.token_ids) == len(said)

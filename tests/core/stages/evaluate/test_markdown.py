@@ -14,7 +14,7 @@ TEXTS = st.text(alphabet=st.one_of(st.characters(), st.sampled_from("`|\n\\#*_<>
 
 @given(TEXTS)
 def test_a_block_ends_where_its_text_ends(text):
-    """Whatever fences the text holds itself."""
+    """Even if the text itself has fences."""
     lines = block(text).split("\n")
     fence = lines[0].removesuffix("text")
     assert set(fence) == {"`"}
@@ -43,7 +43,7 @@ def test_what_is_cut_says_how_much(text, characters, lines):
 
 
 def test_names_stay_readable():
-    """An underscore in a word is no markup."""
+    """An underscore in a word is not markup."""
     assert plain("math_accuracy") == "math_accuracy"
     assert plain("_all_ *x* [a](b) `c`") == r"\_all\_ \*x\* \[a\](b) \`c\`"
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| :-- | --: |\n| x | 1 |"

@@ -1,4 +1,4 @@
-"""Test sets: what is asked is what stands before the answer."""
+"""Test sets: the prompt is all that precedes the answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_reference_is_the_answer_or_what_the_assistant_says_last():
 
 
 def test_a_samples_seed_is_its_own_and_always_the_same():
-    """In whatever order examples are asked."""
+    """In any order of the examples."""
     one, other = (list(seeds(_example(*turns), 3, 7)) for turns in (TURNS, TURNS[:4]))
     assert one == list(seeds(_example(*TURNS), 3, 7))
     assert len({*one, *other}) == 6

@@ -28,7 +28,7 @@ def prompts(name, split, seed):
 
 @settings(max_examples=3, deadline=None)
 @given(name=st.sampled_from(DATA), seeds=st.tuples(st.integers(0, 2**62), st.integers(0, 2**62)))
-def test_no_test_problem_occurs_in_training_whatever_the_seeds(name, seeds):
+def test_no_test_problem_occurs_in_training_with_any_seeds(name, seeds):
     """The whole training split of one seed and the whole test split of another share no prompt."""
     training, testing = prompts(name, "train", seeds[0]), prompts(name, "test", seeds[1])
     assert not training & testing
@@ -75,9 +75,9 @@ def test_instructions_are_a_mixture_with_the_same_results():
         (example,) = READERS["instructions"].read(row)
         kind = "input" if row.get("input") else "alpaca" if "instruction" in row else next(iter(row))
         texts[kind] += 1
-        asked = sorted(int(number) for number in re.findall(r"\d+", example.messages[-2].content))
+        numbers = sorted(int(number) for number in re.findall(r"\d+", example.messages[-2].content))
         (result,) = map(int, re.findall(r"\d+", example.answer))
-        assert result in (sum(asked), asked[1] - asked[0], asked[0] * asked[1])
+        assert result in (sum(numbers), numbers[1] - numbers[0], numbers[0] * numbers[1])
     assert min(texts.values()) > 700
 
 
@@ -101,7 +101,7 @@ def test_the_vocabulary_is_small():
         ("arithmetic/train", None),
     ],
 )
-def test_builtin_paths_are_told_from_files(path, named):
+def test_builtin_paths_are_distinguished_from_files(path, named):
     """Only what begins with `builtin:` is built-in data."""
     assert parse_builtin(path) == named
 

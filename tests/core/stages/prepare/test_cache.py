@@ -278,7 +278,7 @@ def test_damaged_entries_are_made_again(project, home):
 
 
 def test_fresh_does_all_of_it_again(project, home):
-    """Whatever is kept; and what it makes takes its place."""
+    """For every kind of entry; and what it makes takes its place."""
     once = prepare(project)
     before = entries(home, "examples")
     assert prepare(project, "--fresh") == once

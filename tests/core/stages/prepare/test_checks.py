@@ -12,8 +12,8 @@ from modelwright.core.stages.prepare.checks import AnswerCheck, Length, Sanity, 
 
 
 def example(answered, **more):
-    asked = Message(role="user", content="q" * 99)
-    return Example(messages=[asked, Message(role="assistant", content=answered, **more)])
+    prompt = Message(role="user", content="q" * 99)
+    return Example(messages=[prompt, Message(role="assistant", content=answered, **more)])
 
 
 def why(text):
@@ -50,7 +50,7 @@ def test_lengths_are_counted_in_characters_of_what_is_trained(wording, size, goe
     ids=["a line", "a run of words", "a word", "U+FFFD", "controls"],
 )
 def test_what_repeats_itself_or_is_garbled_goes_with_what_it_was(wording, text):
-    """The text stands beside it in removed.jsonl."""
+    """The text is beside it in removed.jsonl."""
     wording(why(text))
     assert Sanity().check(Example(text=text)).facts == {"text": text}
 
@@ -63,7 +63,7 @@ def test_short_and_foreign_texts_stay(text):
 
 @given(st.lists(st.integers(0, 10**6), min_size=120, max_size=200, unique=True))
 def test_words_that_are_all_different_stay(numbers):
-    """Whatever they are."""
+    """For any of them."""
     assert why(" ".join(map(str, numbers))) is None
 
 
@@ -103,10 +103,10 @@ def test_other_numbers_and_operators_are_other_words(one, other):
     assert words(one) != words(other)
 
 
-def test_what_is_asked_and_all_that_is_said():
+def test_the_question_and_the_whole_conversation():
     """Thinking is part of what is said."""
-    asked = Message(role="user", content="a"), Message(role="assistant", content="b", thinking="t")
-    talk = Example(messages=(Message(role="system", content="s"), *asked, Message(role="user", content="c")))
+    prompt = Message(role="user", content="a"), Message(role="assistant", content="b", thinking="t")
+    talk = Example(messages=(Message(role="system", content="s"), *prompt, Message(role="user", content="c")))
     assert question(talk) == "a\nc"
     assert whole(talk) == "s\na\nt\nb\nc"
     assert question(Example(text="plain")) == whole(Example(text="plain")) == "plain"
@@ -115,8 +115,8 @@ def test_what_is_asked_and_all_that_is_said():
 # Answers
 
 
-def problem(asked, answered="72", *, answer=None, source="train.jsonl:1", thinking=None):
-    messages = [Message(role="user", content=asked), Message(role="assistant", content=answered, thinking=thinking)]
+def problem(prompt, answered="72", *, answer=None, source="train.jsonl:1", thinking=None):
+    messages = [Message(role="user", content=prompt), Message(role="assistant", content=answered, thinking=thinking)]
     return Example(messages=messages, answer=answer, source=source)
 
 

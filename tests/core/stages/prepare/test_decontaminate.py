@@ -17,14 +17,14 @@ WORD = st.from_regex(r"[a-z]{3,9}", fullmatch=True)
 SENTENCE = st.lists(WORD, min_size=8, max_size=30)
 
 
-def example(asked, answered="72", *, answer=None, source="train.jsonl:1", thinking=None):
-    messages = [Message(role="user", content=asked), Message(role="assistant", content=answered, thinking=thinking)]
+def example(question, answered="72", *, answer=None, source="train.jsonl:1", thinking=None):
+    messages = [Message(role="user", content=question), Message(role="assistant", content=answered, thinking=thinking)]
     return Example(messages=messages, answer=answer, source=source)
 
 
-def contamination(*asked):
+def contamination(*question):
     check = Contamination()
-    check.add("gsm8k", [example(text, source=f"test.jsonl:{n + 1}") for n, text in enumerate(asked)])
+    check.add("gsm8k", [example(text, source=f"test.jsonl:{n + 1}") for n, text in enumerate(question)])
     return check
 
 
@@ -49,7 +49,7 @@ def test_a_question_of_a_test_set_is_found_with_both_texts(text):
     assert 0.5 < found.facts["overlap"] <= 1
 
 
-def test_a_question_that_stands_in_an_answer_or_in_the_thinking_is_found():
+def test_a_question_inside_an_answer_or_the_thinking_is_found():
     """Wherever the model would read it."""
     check = contamination(NATALIA)
     assert check.check(example("Give me a problem.", NATALIA))
@@ -70,8 +70,8 @@ def test_what_shares_only_a_little_stays(text):
     assert contamination(NATALIA).check(example(text)) is None
 
 
-def test_short_questions_are_found_where_they_are_all_that_is_asked():
-    """Three words stand in many texts."""
+def test_short_questions_are_found_if_they_are_the_whole_question():
+    """Three words occur in many texts."""
     check = contamination("What is 2 + 3?")
     assert check.check(example("what is $2 + 3$"))
     assert check.check(example("What is 2 + 3? And what is 4 + 5?")) is None
@@ -79,7 +79,7 @@ def test_short_questions_are_found_where_they_are_all_that_is_asked():
 
 @given(st.lists(SENTENCE, min_size=1, max_size=5), st.data())
 def test_every_question_is_found_within_any_text(questions, data):
-    """Before and after it stand other words."""
+    """Other words come before and after it."""
     check = contamination(*(" ".join(each) for each in questions))
     chosen = data.draw(st.integers(0, len(questions) - 1))
     before, after = data.draw(st.lists(WORD, max_size=9)), data.draw(st.lists(WORD, max_size=9))
@@ -89,7 +89,7 @@ def test_every_question_is_found_within_any_text(questions, data):
 
 
 @given(SENTENCE, SENTENCE)
-def test_texts_without_a_common_run_stay(asked, other):
+def test_texts_without_a_common_run_stay(question, other):
     """Single words are common to all texts."""
-    apart = [word for pair in zip(asked, (f"{word}x" for word in other), strict=False) for word in pair]
-    assert contamination(" ".join(asked)).check(example(" ".join(apart))) is None
+    apart = [word for pair in zip(question, (f"{word}x" for word in other), strict=False) for word in pair]
+    assert contamination(" ".join(question)).check(example(" ".join(apart))) is None

@@ -21,8 +21,8 @@ WORD = st.from_regex(r"[a-z]{3,9}", fullmatch=True)
 SENTENCE = st.lists(WORD, min_size=8, max_size=30)
 
 
-def example(asked, line=1):
-    messages = [Message(role="user", content=asked), Message(role="assistant", content="42")]
+def example(question, line=1):
+    messages = [Message(role="user", content=question), Message(role="assistant", content="42")]
     return Example(messages=messages, source=f"train.jsonl:{line}")
 
 
@@ -45,17 +45,17 @@ def sift(deduplicator, folder, examples, verdicts=None):
 
 
 def test_all_but_the_first_of_one_content_go_and_the_first_is_named(wording, tmp_path):
-    """In whatever shard it came."""
+    """In any shard."""
     deduplicator = Deduplicator("exact", tmp_path / "removed.jsonl")
     assert sift(deduplicator, tmp_path / "0", [example("a", 1), example("b", 2), example("a", 5)]) == ["a", "b"]
     assert sift(deduplicator, tmp_path / "1", [example("b", 7)]) == []
     assert sift(deduplicator, tmp_path / "2", [example("c", 8), example("a", 9)]) == ["c"]
-    told = [json.loads(line) for line in (tmp_path / "removed.jsonl").read_text().splitlines()]
-    wording(told[0].pop("reason"))
-    assert told[0] == {
+    removed = [json.loads(line) for line in (tmp_path / "removed.jsonl").read_text().splitlines()]
+    wording(removed[0].pop("reason"))
+    assert removed[0] == {
         "check": "duplicate", "id": example("a").id, "source": "train.jsonl:5", "other": "train.jsonl:1",
     }  # fmt: skip
-    assert [line["other"] for line in told] == ["train.jsonl:1", "train.jsonl:2", "train.jsonl:1"]
+    assert [line["other"] for line in removed] == ["train.jsonl:1", "train.jsonl:2", "train.jsonl:1"]
     assert deduplicator.counts == {"duplicate": 3}
 
 
@@ -64,11 +64,11 @@ def test_the_first_is_named_by_its_own_line_where_a_row_gives_several_examples(t
     deduplicator = Deduplicator("exact", tmp_path / "removed.jsonl")
     sift(deduplicator, tmp_path / "0", [example("a", 1), example("b", 1), example("c", 3)])
     sift(deduplicator, tmp_path / "1", [example("b", 9)])
-    [told] = [json.loads(line) for line in (tmp_path / "removed.jsonl").read_text().splitlines()]
-    assert told["other"] == "train.jsonl:1"
+    [removed] = [json.loads(line) for line in (tmp_path / "removed.jsonl").read_text().splitlines()]
+    assert removed["other"] == "train.jsonl:1"
 
 
-def test_duplicates_stay_where_nobody_asked_for_them_to_go(tmp_path):
+def test_duplicates_stay_unless_removal_is_configured(tmp_path):
     """And no file is written of what did not happen."""
     deduplicator = Deduplicator(deduplicate=False, removed=tmp_path / "removed.jsonl")
     assert sift(deduplicator, tmp_path / "0", [example("a"), example("a")]) == ["a", "a"]
@@ -82,12 +82,12 @@ def test_an_example_goes_for_one_reason_and_takes_no_near_duplicate_with_it(tmp_
     wrong = {"0": ["unverified", "math_accuracy: 41 is not 42", {"answer": "42"}]}
     assert sift(deduplicator, tmp_path / "0", [example(NATALIA), example(near, 2)], wrong) == [near]
     assert sift(deduplicator, tmp_path / "1", [example(NATALIA.replace("then ", ""), 3), example("b", 4)]) == ["b"]
-    told = [json.loads(line) for line in (tmp_path / "removed.jsonl").read_text().splitlines()]
-    assert [(line["check"], line["source"]) for line in told] == [
+    removed = [json.loads(line) for line in (tmp_path / "removed.jsonl").read_text().splitlines()]
+    assert [(line["check"], line["source"]) for line in removed] == [
         ("unverified", "train.jsonl:1"), ("near-duplicate", "train.jsonl:3"),
     ]  # fmt: skip
-    assert told[0]["answer"] == "42"
-    assert told[1]["other"] == "train.jsonl:2"
+    assert removed[0]["answer"] == "42"
+    assert removed[1]["other"] == "train.jsonl:2"
     assert deduplicator.counts == {"unverified": 1, "near-duplicate": 1}
 
 
@@ -107,8 +107,8 @@ def test_the_first_place_of_a_content_is_found_again(shards):
 # Near duplicates
 
 
-def from_source(asked, source="a:1"):
-    return Example(messages=example(asked).messages, source=source)
+def from_source(question, source="a:1"):
+    return Example(messages=example(question).messages, source=source)
 
 
 def test_almost_the_same_goes_and_another_number_stays(wording):

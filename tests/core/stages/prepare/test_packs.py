@@ -26,7 +26,7 @@ def windows(draw):
 
 @given(windows())
 def test_every_row_is_in_one_pack_and_no_pack_is_too_long(window):
-    """Rows stand in their order, packs in that of their first rows."""
+    """Rows are in their order, packs in that of their first rows."""
     lengths, max_length = window
     packs = list(pack_window(lengths, max_length))
     assert sorted(itertools.chain(*packs)) == list(range(len(lengths)))
@@ -122,7 +122,7 @@ def test_no_rows_are_no_packs(tmp_path, shards):
 
 
 def test_gsm8k_leaves_hardly_a_place_empty(shared_rows):
-    """At 2048 tokens at least 97 % of the places hold one; words and signs stand for tokens."""
+    """At 2048 tokens at least 97 % of the places hold one; words and signs take the place of tokens."""
     rows = shared_rows("gsm8k/train.jsonl")
     lengths = np.array([len(re.findall(r"\w+|\S", row["question"] + row["answer"])) for row in rows], np.int32)
     packs = list(pack_window(lengths, 2048))

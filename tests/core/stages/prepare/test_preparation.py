@@ -173,7 +173,7 @@ def test_with_a_base_the_jobs_render_too(with_base, home):
 
 
 def test_no_job_waits_for_another(project, home):
-    """One that stands still while it holds the cache keeps nobody from finishing."""
+    """One that hangs while it holds the cache keeps nobody from finishing."""
     still = begin(project, "--shard", "1/2")
     wait_for_entry(home, still)
     still.send_signal(signal.SIGSTOP)
@@ -231,8 +231,8 @@ def test_more_jobs_than_shards_have_nothing_to_do_and_say_so(wording, project, h
     output = io.StringIO()
     error = do(project, "--shard", f"{FILES + 1}/{FILES + 1}", "--json", stdout=output)
     wording(error.splitlines()[-1])
-    (told,) = json.loads(output.getvalue())
-    assert told == {"run": "prep", "shard": "9/9", "shards": 0, "of": FILES, "rows": 0, "examples": 0}
+    (reported,) = json.loads(output.getvalue())
+    assert reported == {"run": "prep", "shard": "9/9", "shards": 0, "of": FILES, "rows": 0, "examples": 0}
     assert entries(home, "examples") == {}
 
 
@@ -258,8 +258,8 @@ def test_every_event_of_a_job_says_which_part_it_does(project, home):
     kinds = {part: [event.kind for event in events if event.data["shard"] == part] for part in ("1/2", "2/2")}
     expected = ["begun", *["reading"] * (FILES // 2), "shard", "ended"]
     assert kinds == {"1/2": expected, "2/2": expected}
-    told = [event.data for event in events if event.kind == "shard"]
-    assert sum(data["rows"] for data in told) == FILES * ROWS
+    reported = [event.data for event in events if event.kind == "shard"]
+    assert sum(data["rows"] for data in reported) == FILES * ROWS
     assert len({event.writer for event in events}) == 2
 
 

@@ -52,7 +52,7 @@ def test_every_example_becomes_a_row_whose_answer_is_trained(prepare):
     tokens, renderer = TokenFolder(folder / "train"), Renderer.from_folder(folder / "tokenizer")
     assert len(tokens) == outputs["rows"] == len(ROWS)
     for number, row in enumerate([tokens[0], tokens[59]]):
-        trained = [int(token) for token, learnt in zip(row.input_ids, row.trained, strict=True) if learnt]
+        trained = [int(token) for token, is_trained in zip(row.input_ids, row.trained, strict=True) if is_trained]
         assert renderer.decode(trained) == ROWS[number * 59]["completion"]
         assert trained[-1] in renderer.stop_token_ids
     assert int(tokens.lengths().sum()) == outputs["tokens"]
@@ -100,7 +100,7 @@ def test_examples_that_checks_have_left_out_are_named_where_none_is_left(wording
 def test_a_source_that_changes_while_it_is_read_is_not_kept_as_what_it_was(
     wording, prepare, tmp_path, home, monkeypatch
 ):
-    """The fingerprint is of the old bytes: whoever has them again must not be given the tokens of the others."""
+    """The fingerprint is of the old bytes, so a run that has them again must not get the tokens of the others."""
     real, path = Preparation.read, tmp_path / "rows.jsonl"
 
     def changed(preparation):
@@ -154,7 +154,7 @@ def test_thinking_that_a_template_drops_stops_the_run_unless_it_is_allowed(wordi
 
 
 def test_a_stopped_preparation_leaves_nothing_half_done(prepare, tmp_path, monkeypatch, home):
-    """The next run begins it anew."""
+    """The next run starts it again."""
     from modelwright.core.api import StopRequested
 
     real = Preparation.render
@@ -212,7 +212,7 @@ def test_a_weight_below_one_leaves_examples_out_and_counts_them(prepare):
     assert set(_times(folder).values()) == {1}
 
 
-def test_packs_are_made_where_they_are_asked_for_or_all_is_plain_text(prepare):
+def test_packs_are_made_on_request_or_if_all_is_plain_text(prepare):
     """Every row is in one pack, and none is longer than max_length; a report says how full they are."""
     plain = [{"text": f"it is {n} " * (1 + n % 9)} for n in range(60)]
     for rows, packing, packed in (
@@ -232,18 +232,18 @@ def test_packs_are_made_where_they_are_asked_for_or_all_is_plain_text(prepare):
 def test_texts_that_are_too_short_or_repeat_themselves_go_and_are_counted(prepare):
     """Each by its own check, with the reason in removed.jsonl."""
     bad = [{"prompt": "say it", "completion": "so"}, {"prompt": "say it", "completion": "I am sorry.\n" * 60}]
-    asked = ("data.quality.min_characters=4", "data.quality.sanity=true")
-    outputs, folder = prepare([*ROWS, *bad], *asked)
+    overrides = ("data.quality.min_characters=4", "data.quality.sanity=true")
+    outputs, folder = prepare([*ROWS, *bad], *overrides)
     assert outputs["removed"] == {"duplicate": 0, "length": 1, "insane": 1}
-    told = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
-    assert [(line["check"], line["source"]) for line in told] == [
+    removed = [json.loads(line) for line in (folder / "removed.jsonl").read_text().splitlines()]
+    assert [(line["check"], line["source"]) for line in removed] == [
         ("length", "rows.jsonl:61"),
         ("insane", "rows.jsonl:62"),
     ]
     assert prepare([*ROWS, *bad])[0]["removed"] == {"duplicate": 0}
 
 
-def test_the_proof_of_the_labels_is_told_with_three_rows(prepare, home):
+def test_the_proof_of_the_labels_is_reported_with_three_rows(prepare, home):
     """Shares, counts and rows, whether the data were prepared now or are taken from an earlier run."""
     from modelwright.core.runs.events import read_events
 

@@ -28,16 +28,16 @@ from modelwright.core.stages.prepare.tokenizers import scratch_renderer
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(str.strip)
 
 
-def example(asked, answered, source="rows.jsonl:1"):
-    messages = [Message(role="user", content=asked), Message(role="assistant", content=answered)]
+def example(question, answered, source="rows.jsonl:1"):
+    messages = [Message(role="user", content=question), Message(role="assistant", content=answered)]
     return Example(messages=messages, source=source)
 
 
 def prepared(folder, examples, *, kind="bpe", held_out=lambda _: False) -> Renderer:
     """A folder as the prepare stage leaves it."""
     folder.mkdir(exist_ok=True)
-    learnt = [example("How much is 2 + 3?", "5")]
-    renderer = scratch_renderer(kind, learnt, vocab_size=300, template=read_template("chatml"))
+    trained = [example("How much is 2 + 3?", "5")]
+    renderer = scratch_renderer(kind, trained, vocab_size=300, template=read_template("chatml"))
     renderer.save(folder / "tokenizer")
     lines = "".join(json_line(each.to_row()) for each in examples)
     (folder / "examples").mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def prepared(folder, examples, *, kind="bpe", held_out=lambda _: False) -> Rende
 
 
 def test_a_row_is_its_text_with_what_is_trained(tmp_path):
-    """Special tokens are written out: the end of the turn is learnt, the newline after it is not."""
+    """Special tokens are written out: the end of the turn is trained, the newline after it is not."""
     prepared(tmp_path, [example("How much is 2 + 3?", "5")])
     [one] = preview(tmp_path, 5)
     assert one == PreviewRow(
@@ -72,16 +72,16 @@ def test_a_row_is_its_text_with_what_is_trained(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(TEXT, TEXT)
-def test_the_parts_are_the_rendering_whatever_the_text(tmp_path_factory, asked, answered):
+def test_the_parts_are_the_rendering_of_any_text(tmp_path_factory, question, answered):
     """No character is lost between two parts, though tokens be bytes of one."""
     folder = tmp_path_factory.mktemp("look")
-    given_example = example(asked, answered)
+    given_example = example(question, answered)
     renderer = prepared(folder, [given_example])
     [rendered] = renderer.train(given_example)
     [one] = preview(folder, 1)
     assert "".join(part.text for part in one.parts) == renderer.spell(rendered.ids) == rendered.text
-    learnt = "".join(part.text for part in one.parts if part.trained)
-    assert learnt == f"{answered.strip()}<|im_end|>"
+    trained = "".join(part.text for part in one.parts if part.trained)
+    assert trained == f"{answered.strip()}<|im_end|>"
     assert one.trained == sum(rendered.trained)
 
 

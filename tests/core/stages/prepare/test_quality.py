@@ -70,7 +70,7 @@ OTHERS = [other(number) for number in range(1, 30)]
 
 
 def test_questions_of_the_runs_own_test_sets_are_left_out(prepare):
-    """Whatever their answers; the report has both texts."""
+    """With any answers; the report has both texts."""
     result, lines = prepare([*OTHERS, row(48, said=1)], "data.quality.decontaminate=true")
     assert result.outputs["prepare"]["removed"] == {"duplicate": 0, "contaminated": 1}
     [line] = lines

@@ -16,13 +16,13 @@ GONE, REFUSED = 2, 3
 
 
 class NoRenderer:
-    """Stands for a renderer that is not to be asked."""
+    """A renderer that must not be called."""
 
     def __init__(self, renderer):
         self.fingerprint = renderer.fingerprint
 
-    def train(self, *asked):
-        raise AssertionError(asked)
+    def train(self, *examples):
+        raise AssertionError(examples)
 
 
 def said(*turns):

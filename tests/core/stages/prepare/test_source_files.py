@@ -119,7 +119,7 @@ def test_special_files_are_refused_without_being_opened(wording, tmp_path, make)
         wording(_refusal(path))
 
 
-def test_a_file_where_a_folder_should_be_is_no_file(wording, tmp_path):
+def test_a_file_in_place_of_a_folder_is_refused(wording, tmp_path):
     """The path leads nowhere."""
     (tmp_path / "a.jsonl").write_text(ROW)
     wording(_refusal(tmp_path / "a.jsonl" / "b.jsonl"))

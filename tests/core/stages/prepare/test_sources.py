@@ -113,7 +113,7 @@ def test_the_digest_is_of_the_content_not_of_the_place(tmp_path, jsonl):
     assert source_digests(SourceConfig(path=str(jsonl)), 0) != source_digests(SourceConfig(path=str(moved)), 0)
 
 
-def test_files_of_one_name_and_their_order_are_told_apart(tmp_path, rows_file):
+def test_files_of_one_name_and_their_order_are_distinguished(tmp_path, rows_file):
     """Row order is part of what is trained."""
     for name, rows in (("x", ROWS[:5]), ("y", ROWS[5:])):
         (tmp_path / name).mkdir()

@@ -84,7 +84,7 @@ def test_the_same_data_gives_the_same_tokenizer(kind):
 
 @pytest.mark.parametrize("kind", ["words", "bpe"])
 def test_control_tokens_are_whole_and_thinking_stays_in_the_text(kind):
-    """Tags survive decoding; the ends of turns do not; none of their letters are learnt as words."""
+    """Tags survive decoding; the ends of turns do not; none of their letters are trained as words."""
     tokenizer = build_tokenizer(kind, ["<|im_start|>user<think>"] * 9, 400, CONTROLS)
     encoding = tokenizer.encode("<|im_start|><think>user</think><|im_end|>")
     assert tokenizer.decode(encoding.ids) == "<think>user</think>"
@@ -104,7 +104,7 @@ def test_a_vocabulary_that_is_too_small_says_how_large_it_must_be(wording, kind,
 
 
 def test_a_lone_surrogate_is_named(wording):
-    """It is no character, and the tokenizer library cannot take it."""
+    """It is not a character, and the tokenizer library cannot take it."""
     with pytest.raises(UsageError) as caught:
         build_tokenizer("words", ["a\ud800"], 100, [])
     wording(caught.value)

@@ -74,8 +74,8 @@ def test_an_adapter_of_a_registered_base_is_trained_registered_and_evaluated(ada
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_tokens_that_were_added_to_the_folder_of_a_base_are_learnt(adapters, run, modelwright, whole, tmp_path):
-    """The embeddings grow, which is told; evaluated and merged like any other."""
+def test_tokens_that_were_added_to_the_folder_of_a_base_are_trained(adapters, run, modelwright, whole, tmp_path):
+    """The embeddings grow, which is reported; evaluated and merged like any other."""
     base = adapters.base(added=2)
     rows = json.loads((base / "config.json").read_text())["vocab_size"]
     done = run(base, adapter="" if whole else ADAPTER)
@@ -91,7 +91,7 @@ def test_tokens_that_were_added_to_the_folder_of_a_base_are_learnt(adapters, run
         assert json.loads(merged.stdout)["compared"]["moved"] > 0
 
 
-def test_an_adapter_is_no_base(adapters, tmp_path, modelwright):
+def test_an_adapter_is_not_a_base(adapters, tmp_path, modelwright):
     """It is merged first; the line says how."""
     adapters.pair()
     (tmp_path / "run.toml").write_text(run_of("adapter"))

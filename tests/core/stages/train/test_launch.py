@@ -27,13 +27,13 @@ def test_on_one_node_of_a_job_the_cluster_table_says_how_many_processes(job, tmp
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
     cluster = ClusterConfig(processes_per_node=4)
 
-    def launched():
+    def threads_and_processes():
         launch = training_launch(RunFolder(tmp_path), "deepspeed", 1, cluster)
         return launch.command[launch.command.index("--num_gpus") + 1], launch.environment["OMP_NUM_THREADS"]
 
-    assert launched() == ("4", "3")
+    assert threads_and_processes() == ("4", "3")
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert launched()[0] == "1"
+    assert threads_and_processes()[0] == "1"
 
 
 def test_a_job_of_fewer_nodes_than_the_file_asks_for_is_one_line(job, tmp_path):
@@ -43,7 +43,7 @@ def test_a_job_of_fewer_nodes_than_the_file_asks_for_is_one_line(job, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "expected"),
     [
         (
             "srun: error: n2: task 1: Exited with exit code 247",
@@ -55,13 +55,13 @@ def test_a_job_of_fewer_nodes_than_the_file_asks_for_is_one_line(job, tmp_path):
         ("loss 3.2", None),
     ],
 )
-def test_the_node_that_failed_first_is_found_in_what_srun_says(tmp_path, said, told):
-    """Nodes that were ended because of it come after it; what earlier attempts said stands before `begin`."""
+def test_the_node_that_failed_first_is_found_in_the_output_of_srun(tmp_path, said, expected):
+    """Nodes that were ended because of it come after it; the output of earlier attempts is before `begin`."""
     log = tmp_path / "train.log"
     old = "srun: error: n9: task 9: Killed\n"
-    log.write_text(f"{old}step 1\n{said}\nsrun: error: n7: task 7: Terminated\n" if told else f"{old}{said}\n")
+    log.write_text(f"{old}step 1\n{said}\nsrun: error: n7: task 7: Terminated\n" if expected else f"{old}{said}\n")
     found = node_that_failed(log, len(old))
-    assert found == (told and f"{told}, and the others were stopped")
+    assert found == (expected and f"{expected}, and the others were stopped")
 
 
 def test_jobs_that_end_before_a_single_step_are_not_queued_again_for_ever(tmp_path, monkeypatch, job):

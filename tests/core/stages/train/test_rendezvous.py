@@ -20,7 +20,8 @@ from modelwright.core.api import ModelwrightError
 from modelwright.core.runs.events import EventTail, read_events
 from modelwright.core.runs.folder import RunFolder
 from modelwright.core.stages.train import rendezvous
-from modelwright.core.stages.train.external_launcher import Launched
+from modelwright.core.stages.train.external_launcher import LauncherProcess
+from modelwright.core.stages.train.launch import free_port
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
@@ -30,7 +31,7 @@ trainer = "deepspeed"
 max_steps = 6
 """)
 
-# It meets the others as a real one does, then does what it is told: `WHAT` in the place of each process.
+# It meets the others as a real one does, then does what the test sets: `WHAT` in the place of each process.
 PLUGIN = """
 import os
 import signal
@@ -58,11 +59,6 @@ class Pair:
 """
 
 TRAIN = ("train", "run.toml", "--set", 'train.trainer="pair"')
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +113,12 @@ def launch(tmp_path):
     """Starts single processes of a launch of two, to which a test can do what a launcher would not."""
     begun, port = [], str(free_port())
 
-    def start(rank, *arguments, told=(("LOCAL_WORLD_SIZE", "2"),)):
+    def start(rank, *arguments, events_of=(("LOCAL_WORLD_SIZE", "2"),)):
         variables = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
         process = subprocess.Popen(
             [sys.executable, "-m", "modelwright.core", *(arguments or TRAIN)],
             cwd=tmp_path,
-            env={**os.environ, **variables, "MASTER_PORT": port, **dict(told)},
+            env={**os.environ, **variables, "MASTER_PORT": port, **dict(events_of)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -170,10 +166,10 @@ def ended(*processes):
 def nobody_works_in(folder):
     with folder.ranks_lock.open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return not list(folder.launched.iterdir())
+    return not list(folder.rendezvous.iterdir())
 
 
-def told(folder, kind):
+def events_of(folder, kind):
     return [event.data for event in read_events(folder.events, stage="train") if event.kind == kind]
 
 
@@ -183,14 +179,14 @@ def test_torchrun_trains_what_deepspeeds_launcher_does(torchrun, modelwright, pr
     codes, outputs, errors = ended(torchrun("train", "run.toml"))
     assert codes == [0], errors
     assert outputs[0].count("Registry:") == 1
-    assert [data["processes"] for data in told(folder, "started")] == [2]
+    assert [data["processes"] for data in events_of(folder, "started")] == [2]
     assert nobody_works_in(folder)
 
     other = RunFolder(home / "runs" / "other")
     shutil.copytree(prepared / "home" / "runs" / "tiny", other.path)
     done = modelwright("train", run_file, "--set", 'name="other"', "--set", "train.processes=2")
     assert done.returncode == 0, done.stderr
-    steps, expected = told(folder, "step"), told(other, "step")
+    steps, expected = events_of(folder, "step"), events_of(other, "step")
     assert [data["order"] for data in steps] == [data["order"] for data in expected]
     assert [data["loss"] for data in steps] == pytest.approx([data["loss"] for data in expected], abs=1e-4)
     assert len(steps) == 6
@@ -210,14 +206,14 @@ def test_sigterm_to_torchrun_stops_with_a_checkpoint_from_which_the_next_launch_
     wait_for(lambda: any(event.kind == "step" for event in tail.poll()))
     process.terminate()
     _, _, (error,) = ended(process)
-    (last,) = told(folder, "checkpoint")
+    (last,) = events_of(folder, "checkpoint")
     assert f"error: tiny: stopped on request after step {last['step']} of 500" in error
     assert nobody_works_in(folder)
 
     codes, _, errors = ended(torchrun(*command))
     assert codes == [0], errors
-    assert [data["step"] for data in told(folder, "resumed")] == [last["step"]]
-    assert [data["step"] for data in told(folder, "step")] == list(range(1, 501))
+    assert [data["step"] for data in events_of(folder, "resumed")] == [last["step"]]
+    assert [data["step"] for data in events_of(folder, "step")] == list(range(1, 501))
 
 
 @pytest.mark.long
@@ -235,7 +231,7 @@ def test_a_request_to_any_of_them_stops_all(pair, launch, folder):
 
 
 @pytest.mark.long
-def test_the_error_of_any_process_is_told_once(pair, torchrun, folder):
+def test_the_error_of_any_process_is_reported_once(pair, torchrun, folder):
     """By the first one, though its launcher ends it when another one has failed."""
     pair('raise ModelwrightError("its disk is full: free some")')
     codes, _, (error,) = ended(torchrun(*TRAIN))
@@ -264,7 +260,7 @@ def test_a_process_of_the_training_that_is_killed_ends_all(pair, launch, folder)
 @pytest.mark.long
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_command_that_is_killed_ends_the_other(pair, launch, folder, killed):
-    """Though no launcher is there to notice, and whatever their processes wait for."""
+    """Though no launcher is there to notice, and their processes may wait for anything."""
     pair("while True: time.sleep(1)")
     processes = [launch(rank) for rank in (0, 1)]
     both_train(folder, *processes)
@@ -288,8 +284,8 @@ def test_what_an_earlier_launch_left_leads_nobody_astray(pair, launch, folder):
     """A first process that was killed before the others came leaves its file: its port is dead, or somebody else's."""
     pair()
     killed = launch(0)
-    wait_for(lambda: folder.launched.is_dir() and list(folder.launched.glob("*.json")))
-    (left,) = folder.launched.iterdir()
+    wait_for(lambda: folder.rendezvous.is_dir() and list(folder.rendezvous.glob("*.json")))
+    (left,) = folder.rendezvous.iterdir()
     assert stat.S_IMODE(left.stat().st_mode) == 0o600
     killed.kill()
     killed.wait()
@@ -311,8 +307,8 @@ def test_what_an_earlier_launch_left_leads_nobody_astray(pair, launch, folder):
 def test_processes_of_several_machines_meet_at_the_address_of_the_first(pair, launch, folder):
     """Nothing says that all of them are on this machine, and each knows the first one's by a name of its own."""
     pair()
-    first = launch(0, told=(("LOCAL_WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost")))
-    other = launch(1, told=(("LOCAL_WORLD_SIZE", "1"),))
+    first = launch(0, events_of=(("LOCAL_WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost")))
+    other = launch(1, events_of=(("LOCAL_WORLD_SIZE", "1"),))
     both_train(folder, first, other)
     folder.request_stop()
     codes, _, errors = ended(first, other)
@@ -365,7 +361,7 @@ def test_a_plan_is_printed_once(launch):
 @pytest.mark.parametrize(
     ("variables", "code"), [({"RANK": "0", "WORLD_SIZE": "1"}, 0), ({"RANK": "2", "WORLD_SIZE": "2"}, 2)]
 )
-def test_one_process_is_no_launch_and_a_number_too_high_is_refused(modelwright, run_file, variables, code):
+def test_one_process_is_not_a_launch_and_a_number_too_high_is_refused(modelwright, run_file, variables, code):
     """As launchers set them where they start only one."""
     done = modelwright("train", run_file, "--dry-run", env={**os.environ, **variables})
     assert done.returncode == code
@@ -383,7 +379,7 @@ def test_who_does_not_come_is_named(monkeypatch, tmp_path):
     try:
         with (
             pytest.raises(ModelwrightError, match=r"^2 of 3 processes .* process 1, did not connect within"),
-            rendezvous.leading(folder, Launched(rank=0, size=3, **where)) as first,
+            rendezvous.leading(folder, LauncherProcess(rank=0, size=3, **where)) as first,
         ):
             first.gather(notices.append)
     finally:
@@ -392,4 +388,4 @@ def test_who_does_not_come_is_named(monkeypatch, tmp_path):
     assert len(notices) == 1
     assert notices[0].startswith("waiting for 2 of 3 processes")
     with pytest.raises(ModelwrightError, match=r"^process 2 of 3: the first process was not found .* \(127.0.0.1\)$"):
-        rendezvous.follow(folder, Launched(rank=2, size=3, **where))
+        rendezvous.follow(folder, LauncherProcess(rank=2, size=3, **where))

@@ -73,13 +73,13 @@ def test_a_trainer_that_reports_nothing_has_a_report_all_the_same(tmp_path):
     ET.parse(tmp_path / "loss.svg")
 
 
-def test_the_registry_is_told_the_digest_of_the_events(events):
+def test_the_registry_gets_the_digest_of_the_events(events):
     """It changes with any event."""
-    told = summary(events)
-    assert told["tokens"] == 500_000
-    assert told["processes"] == 2
-    assert len(told["events"]) == 64
-    assert told["events"] != summary(events[:-1])["events"]
+    summed = summary(events)
+    assert summed["tokens"] == 500_000
+    assert summed["processes"] == 2
+    assert len(summed["events"]) == 64
+    assert summed["events"] != summary(events[:-1])["events"]
 
 
 # TensorBoard

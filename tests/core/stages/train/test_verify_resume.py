@@ -127,8 +127,8 @@ def test_two_processes_of_deepspeed_resume_to_the_same_bytes(run_file, modelwrig
     assert not (home / "runs" / "tiny" / "train").exists()
 
 
-def test_a_trainer_that_resumes_otherwise_is_told_of(run_file, modelwright, odd):
-    """In words and by the exit code; it tells of no order, so nothing is said of examples."""
+def test_a_trainer_that_resumes_differently_is_reported(run_file, modelwright, odd):
+    """In words and by the exit code; it reports no order, so nothing is said about examples."""
     done = modelwright("train", run_file, "--verify-resume", *odd(1.0))
     assert done.returncode == 1
     assert done.stdout.startswith("tiny: 2 kills, 8 steps: different losses, different bytes; weights differ by ")

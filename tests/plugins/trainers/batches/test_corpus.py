@@ -23,9 +23,9 @@ token_rows = st.lists(
 
 @given(rows=token_rows)
 def test_a_token_file_counts_what_its_rows_teach(rows, tmp_path_factory):
-    """The counts are those of a plain loop, whatever is empty."""
+    """The counts are those of a plain loop, also if something is empty."""
     file = TokenFolder(write_token_folder(tmp_path_factory.mktemp("tokens") / "rows", rows))
-    assert file.supervised().tolist() == [sum(trained[1:]) for _, _, trained in rows]
+    assert file.trained_tokens().tolist() == [sum(trained[1:]) for _, _, trained in rows]
     assert file.lengths().tolist() == [len(ids) for _, ids, _ in rows]
     assert file.largest_token() == max((token for _, ids, _ in rows for token in ids), default=-1)
 
@@ -101,7 +101,7 @@ def test_a_corpus_gives_rows_by_their_number(corpus):
     parts = corpus.assignments(np.array([2, 7, 5]), size=2, tokens=1)
     assert [len(part.sequences) for part in parts] == [2, 1]
     assert {name for part in parts for name in corpus.read(part).ids} == {"row-2", "row-7", "row-5"}
-    assert corpus.supervised(np.array([2, 7])) == sum(sum(counting_rows(10)[row][2]) for row in (2, 7))
+    assert corpus.trained_tokens(np.array([2, 7])) == sum(sum(counting_rows(10)[row][2]) for row in (2, 7))
 
 
 # Prefetching

@@ -33,7 +33,7 @@ def test_many_sizes_are_rounded_at_once():
 
 
 @given(rows=token_rows.map(lambda rows: [row for row in rows if row[1]]).filter(bool))
-def test_a_micro_batch_asks_for_each_supervised_token_from_the_place_before_it(rows):
+def test_a_micro_batch_asks_for_each_trained_token_from_the_place_before_it(rows):
     """Positions and targets are those of a plain loop; padding is masked and never asked for."""
     batch = collate([[TokenRow(name, np.array(ids, np.int32), np.array(trained))] for name, ids, trained in rows])
     width = max(len(ids) for _, ids, _ in rows)
@@ -96,24 +96,24 @@ documents = st.lists(
 
 
 @given(st.lists(documents, min_size=1, max_size=4))
-def test_end_to_end_every_token_is_asked_for_from_its_own_document(packs):
-    """Positions begin anew in each document and in the padding."""
+def test_end_to_end_every_token_is_predicted_from_its_own_document(packs):
+    """Positions start again in each document and in the padding."""
     rows = [
         TokenRow("id", np.array([t for t, _ in row], np.int32), np.array([t for _, t in row]))
         for pack in packs
         for row in pack
     ]
     batch = collate([[row] for row in rows], end_to_end=True)
-    asked, positions, start = [], [], 0
+    predicted, positions, start = [], [], 0
     for row in rows:
-        learnt = zip(row.input_ids.tolist(), row.trained.tolist(), strict=True)
-        asked += [(start + at - 1, token) for at, (token, trained) in enumerate(learnt) if at and trained]
+        tokens = zip(row.input_ids.tolist(), row.trained.tolist(), strict=True)
+        predicted += [(start + at - 1, token) for at, (token, trained) in enumerate(tokens) if at and trained]
         start += len(row.input_ids)
         positions += range(len(row.input_ids))
     longest = max(len(row.input_ids) for row in rows)
     positions += [place % longest for place in range(round_size(start) - start)]
     assert batch.position_ids.tolist() == [positions]
-    assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == asked
+    assert list(zip(batch.positions.tolist(), batch.targets.tolist(), strict=True)) == predicted
     assert batch.attention_mask is None
     assert batch.tokens == start
 

@@ -122,7 +122,7 @@ def test_processes_that_were_killed_twice_end_with_the_same_bytes(tmp_path, stag
 
 @pytest.mark.long
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_preflight_leaves_no_trace_in_what_is_learnt(tmp_path, stage):
+def test_the_preflight_leaves_no_trace_in_the_training(tmp_path, stage):
     """Its step is taken back in every process: weights, copies of them, and the optimiser."""
     tried, *_ = zero(tmp_path / "with", stage, max_steps=3)
     straight, *_ = zero(tmp_path / "without", stage, max_steps=3, preflight=False)
@@ -273,7 +273,7 @@ def test_a_spike_is_dropped_in_every_process(tmp_path, stage):
 @pytest.mark.long
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_packs_are_checked_and_trained_at_every_stage(tmp_path, stage):
-    """Whatever the number of documents in a process's packs: all check the same ones."""
+    """With any number of documents in a process's packs: all check the same ones."""
     packs = [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9], [10], [11, 12, 13, 14], [15, 16]]
     write_token_folder(tmp_path / "train", counting_rows(17), packs=packs)
     _, trained, losses = zero(tmp_path, stage, max_steps=2, batch_size=6)
@@ -335,7 +335,7 @@ def test_a_lost_connection_is_reported_as_another_process_that_is_gone(monkeypat
         (lambda tensors: tensors.update({"model.norm.weight": torch.ones(3)}), r"mismatch for model\.norm\.weight: "),
     ],
 )
-def test_weights_that_do_not_fit_are_told_where_they_are_shared_out(tmp_path, change, said):
+def test_weights_that_do_not_fit_are_reported_when_they_are_split(tmp_path, change, said):
     """By the name of the tensor, as in one process."""
     base(tmp_path, weights=True)
     file = tmp_path / "base" / "model.safetensors"

@@ -131,7 +131,7 @@ def test_a_training_killed_twice_ends_with_the_same_bytes(job, train, tmp_path):
         assert (straight.output / name).read_bytes() == (killed.output / name).read_bytes()
 
 
-def test_dropout_changes_what_is_learnt(job, train):
+def test_dropout_changes_the_training(job, train):
     """It is not merely recorded."""
     outputs = []
     for dropout in (0.0, 0.3):
@@ -218,7 +218,7 @@ def test_transposed_layers_are_merged_as_they_are_computed(tmp_path):
 
 
 def test_an_adapter_is_exported_from_a_state_that_was_gathered(tmp_path):
-    """As from the model itself, whatever else is in the state."""
+    """As from the model itself, even if more is in the state."""
     model = load(write_model(tmp_path / "base", weights=True))
     attach(model, LORA, seed=1, new_tokens=[14, 15])
     for name, state in (("one", None), ("other", model.state_dict()), ("third", adapter_state(model))):

@@ -15,7 +15,7 @@ from modelwright.plugins.trainers.batches.micro_batches import collate, round_si
 from modelwright.plugins.trainers.local import LocalTrainer
 from modelwright.plugins.trainers.model.attention import DOCUMENT_ATTENTION, attention_of
 from modelwright.plugins.trainers.model.isolation import lay_end_to_end
-from modelwright.plugins.trainers.model.loss import SupervisedLogits
+from modelwright.plugins.trainers.model.loss import TrainedLogits
 
 WINDOW = {"sliding_window": 4}
 MODELS = {
@@ -32,7 +32,7 @@ MODELS = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "afmoe": {"sliding_window": 4, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
 }
-# A state runs on; convolutions too; windows that only a mask tells of.
+# A state runs on; convolutions too; windows that only a mask defines.
 OTHERS = {
     "bamba": HYBRID,
     "lfm2": {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2},
@@ -49,7 +49,7 @@ OTHERS = {
 
 
 def lay(model, *, requested="auto", precision=torch.float32):
-    logits = SupervisedLogits(model)
+    logits = TrainedLogits(model)
     return logits, lay_end_to_end(
         Forward(model, precision), logits, rows_of([2, 12, 5]), requested=requested, in_any_rank=bool
     )
@@ -63,8 +63,8 @@ def loss_and_gradients(model, logits, batches, precision):
             loss, each = logits.summed_loss(batch)
         loss.backward()
         losses += each.tolist()
-    learnt = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    return losses, {name: parameter.grad.clone() for name, parameter in learnt.items()}
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    return losses, {name: parameter.grad.clone() for name, parameter in trained.items()}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -72,7 +72,7 @@ def test_losses_and_gradients_are_those_of_each_row_alone(kind):
     """To 1e-5 in float32; windows, shared keys, experts and added positions included."""
     rows = rows_of([5, 9, 1, 7, 12, 3, 2])
     model = small(kind, **MODELS[kind])
-    alone = loss_and_gradients(model, SupervisedLogits(model), [collate([[row]]) for row in rows], torch.float32)
+    alone = loss_and_gradients(model, TrainedLogits(model), [collate([[row]]) for row in rows], torch.float32)
     model = small(kind, **MODELS[kind])
     logits, laid = lay(model)
     assert laid
@@ -86,7 +86,7 @@ def test_losses_and_gradients_are_those_of_each_row_alone(kind):
 def test_padding_has_no_positions_beyond_the_rows():
     """A model that learns its positions has no more of them."""
     model = small("gpt2", **MODELS["gpt2"] | {"n_positions": 4})
-    logits = SupervisedLogits(model)
+    logits = TrainedLogits(model)
     assert lay_end_to_end(Forward(model), logits, rows_of([2, 4, 3]), requested="auto", in_any_rank=bool)
     batch = collate([[row] for row in rows_of([4] * 41)], end_to_end=True)
     assert batch.input_ids.shape[1] - batch.tokens == 4
@@ -101,7 +101,7 @@ def test_bfloat16_differs_by_its_rounding(kind):
     """The attention itself is in float32 then."""
     rows = rows_of([5, 9, 7, 12, 3])
     model = small(kind, **MODELS[kind])
-    alone, _ = loss_and_gradients(model, SupervisedLogits(model), [collate([[row]]) for row in rows], torch.bfloat16)
+    alone, _ = loss_and_gradients(model, TrainedLogits(model), [collate([[row]]) for row in rows], torch.bfloat16)
     model = small(kind, **MODELS[kind])
     logits, laid = lay(model, precision=torch.bfloat16)
     assert laid
@@ -120,7 +120,7 @@ def test_a_model_that_is_another_one_end_to_end_is_left_alone(kind):
 
 
 @pytest.mark.parametrize(("attention", "requested"), [("sdpa", "sdpa"), ("eager", "eager"), ("eager", "auto")])
-def test_an_attention_that_was_asked_for_stays(attention, requested):
+def test_a_requested_attention_stays(attention, requested):
     """So does that of a model which has no other."""
     model = small("llama", attention)
     assert not lay(model, requested=requested)[1]
@@ -161,6 +161,10 @@ def test_a_training_end_to_end_learns_the_same(tmp_path, packs):
     assert (by_document, sdpa) == (DOCUMENT_ATTENTION, "sdpa")
     assert config == other
     for one, two in zip(laid, padded, strict=True):
-        assert (one["order"], one["tokens"], one["supervised"]) == (two["order"], two["tokens"], two["supervised"])
+        assert (one["order"], one["tokens"], one["trained_tokens"]) == (
+            two["order"],
+            two["tokens"],
+            two["trained_tokens"],
+        )
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)

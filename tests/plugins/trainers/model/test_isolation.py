@@ -16,7 +16,7 @@ from modelwright.plugins.trainers.model import attention as attention_module
 from modelwright.plugins.trainers.model import loss as loss_module
 from modelwright.plugins.trainers.model.attention import model_inputs
 from modelwright.plugins.trainers.model.isolation import check_isolation
-from modelwright.plugins.trainers.model.loss import SupervisedLogits
+from modelwright.plugins.trainers.model.loss import TrainedLogits
 
 MODELS = {
     "llama": {},
@@ -50,7 +50,7 @@ def packs():
 
 
 def check(model, precision=torch.float32, rows=None):
-    check_isolation(Forward(model, precision), SupervisedLogits(model), rows or packs())
+    check_isolation(Forward(model, precision), TrainedLogits(model), rows or packs())
 
 
 @pytest.mark.parametrize(("kind", "attention"), PAIRS)
@@ -76,7 +76,7 @@ def test_sequences_end_to_end_are_as_good_as_beside_each_other(kind, monkeypatch
     """The form that kernels want which look for documents in a batch of one: the logits are the same."""
     model = small(kind, **MODELS[kind])
     batch = collate(packs())
-    logits = SupervisedLogits(model)
+    logits = TrainedLogits(model)
     with torch.no_grad():
         beside = logits.at(batch, batch.positions)
         monkeypatch.setattr(attention_module, "attention_of", lambda _: "flash_attention_2")
@@ -88,7 +88,7 @@ def test_sequences_end_to_end_are_as_good_as_beside_each_other(kind, monkeypatch
 
 @pytest.mark.parametrize(("kind", "attention"), PAIRS[:-2])
 def test_isolation_holds_in_bfloat16(kind, attention):
-    """Its rounding is no leak."""
+    """Its rounding is not a leak."""
     check(small(kind, attention, **MODELS[kind]), torch.bfloat16)
 
 
@@ -117,7 +117,7 @@ LEAKS = [
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "leak", "line"), LEAKS)
 def test_what_leaks_is_refused(kind, leak, line, precision, monkeypatch):
-    """A mask of ones, a model that ignores positions, and positions that go on: each is told in one line."""
+    """A mask of ones, a model that ignores positions, and positions that go on: each is reported in one line."""
     model, right = small(kind, **MODELS[kind]), model_inputs
 
     def wrong(model, batch):

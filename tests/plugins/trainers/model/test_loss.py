@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from modelwright.core.api import TokenRow
 from modelwright.plugins.trainers.batches.micro_batches import collate
 from modelwright.plugins.trainers.model import loss as loss_module
-from modelwright.plugins.trainers.model.loss import SupervisedLogits, chunked_loss
+from modelwright.plugins.trainers.model.loss import TrainedLogits, chunked_loss
 
 numpy = pytest.importorskip("numpy", reason="the extra train is not installed")
 
@@ -16,7 +16,7 @@ numpy = pytest.importorskip("numpy", reason="the extra train is not installed")
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_loss_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, scale, bias):
-    """Whatever the size of a chunk, with a bias or a scale or without."""
+    """For any size of a chunk, with a bias or a scale or without."""
     monkeypatch.setattr(loss_module, "CHUNK", rows * 11)
     torch.manual_seed(0)
     hidden, weight = torch.randn(7, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
@@ -81,7 +81,7 @@ def test_what_a_model_does_to_its_logits_is_found_out(kind, changes, scale):
     """A scaling is taken into the chunks; what is none has all logits at once; the loss is the model's own."""
     model = _model(kind, **changes)
     row = TokenRow("one", numpy.arange(3, 9, dtype=numpy.int32), numpy.array([False, *[True] * 5]))
-    logits = SupervisedLogits(model)
+    logits = TrainedLogits(model)
     batch = collate([[row]])
     found, _ = logits.summed_loss(batch)
     assert logits._scale == (None if scale is None else pytest.approx(scale))

@@ -109,7 +109,7 @@ def test_text_that_is_not_utf8_is_the_rows_trouble_not_the_files(tmp_path):
     ],
     ids=["half", "100 bytes", "nothing", "JSONL", "damaged rows"],
 )
-def test_a_file_that_is_no_parquet_is_named(wording, parquet, damage):
+def test_a_file_that_is_not_parquet_is_named(wording, parquet, damage):
     """In one line."""
     path = parquet(question=[f"question {n} " * 9 for n in range(1000)])
     path.write_bytes(damage(path.read_bytes()))
@@ -130,7 +130,7 @@ def test_a_file_without_rows_or_with_a_column_twice_is_refused(wording, tmp_path
     wording(caught.value)
 
 
-def test_a_changed_schema_is_told_once_and_its_rows_are_read(wording, tmp_path, parquet):
+def test_a_changed_schema_is_reported_once_and_its_rows_are_read(wording, tmp_path, parquet):
     """The format decides row by row; a person hears of it once, not once a row."""
     parquet("a.parquet", question=["q"], answer=["1"])
     parquet("b.parquet", question=["q"], answer=["1"])
@@ -138,16 +138,16 @@ def test_a_changed_schema_is_told_once_and_its_rows_are_read(wording, tmp_path, 
     parquet("d.parquet", question=["q"], solution=[1])
     (tmp_path / "e.csv").write_text("question,solution\nq,1\n")
     (tmp_path / "f.jsonl").write_text('{"other": 1}\n')
-    told = []
-    rows = list(raw_rows(SourceConfig(path=str(tmp_path)), seed=1, notice=told.append))
+    notices = []
+    rows = list(raw_rows(SourceConfig(path=str(tmp_path)), seed=1, notice=notices.append))
     assert [row.file for row in rows] == ["a.parquet", "b.parquet", "c.parquet", "d.parquet", "e.csv", "f.jsonl"]
-    assert [notice.partition(":")[0] for notice in told] == ["c.parquet", "d.parquet"]
-    for notice in told:
+    assert [notice.partition(":")[0] for notice in notices] == ["c.parquet", "d.parquet"]
+    for notice in notices:
         wording(notice)
 
 
 def test_only_parquet_and_zstandard_need_pyarrow(tmp_path):
-    """And whoever lacks it is told what to install."""
+    """And the error says what to install if it is missing."""
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     (tmp_path / "a.jsonl.zst").write_bytes(b"x")
@@ -175,7 +175,7 @@ def rows(path):
 
 
 def test_a_data_set_that_was_saved_to_disk_is_read_in_its_order(tmp_path):
-    """In all its shards; its JSON files are no data."""
+    """In all its shards; its JSON files are not data."""
     from datasets import Dataset
 
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"), num_shards=3)
@@ -201,7 +201,7 @@ def test_a_data_set_of_several_splits_has_to_be_named_by_one(wording, tmp_path):
 
 @pytest.mark.parametrize("write", [pa.ipc.new_file, pa.ipc.new_stream])
 def test_an_arrow_file_is_a_file_or_a_stream(tmp_path, write):
-    """By its first bytes, whatever its name."""
+    """By its first bytes, not by its name."""
     table = pa.Table.from_pylist(ROWS)
     with write(str(tmp_path / "a.arrow"), table.schema) as writer:
         writer.write_table(table, max_chunksize=100)

@@ -1,4 +1,4 @@
-"""Rows of text files: lines and their numbers, quoted fields, packing, and bytes that are no text."""
+"""Rows of text files: lines and their numbers, quoted fields, packing, and bytes that are not text."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_line_ends_of_every_system_give_the_same_lines(read, end):
 
 
 def test_other_line_ends_of_unicode_are_text(read):
-    """U+2028 and U+0085 may stand in JSON strings and CSV fields."""
+    """U+2028 and U+0085 may occur in JSON strings and CSV fields."""
     text = "one\u2028two\u2029three\u0085four\x0bfive"
     packed = json.dumps({"a": text.replace("\x0b", "")}, ensure_ascii=False).encode()
     assert read("a.jsonl", packed) == [(1, {"a": text.replace("\x0b", "")})]
@@ -87,7 +87,7 @@ ROWS = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(3)]
 @pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
 def test_every_kind_of_text_file_is_read_in_every_packing(tmp_path, kind, packing):
-    """Whatever the letters of the suffix; a file of several parts is one."""
+    """In upper and lower case of the suffix; a file of several parts is one."""
     written = {
         ".jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
         ".json": json.dumps(ROWS),
@@ -153,7 +153,7 @@ def test_what_pythons_csv_module_writes_is_read_back(tmp_path_factory, records):
     ],
     ids=shown,
 )
-def test_a_csv_file_whose_rows_cannot_be_told_apart_is_refused(wording, read, content):
+def test_a_csv_file_whose_rows_cannot_be_separated_is_refused(wording, read, content):
     """A guess would teach the model the wrong columns; an open quote may swallow any number of rows."""
     with pytest.raises(ModelwrightError) as caught:
         read("a.csv", content)
@@ -225,7 +225,7 @@ def test_a_json_array_is_bounded_because_it_is_read_whole(wording, read, monkeyp
 @pytest.mark.parametrize(
     "content", [b'{"a": 1}\n{"a": 2}\n', b'{"data": []}', b'[{"a": "\xe9"}]', b"[" * 100_000, b"", b"[]"], ids=shown
 )
-def test_a_json_file_that_is_no_array_is_refused(wording, read, content):
+def test_a_json_file_that_is_not_an_array_is_refused(wording, read, content):
     """With what it is instead, where that can be seen."""
     with pytest.raises(ModelwrightError) as caught:
         read("a.json", content)
@@ -233,7 +233,7 @@ def test_a_json_file_that_is_no_array_is_refused(wording, read, content):
 
 
 def test_elements_of_a_json_array_are_rows_of_their_own(wording, read):
-    """One that is no object is kept aside with its number."""
+    """One that is not an object is kept aside with its number."""
     deep = b'{"a": ' + b"[" * 120 + b"]" * 120 + b"}"
     first, *rejected, last = read("a.json", b'\xef\xbb\xbf[{"a": 1}, 2, null, ' + deep + b', {"a": 3}]')
     assert (first, last) == ((1, {"a": 1}), (5, {"a": 3}))
@@ -243,7 +243,7 @@ def test_elements_of_a_json_array_are_rows_of_their_own(wording, read):
 
 
 def test_a_row_that_nests_too_deep_for_others_is_kept_aside(wording, read):
-    """It could be read here and still end whatever writes it again."""
+    """It could be read here and still end the program that writes it again."""
     deep = b'{"a": ' + b"[" * 120 + b"]" * 120 + b"}"
     wide = b'{"a": [' + b",".join([b"[]"] * 500) + b"]}"
     rows = read("a.jsonl", deep + b"\n" + wide)

@@ -1,4 +1,4 @@
-"""`modelwright prepare RUN.toml --shard I/N` and `--merge`: what a wrong command line is told."""
+"""`modelwright prepare RUN.toml --shard I/N` and `--merge`: errors of a wrong command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_toml(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["0/4", "5/4", "x", "", "1", "1/0", "-1/4", "1/4/2", "1.0/4", "٣/٤", " 1/4", "1/4\n"])
-def test_what_is_no_part_is_refused(wording, here, run_toml, given):
+def test_an_invalid_shard_is_refused(wording, here, run_toml, given):
     """In one line that shows a right one."""
     code, error = here("prepare", run_toml, "--shard", given)
     assert code == 2
@@ -54,14 +54,14 @@ def test_options_that_say_two_things_are_refused(wording, here, run_toml, home, 
 
 
 @pytest.mark.parametrize("options", [["--shard", "1/2"], ["--merge"]])
-def test_files_of_examples_are_not_made_in_parts(wording, here, options):
+def test_files_of_examples_are_not_made_in_shards(wording, here, options):
     """Only a run's data are."""
     code, error = here("prepare", *options, "--format", "math", "--input", "a.jsonl", "--output", "b.jsonl")
     assert code == 2
     wording(error.removesuffix("\n"))
 
 
-def test_no_registry_is_needed_for_a_part(wording, modelwright, run_toml, tmp_path):
+def test_no_registry_is_needed_for_a_shard(wording, modelwright, run_toml, tmp_path):
     """Jobs that run at once share no database."""
     (tmp_path / "broken.db").write_text("no database")
     done = modelwright("prepare", run_toml, "--shard", "1/1", "--registry", f"sqlite:///{tmp_path}/broken.db")
@@ -71,7 +71,7 @@ def test_no_registry_is_needed_for_a_part(wording, modelwright, run_toml, tmp_pa
 
 
 def test_a_plan_of_the_merge_is_that_of_the_stage(modelwright, run_toml):
-    """It is one stage, whoever has done its parts."""
+    """It is one stage, even if other jobs prepared its shards."""
     done = modelwright("prepare", run_toml, "--merge", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "would run" in done.stdout
