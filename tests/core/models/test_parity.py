@@ -243,6 +243,7 @@ def test_options_that_do_not_fit_are_refused(export, adapters, tmp_path, monkeyp
 # The real ones
 
 
+@pytest.mark.long
 def test_a_real_model_is_verified_in_transformers(smollm2):
     """Exactly, but for the rounding of float32."""
     found = verify(smollm2, smollm2, TOOLS["transformers"], plugins=discover())
