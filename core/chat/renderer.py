@@ -232,6 +232,16 @@ class Renderer:
         """What generation prompts write that the history of a conversation does not show."""
         return ThinkingBlock() if self._template is None else find_thinking_block(self._template, self._tokenizer)
 
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations can be rendered."""
+        return self._template is not None
+
+    @property
+    def date(self) -> str | None:
+        """The fixed date that the template gets, in ISO 8601; None if it does not ask for one."""
+        return None if self._template is None else self._template.date
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; special tokens are skipped."""
         return self._tokenizer.decode(ids)

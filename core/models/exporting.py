@@ -35,6 +35,8 @@ from modelwright.core.registry.export import export_model, refuse_taken
 from modelwright.core.registry.importing import gathering
 
 Note = Callable[[str], None]
+# Called with the model's folder and what was made of it; raises if they do not answer the same.
+Verify = Callable[[Path, Path], None]
 
 
 @frozen(kw_only=True)
@@ -58,7 +60,9 @@ class Target(Protocol):
     name: str
     is_folder: bool
 
-    def write(self, folder: Path, out: Path, version: ModelVersion, options: ExportOptions, note: Note) -> None:
+    def write(
+        self, folder: Path, out: Path, version: ModelVersion, options: ExportOptions, note: Note, verify: Verify
+    ) -> None:
         """Write a model.
 
         Args:
@@ -67,6 +71,7 @@ class Target(Protocol):
             version: what the registry knows of it.
             options: how.
             note: receives a sentence for the user about what the target cannot express.
+            verify: called with `folder` and the complete weights before anything appears at `out`.
 
         Raises:
             ModelwrightError: it cannot be written.
@@ -80,11 +85,19 @@ class Gguf:
     name = "gguf"
     is_folder = False
 
-    def write(self, folder: Path, out: Path, version: ModelVersion, options: ExportOptions, note: Note) -> None:  # noqa: ARG002
+    def write(
+        self,
+        folder: Path,
+        out: Path,
+        version: ModelVersion,
+        options: ExportOptions,
+        note: Note,  # noqa: ARG002
+        verify: Verify,
+    ) -> None:
         """See `Target`."""
         if out.suffix != ".gguf":
             raise UsageError(f"{out}: the name of a GGUF file ends in .gguf")
-        write_gguf(folder, out, name=version.address, quantize=options.quantize, llama_cpp=options.llama_cpp)
+        _write_gguf(folder, out, version, options, verify)
 
 
 class Ollama:
@@ -93,12 +106,24 @@ class Ollama:
     name = "ollama"
     is_folder = True
 
-    def write(self, folder: Path, out: Path, version: ModelVersion, options: ExportOptions, note: Note) -> None:
+    def write(
+        self, folder: Path, out: Path, version: ModelVersion, options: ExportOptions, note: Note, verify: Verify
+    ) -> None:
         """See `Target`."""
         with writing_folder(out) as temporary:
             write_modelfile(folder, temporary / "Modelfile", "model.gguf", version.address, note)
-            weights = temporary / "model.gguf"
-            write_gguf(folder, weights, name=version.address, quantize=options.quantize, llama_cpp=options.llama_cpp)
+            _write_gguf(folder, temporary / "model.gguf", version, options, verify)
+
+
+def _write_gguf(folder: Path, out: Path, version: ModelVersion, options: ExportOptions, verify: Verify) -> None:
+    write_gguf(
+        folder,
+        out,
+        name=version.address,
+        quantize=options.quantize,
+        llama_cpp=options.llama_cpp,
+        check=lambda made: verify(folder, made),
+    )
 
 
 TARGETS: Mapping[str, Target] = {target.name: target for target in (Gguf(), Ollama())}
@@ -113,6 +138,7 @@ def export(
     options: ExportOptions,
     advance: Callable[[int], None],
     note: Note,
+    verify: Verify = lambda _folder, _made: None,
 ) -> None:
     """Export a model; nothing is at the destination unless all of it is written.
 
@@ -124,6 +150,7 @@ def export(
         options: how.
         advance: called with the number of bytes written since the last call, if `to` is None.
         note: receives sentences for the user.
+        verify: called with the prepared model and the complete export, before anything appears at the destination.
 
     Raises:
         UsageError: the destination exists, an option does not fit, or the target cannot express the model.
@@ -135,7 +162,9 @@ def export(
         if options.quantize or options.llama_cpp:
             raise UsageError("--quantize and --llama-cpp are for --to gguf and --to ollama")
         with prepared(registry, version, options.dtype, note) as (changed, folder):
-            export_model(registry, changed, destination, advance, folder=folder)
+            export_model(
+                registry, changed, destination, advance, folder=folder, check=lambda made: verify(folder, made)
+            )
         return
     target = TARGETS[to]
     if version.is_adapter:
@@ -147,7 +176,7 @@ def export(
     _check_whole(registry, version)
     with prepared(registry, version, options.dtype, note) as (changed, folder):
         try:
-            target.write(folder, destination, changed, options, note)
+            target.write(folder, destination, changed, options, note, verify)
         except OSError as error:
             raise RegistryError(
                 f"{version.address} cannot be exported to {destination}: {error.strerror or error}"

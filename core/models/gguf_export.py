@@ -11,7 +11,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,15 @@ _PLAIN, _DIGITS = "gpt-2", "smollm"
 _NAMED = ("llama-bpe", "qwen2", "qwen35", "gpt-4o", "tekken")
 
 
-def write_gguf(folder: Path, out: Path, *, name: str, quantize: str | None, llama_cpp: Path | None) -> None:
+def write_gguf(
+    folder: Path,
+    out: Path,
+    *,
+    name: str,
+    quantize: str | None,
+    llama_cpp: Path | None,
+    check: Callable[[Path], None] = lambda _: None,
+) -> None:
     """Write a whole model as a GGUF file, which appears whole or not at all.
 
     Args:
@@ -46,6 +54,7 @@ def write_gguf(folder: Path, out: Path, *, name: str, quantize: str | None, llam
         name: the model's name for the file's metadata.
         quantize: one of `QUANTIZATIONS`; None keeps the weights' dtype.
         llama_cpp: the folder of a llama.cpp, whose converter and quantizer are used where they are there.
+        check: called with the complete file before it appears as `out`; what it raises ends the export.
 
     Raises:
         UsageError: the architecture or tokenizer cannot be written, or a program of llama.cpp is needed and not there.
@@ -69,6 +78,7 @@ def write_gguf(folder: Path, out: Path, *, name: str, quantize: str | None, llam
         finally:
             if first != target:
                 first.unlink(missing_ok=True)
+        check(target)
 
 
 def _dtype(folder: Path) -> str:

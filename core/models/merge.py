@@ -136,7 +136,7 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
     """
     renderer = checked_renderer(adapter)
     try:
-        with _quietly():
+        with quietly():
             require("peft")
             compared = _merge_weights(adapter, base.folder, folder)
     except (OSError, RuntimeError, ValueError) as error:
@@ -159,7 +159,7 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silence the libraries' messages, and keep them off standard output, which belongs to the command."""
     bars = require("transformers.utils.logging")
     before, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()

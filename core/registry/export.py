@@ -32,10 +32,17 @@ OTHER_ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".tbz", "
 CHUNK = 1 << 20
 
 Advance = Callable[[int], None]
+Check = Callable[[Path], None]
 
 
 def export_model(
-    registry: Registry, version: ModelVersion, destination: Path, advance: Advance, *, folder: Path | None = None
+    registry: Registry,
+    version: ModelVersion,
+    destination: Path,
+    advance: Advance,
+    *,
+    folder: Path | None = None,
+    check: Check = lambda _: None,
 ) -> None:
     """Write a model to `destination`: an archive if the name ends in .tar, .tar.gz or .tgz, else a folder.
 
@@ -45,6 +52,8 @@ def export_model(
         destination: a path that does not exist yet, or an empty folder.
         advance: called with the number of bytes written since the last call.
         folder: where the model's files are; None for the registry.
+        check: called with a folder that has the exported files, before anything appears at `destination`; what it
+            raises ends the export.
 
     Raises:
         UsageError: the destination already exists.
@@ -62,7 +71,7 @@ def export_model(
         extra[README] = model_card(version).encode()
     write = _write_archive if archive else _write_folder
     try:
-        write(version, folder, extra, destination, advance)
+        write(version, folder, extra, destination, advance, check)
     except OSError as error:
         # The file system often reports a temporary name, which no longer exists.
         raise RegistryError(
@@ -112,7 +121,7 @@ def refuse_taken(destination: Path, *, folder: bool) -> None:
 
 
 def _write_folder(
-    version: ModelVersion, folder: Path, extra: dict[str, bytes], destination: Path, advance: Advance
+    version: ModelVersion, folder: Path, extra: dict[str, bytes], destination: Path, advance: Advance, check: Check
 ) -> None:
     target = destination.resolve()  # follows a link to an empty folder
     temporary = temporary_name(target)
@@ -130,6 +139,7 @@ def _write_folder(
                 with Path(parent, name).open("rb") as opened:
                     os.fsync(opened.fileno())
             sync_folder(Path(parent))
+        check(temporary)
         # Replaces an empty folder, but fails if it was filled in the meantime.
         temporary.rename(target)
         sync_folder(target.parent)
@@ -143,7 +153,7 @@ def _write_folder(
 
 
 def _write_archive(
-    version: ModelVersion, folder: Path, extra: dict[str, bytes], destination: Path, advance: Advance
+    version: ModelVersion, folder: Path, extra: dict[str, bytes], destination: Path, advance: Advance, check: Check
 ) -> None:
     """Write an archive with one folder at its top; the record comes first, so that readers know the sizes."""
     top = f"{version.name}-{version.version}"
@@ -160,6 +170,8 @@ def _write_archive(
         for each in version.files:
             with _checked(version, folder, each, advance) as reader:
                 archive.addfile(_member(version, f"{top}/{each.path}", each.size), reader)
+        # The archive has these very files: their digests were compared while they were written.
+        check(folder)
 
 
 def _member(version: ModelVersion, name: str, size: int) -> tarfile.TarInfo:

@@ -78,7 +78,7 @@ def test_exports_give_transformers_the_same_logits(models, command, smollm2, tmp
     import torch
 
     for name in ("smollm2-base", "smollm2-full", "smollm2-lora", "smollm2-merged"):
-        assert command("models", "export", name, tmp_path / name).returncode == 0
+        assert command("models", "export", "--no-verify", name, tmp_path / name).returncode == 0
     base = _logits(smollm2)
     assert torch.equal(_logits(tmp_path / "smollm2-base"), base)
     registered = Path(json.loads(command("models", "show", "smollm2-full", "--json").stdout)["folder"])

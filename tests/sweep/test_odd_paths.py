@@ -64,7 +64,7 @@ def said(capsys, wording):
 PREPARE = ("prepare", "--format", "math", "--input", "rows.jsonl", "--output")
 EVALUATE = ("evaluate", "--all", "--data", "rows.jsonl", "--format", "math", "--output")
 CARD = ("models", "card", "math", "--output")
-EXPORT = ("models", "export", "math")
+EXPORT = ("models", "export", "--no-verify", "math")
 IMPORT = ("models", "import", "--name", "guest")
 INIT = ("init",)
 

@@ -66,7 +66,7 @@ EVERY = [
     ("tag", "math", "a=b"),
     ("delete", "math", "--yes"),
     ("verify",),
-    ("export", "math", "out"),
+    ("export", "--no-verify", "math", "out"),
     ("card", "math"),
 ]
 
@@ -151,7 +151,12 @@ def test_a_registry_that_does_not_exist_reads_as_none_and_is_not_made(one_line, 
     """By no command that reads, nor by one that is refused."""
     place = tmp_path / "nowhere"
     wording(models("list", place=place)[1])
-    for arguments in (("show", "math"), ("tag", "math", "a=b"), ("delete", "math", "--yes"), ("export", "math", "out")):
+    for arguments in (
+        ("show", "math"),
+        ("tag", "math", "a=b"),
+        ("delete", "math", "--yes"),
+        ("export", "--no-verify", "math", "out"),
+    ):
         wording(one_line(*arguments, place=place))
     assert not place.exists()
     assert not (tmp_path / "out").exists()
@@ -332,7 +337,7 @@ def test_on_a_full_disk_nothing_is_lost_and_the_same_command_works_when_there_is
         registry.add(
             new_model(fingerprint=fingerprint), write_model(tmp_path / fingerprint, fingerprint.encode() * 9999)
         )
-    assert models("export", "math@1", tmp_path / "out", place=home)[0] == 0
+    assert models("export", "--no-verify", "math@1", tmp_path / "out", place=home)[0] == 0
     before = registry.find()
     arguments = [each.replace("DISK", str(disk)).replace("OUT", str(tmp_path / "out")) for each in arguments.split()]
     ballast = fill(disk)
@@ -386,10 +391,10 @@ def test_on_a_read_only_disk_reading_works_and_the_rest_is_one_line(tmp_path, mo
     whole(registry, [added])
     for arguments in (("list",), ("show", "math"), ("verify",), ("card", "math"), ("gc", "--dry-run"), ("alias",)):
         assert models(*arguments, place=home)[0] == 0
-    assert models("export", "math", tmp_path / "out", place=home)[0] == 0
+    assert models("export", "--no-verify", "math", tmp_path / "out", place=home)[0] == 0
     for arguments in (("tag", "math", "a=b"), ("alias", "a", "math"), ("delete", "math", "--yes")):
         wording(one_line(*arguments, place=home))
-    wording(one_line("export", "math", disk / "out", place=home, code=2))
+    wording(one_line("export", "--no-verify", "math", disk / "out", place=home, code=2))
     with pytest.raises(ModelwrightError, match="Read-only file system"):
         registry.add(new_model(fingerprint="next"), write_model(tmp_path / "next", b"next"))
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
@@ -445,4 +450,4 @@ print(registry.add(new_model(fingerprint=sys.argv[2]), Path(sys.argv[3])).versio
 def test_a_store_without_its_files_is_one_line_with_what_to_do(filled, one_line, wording):
     """The database was copied, and its folder `files` was not."""
     shutil.rmtree(filled / "files")
-    wording(one_line("export", "math", "out"))
+    wording(one_line("export", "--no-verify", "math", "out"))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
+from attrs import asdict
 
 from modelwright.core.api.errors import ModelwrightError, UsageError, raise_errors
 from modelwright.core.api.files import absolute
 from modelwright.core.api.hf_folder import CONTEXT_KEYS
-from modelwright.core.api.registry import check_alias
+from modelwright.core.api.registry import ModelVersion, check_alias
 from modelwright.core.api.wording import either
 from modelwright.core.cli.common import DiskPath, json_option, print_json, registry_option
 from modelwright.core.cli.models.change import move_alias
@@ -23,8 +25,12 @@ from modelwright.core.models.finishing import DTYPES
 from modelwright.core.models.gguf_base import dequantize, is_gguf
 from modelwright.core.models.gguf_export import QUANTIZATIONS
 from modelwright.core.models.hf_folder import folder_context, folder_problems
+from modelwright.core.models.parity import TOOLS, Parity, ParityError, Tool, find_tool, verify
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.importing import import_model
+
+# `--verify` without a name.
+_AUTO = "auto"
 
 
 @click.command("export")
@@ -43,37 +49,144 @@ from modelwright.core.registry.importing import import_model
     type=DiskPath(),
     help="Folder of a llama.cpp; its converter and quantizer are used. Needed for q4_k_m, and for most architectures.",
 )
+@click.option(
+    "--verify",
+    "tools",
+    multiple=True,
+    is_flag=False,
+    flag_value=_AUTO,
+    type=click.Choice((*TOOLS, _AUTO)),
+    help="Ask this tool and the engine torch the same 20 conversations, and refuse the export if its tokens or answers "
+    "differ; may be repeated. Default: transformers for a folder, llama.cpp for a GGUF, if it is installed.",
+)
+@click.option("--no-verify", is_flag=True, help="Export without asking another tool.")
+@click.option(
+    "--vllm",
+    type=DiskPath(),
+    envvar="MODELWRIGHT_VLLM",
+    show_envvar=True,
+    help="Program vllm; default: the one on PATH.",
+)
+@click.option(
+    "--llama-server",
+    type=DiskPath(),
+    envvar="MODELWRIGHT_LLAMA_SERVER",
+    show_envvar=True,
+    help="Program llama-server; default: the one in the folder of --llama-cpp, or on PATH.",
+)
 @registry_option
 @json_option
-def export(
-    address: str,
-    destination: Path,
-    target: str | None,
-    dtype: str | None,
-    quantize: str | None,
-    llama_cpp: Path | None,
-    registry: str | None,
-    as_json: bool,
-) -> None:
+def export(address: str, destination: Path, registry: str | None, as_json: bool, **given: Any) -> None:
     """Export a model to a folder or an archive, or for another tool.
 
     DESTINATION is a new folder, or a .tar or .tar.gz file. transformers can load the folder; it also has the model
     card, and the record that `models import` reads. With --to gguf, DESTINATION is a .gguf file; with --to ollama, a
     new folder.
     """
-    options = ExportOptions(dtype=dtype, quantize=quantize, llama_cpp=llama_cpp)
+    options = ExportOptions(dtype=given["dtype"], quantize=given["quantize"], llama_cpp=given["llama_cpp"])
     models, url = opened(registry)
     with naming(url):
         version = resolve(models, address)
     notes: list[str] = []
+    verifier = _verifier(version, given, notes.append)
     with _progress("exporting", sum(file.size for file in version.files)) as advance:
-        export_to(models, version, destination, to=target, options=options, advance=advance, note=notes.append)
+        export_to(
+            models,
+            version,
+            destination,
+            to=given["target"],
+            options=options,
+            advance=advance,
+            note=notes.append,
+            verify=verifier.check,
+        )
     for each in notes:
         click.echo(f"note: {each}", err=True)
     if as_json:
-        print_json({**summary(version), "destination": str(absolute(destination)), "notes": notes})
+        print_json(
+            {
+                **summary(version),
+                "destination": str(absolute(destination)),
+                "notes": notes,
+                "verified": list(map(asdict, verifier.found)),
+            }
+        )
     else:
+        for found in verifier.found:
+            click.echo(f"{found}")
         click.echo(f"exported {version.address} to {destination}")
+
+
+class _Verifier:
+    """Verifies an export in the tools that were chosen.
+
+    Attributes:
+        found: what was found in each.
+    """
+
+    def __init__(self, address: str, tools: Sequence[tuple[Tool, str | None]], quantization: str | None) -> None:
+        self.found: list[Parity] = []
+        self._address = address
+        self._tools = tools
+        self._quantization = quantization
+
+    def check(self, reference: Path, export: Path) -> None:
+        """Verify in all of them.
+
+        Raises:
+            ParityError: one of them differs.
+            ModelwrightError: this library cannot load the model.
+        """
+        from modelwright.core.plugins import discover
+
+        for tool, program in self._tools:
+            if sys.stderr.isatty():
+                click.echo(f"verifying in {tool.name}", err=True)
+            try:
+                found = verify(
+                    reference,
+                    export,
+                    tool,
+                    plugins=discover(),
+                    program=program,
+                    quantization=self._quantization,
+                )
+            except ModelwrightError as error:
+                raise ParityError(
+                    f"{self._address} was not exported: {error}\n(--no-verify exports it nevertheless)"
+                ) from error
+            self.found.append(found)
+
+
+def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[str], None]) -> _Verifier:
+    """The tools to verify in: those that the user names, else the usual one for the kind of export, if it is there.
+
+    Raises:
+        UsageError: a tool is not there, or cannot read this kind of export.
+    """
+    named, gguf = list(dict.fromkeys(given["tools"])), given["target"] is not None
+    if given["no_verify"]:
+        if named:
+            raise UsageError("--verify and --no-verify exclude each other")
+        return _Verifier(version.address, (), None)
+    usual = "llama.cpp" if gguf else "transformers"
+    chosen = list(dict.fromkeys(usual if name == _AUTO else name for name in named or [_AUTO]))
+    for name in chosen:
+        if TOOLS[name].reads_gguf != gguf:
+            readers = either([f"--verify {tool.name}" for tool in TOOLS.values() if tool.reads_gguf == gguf])
+            raise UsageError(
+                f"--verify {name} cannot read {'a GGUF file' if gguf else 'a folder in Hugging Face layout'}: choose "
+                f"{readers}{'' if gguf else ', or export with --to gguf'}"
+            )
+    programs = {"vllm": given["vllm"], "llama.cpp": given["llama_server"] or given["llama_cpp"]}
+    try:
+        tools = [find_tool(name, programs.get(name), version) for name in chosen]
+    except UsageError as error:
+        if named:
+            raise
+        note(f"not verified: {error}")
+        tools = []
+    return _Verifier(version.address, tools, given["quantize"])
 
 
 @click.command("import")

@@ -97,7 +97,7 @@ def leftovers(folder):
 def test_an_exported_model_is_imported_as_it_was(registered, models, elsewhere, tmp_path, name):
     """Digest, lineage, configuration, tags and figures; the alias belonged to the other registry."""
     place = tmp_path / name
-    assert models("export", "@production", place) == (0, f"exported math@1 to {place}\n", "")
+    assert models("export", "--no-verify", "@production", place) == (0, f"exported math@1 to {place}\n", "")
     registry = elsewhere()
     code, out, err = models("import", place, "--alias", "@staging")
     assert (code, err) == (0, "")
@@ -111,7 +111,7 @@ def test_an_exported_model_is_imported_as_it_was(registered, models, elsewhere, 
 
 def test_importing_again_gives_the_version_that_is_there(registered, models, elsewhere, tmp_path):
     """What was noted and measured there since stays; what it does not have yet is brought along."""
-    models("export", "math", tmp_path / "out")
+    models("export", "--no-verify", "math", tmp_path / "out")
     registry = elsewhere()
     models("import", tmp_path / "out")
     registry.set_tags("math", 1, {"team": "mine"})
@@ -126,7 +126,7 @@ def test_importing_again_gives_the_version_that_is_there(registered, models, els
 
 def test_a_model_can_be_imported_under_another_name(registered, models, tmp_path):
     """Beside the one that it is a copy of."""
-    models("export", "math", tmp_path / "out")
+    models("export", "--no-verify", "math", tmp_path / "out")
     assert json.loads(models("import", tmp_path / "out", "--name", "guest", "--json")[1])["name"] == "guest"
 
 
@@ -136,7 +136,7 @@ def test_transformers_loads_what_was_exported(registered, models, saved, tmp_pat
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out = tmp_path / "new" / "out"
-    models("export", "math", out)
+    models("export", "--no-verify", "math", out)
     assert not any(path.is_symlink() for path in out.rglob("*"))
     assert "`math@1`" in (out / "README.md").read_text()
     one, other = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (out, saved))
@@ -149,7 +149,7 @@ def test_transformers_loads_what_was_exported(registered, models, saved, tmp_pat
 def test_an_exported_archive_is_the_same_each_time_and_has_its_record_first(registered, models, tmp_path):
     """So that it can be signed and compared, and a reader knows the sizes before the contents."""
     for name in ("a.tar.gz", "b.tgz"):
-        models("export", "math", tmp_path / name)
+        models("export", "--no-verify", "math", tmp_path / name)
     assert (tmp_path / "a.tar.gz").read_bytes() == (tmp_path / "b.tgz").read_bytes()
     with tarfile.open(tmp_path / "a.tar.gz") as archive:
         assert archive.getnames()[:2] == ["math-1/modelwright-model.json", "math-1/README.md"]
@@ -159,7 +159,7 @@ def test_a_models_own_readme_is_kept(home, models, source, tmp_path):
     """The card replaces nothing."""
     (source / "README.md").write_text("mine")
     opened(home).add(new_model(), source)
-    models("export", "math", tmp_path / "out")
+    models("export", "--no-verify", "math", tmp_path / "out")
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
 
 
@@ -174,7 +174,7 @@ def test_nothing_is_overwritten(registered, models, tmp_path, kind, wording):
         place.symlink_to("nowhere")
     else:
         place.write_text("mine")
-    code, out, err = models("export", "math", place)
+    code, out, err = models("export", "--no-verify", "math", place)
     assert (code, out) == (2, "")
     wording(err)
     assert leftovers(tmp_path) == []
@@ -183,7 +183,7 @@ def test_nothing_is_overwritten(registered, models, tmp_path, kind, wording):
 def test_an_empty_folder_is_filled(registered, models, tmp_path):
     """As after `mkdir out`."""
     (tmp_path / "out").mkdir()
-    assert models("export", "math", tmp_path / "out")[0] == 0
+    assert models("export", "--no-verify", "math", tmp_path / "out")[0] == 0
     assert (tmp_path / "out" / "config.json").is_file()
 
 
@@ -194,7 +194,7 @@ def test_a_damaged_model_is_not_exported(registered, models, home, tmp_path, nam
     place = home / "files" / weights.sha256[:2] / weights.sha256
     place.chmod(0o644)
     place.write_bytes(b"\0" * weights.size)
-    code, out, err = models("export", "math", tmp_path / name)
+    code, out, err = models("export", "--no-verify", "math", tmp_path / name)
     assert (code, out) == (1, "")
     wording(err)
     assert not (tmp_path / name).exists()
@@ -324,7 +324,7 @@ def test_a_wrong_command_line_is_one_line(home, models, source, monkeypatch, arg
 
 def test_an_exported_folder_that_was_changed_is_refused(registered, models, elsewhere, tmp_path, wording):
     """A file with other bytes, and one that is gone; a file that was added is left out."""
-    models("export", "math", tmp_path / "out")
+    models("export", "--no-verify", "math", tmp_path / "out")
     registry = elsewhere()
     (tmp_path / "out" / "LICENSE").write_text("mine")
     config = (tmp_path / "out" / "config.json").read_text()
@@ -349,7 +349,7 @@ def test_an_exported_folder_that_was_changed_is_refused(registered, models, else
 
 def test_another_model_with_the_same_fingerprint_is_refused(registered, models, elsewhere, tmp_path, wording):
     """What is registered under a name does not become something else by an import."""
-    models("export", "math", tmp_path / "out")
+    models("export", "--no-verify", "math", tmp_path / "out")
     registry = elsewhere()
     registry.add(new_model(), write_model(tmp_path / "other"))
     code, _, err = models("import", tmp_path / "out")
@@ -364,7 +364,7 @@ def test_another_model_with_the_same_fingerprint_is_refused(registered, models, 
 @pytest.fixture
 def packed(registered, models, tmp_path, elsewhere):
     """Members of an exported archive, name → bytes, and a function that packs them with changes."""
-    models("export", "math", tmp_path / "good.tar")
+    models("export", "--no-verify", "math", tmp_path / "good.tar")
     with tarfile.open(tmp_path / "good.tar") as archive:
         members = {member.name: archive.extractfile(member).read() for member in archive}
     elsewhere()
@@ -477,7 +477,7 @@ def test_an_archive_that_was_packed_again_is_imported(packed, models, tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6])
 def test_an_archive_cut_short_is_one_line(registered, models, elsewhere, tmp_path, name, share):
     """Wherever the download ended."""
-    models("export", "math", tmp_path / name)
+    models("export", "--no-verify", "math", tmp_path / name)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: int(share * len(data))])
     elsewhere()
@@ -548,21 +548,21 @@ def test_a_killed_export_leaves_nothing_or_the_whole(registered, models, tmp_pat
     """Under its name, that is; the same command works then."""
     place = tmp_path / "place"
     results = []
-    for done in kill_at(range(0, 99, 3), place, "models", "export", "math", place / name):
+    for done in kill_at(range(0, 99, 3), place, "models", "export", "--no-verify", "math", place / name):
         results.append(done.returncode)
         if (place / name).exists():
             assert models("import", place / name, "--registry", f"sqlite:///{place}/r/registry.db")[0] == 0
         if done.returncode == -9:
             shutil.rmtree(place, ignore_errors=True)
     assert results.count(-9) >= 1
-    assert models("export", "math", place / "again")[0] == 0
+    assert models("export", "--no-verify", "math", place / "again")[0] == 0
     assert results[-1] == 0
 
 
 @pytest.mark.long
 def test_a_killed_import_leaves_nothing_or_the_whole_and_goes_on(registered, models, home, tmp_path, monkeypatch):
     """The same command brings what is missing; a version is there once."""
-    models("export", "math", tmp_path / "out")
+    models("export", "--no-verify", "math", tmp_path / "out")
     place = tmp_path / "elsewhere"
     monkeypatch.setenv("MODELWRIGHT_HOME", str(place))
     results = []
