@@ -262,7 +262,8 @@ def class_hook(converter: cattrs.Converter, cls: type[Any]) -> Hook:
 
 
 def _missing(kind: Any) -> str:
-    if isinstance(kind, type) and has(kind):
+    choices = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    if any(isinstance(choice, type) and has(choice) for choice in choices):
         return "this table is required"
     if any(isinstance(argument, type) and has(argument) for argument in get_args(kind)):
         return "one or more of these tables are required"

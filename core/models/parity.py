@@ -1,6 +1,6 @@
 """Parity: another tool, given an export, must read the same tokens and answer the same as this library.
 
-Both sides are asked the same twenty conversations:
+Both sides get the same twenty conversations:
 
     messages ──► this renderer ──► ids ──► engine torch ──► greedy answer, log-probabilities
         │                           ├ equal? │                        ├ within the tolerance?
@@ -95,7 +95,7 @@ class Parity:
 
     Attributes:
         tool: the other side.
-        conversations: how many both sides were asked.
+        conversations: how many both sides got.
         tokens: how many tokens of answers were compared.
         largest: the largest difference of a token's log-probability.
         mean: the mean difference.
@@ -232,19 +232,19 @@ def verify(
     """
     renderer = Renderer.from_folder(reference)
     context = min(folder_context(reference) or _CONTEXT, _CONTEXT)
-    asked, left_out = _rendered(renderer, context)
+    prompts, left_out = _rendered(renderer, context)
     with quietly():
-        here = asyncio.run(_answers(plugins.get(EngineSpec, "torch"), reference, list(asked.values()), renderer))
+        here = asyncio.run(_answers(plugins.get(EngineSpec, "torch"), reference, list(prompts.values()), renderer))
     compared = _Compared(renderer=renderer, tool=tool.name, tolerance=tool.tolerances[quantization])
     try:
         with quietly(), tool.open(export, program, context) as peer:
-            for (prompt, ids), ours in zip(asked.items(), here, strict=True):
+            for (prompt, ids), ours in zip(prompts.items(), here, strict=True):
                 with _naming(prompt):
                     compared.prompt(prompt, ids, peer.tokens(prompt))
                     compared.answer(prompt, ours, peer.answer(ids, MOST))
     except PeerError as error:
         raise ParityError(f"it cannot be verified in {tool.name}: {error}") from error
-    return compared.result(len(asked), left_out)
+    return compared.result(len(prompts), left_out)
 
 
 @contextlib.contextmanager
@@ -256,16 +256,16 @@ def _naming(prompt: Prompt) -> Iterator[None]:
 
 
 def _rendered(renderer: Renderer, context: int) -> tuple[dict[Prompt, tuple[int, ...]], tuple[str, ...]]:
-    """The prompts that this model can be asked, with their tokens, and the names of the others."""
+    """The prompts that this model can answer, with their tokens, and the names of the others."""
     ends = sorted(renderer.stop_token_ids)
     found: dict[Prompt, tuple[int, ...]] = {}
     left_out = []
     for prompt in conversations(renderer.spell(ends[:1]) if ends else "</s>"):
-        asked = prompt
+        shown = prompt
         try:
             if not renderer.has_template:
-                asked = Prompt(name=prompt.name, text=prompt.messages[-1].content or "")
-                ids = renderer.encode(asked.text)
+                shown = Prompt(name=prompt.name, text=prompt.messages[-1].content or "")
+                ids = renderer.encode(shown.text)
             else:
                 ids = renderer.prompt(prompt.messages, tools=prompt.tools)
                 if prompt.tools and ids == renderer.prompt(prompt.messages):
@@ -273,7 +273,7 @@ def _rendered(renderer: Renderer, context: int) -> tuple[dict[Prompt, tuple[int,
         except TemplateRefusedError:
             ids = ()
         if ids and len(ids) + MOST <= context:
-            found[asked] = ids
+            found[shown] = ids
         else:
             left_out.append(prompt.name)
     return found, tuple(left_out)

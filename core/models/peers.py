@@ -158,12 +158,12 @@ class Vllm:
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """See `Peer`."""
-        asked = _openai(prompt) if prompt.messages else {"prompt": prompt.text}
-        return tuple(self._server.post("/tokenize", {"model": "model", **asked})["tokens"])
+        request = _openai(prompt) if prompt.messages else {"prompt": prompt.text}
+        return tuple(self._server.post("/tokenize", {"model": "model", **request})["tokens"])
 
     def answer(self, ids: Sequence[int], most: int) -> Reply:
         """See `Peer`."""
-        asked = {
+        request = {
             "model": "model",
             "prompt": list(ids),
             "max_tokens": most,
@@ -173,7 +173,7 @@ class Vllm:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
         }
-        choice = self._server.post("/v1/completions", asked)["choices"][0]
+        choice = self._server.post("/v1/completions", request)["choices"][0]
         steps = [
             {int(name.removeprefix("token_id:")): value for name, value in step.items()}
             for step in choice["logprobs"]["top_logprobs"]
@@ -191,12 +191,12 @@ class LlamaCpp:
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """See `Peer`."""
         text = self._server.post("/apply-template", _openai(prompt))["prompt"] if prompt.messages else prompt.text
-        asked = {"content": text, "add_special": True, "parse_special": bool(prompt.messages)}
-        return tuple(self._server.post("/tokenize", asked)["tokens"])
+        request = {"content": text, "add_special": True, "parse_special": bool(prompt.messages)}
+        return tuple(self._server.post("/tokenize", request)["tokens"])
 
     def answer(self, ids: Sequence[int], most: int) -> Reply:
         """See `Peer`."""
-        asked = {
+        request = {
             "prompt": list(ids),
             "n_predict": most,
             "temperature": 0,
@@ -205,7 +205,7 @@ class LlamaCpp:
             "return_tokens": True,
             "cache_prompt": False,
         }
-        answer = self._server.post("/completion", asked)
+        answer = self._server.post("/completion", request)
         # A token that is only the beginning of a character has no entry, so they are matched from the end.
         steps: list[dict[int, float]] = []
         given = answer.get("completion_probabilities", [])

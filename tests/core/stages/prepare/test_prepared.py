@@ -53,7 +53,7 @@ def test_a_row_of_tokens_is_what_is_trained_on_at_once(prepare, packing):
     rows = list(prepared.tokens)
     assert len(rows) == (len(tokens.packs) if packing == "pack" else len(tokens)) > 1
     assert sorted(each for row in rows for each in row["ids"]) == sorted(row.id for row in tokens)
-    assert sum(label != -100 for row in rows for label in row["labels"]) == tokens.supervised().sum()
+    assert sum(label != -100 for row in rows for label in row["labels"]) == tokens.trained_tokens().sum()
     for row in rows:
         assert row["position_ids"][0] == 0
         assert row["position_ids"].count(0) == len(row["ids"])
