@@ -149,7 +149,7 @@ def _received(connection: socket.socket, size: int) -> bytes:
 
 
 def popen(command: Sequence[Any], **options: Any) -> subprocess.Popen[Any]:
-    """Start a warm process if it is one of this project's programs, and no `preexec_fn` runs before it, else another."""
+    """Start a warm process if it is one of this project's programs without a `preexec_fn`, else another."""
     program = [os.fspath(each) for each in command if each != "-P"]
     own = program[:2] == [sys.executable, "-m"] and program[2].split(".")[0] == "modelwright"
     return (WarmPopen if own and "preexec_fn" not in options else subprocess.Popen)(command, **options)
