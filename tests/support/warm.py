@@ -256,7 +256,11 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     threading._shutdown()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except OSError:
+            code = 120  # as the interpreter ends where it cannot flush
     os._exit(code)
 
 

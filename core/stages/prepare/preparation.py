@@ -222,7 +222,7 @@ class Preparation:
         self._drawn = draw(found, fraction)
         if self._drawn.of == 1:
             raise ModelwrightError(
-                f"all {count} examples have the same prompt, which cannot be both trained and held out: add data, or "
+                f"all examples ({count}) have the same prompt, which cannot be both trained and held out: add data, or "
                 "set [data.holdout] fraction = 0"
             )
         for text in self._drawn.notices():
