@@ -118,7 +118,7 @@ class Transformers:
                 [template_message(message) for message in prompt.messages], tools=tools, add_generation_prompt=True
             )
         except Exception as error:
-            # A template raises whatever Jinja does.
+            # A template raises any error of Jinja.
             raise PeerError(f"transformers refuses it: {type(error).__name__}: {one_line(error):.200}") from error
         return tuple(encoded["input_ids"])
 

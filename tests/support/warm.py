@@ -209,14 +209,14 @@ def _between(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
         os.close(stream)
     if pid == 0:
         return request, above
-    with contextlib.suppress(OSError):  # whoever started it may have been killed
+    with contextlib.suppress(OSError):  # the process that started it may have been killed
         connection.sendall(_NUMBER.pack(pid))
         connection.sendall(_NUMBER.pack(os.waitpid(pid, 0)[1]))
     os._exit(0)
 
 
 def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
-    """Be the process that was asked for."""
+    """Be the process that was requested."""
     if request["session"]:
         os.setsid()
     for number, stream in zip(request["numbers"], streams, strict=True):
@@ -255,13 +255,18 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     # As the interpreter ends, but for taking torch to pieces, module by module, which takes seconds.
     threading._shutdown()
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
+    os._exit(code if _flushed() else 120)
+
+
+def _flushed() -> bool:
+    """Write what the standard streams hold, unless they are closed; False if that fails."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
             if stream is not None and not stream.closed:
                 stream.flush()
-        except OSError:
-            code = 120  # as the interpreter ends where it cannot flush
-    os._exit(code)
+    except OSError:
+        return False
+    return True
 
 
 def _stand_in(command: Sequence[str]) -> None:
