@@ -31,7 +31,7 @@ from modelwright.core.models.finishing import (
 )
 from modelwright.core.models.gguf_export import write_gguf
 from modelwright.core.models.ollama import write_modelfile
-from modelwright.core.registry.export import export_model, refuse_taken
+from modelwright.core.registry.export import ARCHIVES, export_model, refuse_taken
 from modelwright.core.registry.importing import gathering
 
 Note = Callable[[str], None]
@@ -161,6 +161,7 @@ def export(
     if to is None:
         if options.quantize or options.llama_cpp:
             raise UsageError("--quantize and --llama-cpp are for --to gguf and --to ollama")
+        refuse_taken(destination, folder=not destination.name.endswith(ARCHIVES))
         with prepared(registry, version, options.dtype, note) as (changed, folder):
             export_model(
                 registry, changed, destination, advance, folder=folder, check=lambda made: verify(folder, made)

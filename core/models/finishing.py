@@ -26,7 +26,8 @@ _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 def round_like(folder: Path, base: Path) -> str | None:
     """Round a model's weights to the dtype that each has in its base; new ones to that of most of the base's weights.
 
-    Some models keep a few tensors in float32 beside others in bfloat16, so each tensor is looked up.
+    Some models keep a few tensors in float32 beside others in bfloat16, so each tensor is looked up. One that has
+    weights too large for float16 stays in float32.
 
     Args:
         folder: the model, of which the files are replaced one by one.
@@ -38,7 +39,7 @@ def round_like(folder: Path, base: Path) -> str | None:
     found, most = _dtypes(base)
     if most is None:
         return None
-    _convert(folder, lambda name: found.get(name, most), most)
+    _convert(folder, lambda name: found.get(name, most), most, keep_large=True)
     return most
 
 
@@ -48,7 +49,7 @@ def round_weights(folder: Path, dtype: str) -> None:
     Raises:
         UsageError: a weight is too large for float16.
     """
-    _convert(folder, lambda _: dtype, dtype)
+    _convert(folder, lambda _: dtype, dtype, keep_large=False)
 
 
 def weights_dtype(folder: Path) -> str | None:
@@ -69,10 +70,10 @@ def _dtypes(folder: Path) -> tuple[dict[str, str], str | None]:
     return found, max(sizes, key=sizes.__getitem__, default=None)
 
 
-def _convert(folder: Path, dtype_of: Callable[[str], str], most: str) -> None:
+def _convert(folder: Path, dtype_of: Callable[[str], str], most: str, *, keep_large: bool) -> None:
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
-        total += _convert_file(file, dtype_of)
+        total += _convert_file(file, dtype_of, keep_large=keep_large)
     index = files.read_json(folder / WEIGHTS_INDEX)
     if index is not None:
         index["metadata"] = {**index.get("metadata", {}), "total_size": total}
@@ -82,7 +83,7 @@ def _convert(folder: Path, dtype_of: Callable[[str], str], most: str) -> None:
         files.write_json(folder / CONFIG, config)
 
 
-def _convert_file(file: Path, dtype_of: Callable[[str], str]) -> int:
+def _convert_file(file: Path, dtype_of: Callable[[str], str], *, keep_large: bool) -> int:
     """Round one file; the size of its tensors in bytes."""
     torch, safetensors = require("torch"), require("safetensors")
     tensors, changed = {}, False
@@ -93,12 +94,13 @@ def _convert_file(file: Path, dtype_of: Callable[[str], str]) -> int:
             wanted = getattr(torch, dtype_of(name))
             if tensor.is_floating_point() and tensor.dtype != wanted:
                 rounded = tensor.to(wanted)
-                if not torch.equal(rounded.isinf(), tensor.isinf()):
+                fits = torch.equal(rounded.isinf(), tensor.isinf())
+                if not fits and not keep_large:
                     largest = tensor.abs().max().item()
                     raise UsageError(
                         f"{name} has weights up to {largest:.3g}, too large for {dtype_of(name)}: choose bfloat16"
                     )
-                tensor, changed = rounded, True
+                tensor, changed = (rounded, True) if fits else (tensor, changed)
             tensors[name] = tensor
     if changed:
         temporary = files.temporary_name(file)

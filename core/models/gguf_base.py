@@ -10,6 +10,7 @@ imports torch, and because a reader in Python is slow and takes the whole model'
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import subprocess
@@ -129,7 +130,14 @@ def gguf_digest(path: Path, source: str) -> str:
     if magic != _MAGIC:
         raise UsageError(f"{source}: this is not a GGUF file: it begins with {magic!r}; copy the file again")
     with files.failing_as(f"{source} cannot be read"):
-        return files.sha256_file(path)
+        status = path.stat()
+        return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _sha256(path: Path, size: int, changed: int) -> str:  # noqa: ARG001 - another size or time is another content
+    """The sha256 of a file, which is read once in a process: it may have 40 GB."""
+    return files.sha256_file(path)
 
 
 def dequantized_from(folder: Path) -> dict[str, Any] | None:
@@ -197,6 +205,8 @@ def _convert(path: Path, folder: Path) -> dict[str, Any]:
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, dtype=getattr(torch, dtype), output_loading_info=True
         )
+    except MemoryError:
+        raise
     except Exception as error:
         reason = one_line(error).rstrip(".")[:200]
         raise _UnusableError(

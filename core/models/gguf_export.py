@@ -66,7 +66,7 @@ def write_gguf(
     direct = None if quantizer else quantize
     with files.writing(out) as placeholder:
         target = Path(placeholder.name)
-        first = target.with_name(f"{target.name}.full") if quantizer else target
+        first = files.temporary_name(out) if quantizer else target
         try:
             if converter:
                 kind = direct or _TYPES[_dtype(folder)].lower()
@@ -258,6 +258,11 @@ def _add_tokenizer(writer: Any, folder: Path, rows: int, pre: str) -> None:
     # The tokens that end a turn, besides the end of sequence, which may be another one.
     names, ids = ("eot", "eom"), special.special_token_ids
     others = sorted(renderer.stop_token_ids - {ids.get("eos")})
+    if len(others) > len(names):
+        raise UsageError(
+            f"{len(others) + 1} tokens end a turn of this model, and a GGUF file names three: remove some from "
+            "eos_token_id in generation_config.json"
+        )
     special.special_token_ids = {**ids, **dict(zip(names, others, strict=False))}
     special.add_to_gguf(writer, quiet=True)
 

@@ -37,6 +37,8 @@ _PARAMETERS = {
     "min_p": "min_p",
     "repetition_penalty": "repeat_penalty",
 }
+# Ollama samples with others where a Modelfile is silent: temperature 0.8, top_k 40, top_p 0.9, repeat_penalty 1.1.
+_NEUTRAL = {"temperature": 1, "top_p": 1, "top_k": 0, "repeat_penalty": 1}
 _S, _U, _A = "SYSTEM-TEXT", "USER-TEXT", "ANSWER-TEXT"
 
 
@@ -83,7 +85,7 @@ class Fixed:
             for role, before, after in parts
         )
         return (
-            "{{- range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}{{ "
+            "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}{{ "
             f'{branches}{{{{ end }}}}{{{{ if and $last (ne .Role "assistant") }}}}{_literal(self.generation)}'
             "{{ end }}{{ end }}"
         )
@@ -163,6 +165,10 @@ def fixed_texts(renderer: Renderer, name: str) -> Fixed:
 
 
 def _check(renderer: Renderer, fixed: Fixed, name: str) -> None:
+    if '"""' in fixed.go_template() + fixed.begin + (fixed.default or ""):
+        raise UsageError(
+            f'{name}: its chat template writes """, which ends a text in a Modelfile: export with --to gguf'
+        )
     turns = [Message(role=role, content=f"{role} {number}.") for number in range(3) for role in ("user", "assistant")]
     system = [Message(role="system", content="Be brief.\nAlways.")]
     cases = [turns[:1], turns[:3], turns[:5]]
@@ -212,7 +218,7 @@ def _common_end(one: str, other: str, allowed: Collection[int]) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text in a Go template, which must not begin an action or end the Modelfile's quotes."""
+    """A text in a Go template, which must not begin an action."""
     return text.replace("{{", '{{ "{{" }}')
 
 
@@ -222,6 +228,7 @@ def _quoted(text: str) -> str:
 
 def _parameters(folder: Path) -> dict[str, Any]:
     settings = files.read_json(folder / GENERATION_CONFIG) or {}
-    found = {name: settings[key] for key, name in _PARAMETERS.items() if settings.get(key) is not None}
+    given = {name: settings[key] for key, name in _PARAMETERS.items() if settings.get(key) is not None}
+    found = _NEUTRAL | given
     context = context_length(files.read_json(folder / CONFIG))
     return found | ({"num_ctx": min(context, _LONGEST_CONTEXT)} if context else {})

@@ -28,6 +28,7 @@ from modelwright.core.api.generation import Answer, GenerationRequest, Sampling
 from modelwright.core.api.records import Message
 from modelwright.core.api.registry import ModelVersion
 from modelwright.core.chat.renderer import Renderer, TemplateRefusedError
+from modelwright.core.extras import check_installed
 from modelwright.core.models import peers
 from modelwright.core.models.hf_folder import folder_context
 from modelwright.core.models.merge import quietly
@@ -43,6 +44,8 @@ _CONTEXT = 2048
 _TYPED = "a typed control token"
 # Tokens shown on each side of the one where two sides part.
 _SHOWN = 4
+# A date that a template writes has at most this many tokens.
+_LONGEST_DATE = 16
 # In a table of tokens, where an answer ended.
 _END = -1
 
@@ -191,7 +194,7 @@ def find_tool(name: str, given: Path | None, version: ModelVersion) -> tuple[Too
         version: the model.
 
     Raises:
-        UsageError: its program is missing, or the model is an adapter.
+        UsageError: its program or package is missing, or the model is an adapter.
     """
     if version.is_adapter:
         raise UsageError(
@@ -199,6 +202,8 @@ def find_tool(name: str, given: Path | None, version: ModelVersion) -> tuple[Too
             f"models merge {version.address})"
         )
     tool = TOOLS[name]
+    if tool.program is None:
+        check_installed("torch", "transformers", what=f"--verify {name}")
     program = peers.find_program(tool.program, given, tool.option) if tool.program else None
     if tool.program and program is None:
         raise UsageError(
@@ -233,6 +238,8 @@ def verify(
     renderer = Renderer.from_folder(reference)
     context = min(folder_context(reference) or _CONTEXT, _CONTEXT)
     prompts, left_out = _rendered(renderer, context)
+    if not prompts:
+        raise ParityError(f"it cannot be verified: its template or context of {context} tokens fits no conversation")
     with quietly():
         here = asyncio.run(_answers(plugins.get(EngineSpec, "torch"), reference, list(prompts.values()), renderer))
     compared = _Compared(renderer=renderer, tool=tool.name, tolerance=tool.tolerances[quantization])
@@ -320,7 +327,7 @@ class _Compared:
         """Compare the tokens of a prompt."""
         if tuple(here) == tuple(there):
             return
-        if prompt.name == _TYPED or self.renderer.date is not None:
+        if prompt.name == _TYPED or (self.renderer.date is not None and self._differ_in_a_date(here, there)):
             self._own.append(prompt.name)
             return
         at = _first_difference(here, there)
@@ -328,6 +335,13 @@ class _Compared:
             f"{self.tool} reads other tokens in conversation {prompt.name!r}: {len(here)} here, {len(there)} there, "
             f"and they part at token {at + 1}\n{self._table(here, there, at)}"
         )
+
+    def _differ_in_a_date(self, here: Sequence[int], there: Sequence[int]) -> bool:
+        """Whether all that differs is a few tokens in one place, with a digit on both sides."""
+        start = _first_difference(here, there)
+        end = _first_difference(here[start:][::-1], there[start:][::-1])
+        parts = [ids[start : len(ids) - end] for ids in (here, there)]
+        return all(len(part) <= _LONGEST_DATE and any(map(str.isdigit, self.renderer.spell(part))) for part in parts)
 
     def answer(self, prompt: Prompt, here: Reply, there: Reply) -> None:
         """Compare two answers to the same tokens, up to where they part."""
@@ -386,7 +400,13 @@ class _Compared:
         return "(end)" if token == _END else f"{token} {self.renderer.spell([token])!r}"
 
     def result(self, count: int, left_out: tuple[str, ...]) -> Parity:
-        """What was found."""
+        """What was found.
+
+        Raises:
+            ParityError: nothing could be compared.
+        """
+        if not self._differences and not self._parted:
+            raise ParityError(f"it cannot be verified: {self.tool} gives no probabilities of tokens")
         return Parity(
             tool=self.tool,
             conversations=count,

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -103,10 +104,13 @@ class Transformers:
             self._model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=self._torch.float32, local_files_only=True, use_safetensors=True
             ).eval()
+            if self._torch.cuda.is_available():
+                self._model.to("cuda")
         except (OSError, RuntimeError, ValueError) as error:
             raise PeerError(f"transformers cannot load it: {type(error).__name__}: {one_line(error):.300}") from error
-        if self._torch.cuda.is_available():
-            self._model.to("cuda")
+        # Greedy, with nothing else that a model's own settings may add.
+        self._ends = self._model.generation_config.eos_token_id
+        self._model.generation_config = transformers.GenerationConfig(eos_token_id=self._ends, pad_token_id=0)
 
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """See `Peer`."""
@@ -126,28 +130,24 @@ class Transformers:
         """See `Peer`."""
         torch = self._torch
         given = torch.tensor([list(ids)], device=self._model.device)
-        with torch.no_grad():
-            made = self._model.generate(
-                given,
-                attention_mask=torch.ones_like(given),
-                max_new_tokens=most,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.0,
-                pad_token_id=0,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
+        try:
+            with torch.no_grad():
+                made = self._model.generate(
+                    given,
+                    attention_mask=torch.ones_like(given),
+                    max_new_tokens=most,
+                    do_sample=False,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
+        except RuntimeError as error:
+            raise PeerError(f"transformers cannot answer: {one_line(error):.300}") from error
         steps = []
         for logits in made.logits:
             best = logits[0].float().log_softmax(dim=-1).topk(min(TOP, logits.shape[-1]))
             steps.append(dict(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
-        ends = self._model.generation_config.eos_token_id
-        return _reply(
-            made.sequences[0, len(ids) :].tolist(), frozenset(ends if isinstance(ends, list) else [ends]), steps
-        )
+        ends = frozenset(self._ends if isinstance(self._ends, list) else [self._ends])
+        return _reply(made.sequences[0, len(ids) :].tolist(), ends, steps)
 
 
 class Vllm:
@@ -306,7 +306,7 @@ def _running(name: str, command: Sequence[object], port: int, **environment: str
             try:
                 process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
                 process.wait()
 
 

@@ -24,8 +24,9 @@ from modelwright.core.models.exporting import export as export_to
 from modelwright.core.models.finishing import DTYPES
 from modelwright.core.models.gguf_base import dequantize, is_gguf
 from modelwright.core.models.gguf_export import QUANTIZATIONS
-from modelwright.core.models.hf_folder import folder_context, folder_problems
+from modelwright.core.models.hf_folder import BadFolderError, folder_context, folder_problems, parameter_count
 from modelwright.core.models.parity import TOOLS, Parity, ParityError, Tool, find_tool, verify
+from modelwright.core.models.peers import find_program
 from modelwright.core.registry import naming, resolve
 from modelwright.core.registry.importing import import_model
 
@@ -88,7 +89,7 @@ def export(address: str, destination: Path, registry: str | None, as_json: bool,
     with naming(url):
         version = resolve(models, address)
     notes: list[str] = []
-    verifier = _verifier(version, given, notes.append)
+    verifier = _verifier(version, given, notes.append, models.folder(version))
     with _progress("exporting", sum(file.size for file in version.files)) as advance:
         export_to(
             models,
@@ -158,7 +159,7 @@ class _Verifier:
             self.found.append(found)
 
 
-def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[str], None]) -> _Verifier:
+def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[str], None], folder: Path) -> _Verifier:
     """The tools to verify in: those that the user names, else the usual one for the kind of export, if it is there.
 
     Raises:
@@ -178,15 +179,41 @@ def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[s
                 f"--verify {name} cannot read {'a GGUF file' if gguf else 'a folder in Hugging Face layout'}: choose "
                 f"{readers}{'' if gguf else ', or export with --to gguf'}"
             )
-    programs = {"vllm": given["vllm"], "llama.cpp": given["llama_server"] or given["llama_cpp"]}
+    programs = {"vllm": given["vllm"], "llama.cpp": given["llama_server"] or _built_server(given["llama_cpp"])}
     try:
         tools = [find_tool(name, programs.get(name), version) for name in chosen]
     except UsageError as error:
-        if named:
+        if named or given["llama_server"]:
             raise
         note(f"not verified: {error}")
         tools = []
+    if tools and not named and (lacking := _lacking_memory(folder)):
+        note(f"not verified: {lacking}; --verify {tools[0][0].name} does it nevertheless")
+        tools = []
     return _Verifier(version.address, tools, given["quantize"])
+
+
+def _lacking_memory(folder: Path) -> str | None:
+    """Why a model cannot be loaded twice in float32; None if it can, or if nobody knows."""
+    from modelwright.core.stages.requirements import usable_memory
+
+    try:
+        needed = 2 * 4 * parameter_count(folder)
+    except BadFolderError:
+        return None
+    there = usable_memory()
+    if needed <= there:
+        return None
+    return f"both sides take {needed / 1e9:.0f} GB in float32, and this machine has {there / 1e9:.0f} GB"
+
+
+def _built_server(llama_cpp: Path | None) -> Path | None:
+    """The server of a llama.cpp whose folder was given; None if it has only sources."""
+    try:
+        found = llama_cpp and find_program("llama-server", llama_cpp, "--llama-cpp")
+    except UsageError:
+        return None
+    return Path(found) if found else None
 
 
 @click.command("import")

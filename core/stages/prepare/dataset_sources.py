@@ -140,10 +140,10 @@ class DatasetSource(ABC):
             wanted.to_absolute(dict.fromkeys(there, _ENDLESS))
         except ValueError as error:
             raise UsageError(f"{self.where}: there is no split {self.source.split!r} {named}") from error
-        if self.source.streaming and "[" in self.source.split:
+        if self.source.streaming and ("[" in self.source.split or "+" in self.source.split):
             raise UsageError(
-                f"{self.where}: split {self.source.split!r}: a slice cannot be streamed: name whole splits and set "
-                "limit, or leave streaming out"
+                f"{self.where}: split {self.source.split!r}: slices and sums cannot be streamed: name one whole split "
+                "and set limit, or leave streaming out"
             )
         return self.source.split
 

@@ -150,10 +150,13 @@ def _named(model: Any, key: str, wanted: str | Sequence[str], parts: Mapping[str
         UsageError: an entry that names none of them.
     """
     entries = (wanted,) if isinstance(wanted, str) else wanted
+    output = model.get_output_embeddings()
+    outputs = [name for name, module in model.named_modules() if module is output and output is not None]
     found: set[str] = set()
     for entry in entries:
         matching = {name for name in parts if _matches(name, entry)}
-        if not matching:
+        # A tied output layer has no adapter anyway.
+        if not matching and not (key == "exclude" and any(_matches(name, entry) for name in outputs)):
             raise UsageError(_unknown(model, key, entry, parts))
         found |= matching
     return found

@@ -68,7 +68,7 @@ def test_the_texts_of_chatml_read_well(tmp_path):
 
 
 def test_template_stops_and_parameters(tmp_path):
-    """The whole file; the context is the model's own where it is short."""
+    """The whole file: neutral values for what the model does not set, and the model's own context where it is short."""
     renderer_of(tmp_path / "model", CHATML)
     settings = {"temperature": 0.6, "top_p": 0.95, "repetition_penalty": 1.1, "eos_token_id": [256, 258]}
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
@@ -77,7 +77,7 @@ def test_template_stops_and_parameters(tmp_path):
     assert (tmp_path / "Modelfile").read_text() == (
         "# math@1, for: ollama create NAME -f Modelfile\n"
         "FROM ./model.gguf\n"
-        'TEMPLATE """{{- range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}'
+        'TEMPLATE """{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}'
         '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'
         '{{ else if eq .Role "user" }}<|im_start|>user\n{{ .Content }}'
         '{{ else if eq .Role "assistant" }}<|im_end|>\n<|im_start|>assistant\n{{ .Content }}'
@@ -87,6 +87,7 @@ def test_template_stops_and_parameters(tmp_path):
         'PARAMETER stop "<|im_end|>"\n'
         "PARAMETER temperature 0.6\n"
         "PARAMETER top_p 0.95\n"
+        "PARAMETER top_k 0\n"
         "PARAMETER repeat_penalty 1.1\n"
         "PARAMETER num_ctx 64\n"
     )
