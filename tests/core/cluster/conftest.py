@@ -138,6 +138,7 @@ class Slurm:
     def begin_again(self, job: str) -> None:
         """A job that was queued again would wait for two minutes; a node refuses it while it clears up after it."""
         self.wait(job, states="PENDING")
+        time.sleep(2)  # a node that still clears up after the job lets it fail, and does not say when it is done
 
         def runs() -> bool:
             if self.state(job) == "RUNNING":
