@@ -54,7 +54,7 @@ def interchange(row: Mapping[str, Any]) -> Example | None:
     if not isinstance(row.get("id"), str) or "messages" not in row or "source" not in row:
         return None
     filled = {name: value for name, value in row.items() if name == "messages" or not is_blank(value)}
-    for written in (row, filled):  # a file that was put together adds empty columns
+    for written in (filled, row):  # a file that was put together adds empty columns
         try:
             example = Example.from_row(written)
         except (TypeError, ValueError, AttributeError):

@@ -8,7 +8,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from ids import shown
 
@@ -52,6 +52,7 @@ blanks = st.sampled_from([None, "", " \n", [], {}, math.nan])
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS, ids=shown)
+@example(empty={"answer": float("nan")})
 @given(empty=st.dictionaries(st.sampled_from(NAMES), blanks, max_size=12))
 def test_empty_columns_change_nothing(name, row, empty):
     """A file that was put together has the columns of all its parts, and a row fills those of its own."""
