@@ -78,7 +78,7 @@ def test_a_weight_beyond_float16_is_refused(tmp_path, wording):
 
 
 def speaking(folder, token):
-    """Make a model that answers with one token only, whatever it is asked."""
+    """Make a model that answers with one token only, to any question."""
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"].zero_()
     tensors["lm_head.weight"][token] = 1.0

@@ -1,4 +1,4 @@
-"""MFU is the share of what the device can do: never more than all of it, whatever the machine did meanwhile."""
+"""MFU is the share of what the device can do: never more than all of it, on a busy machine too."""
 
 from __future__ import annotations
 

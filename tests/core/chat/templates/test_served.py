@@ -183,7 +183,7 @@ def test_omit_takes_the_block_out_of_the_prompts_wherever_the_template_is_used(o
     """Here, in a saved folder and in transformers; the history's text is the same."""
     from transformers import AutoTokenizer
 
-    renderer = opening(name, "unigram")  # whose prompts end with a token whatever follows
+    renderer = opening(name, "unigram")  # whose prompts end with a token before any text
     omitted = renderer.adapted(omit_thinking=True)
     assert omitted.thinking_block.opening == ""
     assert not omitted.opens_thinking
