@@ -15,8 +15,10 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +46,8 @@ _CONTEXT = 2048
 _TYPED = "a typed control token"
 # Tokens shown on each side of the one where two sides part.
 _SHOWN = 4
-# A date that a template writes has at most this many tokens.
-_LONGEST_DATE = 16
+# What may differ in a date that a template writes: another month is another word, a second digit one more token.
+_DATE_PARTS, _DIGITS = re.compile(r"[\w\s.,/:-]{1,40}"), re.compile(r"\s?\d{1,4}")
 # In a table of tokens, where an answer ended.
 _END = -1
 
@@ -337,11 +339,13 @@ class _Compared:
         )
 
     def _differ_in_a_date(self, here: Sequence[int], there: Sequence[int]) -> bool:
-        """Whether all that differs is a few tokens in one place, with a digit on both sides."""
-        start = _first_difference(here, there)
-        end = _first_difference(here[start:][::-1], there[start:][::-1])
-        parts = [ids[start : len(ids) - end] for ids in (here, there)]
-        return all(len(part) <= _LONGEST_DATE and any(map(str.isdigit, self.renderer.spell(part))) for part in parts)
+        """Whether all that differs are digits and words that replace each other, as dates do."""
+        for change, start, end, begin, stop in SequenceMatcher(None, here, there, autojunk=False).get_opcodes():
+            texts = [self.renderer.spell(part) for part in (here[start:end], there[begin:stop])]
+            pattern = _DATE_PARTS if change == "replace" else _DIGITS
+            if change != "equal" and not all(pattern.fullmatch(text) for text in texts if text):
+                return False
+        return True
 
     def answer(self, prompt: Prompt, here: Reply, there: Reply) -> None:
         """Compare two answers to the same tokens, up to where they part."""

@@ -77,6 +77,26 @@ def test_a_longer_prompt_is_other_tokens(folder):
     assert "part at token 1\n" in refused(folder, spoiled(tokens=lambda ids: (1, *ids)))
 
 
+def test_a_date_that_the_template_writes_may_differ_and_nothing_else(adapters):
+    """It is fixed here and today's there; a token too many at the beginning is none of it."""
+    folder = adapters.base()
+    template = folder / "chat_template.jinja"
+    dated = "{{ '<|im_start|>system\\nIt is ' + strftime_now('%d') + '<|im_end|>\\n' }}"
+    template.write_text(dated + template.read_text())
+    found = verify(folder, folder, TOOLS["transformers"], plugins=discover())
+    assert len(found.own) in (1, found.conversations)  # once in a month today's is the fixed one
+    assert "part at token 1\n" in refused(folder, spoiled(tokens=lambda ids: (1, *ids)))
+
+
+def test_a_comparison_of_nothing_is_refused(folder, wording):
+    """A tool without probabilities, and a context that holds no conversation."""
+    silent = spoiled(answer=lambda reply: evolve(reply, steps=tuple({} for _ in reply.steps)))
+    wording(refused(folder, silent))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8}))
+    wording(refused(folder, TOOLS["transformers"]))
+
+
 def test_other_probabilities_are_refused(folder, wording):
     """The same answer by luck is not the same model."""
 
@@ -209,6 +229,26 @@ def test_an_export_is_verified_in_transformers_by_default(export, tmp_path, name
     code, out, _ = export(tmp_path / f"json-{name}", "--json", "--verify")
     (found,) = json.loads(out)["verified"]
     assert (code, found["tool"], found["tolerance"]) == (0, "transformers", 1e-3)
+
+
+def test_a_model_that_does_not_fit_twice_into_memory_is_exported_with_a_note(export, tmp_path, monkeypatch, wording):
+    """Unless the user wants it verified all the same."""
+    monkeypatch.setattr("modelwright.core.stages.requirements.usable_memory", lambda: 1000)
+    code, out, err = export(tmp_path / "out")
+    assert (code, "same tokens" in out) == (0, False)
+    wording(err.removesuffix("\n"))
+    code, out, _ = export(tmp_path / "verified", "--verify", "transformers")
+    assert (code, "same tokens" in out) == (0, True)
+
+
+def test_sources_of_llama_cpp_without_a_server_leave_the_one_on_path(tmp_path, program, monkeypatch):
+    """`--llama-cpp` names a converter as well."""
+    from modelwright.core.cli.models.transfer import _built_server
+
+    (tmp_path / "sources").mkdir()
+    assert _built_server(tmp_path / "sources") is None
+    server = program("sources/llama-server", "exit 0")
+    assert _built_server(tmp_path / "sources") == server
 
 
 @pytest.mark.parametrize("name", ["out", "out.tar"])
