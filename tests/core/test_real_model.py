@@ -50,8 +50,8 @@ def models(trained_home, monkeypatch, command):
     return {model["name"]: model for model in json.loads(command("models", "list", "--json").stdout)}
 
 
-def _logits(folder, adapter=None):
-    """Of the question in the model's template, by transformers alone; an adapter by peft."""
+def _logits(folder, adapter=None, *, merged=False):
+    """Of the question, by transformers alone; with an adapter by peft, perhaps `merged` and rounded to bfloat16."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,6 +60,8 @@ def _logits(folder, adapter=None):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter).eval()
+    if merged:
+        model = model.merge_and_unload().to(torch.bfloat16).to(torch.float32)
     turns = [{"role": "user", "content": QUESTION}]
     prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
@@ -74,7 +76,7 @@ def test_the_base_is_registered_by_its_digest_and_graded_beside_what_was_trained
 
 
 def test_exports_give_transformers_the_same_logits(models, trained_home, command, smollm2, tmp_path):
-    """Of the base all of them; of the merged model those of peft, to what one addition in bfloat16 rounds."""
+    """Bit for bit; the merged model has those of peft's merge, but for a few weights that round the other way."""
     import torch
 
     for name in ("smollm2-base", "smollm2-full", "smollm2-lora", "smollm2-merged"):
@@ -82,10 +84,10 @@ def test_exports_give_transformers_the_same_logits(models, trained_home, command
     base = _logits(smollm2)
     assert torch.equal(_logits(tmp_path / "smollm2-base"), base)
     assert torch.equal(_logits(tmp_path / "smollm2-full"), _logits(trained_home / "runs/smollm2-full/train/model"))
-    adapted, merged = _logits(smollm2, tmp_path / "smollm2-lora"), _logits(tmp_path / "smollm2-merged")
-    moved = (adapted - base).abs().max()
-    assert moved > 0.1, "the training did something"
-    assert (merged - adapted).abs().max() < 0.1 * moved
+    merged = _logits(tmp_path / "smollm2-merged")
+    assert (merged - base).abs().max() > 1, "the training did something"
+    by_peft = _logits(smollm2, tmp_path / "smollm2-lora", merged=True)
+    assert (merged - by_peft).abs().max() < 0.02 * (merged - base).abs().max()
 
 
 def test_a_served_model_answers_as_in_transformers(models, tmp_path, smollm2):
