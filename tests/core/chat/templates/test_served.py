@@ -51,7 +51,7 @@ def train(renderer, *messages, turns="all"):
 
 
 def check_served(renderer, messages, tools, turns):
-    """Whatever is silent is trained as it is served; the number of turns that were compared."""
+    """Check that silent rows are trained as they are served; gives the number of turns compared."""
     try:
         every = renderer.train(Example(messages=messages, tools=tools), turns)
     except RowError:
