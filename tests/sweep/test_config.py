@@ -131,7 +131,7 @@ def test_text_that_is_not_a_configuration(name, content, place, tmp_path, lines_
     assert found.startswith(f"{name}{place}: ")
 
 
-@pytest.mark.parametrize(("name", "content"), [("run.toml", RUN), ("run.yaml", YAML)])
+@pytest.mark.parametrize(("name", "content"), [("run.toml", RUN), ("run.yaml", YAML)], ids=["toml", "yaml"])
 def test_windows_and_mixed_line_ends_are_read(name, content, tmp_path, installed, lines_of):
     """Wherever the file was edited; its lines are counted as an editor does."""
     path = tmp_path / name
