@@ -184,17 +184,7 @@ class Renderer:
         try:
             if example.text is not None:
                 return [self._train_text(example.text)]
-            wanted = _wanted(example.messages, turns)
-            if turns == "split" and wanted:
-                return self._train_split(example, wanted)
-            whole = self._train_conversation(example.messages, example.tools, wanted)
-            if turns == "auto" and len(wanted) > 1 and whole.anomalies:
-                # Templates may refuse a conversation that ends early, such as with a call.
-                with contextlib.suppress(TemplateRefusedError):
-                    split = self._train_split(example, wanted)
-                    if {name for each in split for name in each.anomalies} < set(whole.anomalies):
-                        return split
-            return [whole]
+            return self._train_turns(example, turns)
         except TemplateRefusedError as error:
             raise RowError(str(error)) from error
 
@@ -322,6 +312,19 @@ class Renderer:
         if not spans:
             anomalies.append("nothing-trained")
         return Rendered(ids=encoded.ids, spans=tuple(spans), anomalies=tuple(anomalies), text=layout.text)
+
+    def _train_turns(self, example: Example, turns: Turns) -> list[Rendered]:
+        wanted = _wanted(example.messages, turns)
+        if turns == "split" and wanted:
+            return self._train_split(example, wanted)
+        whole = self._train_conversation(example.messages, example.tools, wanted)
+        if turns == "auto" and len(wanted) > 1 and whole.anomalies:
+            # Templates may refuse a conversation that ends early, such as with a call.
+            with contextlib.suppress(TemplateRefusedError):
+                split = self._train_split(example, wanted)
+                if {name for each in split for name in each.anomalies} < set(whole.anomalies):
+                    return split
+        return [whole]
 
     def _train_split(self, example: Example, wanted: Sequence[int]) -> list[Rendered]:
         return [self._train_conversation(example.messages[: index + 1], example.tools, [index]) for index in wanted]

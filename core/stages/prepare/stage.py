@@ -211,7 +211,7 @@ def _remedies(done: Preparation, anomalies: Container[str]) -> Iterator[str]:
     if "end-missing" in anomalies and tokens.end is None:
         yield 'set end, such as end = "<|user|>", to the token that is to end an answer'
     if "message-dropped" in anomalies:
-        yield "put the text of messages that the template leaves out (such as the system message) into one that it shows"
+        yield "put the text of messages that the template leaves out (such as a system message) into one that it shows"
     if "prompt-boundary" not in anomalies:
         return
     opening, closing = done.block.opening, done.block.closing
