@@ -9,11 +9,6 @@ The comparison loads the merged folder, as everyone will load it, before it is r
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +24,7 @@ from modelwright.core.api.registry import ModelVersion, NewModel
 from modelwright.core.api.wording import one_line
 from modelwright.core.chat.renderer import MODEL_RECORD, checked_renderer
 from modelwright.core.extras import require
-from modelwright.core.models.adapters import AdapterBase, adapter_base
+from modelwright.core.models.adapters import AdapterBase, adapter_base, quietly
 from modelwright.core.models.finishing import complete_generation_config, round_like
 from modelwright.core.models.gguf_base import dequantized_from
 from modelwright.core.registry.importing import gathering
@@ -156,23 +151,6 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
         record["gguf"] = gguf
     files.write_json(folder / MODEL_RECORD, record)
     return compared
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Silence the libraries' messages, and keep them off standard output, which belongs to the command."""
-    bars = require("transformers.utils.logging")
-    before, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()
-    logging.disable(logging.WARNING)
-    bars.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-        if shown:
-            bars.enable_progress_bar()
 
 
 def _merge_weights(adapter: Path, base: Path, folder: Path) -> Compared:

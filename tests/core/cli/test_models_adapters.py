@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -95,8 +96,151 @@ def test_an_exported_adapter_finds_its_base_in_another_registry(adapters, models
     assert models("merge", "adapter", *other)[0] == 0
 
 
-def test_a_folder_with_an_adapter_and_no_record_is_refused(adapters, here, wording):
-    """Its base is not known."""
-    code, error = here("models", "import", adapters.folder / "adapter", "--name", "found")
+# What peft wrote
+
+
+@pytest.fixture
+def plain(adapters, capsys):
+    """Saves an adapter of the base with peft alone."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def save(base=None, name="plain", kind=peft.LoraConfig, **settings):
+        place = base or adapters.folder / "base"
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        torch.manual_seed(4)
+        adapted = peft.get_peft_model(model, kind(task_type="CAUSAL_LM", **settings))
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.3)
+        adapted.save_pretrained(adapters.folder / name)
+        capsys.readouterr()
+        return adapters.folder / name
+
+    return save
+
+
+def logits(model):
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.arange(20).view(2, 10)).logits
+
+
+def check_computes_as_in_peft(adapters, models, folder, name):
+    """Merged from the registry, it gives the logits of base and adapter in plain peft."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(adapters.folder / "base", dtype=torch.float32)
+    expected = logits(peft.PeftModel.from_pretrained(base, folder))
+    assert models("merge", name, "--name", "whole")[0] == 0
+    merged = adapters.registry.folder(adapters.registry.get("whole"))
+    made = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
+    assert torch.allclose(made, expected, atol=1e-4)
+
+
+def test_an_adapter_that_peft_wrote_is_imported_with_its_base(adapters, models, plain, wording):
+    """Its base's tokenizer and config are added to it; nothing in its folder changes."""
+    folder = plain(r=4, target_modules="all-linear", use_rslora=True)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, out, err = models("import", folder, "--name", "found", "--base", "base", "--alias", "candidate")
+    assert (code, err) == (0, "")
+    found, base = adapters.registry.get("found"), adapters.registry.get("base")
+    wording(out, digest=found.digest)
+    assert (found.model.parent, found.model.base, found.is_adapter) == ("base@1", base.digest, True)
+    assert {file.path for file in found.files} > {"config.json", "tokenizer.json", "adapter_config.json"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert models("import", folder, "--name", "found", "--base", "base@1")[1].startswith("already registered: found@1")
+    check_computes_as_in_peft(adapters, models, folder, "found")
+
+
+def test_an_adapter_is_imported_with_the_base_that_peft_noted(adapters, models, plain):
+    """A folder, as in a run; DoRA and modules that are saved whole belong to it."""
+    folder = plain(r=4, use_dora=True, modules_to_save=["embed_tokens"])
+    assert models("import", folder, "--name", "found")[::2] == (0, "")
+    found = adapters.registry.get("found")
+    assert (found.model.parent, found.model.config) == (None, {"model": {"base": str(adapters.folder / "base")}})
+    check_computes_as_in_peft(adapters, models, folder, "found")
+
+
+def test_a_tokenizer_beside_an_adapter_is_its_own(adapters, models, plain):
+    """Trainers save it there; its template is the one that it was trained with."""
+    from modelwright.core.chat.renderer import Renderer
+
+    folder = plain()
+    renderer = Renderer.from_folder(adapters.folder / "base", chat_template="{{ messages[0].content }}")
+    renderer.save(folder)
+    assert models("import", folder, "--name", "found", "--base", adapters.folder / "base")[0] == 0
+    there = adapters.registry.folder(adapters.registry.get("found"))
+    assert Renderer.from_folder(there).fingerprint == renderer.fingerprint
+
+
+def changed(**values):
+    def change(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
+
+
+def with_token(folder):
+    from tokenizers import Tokenizer
+
+    shutil.copytree(folder.parent / "base", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+REFUSED = {
+    "no base": (changed(base_model_name_or_path=None), (), 2),
+    "a bare name": (changed(base_model_name_or_path="base"), (), 2),
+    "a folder that is gone": (changed(base_model_name_or_path="/gone/base"), (), 2),
+    "of the hub, not cached": (changed(base_model_name_or_path="org/name", revision="v1"), (), 1),
+    "an empty base": (None, ("--base", ""), 2),
+    "a name that is not registered": (None, ("--base", "bass"), 2),
+    "an adapter as base": (None, ("--base", "adapter"), 2),
+    "another base": (None, ("--base", "other"), 1),
+    "another kind": (changed(peft_type="IA3"), (), 1),
+    "a setting that is not supported": (changed(use_qalora=True), (), 1),
+    "not JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), (), 2),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), (), 1),
+    "half of the weights": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 99), (), 1),
+    "a token of its own": (with_token, (), 2),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_adapter_that_does_not_fit_is_refused(adapters, here, home, plain, wording, monkeypatch, name):
+    """In one line; nothing is registered or left behind."""
+    spoil, options, expected = REFUSED[name]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    adapters.add(adapters.base("other", hidden_size=32))
+    folder, before = plain(), len(adapters.registry.find())
+    if spoil:
+        spoil(folder)
+    code, error = here("models", "import", folder, "--name", "found", *options)
+    assert code == expected
+    assert f"{folder} cannot be imported: " in error
+    wording(error)
+    assert len(adapters.registry.find()) == before
+    assert not list((home / "cache").glob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["plain --base base", "base --name found --base base", "exported --base base"],
+    ids=["no name", "whole", "record"],
+)
+def test_base_is_for_an_adapter_that_peft_wrote(adapters, here, models, plain, wording, monkeypatch, arguments):
+    """And an adapter needs a name."""
+    monkeypatch.chdir(adapters.folder)
+    plain()
+    models("export", "--no-verify", "adapter", "exported")
+    code, error = here("models", "import", *arguments.split())
     assert code == 2
-    wording(error, folder=adapters.folder)
+    wording(error)
