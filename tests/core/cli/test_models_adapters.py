@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import pytest
 
@@ -178,63 +177,15 @@ def test_a_tokenizer_beside_an_adapter_is_its_own(adapters, models, plain):
     assert Renderer.from_folder(there).fingerprint == renderer.fingerprint
 
 
-def changed(**values):
-    def change(folder):
-        file = folder / "adapter_config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-    return change
-
-
-def with_token(folder):
-    from tokenizers import Tokenizer
-
-    shutil.copytree(folder.parent / "base", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_tokens(["<|new|>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
-REFUSED = {
-    "no base": (changed(base_model_name_or_path=None), (), 2),
-    "a bare name": (changed(base_model_name_or_path="base"), (), 2),
-    "a folder that is gone": (changed(base_model_name_or_path="/gone/base"), (), 2),
-    "of the hub, not cached": (changed(base_model_name_or_path="org/name", revision="v1"), (), 1),
-    "an empty base": (None, ("--base", ""), 2),
-    "a name that is not registered": (None, ("--base", "bass"), 2),
-    "an adapter as base": (None, ("--base", "adapter"), 2),
-    "another base": (None, ("--base", "other"), 1),
-    "another kind": (changed(peft_type="IA3"), (), 1),
-    "a setting that is not supported": (changed(use_qalora=True), (), 1),
-    "not JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), (), 2),
-    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), (), 1),
-    "half of the weights": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x" * 99), (), 1),
-    "a token of its own": (with_token, (), 2),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_an_adapter_that_does_not_fit_is_refused(adapters, here, home, plain, wording, monkeypatch, name):
-    """In one line; nothing is registered or left behind."""
-    spoil, options, expected = REFUSED[name]
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
-    adapters.add(adapters.base("other", hidden_size=32))
-    folder, before = plain(), len(adapters.registry.find())
-    if spoil:
-        spoil(folder)
-    code, error = here("models", "import", folder, "--name", "found", *options)
-    assert code == expected
-    assert f"{folder} cannot be imported: " in error
-    wording(error)
-    assert len(adapters.registry.find()) == before
-    assert not list((home / "cache").glob(".tmp-*"))
-
-
 @pytest.mark.parametrize(
     "arguments",
-    ["plain --base base", "base --name found --base base", "exported --base base"],
-    ids=["no name", "whole", "record"],
+    [
+        "plain --base base",
+        "base --name found --base base",
+        "exported --base base",
+        "plain --name found --base adapter",
+    ],
+    ids=["no name", "whole", "record", "base is an adapter"],
 )
 def test_base_is_for_an_adapter_that_peft_wrote(adapters, here, models, plain, wording, monkeypatch, arguments):
     """And an adapter needs a name."""
