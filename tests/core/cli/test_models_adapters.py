@@ -37,6 +37,8 @@ def test_merge_as_json_is_json_alone(adapters, models):
     assert (made["name"], made["version"], made["added"]) == ("whole", 1, True)
     assert made["compared"]["difference"] <= made["compared"]["allowed"]
     assert json.loads(models("merge", "adapter", "--name", "whole", "--json")[1])["compared"] is None
+    assert json.loads(models("merge", "adapter", "--name", "whole", "--dtype", "float16", "--json")[1])["version"] == 2
+    assert "merge.dtype   float16" in models("show", "whole@2")[1]
 
 
 def test_merge_of_what_is_not_an_adapter_is_one_line(adapters, here, wording):
