@@ -151,7 +151,8 @@ def _kind(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(filter(None, map(_kind, arguments)))
     if origin is tuple:
-        return f"array of {_kind(arguments[0])}s".replace("addresss", "addresses")
+        members = get_args(arguments[0]) if get_origin(arguments[0]) in (Union, types.UnionType) else arguments[:1]
+        return f"array of {' or '.join(f'{_kind(one)}s' for one in members)}".replace("addresss", "addresses")
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"table of {_kind(arguments[1])}s"
     return "table" if kind is Any else _NAMES.get(kind, "table")
