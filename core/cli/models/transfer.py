@@ -60,7 +60,8 @@ _AUTO = "auto"
     flag_value=_AUTO,
     type=click.Choice((*TOOLS, _AUTO)),
     help="Ask this tool and the engine torch the same 20 conversations, and refuse the export if its tokens or answers "
-    "differ; may be repeated. Default: transformers for a folder, llama.cpp for a GGUF, if it is installed.",
+    "differ; may be repeated. Default: for a folder transformers, and vLLM if it is named by --vllm; llama.cpp for a "
+    "GGUF, if it is installed.",
 )
 @click.option("--no-verify", is_flag=True, help="Export without asking another tool.")
 @click.option(
@@ -68,7 +69,7 @@ _AUTO = "auto"
     type=DiskPath(),
     envvar="MODELWRIGHT_VLLM",
     show_envvar=True,
-    help="Program vllm; default: the one on PATH.",
+    help="Program vllm, and verify in it by default; with --verify vllm, default: the one on PATH.",
 )
 @click.option(
     "--llama-server",
@@ -172,8 +173,10 @@ def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[s
         if named:
             raise UsageError("--verify and --no-verify exclude each other")
         return _Verifier(version.address, (), None)
-    usual = "llama.cpp" if gguf else "transformers"
-    chosen = list(dict.fromkeys(usual if name == _AUTO else name for name in named or [_AUTO]))
+    # A server of vLLM takes 30 to 100 s to start, so it is started only for those who name it.
+    usual = ["llama.cpp"] if gguf else ["transformers", *(["vllm"] if given["vllm"] else [])]
+    wanted = [name for each in named or [_AUTO] for name in (usual if each == _AUTO else [each])]
+    chosen = list(dict.fromkeys(wanted))
     for name in chosen:
         if TOOLS[name].reads_gguf != gguf:
             readers = either([f"--verify {tool.name}" for tool in TOOLS.values() if tool.reads_gguf == gguf])
@@ -185,7 +188,7 @@ def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[s
     try:
         tools = [find_tool(name, programs.get(name), version) for name in chosen]
     except UsageError as error:
-        if named or given["llama_server"]:
+        if named or (not version.is_adapter and (given["vllm"] or given["llama_server"])):
             raise
         note(f"not verified: {error}")
         tools = []
