@@ -246,7 +246,8 @@ def import_(
     if alias is not None:
         alias = check_alias(alias.removeprefix("@"))
     models, url = opened(registry)
-    folder, origin, check = source, None, _check
+    folder, origin = source, None
+    check: Callable[[Path, Path], None] = _check
     if (is_gguf(source) or is_bare_adapter(source)) and name is None:
         raise UsageError(f"{source} has no {RECORD}: name the model with --name")
     if is_gguf(source):
