@@ -71,7 +71,7 @@ def training_launch(
     gpus = gpu_count()
     if job and cluster and cluster.nodes > 1:
         # This process may be on a machine without GPUs, as in a shell started by salloc.
-        gpus = gpus or cluster.gpus_per_node or 0
+        gpus = gpus or cluster.of("train").gpus
     count = _processes(processes, gpus, cluster)
     environment = _environment(count, gpus, job)
     if job and cluster and cluster.nodes > 1:
