@@ -136,6 +136,12 @@ class StageResources:
             return int(self.gpus_per_node.rpartition(":")[2])
         return self.gpus_per_node or 0
 
+    def fits(self, gpus: str) -> bool:
+        """Whether a node has the requested GPUs; `gpus` is what it has, `TYPE:NUMBER` or a number, or empty."""
+        kind, _, count = gpus.rpartition(":")
+        wanted = str(self.gpus_per_node).rpartition(":")[0]
+        return self.gpus <= int(count or 0) and wanted in ("", kind)
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong with the names in its tables, as (key, message)."""
         for name, value in self.sbatch.items():
@@ -210,10 +216,15 @@ class ClusterConfig(StageResources):
         """Number of training processes per node; None leaves it to `[train]`."""
         return self.processes_per_node or self.of("train").gpus or None
 
+    @property
+    def contained(self) -> bool:
+        """Whether the stages run in a container, of a command or of Pyxis."""
+        return self.container is not None or any(name.startswith("container-") for name in self.srun)
+
     def own(self, stage: str) -> StageResources:
         """The table of a stage; the one job of all stages is a training's."""
-        tables = {name: getattr(self, name) for name in STAGES}
-        return tables["train" if stage == WHOLE_RUN else stage]
+        own: StageResources = getattr(self, "train" if stage == WHOLE_RUN else stage)
+        return own
 
     def of(self, stage: str) -> StageResources:
         """All that a stage's jobs request."""
