@@ -61,7 +61,7 @@ def test_one_submit_trains_two_variants_on_two_nodes_and_registers_both(slurm, t
         (run, stage, "COMPLETED") for run in ("tiny-long", "tiny-short") for stage in stages
     ], shown
     assert [job["nodes"] for job in shown if job["stage"] == "train"] == ["n[1-2]"] * 2
-    assert {stage for (_, stage), job in jobs.items() if "Partition=gpu\n" in slurm.record(job)} == {"train"}
+    assert {stage for (_, stage), job in jobs.items() if "Partition=gpu " in slurm.record(job)} == {"train"}
     models = {model["name"]: model for model in json.loads(modelwright("models", "list", "--json").stdout)}
     assert {name: (model["version"], model["aliases"]) for name, model in models.items()} == {
         "tiny-short": (1, ["shortest"]),
