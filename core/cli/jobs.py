@@ -210,7 +210,7 @@ def logs(run: str, stage: str | None, variant: str | None, follow: bool) -> None
     if stage is not None and stage not in stages:
         raise UsageError(f"{folders[0].name} has no job for stage {stage!r}: expected {either(stages)}")
     while follow and not begun and not all(view.ended for view in views):
-        time.sleep(_ASK_SECONDS)
+        time.sleep(_POLL_SECONDS)
         views, begun = chosen()
     if not begun:
         which = f" for {stage}" if stage else ""
@@ -223,8 +223,8 @@ def logs(run: str, stage: str | None, variant: str | None, follow: bool) -> None
                 _follow(file, partial(_ended, folders[0], view.job))
 
 
-# Seconds between two looks at a log, and between two questions to Slurm.
-_LOOK_SECONDS, _ASK_SECONDS = 0.5, 3.0
+# Seconds between two looks at a log, and between two looks at its job.
+_LOOK_SECONDS, _POLL_SECONDS = 0.5, 3.0
 
 
 def _logged(folder: RunFolder, stage: str | None) -> tuple[Sequence[JobView], list[JobView]]:
@@ -247,12 +247,12 @@ def _ended(folder: RunFolder, job: str) -> bool:
 
 def _follow(log: TextIO, ended: Callable[[], bool]) -> None:
     """Print what comes to a log until its job has ended."""
-    asked, over = time.monotonic(), False
+    checked, over = time.monotonic(), False
     while not over:
         sys.stdout.flush()
         time.sleep(_LOOK_SECONDS)
-        if time.monotonic() - asked >= _ASK_SECONDS:
-            asked, over = time.monotonic(), ended()
+        if time.monotonic() - checked >= _POLL_SECONDS:
+            checked, over = time.monotonic(), ended()
         shutil.copyfileobj(log, sys.stdout)
 
 

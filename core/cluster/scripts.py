@@ -173,8 +173,8 @@ class Writer:
         log = f"{name}-{'%A_%a' if array else '%j'}.log"
         share = _Share.of(self.cluster, stage)
         options = "".join(f"#SBATCH {option}\n" for option in self._options(name, share, array, log))
-        words = [*shlex.split(self.cluster.container or ""), "modelwright", stage, str(self.config)]
-        line = " ".join([shlex.join([*words, "--registry", self.registry]), *more])
+        command = shlex.join(["modelwright", stage, str(self.config), "--registry", self.registry])
+        line = " ".join([*filter(None, [self.cluster.container]), command, *more])
         ranks = _RANKS.format(size=share.nodes * share.tasks, local=share.tasks) if share.ranks else ""
         parts = (
             f"#!{'/bin/bash -l' if self.cluster.login_shell else '/usr/bin/env bash'}\n{options}",
@@ -190,7 +190,8 @@ class Writer:
         """A command line as `[cluster] srun` starts it."""
         if not self.cluster.srun:
             return line
-        start = ["srun", f"--nodes={share.nodes}", f"--ntasks-per-node={share.tasks}", "--kill-on-bad-exit=1"]
+        tasks = [f"--ntasks={share.nodes * share.tasks}", f"--ntasks-per-node={share.tasks}"]
+        start = ["srun", f"--nodes={share.nodes}", *tasks, "--kill-on-bad-exit=1"]
         if share.has.cpus:  # srun does not inherit this from the job
             start.append(f"--cpus-per-task={share.cores}")
         start += [f"--{name}={value}" if value else f"--{name}" for name, value in self.cluster.srun.items()]
@@ -234,7 +235,8 @@ class Writer:
         lines += [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
         if cluster.copy_to_nodes:
             copies = "; ".join(["set -e", 'mkdir -p "$MODELWRIGHT_LOCAL"', *map(_copied, cluster.copy_to_nodes)])
-            start = f"srun --nodes={share.nodes} --ntasks-per-node=1 " if share.nodes > 1 else ""
+            nodes = f"--nodes={share.nodes} --ntasks={share.nodes}"
+            start = f"srun {nodes} --ntasks-per-node=1 " if share.nodes > 1 else ""
             folder = cluster.local_folder
             lines.append(_COPIES.format(folder=folder, start=start, commands=shlex.quote(copies)).rstrip())
         lines += cluster.setup

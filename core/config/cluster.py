@@ -185,7 +185,7 @@ class ClusterConfig(StageResources):
         local_folder: Folder on each node's own disk for these copies; the shell expands variables in it.
         setup: Shell commands to run after that, such as `"source venv/bin/activate"`. If one fails, so does the job.
         container: Command in front of `modelwright` and `deepspeed` that runs them in a container, such as `"apptainer
-            exec --nv train.sif"`.
+            exec --nv train.sif"`; the shell expands variables in it.
         srun: Options of srun, by their long names without dashes. If any are set, srun starts each process of a job
             with them: Pyxis has its containers so, and a container needs no Slurm of its own then.
     """

@@ -141,7 +141,6 @@ def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Alloca
     hosts = folder.stage("train") / "hosts"
     files.write_text(hosts, "".join(f"{name} slots={count}\n" for name in names))
     launcher = [
-        *shlex.split(cluster.container or ""),
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hosts), "--no_ssh"),
         *("--master_addr", _address(names[0]), "--master_port", str(_PORTS.start + int(job.own) % len(_PORTS))),
     ]
@@ -150,7 +149,7 @@ def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Alloca
         # srun does not inherit this from the job.
         *([f"--cpus-per-task={job.cpus}"] if job.cpus else []),
         *("--kill-on-bad-exit=1", "bash", "-c"),
-        f'exec {shlex.join(launcher)} --node_rank "$SLURM_NODEID" {shlex.join(_worker(folder))}',
+        f'exec {cluster.container or ""} {shlex.join(launcher)} --node_rank "$SLURM_NODEID" {shlex.join(_worker(folder))}',
     ]
 
 

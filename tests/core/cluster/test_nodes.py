@@ -36,7 +36,7 @@ promote = { alias = "best" }
 [variants.short]
 train = { max_steps = 3 }
 registry = { promote = { alias = "shortest" } }
-cluster = { srun = { label = "" }, container = "env CONTAINED=yes" }
+cluster = { srun = { label = "" }, copy_to_nodes = ["run.toml"], container = "env COPY=$(ls $MODELWRIGHT_LOCAL)" }
 [variants.long]
 """
 

@@ -60,20 +60,21 @@ login_shell = true
 prologue = ["shopt -q login_shell && echo logged in", "module() { echo module $*; }"]
 modules = ["cuda/12.8"]
 environment = { GREETING = "hello" }
-copy_to_nodes = ["FOLDER/env.tar.gz", "FOLDER/notes"]
+copy_to_nodes = ["FOLDER/env.tar.gz", "FOLDER/images"]
 local_folder = "FOLDER/local-$GREETING"
 setup = [
     "while [ ! -e edited ]; do sleep 0.1; done",
     "echo set up with $(cd $MODELWRIGHT_LOCAL && echo *)",
     "apptainer() { [ $1 = exec ] && echo in $3 && shift 3 && \"$@\"; }",
 ]
-container = "apptainer exec --nv train.sif"
+container = "apptainer exec --nv $(basename $MODELWRIGHT_LOCAL/images/*)"
 """
 
 
 def test_one_job_sets_up_its_node_and_runs_what_was_submitted(slurm, run_file, home, tmp_path, modelwright):
     """Editing the file while it waits changes the next submission, not this one."""
-    (tmp_path / "notes").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train.sif").touch()
     (tmp_path / "env").touch()
     subprocess.run(["tar", "-czf", "env.tar.gz", "env"], cwd=tmp_path, check=True)
     path = run_file(SETTING_UP.replace("FOLDER", str(tmp_path)))
@@ -83,7 +84,7 @@ def test_one_job_sets_up_its_node_and_runs_what_was_submitted(slurm, run_file, h
     (tmp_path / "edited").touch()
     followed = modelwright("jobs", "logs", "tiny", "--follow")
     assert followed.returncode == 0, followed.stderr
-    order = ["logged in", "module load cuda/12.8", "set up with env notes", "in train.sif"]
+    order = ["logged in", "module load cuda/12.8", "set up with env images", "in train.sif"]
     assert [line for line in followed.stdout.splitlines() if line in order] == order
     assert "Registry:" in followed.stdout, "followed to its end"
     assert [(job["stage"], job["state"]) for job in slurm.jobs()] == [("run", "COMPLETED")]
