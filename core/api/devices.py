@@ -26,6 +26,7 @@ from typing import Any
 from attrs import asdict, frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.wording import first_line
 
 # The variable by which each kind of device is hidden from a process.
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
@@ -177,6 +178,44 @@ def chosen_device(requested: str, seen: Accelerators) -> str:
     return "mps" if kind == "mps" else f"{kind}:{number or 0}"
 
 
+def open_device(requested: str, seen: Accelerators, key: str) -> Any:
+    """The `torch.device` to compute on, tried: a GPU may be kept by another process for itself.
+
+    Args:
+        requested: see `chosen_device`.
+        seen: what torch can use.
+        key: where the device is requested, for messages.
+
+    Raises:
+        UsageError: it is not there, or cannot be used; the message names who uses it, if that can be seen.
+    """
+    import torch
+
+    if requested != "cpu":
+        check_visible(seen, os.environ)
+
+    try:
+        device = torch.device(chosen_device(requested, seen))
+    except ValueError as error:
+        raise UsageError(f"{key}: {error}") from error
+    try_device(device, key)
+    return device
+
+
+def try_device(device: Any, key: str) -> None:
+    """Use a `torch.device` for a moment.
+
+    Raises:
+        UsageError: as `open_device`.
+    """
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except RuntimeError as error:
+        raise UsageError(f"{key}: {described(device)} cannot be used: {first_line(error)}") from error
+
+
 def device_names(count: int, kind: str | None, environment: Mapping[str, str]) -> list[str]:
     """The devices for `count` processes on a machine: those that the environment names, else the first ones.
 
@@ -249,15 +288,31 @@ def _owner(process: int) -> str | None:
 
 
 def described(device: Any) -> str:
-    """The name of a torch device for messages, and who else uses it."""
+    """The name of a `torch.device` for messages, and who else uses it."""
     import torch
 
+    users = in_use(str(torch.cuda.get_device_properties(device).uuid)) if device.type == "cuda" else ""
+    return device_name(device) + users
+
+
+def device_name(device: Any) -> str:
+    """The name that a `torch.device` has from its maker; "cpu" and "mps" have none."""
+    import torch
+
+    return device.type if device.type in ("cpu", "mps") else torch.get_device_module(device).get_device_name(device)
+
+
+def has_bfloat16(device: Any) -> bool:
+    """Whether a `torch.device` computes in bfloat16, and does not emulate it; every CPU does, some slowly."""
+    import torch
+
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
     if device.type == "cpu":
-        return "this machine"
-    properties: Any = torch.get_device_module(device).get_device_properties(device) if device.type != "mps" else None
-    if properties is None:
-        return "Apple's GPU (MPS)"
-    return f"{properties.name}{in_use(str(properties.uuid)) if device.type == 'cuda' else ''}"
+        return True
+    module = torch.get_device_module(device)
+    with module.device(device):
+        return bool(module.is_bf16_supported(including_emulation=False))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from modelwright.plugins.trainers.batches.micro_batches import MicroBatch
@@ -83,6 +84,33 @@ def _window(length: int, width: int) -> torch.Tensor:
 # transformers makes no mask for an attention that has no mask function of the same name. This one is not compiled,
 # because the lengths are known only at run time.
 AttentionInterface.register(DOCUMENT_ATTENTION, torch.compiler.disable(document_attention))  # type: ignore[no-untyped-call]
+
+
+def flex_attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **more: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """FlexAttention as transformers calls it, in the precision of autocast if that is on, like PyTorch's own attention.
+
+    Autocast leaves it alone: under float32 weights, rotary embeddings make queries and keys float32 and values stay
+    bfloat16, which torch 2.8 to 2.10 refuse, and later versions compute in float32.
+
+    Args:
+        module: the attention layer.
+        query: `[sequences, heads, length, width]`.
+        key: `[sequences, key heads, length, width]`.
+        value: `[sequences, key heads, length, width]`.
+        mask: the block mask of transformers.
+        more: passed on.
+    """
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (each.to(dtype) for each in (query, key, value))
+    found: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(module, query, key, value, mask, **more)
+    return found
+
+
+# In place of its own, under the name by which it makes the mask.
+AttentionInterface.register("flex_attention", flex_attention)  # type: ignore[no-untyped-call]
 
 
 def attention_of(model: Any) -> str:
