@@ -21,12 +21,15 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from attrs import asdict, frozen
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.wording import first_line
+
+if TYPE_CHECKING:
+    import torch
 
 # The variable by which each kind of device is hidden from a process.
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
@@ -60,10 +63,11 @@ def accelerators() -> Accelerators:
     """What torch sees in this process, which imports it."""
     import torch
 
-    kind = torch.accelerator.current_accelerator()
-    installed = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    device = torch.accelerator.current_accelerator()
     return Accelerators(
-        kind=kind and kind.type, count=torch.accelerator.device_count() if kind else 0, installed=installed
+        kind=device.type if device else None,
+        count=torch.accelerator.device_count() if device else 0,
+        installed=len(list(Path("/proc/driver/nvidia/gpus").glob("*"))),
     )
 
 
@@ -178,7 +182,7 @@ def chosen_device(requested: str, seen: Accelerators) -> str:
     return "mps" if kind == "mps" else f"{kind}:{number or 0}"
 
 
-def open_device(requested: str, seen: Accelerators, key: str) -> Any:
+def open_device(requested: str, seen: Accelerators, key: str) -> torch.device:
     """The `torch.device` to compute on, tried: a GPU may be kept by another process for itself.
 
     Args:
@@ -202,7 +206,7 @@ def open_device(requested: str, seen: Accelerators, key: str) -> Any:
     return device
 
 
-def try_device(device: Any, key: str) -> None:
+def try_device(device: torch.device, key: str) -> None:
     """Use a `torch.device` for a moment.
 
     Raises:
@@ -287,7 +291,7 @@ def _owner(process: int) -> str | None:
         return None
 
 
-def described(device: Any) -> str:
+def described(device: torch.device) -> str:
     """The name of a `torch.device` for messages, and who else uses it."""
     import torch
 
@@ -295,14 +299,16 @@ def described(device: Any) -> str:
     return device_name(device) + users
 
 
-def device_name(device: Any) -> str:
+def device_name(device: torch.device) -> str:
     """The name that a `torch.device` has from its maker; "cpu" and "mps" have none."""
     import torch
 
-    return device.type if device.type in ("cpu", "mps") else torch.get_device_module(device).get_device_name(device)
+    if device.type in ("cpu", "mps"):
+        return str(device.type)
+    return str(torch.get_device_module(device).get_device_name(device))
 
 
-def has_bfloat16(device: Any) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
     """Whether a `torch.device` computes in bfloat16, and does not emulate it; every CPU does, some slowly."""
     import torch
 

@@ -186,7 +186,7 @@ def killed_by(code: int) -> str | None:
     adds 128. The kernel ends processes by SIGKILL if memory runs out.
     """
     number = -code if code < 0 else 256 - code if code > 256 - signal.NSIG else code - 128
-    if number not in iter(signal.Signals):
+    if number not in set(signal.Signals):
         return None
     name = signal.Signals(number).name
     return f"{name}, probably out of memory" if number == signal.SIGKILL else name

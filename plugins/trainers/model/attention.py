@@ -11,13 +11,17 @@ computes each document by itself instead: nothing is masked, and nothing is comp
 from __future__ import annotations
 
 import itertools
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, modeling_rope_utils
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from modelwright.core.api import UsageError
+from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers.batches.micro_batches import MicroBatch
 
 DOCUMENT_ATTENTION = "sdpa_by_document"
@@ -110,7 +114,7 @@ def flex_attention(
 
 
 # In place of its own, under the name by which it makes the mask.
-AttentionInterface.register("flex_attention", flex_attention)  # type: ignore[no-untyped-call]
+AttentionInterface.register("flex_attention", flex_attention)
 
 
 def attention_of(model: Any) -> str:
@@ -129,3 +133,53 @@ def model_inputs(model: Any, batch: MicroBatch) -> dict[str, torch.Tensor | None
         # be laid end to end.
         input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
     return {"input_ids": input_ids, "attention_mask": None, "position_ids": position_ids}
+
+
+def stretch_rotary_positions(config: Any, scaling: Mapping[str, Any]) -> None:
+    """Stretch the rotary positions in a config, and its context by the same factor.
+
+    Scaling that the config already has is replaced: the factor is of the context that the model was first trained with.
+
+    Args:
+        config: of the language model, from transformers.
+        scaling: as `Job.rope_scaling`.
+
+    Raises:
+        UsageError: the model has no such positions, one kind for each layer, or transformers does not accept them.
+    """
+    before = getattr(config, "rope_parameters", None)
+    if not before or not isinstance(before.get("rope_type"), str):
+        which = "one kind of rotary positions for each layer" if before else "no rotary positions"
+        raise UsageError(f"[model] rope_scaling: this model ({config.model_type}) has {which}: remove the table")
+    original = before.get("original_max_position_embeddings") or config.max_position_embeddings
+    kept = {key: before[key] for key in ("rope_theta", "partial_rotary_factor") if before.get(key) is not None}
+    parameters = {"original_max_position_embeddings": original, **kept, **scaling}
+    original = parameters["original_max_position_embeddings"]
+    if parameters["rope_type"] == "linear":
+        del parameters["original_max_position_embeddings"]  # is not one of its settings
+    config.rope_parameters = parameters
+    config.max_position_embeddings = int(original * parameters["factor"])
+    for problem in _problems_of_rope(config):
+        raise UsageError(f"[model] rope_scaling: {problem}")
+
+
+def _problems_of_rope(config: Any) -> list[str]:
+    """What transformers says of a config's rotary positions; it only warns of most mistakes."""
+    said: list[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        said.append(one_line(record.getMessage()))
+        return False
+
+    logger = logging.getLogger(modeling_rope_utils.__name__)
+    level = logger.level
+    logger.addFilter(note)
+    logger.setLevel(logging.WARNING)
+    try:
+        config.validate_rope()
+    except (KeyError, ValueError) as error:
+        said.append(one_line(str(error.args[0])))
+    finally:
+        logger.removeFilter(note)
+        logger.setLevel(level)
+    return said
