@@ -199,8 +199,9 @@ def ended_how(code: int) -> str:
 
 
 def _outcome(status: Mapping[str, Any] | None, stage: str, code: int, log: Path, begin: int) -> dict[str, Any]:
-    if status is None:
-        end = ended_how(code)
+    end = ended_how(code)
+    # Beside a process that was killed, the others can report only that it is gone.
+    if status is None or (status["state"] == "failed" and signal.SIGKILL.name in end):
         with log.open("rb") as file:
             file.seek(begin)
             last = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()

@@ -56,8 +56,8 @@ def test_what_transformers_does_not_accept_is_one_line(of, scaling, wording, cap
     assert caplog.text == ""
 
 
-def test_a_base_learns_sequences_beyond_its_context_and_the_engine_computes_the_same(tmp_path):
-    """The trained model's config says how; without the scaling the same tokens are refused."""
+def test_a_base_learns_sequences_beyond_its_context_and_its_config_says_how(tmp_path):
+    """Any program that loads it computes what was trained; without the scaling the same tokens are refused."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -80,4 +80,4 @@ def test_a_base_learns_sequences_beyond_its_context_and_the_engine_computes_the_
         trained = load_model(make_job(tmp_path / "again", Recorder(), settings, model=job.output, tokens=tokens))
         plain = AutoModelForCausalLM.from_pretrained(job.output, config=AutoConfig.from_pretrained(base))(ids).logits
     torch.testing.assert_close(served, trained(ids).logits)
-    assert (served - plain).abs().max() > 1e-3
+    assert not torch.allclose(served, plain, rtol=1e-5, atol=0)
