@@ -10,6 +10,7 @@ from modelwright.core.api.devices import (
     check_visible,
     chosen_device,
     device_names,
+    open_device,
     users_of,
     visible,
 )
@@ -128,6 +129,36 @@ No devices were found
         " (12.3 GB used by anna: python, process 4211; memory used by someone: [Not Found], process 4300)"
     )
     assert users_of("cc", answer, owners.get, besides=77) == ""
+
+
+def test_nvidia_smi_is_asked_who_uses_a_gpu(monkeypatch, tmp_path):
+    """Where there is none, or it fails, nothing is said."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho GPU-aa, 1, 1000, init\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert devices.in_use("aa") == " (1.0 GB used by root: init, process 1)"
+    program.write_text("no program")
+    assert devices.in_use("aa") == ""
+    program.unlink()
+    assert devices.in_use("aa") == ""
+
+
+def test_a_device_that_another_process_keeps_for_itself_is_one_line(monkeypatch, wording):
+    """With whom it belongs to, if that can be seen."""
+    import torch
+
+    def busy(*_, **__):
+        raise RuntimeError(
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors might be …"
+        )
+
+    monkeypatch.setattr(torch, "empty", busy)
+    monkeypatch.setattr(devices, "described", lambda _: "NVIDIA A100 (12.3 GB used by anna: python, process 4211)")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UsageError) as caught:
+        open_device("cuda:1", EIGHT, "[train.options] device")
+    wording(caught.value)
 
 
 def test_torch_is_asked_in_another_process_only_if_its_build_can_use_a_device(monkeypatch):
