@@ -78,17 +78,17 @@ def test_each_node_names_its_own_gpus(monkeypatch, job, gpus, tmp_path):
 
 @pytest.mark.long
 def test_deepspeeds_launcher_passes_the_names_of_gpus_on(monkeypatch, gpus, tmp_path):
-    """On CPU ranks that print their environment: numbers and names as they are, in their order."""
-    (tmp_path / "prints_environment.py").write_text(
-        "import os; print('rank', os.environ['RANK'], os.environ['LOCAL_RANK'], os.environ['CUDA_VISIBLE_DEVICES'])"
+    """On CPU ranks that write their environment down: numbers and names as they are, in their order."""
+    (tmp_path / "writes_environment.py").write_text(
+        "import os, pathlib, sys\n"
+        "pathlib.Path(sys.argv[1], 'rank' + os.environ['RANK']).write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
     )
-    monkeypatch.setattr(launch, "MODULE", "prints_environment")
+    monkeypatch.setattr(launch, "MODULE", "writes_environment")
     gpus(2, "GPU-b,4")
     started = training_launch(RunFolder(tmp_path), "deepspeed", 2)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(started.command, env=environment, capture_output=True, text=True, check=True, timeout=120)
-    ranks = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
-    assert ranks == ["rank 0 0 GPU-b,4", "rank 1 1 GPU-b,4"]
+    subprocess.run(started.command, env=environment, check=True, timeout=120)
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["GPU-b,4"] * 2
 
 
 def test_on_one_node_of_a_job_the_cluster_table_says_how_many_processes(job, tmp_path, monkeypatch):
