@@ -30,6 +30,9 @@ class Job:
             rows start as the mean of the old. None leaves them as they are.
         hub: Public name of `model`, `org/name@COMMIT`, if it is from the hub.
         seed: Seed of initialization, order and dropout.
+        rope_scaling: How the rotary positions of `model` are stretched, with the keys of transformers'
+            `rope_parameters`, `rope_type` and `factor` among them; None leaves them as they are. The trained model's
+            config has them.
         attention: The attention implementation to use; "auto" leaves it to the trainer.
         trust_remote_code: Whether the model may run code of its own.
         fingerprint: Of all inputs. A checkpoint with another fingerprint is not resumed.
@@ -49,6 +52,7 @@ class Job:
     vocabulary: int | None = None
     hub: str | None = None
     seed: int
+    rope_scaling: Mapping[str, Any] | None = None
     attention: str = "auto"
     trust_remote_code: bool = False
     fingerprint: str

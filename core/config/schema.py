@@ -88,6 +88,35 @@ class ScratchConfig:
 
 
 @frozen(kw_only=True)
+class RopeScalingConfig:
+    """`[model.rope_scaling]`: Stretch the base's rotary positions, so that it learns to use a longer context.
+
+    The trained model's config.json has them, and its context is `factor` times the original one.
+
+    Attributes:
+        rope_type: How they are stretched: `"yarn"` keeps what nearby tokens see and stretches the rest, `"linear"`
+            stretches all alike, `"llama3"` is the kind of Llama 3.1.
+        factor: How many times the original context the new one has.
+        original_max_position_embeddings: The original context in tokens. Default: by the base's config.
+        attention_factor: Factor of the attention's scores, for `"yarn"`. Default: by `factor`.
+        beta_fast: Waves that turn more often than this in the original context stay as they are, for `"yarn"`.
+            Default: 32.
+        beta_slow: Waves that turn less often than this are stretched whole, for `"yarn"`. Default: 1.
+        low_freq_factor: Waves longer than the original context divided by this are stretched whole, for `"llama3"`.
+        high_freq_factor: Waves shorter than the original context divided by this stay as they are, for `"llama3"`.
+    """
+
+    rope_type: Literal["yarn", "linear", "llama3"]
+    factor: float = field(validator=validators.gt(1.0))
+    original_max_position_embeddings: int | None = field(default=None, validator=validators.optional(_positive))
+    attention_factor: float | None = field(default=None, validator=validators.optional(_positive))
+    beta_fast: float | None = field(default=None, validator=validators.optional(_positive))
+    beta_slow: float | None = field(default=None, validator=validators.optional(_positive))
+    low_freq_factor: float | None = field(default=None, validator=validators.optional(_positive))
+    high_freq_factor: float | None = field(default=None, validator=validators.optional(_positive))
+
+
+@frozen(kw_only=True)
 class ModelConfig:
     """`[model]`: The model that training starts from.
 
@@ -104,6 +133,7 @@ class ModelConfig:
             masked. Set it if the automatic choice does not work with a model.
         trust_remote_code: Run Python code that comes with the base model.
         scratch: Build a new model instead of continuing from `base`.
+        rope_scaling: Stretch the base's rotary positions for a longer context.
     """
 
     base: ModelSource | None = None
@@ -112,11 +142,14 @@ class ModelConfig:
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     trust_remote_code: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
     scratch: ScratchConfig | None = None
+    rope_scaling: RopeScalingConfig | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         if (self.base is None) == (self.scratch is None):
             yield "base", "give exactly one of base and [model.scratch]"
+        if self.rope_scaling is not None and self.scratch is not None:
+            yield "rope_scaling", "needs a trained model to stretch: a new one has the context of max_length"
 
 
 @frozen(kw_only=True)
@@ -377,6 +410,9 @@ class RunConfig:
         yield from _same_names(self.evaluate)
         if self.adapter is not None and self.model.scratch is not None:
             yield "adapter", "needs a trained model to adapt: give [model] base instead of [model.scratch]"
+        if self.model.rope_scaling is not None and (self.adapter is not None or self.train is False):
+            untrained = "an [adapter] leaves" if self.adapter is not None else "train = false leaves"
+            yield "model.rope_scaling", f"changes the base, which {untrained} as it is: train all weights"
         if self.train is False:
             yield from self._untrained_problems()
         elif self.train.early_stopping is not None and not self.data.holdout.fraction:

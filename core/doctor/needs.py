@@ -119,7 +119,9 @@ def _gpus(run: Run, facts: Facts) -> Iterator[str]:
     """Of a run on a cluster, the GPUs are those of its nodes."""
     torch, driver, train = facts["torch"] or {}, facts["driver"] or {}, run.config.train
     gpus = torch.get("gpus", [])
-    if "gpus" in torch and not gpus and driver.get("gpus"):
+    if torch.get("visible"):
+        yield torch["visible"]
+    elif "gpus" in torch and not gpus and driver.get("gpus"):
         yield (
             f"torch finds none of the {len(driver['gpus'])} GPUs of this machine: {torch['why_no_gpu']}: install a "
             f"build for this driver ({driver['version']}): https://pytorch.org/get-started/locally"

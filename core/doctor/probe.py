@@ -12,10 +12,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from modelwright.core.api.devices import accelerators, check_visible, has_bfloat16
+from modelwright.core.api.errors import UsageError
 from modelwright.core.api.wording import first_line
-
-# NVIDIA's GPUs compute in bfloat16 from this compute capability on (Ampere); older ones emulate it.
-_BFLOAT16_FROM = 8
 
 
 def torch_facts() -> dict[str, Any]:
@@ -32,32 +31,46 @@ def torch_facts() -> dict[str, Any]:
         "backends": [name for name in backends if usable and getattr(distributed, f"is_{name}_available")()],
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if usable and distributed.is_nccl_available() else None,
         "mps": torch.backends.mps.is_available(),
+        "visible": _visible_problem(),
         **_gpus(torch),
     }
 
 
-def _gpus(torch: Any) -> dict[str, Any]:
-    if torch.version.cuda is None and torch.version.hip is None:
-        return {"gpus": [], "why_no_gpu": "this build of torch is for CPUs only"}
+def _visible_problem() -> str | None:
+    """What is wrong with the devices that the environment names."""
     try:
-        torch.cuda.init()
+        check_visible(accelerators(), os.environ)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _gpus(torch: Any) -> dict[str, Any]:
+    kind = accelerators().kind
+    if kind not in ("cuda", "xpu"):
+        return {"gpus": [], "why_no_gpu": "this build of torch is for CPUs only"}
+    module = torch.get_device_module(kind)
+    try:
+        module.init()
     except (RuntimeError, AssertionError) as error:
         return {"gpus": [], "why_no_gpu": _line(error)}
-    return {"gpus": [_gpu(torch, number) for number in range(torch.cuda.device_count())], "why_no_gpu": None}
+    return {"gpus": [_gpu(torch.device(kind, each)) for each in range(module.device_count())], "why_no_gpu": None}
 
 
-def _gpu(torch: Any, number: int) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(number)
+def _gpu(device: Any) -> dict[str, Any]:
+    torch: Any = importlib.import_module("torch")
+    module = torch.get_device_module(device)
+    properties = module.get_device_properties(device)
     try:
-        free = torch.cuda.mem_get_info(number)[0]
+        free = module.mem_get_info(device)[0]
     except RuntimeError:  # another process has it for itself
         free = None
     return {
         "name": properties.name,
         "memory": properties.total_memory,
         "free": free,
-        "capability": f"{properties.major}.{properties.minor}",
-        "bfloat16": torch.version.hip is not None or properties.major >= _BFLOAT16_FROM,
+        "capability": f"{properties.major}.{properties.minor}" if device.type == "cuda" else None,
+        "bfloat16": has_bfloat16(device),
     }
 
 

@@ -24,6 +24,9 @@ WITHOUT_LAUNCHER_SECONDS = 60.0
 # Waiting threads sleep instead of spinning: beside other work on the same cores that is many times faster.
 _SHARING_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
 
+# The beginning of the report about a process that a signal ended.
+KILLED = "a process was killed by"
+
 
 class WorkerDiedError(ModelwrightError):
     """A worker process ended without a result: it crashed, or the system killed it."""
@@ -176,18 +179,34 @@ def _pass_on(run: Following, tail: EventTail) -> None:
             run.listener(event)
 
 
+def killed_by(code: int) -> str | None:
+    """The signal that ended a process, or one that it waited for, by its return code; None if none did.
+
+    Python reports a signal as minus its number; a launcher that exits with such a code gives it modulo 256, and a shell
+    adds 128. The kernel ends processes by SIGKILL if memory runs out.
+    """
+    number = -code if code < 0 else 256 - code if code > 256 - signal.NSIG else code - 128
+    if number not in set(signal.Signals):
+        return None
+    name = signal.Signals(number).name
+    return f"{name}, probably out of memory" if number == signal.SIGKILL else name
+
+
 def ended_how(code: int) -> str:
     """How a process ended, by its return code."""
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    killed = killed_by(code)
+    return f"signal {killed}" if killed else f"exit code {code}"
 
 
 def _outcome(status: Mapping[str, Any] | None, stage: str, code: int, log: Path, begin: int) -> dict[str, Any]:
-    if status is None:
-        end = ended_how(code)
+    end = ended_how(code)
+    # Beside a process that was killed, the others can report only that it is gone.
+    if status is None or (status["state"] == "failed" and signal.SIGKILL.name in end):
         with log.open("rb") as file:
             file.seek(begin)
             last = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
-        said = f"; its last line: {last[-1]}" if last else ""
+        # A process that is killed says nothing; the last line is then its launcher's.
+        said = f"; its last line: {last[-1]}" if last and signal.SIGKILL.name not in end else ""
         raise WorkerDiedError(f"the worker process of {stage} died ({end}) without a result{said}; its log: {log}")
     if status["state"] == "stopped":
         raise StopRequested(status["error"])

@@ -38,7 +38,7 @@ _PACKAGES = {
     "evaluate": ("torch", "transformers", "tokenizers", "jinja2"),
 }
 # Where there is one of these, or on a Mac, a training may be on a GPU, whose memory the trainer checks.
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 About = Literal["packages", "component", "data", "base", "template", "registry", "disk", "memory"]

@@ -16,7 +16,8 @@ class TorchOptions:
     """The options of engine `torch`.
 
     Attributes:
-        device: of the model: "cpu", "cuda", "cuda:1", "mps"; "auto" is CUDA if available, otherwise the CPU.
+        device: of the model: "cpu", "cuda" (NVIDIA's and AMD's GPUs), "cuda:1", "xpu" (Intel's), "mps" (Apple's);
+            "auto" is the first GPU that torch can use, otherwise the CPU.
         dtype: of the weights and the cache; "auto" is float32 on the CPU and bfloat16 elsewhere.
         max_batch: maximum number of requests that run at once; the others wait in order.
         threads: CPU threads for the model. None means one for a small model, whose operations are too short to share,

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from modelwright.core.api.adapters import apply_adapter, embedding_rows
-from modelwright.core.api.errors import ModelwrightError, UsageError
+from modelwright.core.api.devices import accelerators, open_device
+from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.hf_folder import ADAPTER_CONFIG, context_length, has_weights, other_weights
-from modelwright.core.api.wording import first_line, one_line
+from modelwright.core.api.wording import one_line
 from modelwright.plugins.engines import TorchOptions
 
 # With fewer parameters, a step is too short to be worth splitting among cores.
@@ -93,7 +94,7 @@ def load_model(folder: Path, options: TorchOptions, base: Path | None = None) ->
     """
     _check_files(folder, ("config.json", "tokenizer.json"))
     _check_weights(base or folder)
-    device = _device(options.device)
+    device = open_device(options.device, accelerators(), "engine 'torch'")
     dtype = _dtype(options.dtype, device)
     with _clear_errors(folder):
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -192,18 +193,6 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = first_line(error)
-        raise UsageError(f"engine 'torch': device {name!r} cannot be used: {reason}") from error
-    return device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

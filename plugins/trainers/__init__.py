@@ -8,10 +8,16 @@ from typing import Any, Literal
 from attrs import field, frozen, validators
 
 from modelwright.core.api import TrainerSpec, hookimpl
+from modelwright.core.api.devices import DEVICE
 
 # Marks options that change the memory and time of a training, and its result only by rounding: a stopped run can be
 # resumed with other values.
 _HOW = {"changes_result": False}
+
+
+def _is_device(_instance: object, _attribute: object, value: str) -> None:
+    if not DEVICE.fullmatch(value):
+        raise ValueError(f'must be "auto", "cpu", "cuda", "cuda:N", "xpu", "xpu:N" or "mps", not {value!r}')
 
 
 @frozen(kw_only=True)
@@ -23,10 +29,14 @@ class LocalOptions:
             sequence. Lower it if the GPU runs out of memory. Not used if `micro_batch_size` is set.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them. This takes less
             memory and about a third more time; turn it on for a model or a sequence length that does not fit otherwise.
+        device: What it computes on: `"cpu"`, `"cuda"` (NVIDIA's and AMD's GPUs), `"cuda:1"`, `"xpu"` (Intel's), `"mps"`
+            (Apple's). `"auto"` takes the first GPU that torch can use, otherwise the CPU. Set it to choose one of
+            several GPUs, or to train on the CPU of a machine that has some.
     """
 
     micro_batch_tokens: int = field(default=8192, validator=validators.gt(0), metadata=_HOW)
     gradient_checkpointing: bool = field(default=False, metadata=_HOW)
+    device: str = field(default="auto", validator=_is_device, metadata=_HOW)
 
 
 # Settings of DeepSpeed that belong in other places of the run file, and what to do instead.

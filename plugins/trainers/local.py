@@ -1,4 +1,4 @@
-"""The trainer `local`: one process, on the CPU or one GPU."""
+"""The trainer `local`: one process, on the CPU or one GPU of any make."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from modelwright.core.api import Job, Trained, TrainSettings, UsageError
+from modelwright.core.api.devices import Accelerators, accelerators, open_device
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
 from modelwright.plugins.trainers.memory import Size, check_memory, needs
@@ -31,12 +32,13 @@ class LocalTrainer:
         """Train until the job is done or asked to stop; resume from a checkpoint if there is one.
 
         Raises:
-            UsageError: the settings ask for several processes, or for a precision that the device does not have.
+            UsageError: the settings ask for several processes, for a device that is not there, or for a precision that
+                it does not have.
             ModelwrightError: model and data do not fit, or the training diverged.
         """
         return train(
             job,
-            OneDevice(job.settings),
+            OneDevice(job.settings, self.options.device),
             micro_batch_tokens=self.options.micro_batch_tokens,
             recompute=self.options.gradient_checkpointing,
         )
@@ -46,13 +48,14 @@ class OneDevice:
     """This process and its device.
 
     Raises:
-        UsageError: the settings ask for several processes, or for a precision that the device does not have.
+        UsageError: the settings ask for several processes, for a device that is not there, or for a precision that it
+            does not have.
     """
 
     ranks = Ranks()
 
-    def __init__(self, settings: TrainSettings) -> None:
-        self.device = _device(settings)
+    def __init__(self, settings: TrainSettings, device: str = "auto") -> None:
+        self.device = _device(settings, device, accelerators())
         self.precision = precision_of(settings.precision, self.device)
         self._settings = settings
 
@@ -140,12 +143,12 @@ class SingleDevice:
         return device_facts(self.device, self.precision)
 
 
-def _device(settings: TrainSettings) -> torch.device:
-    gpus = torch.cuda.device_count()
+def _device(settings: TrainSettings, requested: str, seen: Accelerators) -> torch.device:
+    gpus = seen.count if requested == "auto" else 1
     processes = max(1, gpus) if settings.processes == "auto" else settings.processes
     if processes != 1:
         raise UsageError(
             f"[train] processes asks for {processes} processes, but trainer 'local' runs in one: set processes = 1, or "
             'trainer = "deepspeed"'
         )
-    return torch.device("cuda", 0) if gpus else torch.device("cpu")
+    return open_device(requested, seen, "[train.options] device")

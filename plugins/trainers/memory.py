@@ -14,6 +14,7 @@ import torch
 from attrs import asdict, frozen
 
 from modelwright.core.api import ModelwrightError, TrainingMemory, training_memory
+from modelwright.core.api.devices import described
 from modelwright.plugins.trainers.ranks import Ranks
 
 # Bytes of a float32 number.
@@ -77,10 +78,10 @@ def check_memory(needed: TrainingMemory, device: torch.device, *, on_machine: in
             f'{_gb(free)} is free for each: set trainer = "deepspeed" and zero_stage = 3 in [train.options], so that '
             "the processes split the model as they read it, or use fewer processes per machine"
         )
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+    if device.type in ("cuda", "xpu"):
+        free, _ = torch.get_device_module(device).mem_get_info(device)
         if needed.device > free:
-            raise _too_little(torch.cuda.get_device_name(device), needed.device, free)
+            raise _too_little(described(device), needed.device, free)
 
 
 def _too_little(where: str, needed: int, free: int) -> ModelwrightError:
@@ -179,8 +180,8 @@ class Meter:
 
     def measured(self, tokens: int, trained_tokens: int, began: float) -> dict[str, Any]:
         """Time, MFU and memory for the event `step`; `began` is a time of `time.perf_counter`."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
         seconds = time.perf_counter() - began
         facts = {"seconds": round(seconds, 6), "memory": self._memory()}
         reached = self.flops(tokens, trained_tokens) / (seconds * self._ranks.size)
@@ -191,8 +192,8 @@ class Meter:
 
     def _memory(self) -> int:
         """Peak memory so far, in bytes: of the GPU, or of the process on a CPU."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+        if self._device.type in ("cuda", "xpu"):
+            return int(torch.get_device_module(self._device).max_memory_allocated(self._device))
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -210,13 +211,13 @@ def _used_experts(config: Any) -> float:
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float:
     """Operations per second that a device reaches in multiplying square matrices: the best of several attempts."""
-    size, repeats = (8192, 5) if device.type == "cuda" else (768, 8)
+    size, repeats = (8192, 5) if device.type != "cpu" else (768, 8)
     one = torch.ones(size, size, device=device, dtype=precision)
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         one @ one
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - began)
     return 2 * size**3 / min(times[1:])  # the first one also loads the kernel

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from modelwright.core.api import UsageError
+from modelwright.core.api.devices import device_name, has_bfloat16
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.memory import Size
 from modelwright.plugins.trainers.model.adapter import learning_rate_factor
@@ -137,26 +138,22 @@ def _dimensions(parameter: torch.Tensor) -> int:
 
 
 def precision_of(requested: str, device: torch.device) -> torch.dtype:
-    """The precision of the forward pass; "auto" is bfloat16 on a GPU that has it, else float32.
+    """The precision of the forward pass; "auto" is bfloat16 on a GPU that has it, but Apple's, else float32.
 
     Raises:
         UsageError: the device does not have the requested precision.
     """
-    supported = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = has_bfloat16(device)
     if requested == "bfloat16" and not supported:
-        raise UsageError(
-            f'[train] precision: {torch.cuda.get_device_name(device)} has no bfloat16: set it to "float32"'
-        )
-    low = requested == "bfloat16" or (requested == "auto" and device.type == "cuda")
+        raise UsageError(f'[train] precision: {device_name(device)} has no bfloat16: set it to "float32"')
+    low = requested == "bfloat16" or (requested == "auto" and device.type not in ("cpu", "mps"))
     return torch.bfloat16 if low and supported else torch.float32
 
 
 def device_facts(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
     """Device, precision, and the number of threads on a CPU."""
-    named = {"precision": str(precision).removeprefix("torch.")}
-    if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device), **named}
-    return {"device": "cpu", **named, "threads": torch.get_num_threads()}
+    facts = {"device": device_name(device), "precision": str(precision).removeprefix("torch.")}
+    return facts | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
 
 
 def recompute_activations(model: Any) -> None:

@@ -73,7 +73,7 @@ def _size(job: Job) -> Size:
 
 
 def _model(job: Job, setup: Setup, *, packed: bool) -> Any:
-    on_gpu = setup.device.type != "cpu"
+    on_gpu = setup.device.type in ("cuda", "xpu")  # Apple's have neither of the attentions that only GPUs have
     low = on_gpu and setup.precision == torch.bfloat16
     model = load_model(job, on_gpu=on_gpu, packed=packed, low=low, sharing=setup.sharing)
     adapt(model, job)

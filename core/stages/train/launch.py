@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from attrs import field, frozen
 
-from modelwright.core.api import files
+from modelwright.core.api.devices import Accelerators, ask_torch, check_visible, device_names
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.config.cluster import ClusterConfig
 from modelwright.core.runs.allocation import Allocation, allocation
 from modelwright.core.runs.events import WORKER, EventTail
 from modelwright.core.runs.folder import RunFolder
-from modelwright.core.runs.supervisor import worker_command
+from modelwright.core.runs.supervisor import KILLED, killed_by, worker_command
 from modelwright.core.stages.train.external_launcher import LauncherProcess
 
 MODULE = "modelwright.core.stages.train.worker"
@@ -28,8 +30,6 @@ MODULE = "modelwright.core.stages.train.worker"
 _PORTS = range(12000, 32000)
 # How srun reports the first task that failed.
 _FAILED = re.compile(r"^srun: error: (?P<node>[^:\s]+): task [^:]+: (?P<how>[^\d\n]*(?P<code>\d+)?.*)$", re.MULTILINE)
-# The report about a node on which a process was killed.
-KILLED = "a process was killed by"
 # A training is not queued again after this many jobs in a row without a step.
 _ATTEMPTS = 3
 # Variables that a launcher sets for its processes; a process that no launcher started must not inherit them.
@@ -61,31 +61,27 @@ def training_launch(
         cluster: `[cluster]`, if there is one.
 
     Raises:
-        UsageError: there are fewer GPUs than processes, or fewer nodes than `[cluster]` requests.
-        ModelwrightError: Slurm cannot list the job's nodes.
+        UsageError: there are fewer GPUs than processes, a visible one is not there, or there are fewer nodes than
+            `[cluster]` requests.
+        ModelwrightError: Slurm cannot list the job's nodes, or torch its devices.
     """
     if launcher == "python":
         return Launch(command=worker_command(MODULE, folder), environment=dict.fromkeys(_OF_LAUNCHERS))
     job = allocation()
     cluster = cluster if job else None
-    gpus = gpu_count()
+    seen = _accelerators()
     if job and cluster and cluster.nodes > 1:
         # This process may be on a machine without GPUs, as in a shell started by salloc.
-        gpus = gpus or cluster.of("train").gpus
-    count = _processes(processes, gpus, cluster)
-    environment = _environment(count, gpus, job)
-    if job and cluster and cluster.nodes > 1:
-        return Launch(command=_on_nodes(folder, count, cluster, job), environment=environment)
-    return Launch(
-        command=[
-            *(sys.executable, "-m", "deepspeed.launcher.runner"),
-            # A list of hosts in the launcher's default place belongs to another program.
-            *("--hostfile", os.devnull),
-            *("--num_gpus", str(count), "--master_addr", "127.0.0.1", "--master_port", str(free_port())),
-            *_worker(folder),
-        ],
-        environment=environment,
-    )
+        gpus = seen.count or cluster.of("train").gpus
+        count = _processes(processes, gpus, cluster)
+        return Launch(
+            command=_on_nodes(folder, count, seen.kind, cluster, job), environment=_environment(count, gpus, job)
+        )
+    check_visible(seen, os.environ)
+    count = _processes(processes, seen.count, cluster)
+    devices = {"localhost": device_names(count, seen.kind, os.environ)}
+    command = _launcher(devices, node=0, address="127.0.0.1", port=free_port(), worker=_worker(folder))
+    return Launch(command=command, environment=_environment(count, seen.count, job))
 
 
 def launch_of_one(folder: RunFolder, here: LauncherProcess) -> Launch:
@@ -93,8 +89,14 @@ def launch_of_one(folder: RunFolder, here: LauncherProcess) -> Launch:
 
     The launcher's variables (RANK and similar) stay in the environment.
     """
-    environment = _environment(here.on_machine or here.size, gpu_count(), allocation())
+    environment = _environment(here.on_machine or here.size, _accelerators().count, allocation())
     return Launch(command=worker_command(MODULE, folder), environment=environment)
+
+
+def _accelerators() -> Accelerators:
+    """The devices that DeepSpeed would use; DS_ACCELERATOR is its own variable, and Apple's GPUs are not for it."""
+    seen = Accelerators() if os.environ.get("DS_ACCELERATOR") == "cpu" else ask_torch()
+    return Accelerators() if seen.kind == "mps" else seen
 
 
 def _environment(count: int, gpus: int, job: Allocation | None) -> dict[str, str | None]:
@@ -109,6 +111,26 @@ def _environment(count: int, gpus: int, job: Allocation | None) -> dict[str, str
 
 def _worker(folder: RunFolder) -> list[str]:
     return ["--no_local_rank", "--module", MODULE, str(folder.path), folder.name]
+
+
+def _launcher(
+    devices: Mapping[str, Sequence[str]], *, node: int, address: str, port: int, worker: Sequence[str]
+) -> list[str]:
+    """DeepSpeed's launcher for one machine, which starts a process for each of its devices.
+
+    The command `deepspeed`, which only computes what is passed here, would drop CUDA_VISIBLE_DEVICES and number the
+    GPUs from 0, and its --include accepts only numbers.
+
+    Args:
+        devices: of each machine; of the others only the number counts.
+        node: number of this machine among them.
+        address: of the first machine, as the others reach it.
+        port: at which the processes connect.
+        worker: the launcher's options for the worker, and its command line.
+    """
+    world = base64.urlsafe_b64encode(json.dumps(devices).encode()).decode()
+    options = [f"--world_info={world}", f"--node_rank={node}", f"--master_addr={address}", f"--master_port={port}"]
+    return [sys.executable, "-m", "deepspeed.launcher.launch", *options, *worker]
 
 
 def _processes(processes: int | Literal["auto"], gpus: int, cluster: ClusterConfig | None) -> int:
@@ -129,8 +151,10 @@ def _processes(processes: int | Literal["auto"], gpus: int, cluster: ClusterConf
     return count
 
 
-def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Allocation) -> list[str]:
+def _on_nodes(folder: RunFolder, count: int, kind: str | None, cluster: ClusterConfig, job: Allocation) -> list[str]:
     """Start the launcher once on each node with srun, which needs neither ssh nor MPI.
+
+    Each node may name other devices in its environment, so this module runs there, as a program.
 
     srun passes its standard input to every task, so that the processes on all nodes end with the runner; and it ends
     them all when the launcher of one node fails.
@@ -138,20 +162,25 @@ def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Alloca
     if job.nodes < cluster.nodes:
         raise UsageError(f"[cluster] nodes is {cluster.nodes}, but job {job.job} has {job.nodes}: submit the run again")
     names = _scontrol("show", "hostnames", job.node_list).split()[: cluster.nodes]
-    hosts = folder.stage("train") / "hosts"
-    files.write_text(hosts, "".join(f"{name} slots={count}\n" for name in names))
     launcher = [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hosts), "--no_ssh"),
-        *("--master_addr", _address(names[0]), "--master_port", str(_PORTS.start + int(job.own) % len(_PORTS))),
+        *(sys.executable, "-m", __name__, str(count), kind or "", ",".join(names), _address(names[0])),
+        str(_PORTS.start + int(job.own) % len(_PORTS)),
     ]
     return [
         *("srun", f"--nodes={cluster.nodes}", f"--ntasks={cluster.nodes}", "--ntasks-per-node=1"),
         # srun does not inherit this from the job.
         *([f"--cpus-per-task={job.cpus}"] if job.cpus else []),
         *("--kill-on-bad-exit=1", "bash", "-c"),
-        f'exec {cluster.container or ""} {shlex.join(launcher)} --node_rank "$SLURM_NODEID" '
-        + shlex.join(_worker(folder)),
+        f'exec {cluster.container or ""} {shlex.join(launcher)} "$SLURM_NODEID" {shlex.join(_worker(folder))}',
     ]
+
+
+def on_node(arguments: Sequence[str]) -> list[str]:
+    """The launcher's command line on one node; the arguments are those that `_on_nodes` gives this module there."""
+    count, kind, names, address, port, node, *worker = arguments
+    own = device_names(int(count), kind or None, os.environ)
+    devices = dict.fromkeys(names.split(","), own)
+    return _launcher(devices, node=int(node), address=address, port=int(port), worker=worker)
 
 
 def _address(node: str) -> str:
@@ -181,10 +210,9 @@ def node_that_failed(log: Path, begin: int) -> str | None:
         failed = _FAILED.search(file.read().decode("utf-8", "replace"))
     if failed is None:
         return None
-    node, how, code = failed["node"], failed["how"], int(failed["code"] or 0)
-    # Python and DeepSpeed's launcher exit with minus the number of the signal that killed a process.
-    if code > 256 - signal.NSIG:
-        how = f"{KILLED} {signal.Signals(256 - code).name}"
+    node, how = failed["node"], failed["how"]
+    if killed := killed_by(int(failed["code"] or 0)):
+        how = f"{KILLED} {killed}"
     return f"node {node} failed first ({how[0].lower()}{how[1:]}), and the others were stopped"
 
 
@@ -202,21 +230,17 @@ def has_not_advanced(folder: RunFolder) -> str | None:
     return f"{folder.name}: {_ATTEMPTS} jobs in a row were stopped before they finished a step: raise [cluster] time"
 
 
-def gpu_count() -> int:
-    """The number of NVIDIA GPUs that this process may use, found without torch."""
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
-        return 0
-    there = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return there
-    chosen = [name for name in visible.split(",") if name.strip()]
-    return min(there, len(chosen) if "-1" not in chosen else chosen.index("-1"))
-
-
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+if __name__ == "__main__":
+    try:
+        launcher = on_node(sys.argv[1:])
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    os.execv(launcher[0], launcher)  # noqa: S606 (this process becomes the launcher)

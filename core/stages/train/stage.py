@@ -15,10 +15,9 @@ from modelwright.core.api.errors import ModelwrightError, StopRequested
 from modelwright.core.config import to_plain
 from modelwright.core.runs.events import read_events
 from modelwright.core.runs.stage import Run
-from modelwright.core.runs.supervisor import WorkerDiedError, run_worker
+from modelwright.core.runs.supervisor import KILLED, WorkerDiedError, run_worker
 from modelwright.core.stages.train.external_launcher import launcher_process
 from modelwright.core.stages.train.launch import (
-    KILLED,
     Launch,
     has_not_advanced,
     launch_of_one,

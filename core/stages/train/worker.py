@@ -54,6 +54,7 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             vocabulary=_vocabulary(worker, base),
             hub=_hub_name(order["base"]),
             seed=config.seed,
+            rope_scaling=_rope_scaling(config),
             attention=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
             fingerprint=order["fingerprint"],
@@ -149,6 +150,11 @@ def _vocabulary(worker: Worker[RunConfig], base: Path) -> int:
         new = "1 token is" if tokens - rows == 1 else f"{tokens - rows} tokens are"
         worker.emit("notice", {"text": f"{new} new to the base: its embeddings grow from {rows} to {tokens}"})
     return tokens
+
+
+def _rope_scaling(config: RunConfig) -> dict[str, Any] | None:
+    scaling = config.model.rope_scaling
+    return None if scaling is None else attrs.asdict(scaling, filter=lambda _, value: value is not None)
 
 
 def _hub_name(base: Mapping[str, Any] | None) -> str | None:

@@ -23,6 +23,7 @@ from modelwright.plugins.trainers.batches.micro_batches import (
     Numbers,
     collate,
     micro_batches,
+    round_size,
 )
 
 Item = TypeVar("Item")
@@ -149,6 +150,8 @@ class Corpus:
         See `micro_batches` for `size`, `tokens` and `end_to_end`.
         """
         lengths = self._lengths[sequences]
+        if self._folder.packs is not None and not end_to_end:
+            lengths = round_size(lengths)  # as `collate` pads them
         rounds = micro_batches(lengths, size=size, tokens=tokens, ranks=ranks, end_to_end=end_to_end)
         own = [(dealt[rank], dealt[0][:1]) for dealt in rounds]
         return [

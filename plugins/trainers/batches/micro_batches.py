@@ -24,7 +24,7 @@ def round_size(size: Size) -> Size:
     """Round a size (or each of several, all 1 or more) up to one of the sixteen sizes between two powers of two.
 
     oneDNN prepares a product for each shape that it has not met, which takes 1 to 30 ms in bfloat16, longer than the
-    product itself: with few different sizes, shapes repeat.
+    product itself, and FlexAttention is compiled for it, which takes seconds: with few different sizes, shapes repeat.
     """
     steps = np.maximum(1, (1 << (np.frexp(size)[1] - 1)) >> 4)
     rounded: Size = -(-size // steps) * steps
@@ -151,18 +151,21 @@ def collate(
 ) -> MicroBatch:
     """Lay the documents of each sequence end to end, and pad the sequences to the longest of them.
 
+    If a sequence has several documents, they are padded to a size of `round_size`.
+
     A token is trained if its row marks it as `trained`, except for the first of a row, which nothing predicts.
 
     Args:
         sequences: the rows of each.
         sources: the numbers of the sources by name; a source that is not listed has number 0.
-        end_to_end: also lay the sequences end to end in one row, padded to a size of `round_size`.
+        end_to_end: also lay the sequences end to end in one row, which is padded to such a size, too.
     """
     if end_to_end:
         sequences = [[row for sequence in sequences for row in sequence]]
     lengths = np.array([sum(len(row.input_ids) for row in sequence) for sequence in sequences])
     longest = max(len(row.input_ids) for sequence in sequences for row in sequence)
-    width = round_size(lengths).max() if end_to_end else lengths.max()
+    packed = end_to_end or any(len(sequence) > 1 for sequence in sequences)
+    width = round_size(lengths).max() if packed else lengths.max()
     input_ids = np.zeros((len(sequences), width), dtype=np.int64)
     is_trained = np.zeros(input_ids.shape, dtype=np.bool_)
     position_ids = np.zeros_like(input_ids)
@@ -179,7 +182,6 @@ def collate(
         # A model with learned positions may have none beyond the longest row.
         position_ids[index, start:] = np.arange(input_ids.shape[1] - start) % longest
     predicted = np.flatnonzero(is_trained)
-    packed = end_to_end or any(len(sequence) > 1 for sequence in sequences)
     mask = np.arange(input_ids.shape[1]) < lengths[:, None]
     return MicroBatch(
         ids=tuple(row.id for sequence in sequences for row in sequence),

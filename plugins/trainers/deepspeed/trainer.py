@@ -14,6 +14,7 @@ import torch
 from transformers.integrations import HfDeepSpeedConfig
 
 from modelwright.core.api import Job, ModelwrightError, Trained, TrainSettings, UsageError
+from modelwright.core.api.devices import try_device
 from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint
@@ -161,7 +162,9 @@ def _device() -> torch.device:
             'less, or to "auto"'
         )
     accelerator.set_device(local)
-    return torch.device(accelerator.device_name(), local)
+    device = torch.device(accelerator.device_name(), local)
+    try_device(device, f"process {local + 1} of this machine")
+    return device
 
 
 def _join(device: torch.device) -> Ranks:

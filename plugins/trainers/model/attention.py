@@ -11,12 +11,17 @@ computes each document by itself instead: nothing is masked, and nothing is comp
 from __future__ import annotations
 
 import itertools
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, modeling_rope_utils
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from modelwright.core.api import UsageError
+from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers.batches.micro_batches import MicroBatch
 
 DOCUMENT_ATTENTION = "sdpa_by_document"
@@ -85,6 +90,33 @@ def _window(length: int, width: int) -> torch.Tensor:
 AttentionInterface.register(DOCUMENT_ATTENTION, torch.compiler.disable(document_attention))  # type: ignore[no-untyped-call]
 
 
+def flex_attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **more: Any
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """FlexAttention as transformers calls it, in the precision of autocast if that is on, like PyTorch's own attention.
+
+    Autocast leaves it alone: under float32 weights, rotary embeddings make queries and keys float32 and values stay
+    bfloat16, which torch 2.8 to 2.10 refuse, and later versions compute in float32.
+
+    Args:
+        module: the attention layer.
+        query: `[sequences, heads, length, width]`.
+        key: `[sequences, key heads, length, width]`.
+        value: `[sequences, key heads, length, width]`.
+        mask: the block mask of transformers.
+        more: passed on.
+    """
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (each.to(dtype) for each in (query, key, value))
+    found: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(module, query, key, value, mask, **more)
+    return found
+
+
+# In place of its own, under the name by which it makes the mask.
+AttentionInterface.register("flex_attention", flex_attention)
+
+
 def attention_of(model: Any) -> str:
     """The attention implementation that a model uses."""
     return str(model.config._attn_implementation)  # noqa: SLF001 (transformers has no public name for it)
@@ -101,3 +133,53 @@ def model_inputs(model: Any, batch: MicroBatch) -> dict[str, torch.Tensor | None
         # be laid end to end.
         input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
     return {"input_ids": input_ids, "attention_mask": None, "position_ids": position_ids}
+
+
+def stretch_rotary_positions(config: Any, scaling: Mapping[str, Any]) -> None:
+    """Stretch the rotary positions in a config, and its context by the same factor.
+
+    Scaling that the config already has is replaced: the factor is of the context that the model was first trained with.
+
+    Args:
+        config: of the language model, from transformers.
+        scaling: as `Job.rope_scaling`.
+
+    Raises:
+        UsageError: the model has no such positions, one kind for each layer, or transformers does not accept them.
+    """
+    before = getattr(config, "rope_parameters", None)
+    if not before or not isinstance(before.get("rope_type"), str):
+        which = "one kind of rotary positions for each layer" if before else "no rotary positions"
+        raise UsageError(f"[model] rope_scaling: this model ({config.model_type}) has {which}: remove the table")
+    original = before.get("original_max_position_embeddings") or config.max_position_embeddings
+    kept = {key: before[key] for key in ("rope_theta", "partial_rotary_factor") if before.get(key) is not None}
+    parameters = {"original_max_position_embeddings": original, **kept, **scaling}
+    original = parameters["original_max_position_embeddings"]
+    if parameters["rope_type"] == "linear":
+        del parameters["original_max_position_embeddings"]  # is not one of its settings
+    config.rope_parameters = parameters
+    config.max_position_embeddings = int(original * parameters["factor"])
+    for problem in _problems_of_rope(config):
+        raise UsageError(f"[model] rope_scaling: {problem}")
+
+
+def _problems_of_rope(config: Any) -> list[str]:
+    """What transformers says of a config's rotary positions; it only warns of most mistakes."""
+    said: list[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        said.append(one_line(record.getMessage()))
+        return False
+
+    logger = logging.getLogger(modeling_rope_utils.__name__)
+    level = logger.level
+    logger.addFilter(note)
+    logger.setLevel(logging.WARNING)
+    try:
+        config.validate_rope()
+    except (KeyError, ValueError) as error:
+        said.append(one_line(str(error.args[0])))
+    finally:
+        logger.removeFilter(note)
+        logger.setLevel(level)
+    return said

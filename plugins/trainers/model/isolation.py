@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from modelwright.core.api import ModelwrightError, TokenRow
-from modelwright.plugins.trainers.batches.micro_batches import MicroBatch, collate
+from modelwright.plugins.trainers.batches.micro_batches import MicroBatch, collate, round_size
 from modelwright.plugins.trainers.model.attention import DOCUMENT_ATTENTION, attention_of
 from modelwright.plugins.trainers.model.loss import TrainedLogits
 
@@ -118,7 +118,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _compared_documents(packs: Sequence[Sequence[TokenRow]]) -> list[_Document]:
-    width = max(sum(len(row.input_ids) for row in pack) for pack in packs)
+    width = round_size(max(sum(len(row.input_ids) for row in pack) for pack in packs))
     documents = []
     for index, pack in enumerate(packs):
         start = index * width

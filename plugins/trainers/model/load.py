@@ -17,6 +17,7 @@ from modelwright.core.api import Job, ModelwrightError, UsageError
 from modelwright.core.api.adapters import embedding_rows
 from modelwright.core.api.hf_folder import context_length, has_weights, other_weights, vocabulary_size
 from modelwright.core.api.wording import listed, one_line
+from modelwright.plugins.trainers.model.attention import stretch_rotary_positions
 
 # Maximum length of a library's message that is passed on, in characters: some list every class that they know.
 _LONGEST = 300
@@ -101,10 +102,19 @@ def skeleton(job: Job) -> Any:
 
 
 def _config(job: Job) -> Any:
+    """The config of the job's model, with its rotary positions stretched as the job says.
+
+    Raises:
+        UsageError: the folder has none, or its positions cannot be stretched so.
+        ModelwrightError: it cannot be used.
+    """
     if not (job.model / "config.json").is_file():
         raise UsageError(f"{job.model}: expected a model in Hugging Face layout, but there is no config.json")
     with _clear_errors(job.model, "its config.json cannot be used", "fix the file, or copy the model again"):
-        return AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
+        config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
+    if job.rope_scaling is not None:
+        stretch_rotary_positions(config.get_text_config(decoder=True), job.rope_scaling)
+    return config
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def test_a_death_on_one_node_ends_the_other_and_is_named_and_nothing_is_register
     _, shown, *dependants = slurm.jobs(two_nodes)
     assert shown["state"] == "FAILED"
     assert shown["why"].startswith(
-        "train: node n2 failed first (a process was killed by SIGKILL), and the others were stopped"
+        "train: node n2 failed first (a process was killed by SIGKILL, probably out of memory), and the others were "
+        "stopped"
     )
     assert str(home / "runs" / "tiny-long" / "logs" / "train.log") in shown["why"]
     assert [job["state"] for job in dependants] == ["CANCELLED"] * 3

@@ -109,6 +109,15 @@ def test_an_untrained_run_has_a_base_and_no_adapter(mistakes, minimal, of_base, 
     assert found.split()[-1] == place
 
 
+@pytest.mark.parametrize("without", ["[adapter]", "", "train = false"], ids=["an adapter", "a base", "training"])
+def test_rotary_positions_are_stretched_where_all_weights_are_trained(mistakes, minimal, of_base, without):
+    """An adapter's base, and a base that is not trained, stay as they are; a new model has nothing to stretch."""
+    text = (of_base if without else minimal) + "[model.rope_scaling]\nrope_type = 'yarn'\nfactor = 2\n"
+    text += f"[variants.one]\n{without}\n" if "train" in without else f"{without}\n"
+    [found] = mistakes(text)
+    assert found.split()[-1] in ("rope_scaling", "model.rope_scaling")
+
+
 def test_set_is_over_the_variants(read, minimal):
     """The command line has the last word in every variant."""
     runs = read(minimal + "[variants.a]\ntrain.max_steps = 2\n[variants.b]\n", "train.max_steps=3", 'name="new"')

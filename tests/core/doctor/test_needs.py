@@ -244,6 +244,13 @@ def test_gpus_that_torch_does_not_see_are_reported(run_file, facts, wording):
     assert "this build of torch is for CPUs only" in line
 
 
+def test_a_visible_gpu_that_is_not_there_is_reported(run_file, facts):
+    """The run would refuse it; no other driver is needed for that."""
+    blind = with_gpus(facts, [], why="No CUDA GPUs are available", driver=["H100"])
+    blind["torch"]["visible"] = "CUDA_VISIBLE_DEVICES is '9', and device 9 does not exist"
+    assert missing_in(run_file(), blind) == [blind["torch"]["visible"]]
+
+
 def test_a_file_system_without_locks_is_reported(run_file, facts):
     """Two runs would write one folder."""
     without = facts["home"] | {"locks": "Function not implemented"}

@@ -17,6 +17,7 @@ from tiny_run import tiny_run
 from waiting import until
 
 from modelwright.core.runs.events import read_events
+from modelwright.core.runs.supervisor import ended_how
 
 pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
 
@@ -124,6 +125,24 @@ def _has_open(process, file):
     return False
 
 
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        (-9, "signal SIGKILL, probably out of memory"),
+        (247, "signal SIGKILL, probably out of memory"),
+        (137, "signal SIGKILL, probably out of memory"),
+        (-6, "signal SIGABRT"),
+        (250, "signal SIGABRT"),
+        (139, "signal SIGSEGV"),
+        (1, "exit code 1"),
+        (75, "exit code 75"),
+    ],
+)
+def test_a_launcher_or_a_shell_passes_on_the_signal_that_ended_a_process(code, how):
+    """Each in its own way of numbers."""
+    assert ended_how(code) == how
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("reached", ["launcher", "all"])
 def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home, modelwright, reached):
@@ -146,7 +165,7 @@ def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home,
 
 @pytest.mark.long
 def test_a_killed_process_is_not_a_request_to_stop(tmp_path, home):
-    """Its launcher ends the others by a signal; that is a failure, reported soon."""
+    """Its launcher ends the others by a signal; that is a failure, reported soon, with the likely reason."""
     path = tmp_path / "run.toml"
     path.write_text(LONG)
     command = [sys.executable, "-m", "modelwright.core", "run", str(path)]
@@ -155,4 +174,6 @@ def test_a_killed_process_is_not_a_request_to_stop(tmp_path, home):
     second.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
-    assert "lost the connection to another process, which was killed" in errors.splitlines()[-1]
+    line = errors.splitlines()[-1]
+    assert "the worker process of train died (signal SIGKILL, probably out of memory) without a result" in line
+    assert line.endswith("train.log")

@@ -18,7 +18,8 @@ from modelwright.core.testing.trainer import (
     write_model,
     write_token_folder,
 )
-from modelwright.plugins.trainers import LocalOptions, modelwright_trainers
+from modelwright.plugins.trainers import LocalOptions, modelwright_trainers, strategy
+from modelwright.plugins.trainers.local import LocalTrainer
 
 
 class TestLocalTrainer(TrainerContract):
@@ -149,6 +150,46 @@ def test_a_sequence_beyond_the_context_is_refused(tmp_path, settings, train, wor
     tokens = write_token_folder(tmp_path / "long", [("long", [1] * 65, [True] * 65)])
     with pytest.raises(ModelwrightError, match=r"65 tokens.* 64") as caught:
         train(make_job(tmp_path, Recorder(), settings(), tokens=tokens))
+    wording(caught.value)
+
+
+def test_the_device_may_be_given(tmp_path, settings):
+    """It is no part of what the model depends on; a device that is not there is refused before anything is read."""
+    recorder = Recorder()
+    job = make_job(tmp_path, recorder, settings(max_steps=1))
+    with pytest.raises(UsageError, match=r"^\[train.options\] device: device 'cuda:99' cannot be used: .*there is cpu"):
+        LocalTrainer(LocalOptions(device="cuda:99")).train(evolve(job, model=tmp_path / "nowhere"))
+    assert LocalTrainer(LocalOptions(device="cpu")).train(job).finished
+    assert recorder.of("started")[0]["device"] == "cpu"
+    with pytest.raises(ValueError, match="not 'gpu'"):
+        LocalOptions(device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "exact", "precision"),
+    [
+        ("auto", "cuda:0", True, torch.bfloat16),
+        ("auto", "cuda:1", False, torch.float32),
+        ("auto", "xpu:0", True, torch.bfloat16),
+        ("auto", "mps", True, torch.float32),
+        ("auto", "cpu", True, torch.float32),
+        ("bfloat16", "mps", True, torch.bfloat16),
+        ("bfloat16", "cpu", True, torch.bfloat16),
+        ("float32", "cuda:0", True, torch.float32),
+    ],
+)
+def test_the_precision_is_what_the_device_computes_in(monkeypatch, requested, device, exact, precision):
+    """On cards that are not here: bfloat16 where it is not emulated, but on request on a CPU or Apple's GPUs."""
+    monkeypatch.setattr(strategy, "has_bfloat16", lambda _: exact)
+    assert strategy.precision_of(requested, torch.device(device)) == precision
+
+
+def test_a_card_without_bfloat16_is_one_line(monkeypatch, wording):
+    """It names the card."""
+    monkeypatch.setattr(strategy, "has_bfloat16", lambda _: False)
+    monkeypatch.setattr(strategy, "device_name", lambda _: "Tesla V100")
+    with pytest.raises(UsageError) as caught:
+        strategy.precision_of("bfloat16", torch.device("cuda"))
     wording(caught.value)
 
 

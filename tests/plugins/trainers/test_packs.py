@@ -20,7 +20,7 @@ from modelwright.core.testing.trainer import (
 )
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.batches.corpus import Corpus
-from modelwright.plugins.trainers.batches.micro_batches import Assignment, collate
+from modelwright.plugins.trainers.batches.micro_batches import Assignment, collate, round_size
 from modelwright.plugins.trainers.checkpoints import Checkpoints, Progress
 from modelwright.plugins.trainers.local import LocalTrainer, SingleDevice
 from modelwright.plugins.trainers.loop import Loop
@@ -77,6 +77,8 @@ def test_each_token_is_predicted_from_its_own_document(packs):
     ]
     batch = collate(rows)
     width = max(sum(map(len, pack)) for pack in packs)
+    if any(len(pack) > 1 for pack in packs):
+        width = round_size(width)
     predicted, positions = [], []
     for index, pack in enumerate(packs):
         place, line = index * width, []
@@ -93,6 +95,17 @@ def test_each_token_is_predicted_from_its_own_document(packs):
         assert batch.attention_mask is None
     else:
         assert batch.position_ids is None
+
+
+def test_packs_have_few_widths_within_the_limit_of_a_micro_batch(tmp_path):
+    """A kernel is compiled for each width: sixteen between two powers of two, and the padding counts."""
+    rows = [(f"row-{size}", [7] * size, [False] + [True] * (size - 1)) for size in range(33, 93)]
+    corpus = Corpus(packed_folder(tmp_path / "packs", rows, max_length=190))
+    batches = [corpus.read(each) for each in corpus.assignments(corpus.sequences, size=None, tokens=384)]
+    widths = {batch.input_ids.shape[1] for batch in batches if batch.position_ids is not None}
+    assert len(widths) < len(corpus.packed(corpus.sequences)) / 4
+    assert widths <= {round_size(width) for width in range(1, 193)}
+    assert max(batch.input_ids.numel() for batch in batches) <= 384
 
 
 def one_epoch(folder, tokens, **changes):

@@ -252,7 +252,8 @@ def test_a_process_of_the_training_that_is_killed_ends_all(pair, launch, folder)
     codes, _, (first, other) = ended(launch(0), launch(1))
     assert codes == [1, 1]
     assert first.splitlines()[-1] == (
-        f"error: train: process 1 of 2 died (signal SIGKILL) without a result; see {folder.log('train')}"
+        "error: train: process 1 of 2 died (signal SIGKILL, probably out of memory) without a result; see "
+        f"{folder.log('train')}"
     )
     assert other == "error: process 1 of 2: the first process failed; see its error\n"
     assert nobody_works_in(folder)

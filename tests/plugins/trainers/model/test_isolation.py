@@ -86,6 +86,22 @@ def test_sequences_end_to_end_are_as_good_as_beside_each_other(kind, monkeypatch
     torch.testing.assert_close(end_to_end, beside, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None], ids=["autocast", "without"])
+def test_flex_attention_gets_numbers_of_one_precision(dtype, monkeypatch):
+    """Rotary embeddings leave float32 beside bfloat16 under autocast, which torch 2.8 to 2.10 refuse."""
+    seen = set()
+
+    def flex(_module, query, key, value, _mask, **_):
+        seen.add((query.dtype, key.dtype, value.dtype))
+        return query.transpose(1, 2), None
+
+    monkeypatch.setattr(attention_module, "flex_attention_forward", flex)
+    model = small("llama", "flex_attention", num_key_value_heads=2)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False)
+    assert seen == {(dtype or torch.float32,) * 3}
+
+
 @pytest.mark.parametrize(("kind", "attention"), PAIRS[:-2])
 def test_isolation_holds_in_bfloat16(kind, attention):
     """Its rounding is not a leak."""

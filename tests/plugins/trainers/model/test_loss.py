@@ -17,7 +17,7 @@ numpy = pytest.importorskip("numpy", reason="the extra train is not installed")
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_loss_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, scale, bias):
     """For any size of a chunk, with a bias or a scale or without."""
-    monkeypatch.setattr(loss_module, "CHUNK", rows * 11)
+    monkeypatch.setattr(loss_module, "MOST_ON_CPU", rows * 11)
     torch.manual_seed(0)
     hidden, weight = torch.randn(7, 5, requires_grad=True), torch.randn(11, 5, requires_grad=True)
     added = torch.randn(11, requires_grad=True) if bias else None
@@ -34,10 +34,21 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, s
         torch.testing.assert_close(gradient, wanted)
 
 
-@pytest.mark.parametrize(("vocabulary", "rows"), [(512, 4096), (8192, 256), (32_000, 256), (151_936, 55)])
-def test_a_chunk_on_a_cpu_is_small_but_not_of_few_tokens(vocabulary, rows):
-    """Of a wide vocabulary it is as large as elsewhere: the matrix is read for each chunk."""
-    assert loss_module._rows(vocabulary, torch.device("cpu")) == rows
+@pytest.mark.parametrize(
+    ("vocabulary", "on_cpu", "on_gpu"),
+    [
+        (512, 4096, 1024),
+        (8192, 256, 1024),
+        (32_000, 256, 1024),
+        (128_256, 65, 1024),
+        (151_936, 55, 883),
+        (262_144, 32, 512),
+    ],
+)
+def test_a_chunk_has_as_many_tokens_as_its_device_needs(vocabulary, on_cpu, on_gpu):
+    """On a CPU it stays in the caches; on a GPU the matrix is read for each chunk, so chunks are few."""
+    rows = {device: loss_module.chunk_rows(vocabulary, device) for device in ("cpu", "cuda", "xpu", "mps")}
+    assert rows == {"cpu": on_cpu, "cuda": on_gpu, "xpu": on_gpu, "mps": on_gpu}
 
 
 def test_frozen_weights_have_no_gradient_computed():
