@@ -3,8 +3,8 @@
 `WarmPopen` is a `subprocess.Popen` for this Python's programs: a server, which has the imports and nothing else, forks
 a process for each. It has a pid, a session, descriptors, an environment and a working directory of its own, and ends as
 any other. A second server has DeepSpeed as well, for processes with DS_ACCELERATOR=cpu; its launcher and torchrun
-fork what they start. Cold starts are tested where they are the point: tests/test_house.py, and everything that Slurm or
-the quickstart starts.
+fork what they start. Cold starts are tested where they are the point: tests/test_house.py, and everything that the
+quickstart or srun starts; of the jobs in tests/core/cluster, only those that test how a job begins.
 """
 
 from __future__ import annotations
