@@ -252,9 +252,9 @@ class TokensConfig:
             limit needs more memory.
         packing: `"pack"` puts several examples into one sequence, which saves padding; `"bucket"` batches examples of
             similar length; `"auto"` packs if all examples are plain text.
-        turns: Assistant turns to train on: `"all"` of them in one example, only the `"last"`, or `"split"`, which makes
-            a separate example of each. `"auto"` splits only the conversations whose earlier answers the template shows
-            otherwise than it serves them, such as without their thinking.
+        turns: Assistant turns to train on: `"all"` of them, only the `"last"`, or `"split"`, which makes a separate
+            example of each. `"all"` splits the conversations whose earlier answers the template shows otherwise than it
+            serves them, such as without their thinking; `"whole"` splits none, which stops the run on those.
         thinking: What answers without thinking are trained behind, if the template's generation prompt opens a thinking
             block that it does not show in the history: `"empty"` teaches the model to close the block at once,
             `"omit"` removes the block from the prompts of the trained model. By default such answers stop the run.
@@ -266,7 +266,7 @@ class TokensConfig:
 
     max_length: int = field(default=2048, validator=validators.ge(2))
     packing: Literal["auto", "pack", "bucket"] = "auto"
-    turns: Literal["auto", "all", "last", "split"] = "auto"
+    turns: Literal["all", "whole", "last", "split"] = "all"
     thinking: Literal["empty", "omit"] | None = None
     end: str | None = None
     allow: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.wording import listed
-from modelwright.core.chat.renderer import Renderer, read_template
+from modelwright.core.chat.renderer import Renderer, Turns, read_template
 from modelwright.core.chat.served import ThinkingBlock
 from modelwright.core.config import to_plain
 from modelwright.core.config.schema import TokensConfig
@@ -82,6 +82,13 @@ def base_renderer(run: Run) -> Renderer | None:
 
 def _adapted(renderer: Renderer, tokens: TokensConfig) -> Renderer:
     return renderer.adapted(omit_thinking=tokens.thinking == "omit", end=tokens.end)
+
+
+def _turns(tokens: TokensConfig) -> Turns:
+    """What the renderer calls it."""
+    if tokens.turns == "all":
+        return "auto"
+    return "all" if tokens.turns == "whole" else tokens.turns
 
 
 def pool_of(run: Run, cache: Cache) -> Pool:
@@ -177,7 +184,7 @@ class Preparation:
             (self.folder / split).mkdir()
         settings = TokenSettings(
             max_length=config.data.tokens.max_length,
-            turns=config.data.tokens.turns,
+            turns=_turns(config.data.tokens),
             seed=config.seed,
             empty_thinking=config.data.tokens.thinking == "empty",
         )
@@ -190,7 +197,7 @@ class Preparation:
         if count := self.report.split:
             self._notice(
                 f"{count} conversations are split, a row for each answer: the template shows their earlier answers "
-                'otherwise than it serves them ([data.tokens] turns = "auto")'
+                'otherwise than it serves them ([data.tokens] turns = "all")'
             )
         if self._packed():
             self._packs = write_packs(self.folder / "train", settings.max_length)
@@ -357,7 +364,7 @@ def _prepare(run: Run, selection: ShardSelection, folder: RunFolder, cache: Cach
             tokenizer = folder.path / "tokenizer"
             renderer.save(tokenizer)
             tokens = config.data.tokens
-            job = RenderAhead(tokenizer, renderer.fingerprint, tokens.turns, cache, tokens.thinking == "empty")
+            job = RenderAhead(tokenizer, renderer.fingerprint, _turns(tokens), cache, tokens.thinking == "empty")
             rendered = pool.ordered(job, entries, folder.check_stop)
             for done, _ in zip(itertools.accumulate(examples), rendered, strict=True):
                 emit("rendering", {"rendered": done, "examples": sum(examples)})

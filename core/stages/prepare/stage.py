@@ -201,8 +201,8 @@ def _mislabelled(done: Preparation) -> str | None:
 def _remedies(done: Preparation, anomalies: Container[str]) -> Iterator[str]:
     """The options of `[data.tokens]` that settle anomalies."""
     tokens = done.run.config.data.tokens
-    if tokens.turns == "all" and ("prompt-boundary" in anomalies or "thinking-dropped" in anomalies):
-        yield 'set turns = "auto" (or "split") to train each answer behind the history that serving shows'
+    if tokens.turns == "whole" and ("prompt-boundary" in anomalies or "thinking-dropped" in anomalies):
+        yield 'set turns = "all" (or "split") to train each answer behind the history that serving shows'
     elif "thinking-dropped" in anomalies:
         yield (
             "set [model] chat_template to a template that shows the thinking of these answers, or remove it from the "
@@ -221,7 +221,7 @@ def _remedies(done: Preparation, anomalies: Container[str]) -> Iterator[str]:
             f"generation prompts end in {opening!r}, which these answers do not close: set thinking = {empty}"
             '"omit" to train and serve without it'
         )
-    elif tokens.turns != "all":
+    elif tokens.turns != "whole":
         yield (
             "set [model] chat_template to a template that writes a prompt in the same way (its text, and its last "
             "token) whether or not an answer follows"

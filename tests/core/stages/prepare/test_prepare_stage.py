@@ -302,12 +302,12 @@ TALKS = {
 
 @pytest.mark.parametrize("name", TALKS)
 def test_conversations_that_a_template_shows_otherwise_than_it_serves_are_split(wording, prepare, tmp_path, name):
-    """By default, said and counted; with turns = "all" the run stops, and its one line has the option."""
+    """By default, said and counted; with turns = "whole" the run stops, and its one line has the option."""
     rows = [_talk(f"say {n}", f"it is {n}", "again", f"{n} it is", **TALKS[name]) for n in range(20)]
     model = f'chat_template = "{TEMPLATES / name}.jinja"'
     with pytest.raises(ModelwrightError) as caught:
-        prepare(rows, 'data.tokens.turns="all"', model=model)
-    assert 'set turns = "auto"' in str(caught.value)
+        prepare(rows, 'data.tokens.turns="whole"', model=model)
+    assert 'set turns = "all"' in str(caught.value)
     wording(caught.value)
     outputs, _ = prepare(rows, model=model)
     assert (outputs["rows"], outputs["split"], outputs["anomalies"]) == (40, 20, {})
