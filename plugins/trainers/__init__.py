@@ -21,12 +21,9 @@ class LocalOptions:
     Attributes:
         micro_batch_tokens: Maximum number of tokens in a micro-batch, padding included; it always holds at least one
             sequence. Lower it if the GPU runs out of memory. Not used if `micro_batch_size` is set.
-        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them. This takes less
-            memory and about a third more time; turn it on for a model or a sequence length that does not fit otherwise.
     """
 
     micro_batch_tokens: int = field(default=8192, validator=validators.gt(0), metadata=_HOW)
-    gradient_checkpointing: bool = field(default=False, metadata=_HOW)
 
 
 # Settings of DeepSpeed that belong in other places of the run file, and what to do instead.
@@ -63,15 +60,12 @@ class DeepSpeedOptions:
             the weights (stage 3). This fits larger models and is slower.
         micro_batch_tokens: Maximum number of tokens in a micro-batch of one process, padding included; it always holds
             at least one sequence. Lower it if a GPU runs out of memory. Not used if `micro_batch_size` is set.
-        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them. This takes less
-            memory and about a third more time; turn it on for a model or a sequence length that does not fit otherwise.
         config: Any other setting of DeepSpeed, as in its JSON configuration.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = field(default=2, metadata=_HOW)
     offload: Literal["none", "optimizer", "all"] = field(default="none", metadata=_HOW)
     micro_batch_tokens: int = field(default=8192, validator=validators.gt(0), metadata=_HOW)
-    gradient_checkpointing: bool = field(default=False, metadata=_HOW)
     config: Mapping[str, Any] = field(factory=dict)
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,12 +13,7 @@ import torch
 from modelwright.core.api import UsageError
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.memory import Size
-from modelwright.plugins.trainers.model.adapter import learning_rate_factor
 from modelwright.plugins.trainers.ranks import Ranks
-
-# The second moment forgets faster than Adam's 0.999: the usual choice for language models since T. Brown et al.,
-# "Language models are few-shot learners" (2020), appendix B.
-_BETAS = (0.9, 0.95)
 
 
 class Setup(Protocol):
@@ -105,37 +101,6 @@ class Strategy(Protocol):
         ...
 
 
-def adamw(model: Any, weight_decay: float) -> torch.optim.AdamW:
-    """The optimizer of all trainers, for the parameters that require a gradient; each step sets its learning rate."""
-    return torch.optim.AdamW(decay_groups(model, weight_decay), betas=_BETAS, fused=True)
-
-
-def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices (also embeddings) decay; norms and biases, which are vectors, do not.
-
-    Each group has a `factor`, by which `set_learning_rate` multiplies the rate.
-    """
-    groups: dict[tuple[bool, float], list[torch.Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((_dimensions(parameter) < 2, learning_rate_factor(model, name)), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": 0.0 if vectors else weight_decay, "factor": factor}
-        for (vectors, factor), parameters in sorted(groups.items(), key=lambda group: group[0])
-    ]
-
-
-def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
-    """Set the rate of a step in all groups of an optimizer."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["factor"]
-
-
-def _dimensions(parameter: torch.Tensor) -> int:
-    """The number of dimensions of a parameter; ZeRO-3 leaves a flat remainder and keeps the shape beside it."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
-
-
 def precision_of(requested: str, device: torch.device) -> torch.dtype:
     """The precision of the forward pass; "auto" is bfloat16 on a GPU that has it, else float32.
 
@@ -159,15 +124,24 @@ def device_facts(device: torch.device, precision: torch.dtype) -> dict[str, Any]
     return {"device": "cpu", **named, "threads": torch.get_num_threads()}
 
 
-def recompute_activations(model: Any) -> None:
+def recompute_activations(model: Any, *, offload: bool) -> None:
     """Keep only the activations between the blocks, and compute the others again in the backward pass.
+
+    Args:
+        model: of transformers.
+        offload: whether those that are kept wait in the computer's own memory, not in the GPU's.
 
     Raises:
         UsageError: the model does not support it.
     """
     # transformers renames the method within version 5, and drops the old name in 6.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    more = {"offload": True} if offload else {}
+    if more.keys() - inspect.signature(enable).parameters.keys():
+        raise UsageError(
+            '[train] gradient_checkpointing: "offload" needs a newer transformers (tried with 5.23): set it to "on"'
+        )
     try:
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False}, **more)
     except ValueError as error:
-        raise UsageError(f"[train.options] gradient_checkpointing: {error}") from error
+        raise UsageError(f"[train] gradient_checkpointing: {error}") from error

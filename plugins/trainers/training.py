@@ -17,14 +17,13 @@ from modelwright.plugins.trainers.preflight import preflight
 from modelwright.plugins.trainers.strategy import Setup, recompute_activations
 
 
-def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -> Trained:
+def train(job: Job, setup: Setup, *, micro_batch_tokens: int) -> Trained:
     """Train until the job is done or asked to stop; resume from a checkpoint if there is one.
 
     Args:
         job: what to train.
         setup: of the trainer; each of its processes calls this.
         micro_batch_tokens: maximum number of tokens in a micro-batch if the settings give no size.
-        recompute: whether activations are computed again in the backward pass.
 
     Raises:
         ModelwrightError: model and data do not fit together, something does not suffice, or the training diverged.
@@ -49,8 +48,8 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -
     for tokens in (corpus, holdout):
         if tokens is not None:
             check_fits(model, largest_token=tokens.largest_token, longest=tokens.longest, tokens=tokens.path)
-    if recompute:
-        recompute_activations(model)
+    if job.settings.gradient_checkpointing != "off":
+        recompute_activations(model, offload=job.settings.gradient_checkpointing == "offload")
     strategy = setup.strategy(model)
     loop = Loop(job, strategy, corpus, checkpoints, holdout=holdout, micro_batch_tokens=micro_batch_tokens)
     try:
@@ -60,8 +59,8 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -
         return loop.run(newest)
     except torch.OutOfMemoryError as error:
         raise ModelwrightError(
-            f"{strategy.facts()['device']}: out of memory: set [train] micro_batch_size to 1 or 2, or in "
-            f"[train.options] micro_batch_tokens to less than {micro_batch_tokens} or gradient_checkpointing = true"
+            f"{strategy.facts()['device']}: out of memory: set in [train] micro_batch_size to 1 or 2, or "
+            f'gradient_checkpointing to "on"; or [train.options] micro_batch_tokens to less than {micro_batch_tokens}'
         ) from error
 
 

@@ -39,12 +39,8 @@ class DeepSpeedTrainer:
         """
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         with _clear_error_for_lost_process():
-            return train(
-                job,
-                Processes(job.settings, self.options),
-                micro_batch_tokens=self.options.micro_batch_tokens,
-                recompute=self.options.gradient_checkpointing,
-            )
+            setup = Processes(job.settings, self.options)
+            return train(job, setup, micro_batch_tokens=self.options.micro_batch_tokens)
 
 
 class Processes:

@@ -17,8 +17,9 @@ from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import writing_to
 from modelwright.plugins.trainers.model.adapter import export_adapter, is_adapted
+from modelwright.plugins.trainers.optimizers import make_optimizer, set_learning_rate
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import adamw, device_facts, set_learning_rate
+from modelwright.plugins.trainers.strategy import device_facts
 
 # The folder in a checkpoint that holds all of DeepSpeed's files.
 TAG = "zero"
@@ -61,9 +62,8 @@ class Zero:
         if settings.compile:
             model.base_model.compile()
         try:
-            self.engine, *_ = deepspeed.initialize(
-                model=model, optimizer=adamw(model, settings.weight_decay), config=dict(config)
-            )
+            optimizer = make_optimizer(model, settings)
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
         except (AssertionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
             raise UsageError(f"[train.options] config: DeepSpeed refuses it: {one_line(error)[:300]}") from error
         self.forward = self.engine

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelwright.plugins.trainers.loop import schedule_factor, warmup_steps
+from modelwright.plugins.trainers.loop import schedule_factor, share_of_steps
 
 KINDS = ("cosine", "linear", "constant")
 
@@ -19,7 +19,7 @@ def schedules(draw):
     steps = draw(st.integers(1, 400))
     return {
         "steps": steps,
-        "warmup": warmup_steps(steps, draw(st.floats(0, 1))),
+        "warmup": share_of_steps(steps, draw(st.floats(0, 1))),
         "schedule": draw(st.sampled_from(KINDS)),
     }
 
@@ -79,4 +79,4 @@ def test_the_curves_have_their_shapes(kind, expected):
 @pytest.mark.parametrize(("steps", "share", "expected"), [(100, 0.03, 3), (10, 0.0, 0), (7, 1.0, 7), (1, 0.4, 0)])
 def test_the_warmup_is_its_share_of_the_steps(steps, share, expected):
     """Rounded to whole steps."""
-    assert warmup_steps(steps, share) == expected
+    assert share_of_steps(steps, share) == expected

@@ -32,7 +32,7 @@ from modelwright.plugins.trainers import LocalOptions, modelwright_trainers
 from modelwright.plugins.trainers.local import LocalTrainer
 from modelwright.plugins.trainers.model.adapter import adapter_state, attach, export_adapter, load_adapter_state
 from modelwright.plugins.trainers.model.targets import find_targets
-from modelwright.plugins.trainers.strategy import adamw, set_learning_rate
+from modelwright.plugins.trainers.optimizers import make_optimizer, set_learning_rate
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]])
 
@@ -324,7 +324,7 @@ def test_b_is_trained_at_its_own_rate(tmp_path):
     """LoRA+: a multiple of A's; nothing else is."""
     model = load(write_model(tmp_path / "base", weights=True))
     attach(model, AdapterSettings(rank=2, lora_plus=16, modules_to_save=("norm",)), seed=1)
-    optimizer = adamw(model, 0.1)
+    optimizer = make_optimizer(model, TrainSettings(max_steps=1, weight_decay=0.1))
     set_learning_rate(optimizer, 0.5)
     rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
     assert {rates[id(each)] for name, each in model.named_parameters() if ".lora_B." in name} == {8.0}
