@@ -415,6 +415,7 @@ def schedule_factor(
     elif schedule == "linear":
         falling = 1 - done
     elif schedule == "wsd":
+        cooldown = min(cooldown, steps - warmup - 1)
         falling = 1 - math.sqrt(max(0, step - steps + cooldown) / (cooldown + 1))
     return least + (1 - least) * falling
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,3 +146,40 @@ def recompute_activations(model: Any, *, offload: bool) -> None:
         enable({"use_reentrant": False}, **more)
     except ValueError as error:
         raise UsageError(f"[train] gradient_checkpointing: {error}") from error
+
+
+def without_liger(kind: str, *, device: str, kernels: Collection[str] | None) -> str | None:
+    """Why Liger's kernels cannot replace a model's own, as the second half of an error's line; None if they can.
+
+    Args:
+        kind: the model's `model_type`.
+        device: type of the device that it computes on, such as "cuda".
+        kernels: the model types that the installed liger-kernel knows; None if it is not installed.
+    """
+    if device != "cuda":
+        return f"its kernels run on a GPU, and this training computes on {device!r}: remove it"
+    if kernels is None:
+        return "needs the package liger-kernel: pip install liger-kernel, or remove it"
+    if kind not in kernels:
+        return f"liger-kernel has no kernels for models of type {kind!r}: remove it"
+    return None
+
+
+def check_liger(kind: str, device: torch.device) -> None:
+    """Check that Liger's kernels can replace those of a model of this `model_type`.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    kernels = None
+    if device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None:
+        kernels = importlib.import_module("liger_kernel.transformers.monkey_patch").MODEL_TYPE_TO_APPLY_LIGER_FN
+    problem = without_liger(kind, device=device.type, kernels=kernels)
+    if problem:
+        raise UsageError(f"[train] liger: {problem}")
+
+
+def use_liger(model: Any) -> None:
+    """Replace a model's own kernels by Liger's, but not its loss, which `TrainedLogits` computes."""
+    integration = importlib.import_module("transformers.integrations.liger")
+    integration.apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})

@@ -14,7 +14,7 @@ from modelwright.plugins.trainers.memory import Size
 from modelwright.plugins.trainers.model.adapter import adapt
 from modelwright.plugins.trainers.model.load import check_fits, load_model, skeleton
 from modelwright.plugins.trainers.preflight import preflight
-from modelwright.plugins.trainers.strategy import Setup, recompute_activations
+from modelwright.plugins.trainers.strategy import Setup, check_liger, recompute_activations, use_liger
 
 
 def train(job: Job, setup: Setup, *, micro_batch_tokens: int) -> Trained:
@@ -41,7 +41,11 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int) -> Trained:
     holdout = held_out(job)
     checkpoints = Checkpoints(job, ranks)
     newest = checkpoints.newest()
-    setup.check(_size(job), newest)
+    bare = skeleton(job)
+    if job.settings.liger:
+        check_liger(bare.config.model_type, setup.device)
+    adapt(bare, job)
+    setup.check(Size.of(bare), newest)
     # A process that measures the free memory must not see weights that another one has read already.
     ranks.wait()
     model = _model(job, setup, packed=bool(len(corpus.packed(corpus.sequences))))
@@ -64,16 +68,11 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int) -> Trained:
         ) from error
 
 
-def _size(job: Job) -> Size:
-    """The size of the model to be trained, from its configuration alone."""
-    model = skeleton(job)
-    adapt(model, job)
-    return Size.of(model)
-
-
 def _model(job: Job, setup: Setup, *, packed: bool) -> Any:
     on_gpu = setup.device.type != "cpu"
     low = on_gpu and setup.precision == torch.bfloat16
     model = load_model(job, on_gpu=on_gpu, packed=packed, low=low, sharing=setup.sharing)
+    if job.settings.liger:
+        use_liger(model)
     adapt(model, job)
     return model
