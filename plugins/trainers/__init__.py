@@ -53,13 +53,40 @@ ELSEWHERE = {
 # Other tables and values at the top of DeepSpeed's configuration. DeepSpeed passes over a name that it does not know,
 # and over `zero_optimization = true`.
 DEEPSPEED_TABLES = frozenset(
-    "aio checkpoint comet comms_logger compression_training csv_monitor data_types eigenvalue flops_profiler "
-    "tensorboard timers wandb zero_optimization".split()
+    [
+        "aio",
+        "checkpoint",
+        "comet",
+        "comms_logger",
+        "compression_training",
+        "csv_monitor",
+        "data_types",
+        "eigenvalue",
+        "flops_profiler",
+        "tensorboard",
+        "timers",
+        "wandb",
+        "zero_optimization",
+    ]
 )
 DEEPSPEED_VALUES = frozenset(
-    "communication_data_type disable_allgather disable_python_gc dump_state gradient_allreduce_op "
-    "gradient_predivide_factor graph_harvesting log_level memory_breakdown prescale_gradients sparse_gradients "
-    "steps_per_print wall_clock_breakdown zero_allow_untested_optimizer zero_force_ds_cpu_optimizer".split()
+    [
+        "communication_data_type",
+        "disable_allgather",
+        "disable_python_gc",
+        "dump_state",
+        "gradient_allreduce_op",
+        "gradient_predivide_factor",
+        "graph_harvesting",
+        "log_level",
+        "memory_breakdown",
+        "prescale_gradients",
+        "sparse_gradients",
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+    ]
 )
 
 

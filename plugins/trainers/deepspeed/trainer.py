@@ -23,6 +23,7 @@ from modelwright.plugins.trainers.optimizers import WHOLE_MATRICES, check_optimi
 from modelwright.plugins.trainers.ranks import Ranks
 from modelwright.plugins.trainers.strategy import precision_of
 from modelwright.plugins.trainers.training import train
+
 # Numbers in a bucket of gradients or weights that is sent at once, 400 MB in bfloat16: large enough for the network, and
 # a GPU holds about four and a half of them; DeepSpeed's default is 5e8.
 _BUCKET = 200_000_000
@@ -142,7 +143,6 @@ def zero_config(
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": low and stage > 0},
-        "torch_autocast": {"enabled": low and stage == 0, "dtype": "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
     }

@@ -67,7 +67,8 @@ class Zero:
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
         except (AssertionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
             raise UsageError(f"[train.options] config: DeepSpeed refuses it: {one_line(error)[:300]}") from error
-        self.forward = self.engine
+        # The engine switches autocast off in its forward pass, which has nothing to gather or to split at stage 0.
+        self.forward = self.engine if options.zero_stage else model
         if options.zero_stage == 0:
             # The norm must be known before the step, and DeepSpeed without ZeRO does not check it.
             self.engine.enable_backward_allreduce = False
@@ -194,9 +195,7 @@ def layout_of(options: DeepSpeedOptions, ranks: Ranks) -> dict[str, Any]:
     return {"strategy": "zero", "stage": options.zero_stage, "ranks": ranks.size}
 
 
-def check_layout(
-    folder: Path, there: Mapping[str, Any], options: DeepSpeedOptions, optimizer: str, ranks: int
-) -> None:
+def check_layout(folder: Path, there: Mapping[str, Any], options: DeepSpeedOptions, optimizer: str, ranks: int) -> None:
     """Check that a checkpoint can be read with these options, by this number of processes.
 
     Raises:
