@@ -10,6 +10,8 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api.errors import UsageError
 
+# The optimizers that the package bitsandbytes has.
+OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "lion")
 _positive: Any = validators.gt(0)
 # Sequences per step unless the run file sets batch_size.
 _USUAL_BATCH = 32

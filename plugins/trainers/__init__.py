@@ -53,7 +53,7 @@ ELSEWHERE = {
 # Other tables and values at the top of DeepSpeed's configuration. DeepSpeed passes over a name that it does not know,
 # and over `zero_optimization = true`.
 DEEPSPEED_TABLES = frozenset(
-    [
+    {
         "aio",
         "checkpoint",
         "comet",
@@ -67,10 +67,10 @@ DEEPSPEED_TABLES = frozenset(
         "timers",
         "wandb",
         "zero_optimization",
-    ]
+    }
 )
 DEEPSPEED_VALUES = frozenset(
-    [
+    {
         "communication_data_type",
         "disable_allgather",
         "disable_python_gc",
@@ -86,7 +86,7 @@ DEEPSPEED_VALUES = frozenset(
         "wall_clock_breakdown",
         "zero_allow_untested_optimizer",
         "zero_force_ds_cpu_optimizer",
-    ]
+    }
 )
 
 

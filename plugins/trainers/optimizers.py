@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from modelwright.core.api import TrainSettings, UsageError
+from modelwright.core.api.train_settings import OF_BITSANDBYTES
 from modelwright.plugins.trainers.model.adapter import learning_rate_factor
 
 _EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
@@ -40,7 +41,7 @@ def lacking(settings: TrainSettings, *, device: str, bitsandbytes: bool, muon: b
         muon: whether the installed torch has Muon.
     """
     name = settings.optimizer
-    if name in (*_EIGHT_BIT, "lion") and not bitsandbytes:
+    if name in OF_BITSANDBYTES and not bitsandbytes:
         return 'needs the package bitsandbytes: pip install "modelwright[quantization]", or set it to "adamw"'
     if name == "paged_adamw_8bit" and device != "cuda":
         return 'moves its states between GPU and CPU memory, and steps on the CPU here: set it to "adamw_8bit"'
@@ -82,14 +83,13 @@ def make_optimizer(model: Any, settings: TrainSettings) -> torch.optim.Optimizer
 
 
 def _of_bitsandbytes(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
-    import bitsandbytes
-
+    of_package = importlib.import_module("bitsandbytes.optim")
     betas = _betas(settings)
     if settings.optimizer == "lion":
-        lion: torch.optim.Optimizer = bitsandbytes.optim.Lion(groups, betas=betas)
+        lion: torch.optim.Optimizer = of_package.Lion(groups, betas=betas)
         return lion
     paged = settings.optimizer.startswith("paged")
-    made: Any = bitsandbytes.optim.AdamW8bit(groups, betas=betas, eps=settings.eps or _EPS, is_paged=paged)
+    made: Any = of_package.AdamW8bit(groups, betas=betas, eps=settings.eps or _EPS, is_paged=paged)
     usual = made.get_config
 
     def by_group(gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:

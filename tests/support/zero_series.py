@@ -1,4 +1,4 @@
-"""Several trainings, one after the other in the same processes: starting processes takes longer than a tiny training."""
+"""Several trainings, one after the other in the same processes, which take longer to start than to train."""
 
 from __future__ import annotations
 

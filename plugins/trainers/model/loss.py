@@ -190,7 +190,7 @@ class TrainedLogits:
             return None
         # The generator was seeded for this step, so that a resumed training draws the same noise.
         noise = torch.empty_like(embeddings).uniform_(-1, 1)
-        return embeddings + noise * (self._amplitude / embeddings.shape[-1] ** 0.5).to(embeddings.dtype)
+        return embeddings.addcmul(noise, (self._amplitude / embeddings.shape[-1] ** 0.5).to(embeddings.dtype))
 
     def _head_or_instead(self, hidden: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = (self._instead or self._head_forward)(hidden)

@@ -1,4 +1,4 @@
-"""The optimizers of `[train] optimizer`: what each needs, what it steps, and that a training with it resumes exactly."""
+"""The optimizers of `[train] optimizer`: what each needs and steps, and that a training with it resumes exactly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from small_models import rows_of, small
 
 from modelwright.core.api import AdapterSettings, TrainSettings, UsageError
+from modelwright.core.api.train_settings import OF_BITSANDBYTES
 from modelwright.core.testing.trainer import Recorder, TrainerContract, make_job
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.batches.micro_batches import collate
@@ -17,7 +18,6 @@ from modelwright.plugins.trainers.strategy import without_liger
 
 # Learning rates at which the contract's tiny model learns.
 RATES = {"adamw": 3e-2, "adamw_8bit": 1e-2, "adafactor": 0.3, "muon": 3e-2, "lion": 3e-3}
-OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "lion")
 
 
 def settings(optimizer, **changes):

@@ -64,11 +64,8 @@ def stopped(stage, optimizer):
 
 
 MATRIX = list(itertools.product(STAGES, KINDS, PRECISIONS))
-RESUMED = [
-    (0, "muon"),
-    (0, "adafactor"),
-    *(pair for pair in ((1, "lion"), (2, "adamw_8bit"), (3, "adamw_8bit")) if QUANTIZED),
-]
+OF_BITSANDBYTES = [(1, "lion"), (2, "adamw_8bit"), (3, "adamw_8bit")]
+RESUMED = [(0, "muon"), (0, "adafactor"), *(OF_BITSANDBYTES if QUANTIZED else [])]
 
 
 @pytest.fixture(scope="module")

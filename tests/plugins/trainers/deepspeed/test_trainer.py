@@ -1,6 +1,7 @@
 """Real processes on CPUs, that share out a training by ZeRO; every test here starts them."""
 
 import contextlib
+from typing import ClassVar
 
 import pytest
 import torch
@@ -283,7 +284,7 @@ def test_the_settings_that_are_known_are_those_that_deepspeed_reads():
     class Read(dict):
         """Remembers what was looked up in it."""
 
-        names = set()
+        names: ClassVar[set[str]] = set()
 
         def get(self, key, default=None):
             self.names.add(key)

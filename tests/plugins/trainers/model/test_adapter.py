@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from small_models import small
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from modelwright.core.api import AdapterSettings, ModelwrightError, UsageError
+from modelwright.core.api import AdapterSettings, ModelwrightError, TrainSettings, UsageError
 from modelwright.core.api.adapters import apply_adapter
 from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from modelwright.core.testing.adapter import LORA, AdapterContract
