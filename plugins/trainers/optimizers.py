@@ -114,17 +114,12 @@ def parameter_groups(model: Any, settings: TrainSettings) -> list[dict[str, Any]
     its parameters in another way than the rest: all but hidden matrices with Muon, input embeddings with states of 8
     bits (T. Dettmers et al., "8-bit optimizers via block-wise quantization", 2022, section 2.3).
     """
-    embeddings = _ids(model.get_input_embeddings())
-    outer = embeddings | _ids(model.get_output_embeddings())
+    set_apart = _set_apart(model, settings.optimizer)
     groups: dict[tuple[bool, bool, float], list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        dimensions = _dimensions(parameter)
-        apart = (settings.optimizer == "muon" and (dimensions != 2 or id(parameter) in outer)) or (
-            settings.optimizer in _EIGHT_BIT and id(parameter) in embeddings
-        )
-        groups.setdefault((apart, dimensions < 2, learning_rate_factor(model, name)), []).append(parameter)
+        if parameter.requires_grad:
+            kind = (id(parameter) in set_apart, _dimensions(parameter) < 2, learning_rate_factor(model, name))
+            groups.setdefault(kind, []).append(parameter)
     return [
         {
             "params": parameters,
@@ -137,8 +132,18 @@ def parameter_groups(model: Any, settings: TrainSettings) -> list[dict[str, Any]
     ]
 
 
-def _ids(module: Any) -> set[int]:
-    return set() if module is None else {id(parameter) for parameter in module.parameters()}
+def _set_apart(model: Any, optimizer: str) -> set[int]:
+    """The parameters of the groups that are `apart`, by their ids."""
+
+    def of(module: Any) -> set[int]:
+        return set() if module is None else {id(parameter) for parameter in module.parameters()}
+
+    if optimizer in _EIGHT_BIT:
+        return of(model.get_input_embeddings())
+    if optimizer == "muon":
+        others = {id(parameter) for parameter in model.parameters() if _dimensions(parameter) != 2}
+        return others | of(model.get_input_embeddings()) | of(model.get_output_embeddings())
+    return set()
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:

@@ -53,7 +53,9 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int) -> Trained:
         if tokens is not None:
             check_fits(model, largest_token=tokens.largest_token, longest=tokens.longest, tokens=tokens.path)
     if job.settings.gradient_checkpointing != "off":
-        recompute_activations(model, offload=job.settings.gradient_checkpointing == "offload")
+        # On a CPU they are in its memory already.
+        offload = job.settings.gradient_checkpointing == "offload" and setup.device.type != "cpu"
+        recompute_activations(model, offload=offload)
     strategy = setup.strategy(model)
     loop = Loop(job, strategy, corpus, checkpoints, holdout=holdout, micro_batch_tokens=micro_batch_tokens)
     try:
