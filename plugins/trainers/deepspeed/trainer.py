@@ -24,8 +24,8 @@ from modelwright.plugins.trainers.ranks import Ranks
 from modelwright.plugins.trainers.strategy import precision_of
 from modelwright.plugins.trainers.training import train
 
-# Numbers in a bucket of gradients or weights that is sent at once: 400 MB in bfloat16, which fill a network. A GPU holds
-# about four and a half buckets, and DeepSpeed's default is 5e8.
+# Numbers in a bucket of gradients or weights that is sent at once: 400 MB in bfloat16, which fill a network. A GPU
+# holds about four and a half buckets, and DeepSpeed's default is 5e8.
 _BUCKET = 200_000_000
 
 
