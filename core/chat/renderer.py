@@ -14,6 +14,7 @@ the newline after that is not trained.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ RENDERER_VERSION = 2
 # The file in a model's folder that records, among other things, the fingerprint of its renderer.
 MODEL_RECORD = "modelwright.json"
 
-Turns = Literal["all", "last", "split"]
+Turns = Literal["auto", "all", "last", "split"]
 
 
 @frozen
@@ -172,8 +173,9 @@ class Renderer:
 
         Args:
             example: a conversation, or plain text, all of which is trained.
-            turns: the assistant turns to train: "all", the "last", or "split": a rendering for each, ending with it. A
-                message's own `train` takes precedence.
+            turns: the assistant turns to train: "all" in one rendering, the "last", or "split": a rendering for each,
+                ending with it. "auto" is "all", but "split" where that has fewer anomalies: where the template shows
+                earlier turns otherwise than it serves them. A message's own `train` takes precedence.
 
         Raises:
             RowError: the template refuses the example, or it is not valid text.
@@ -182,10 +184,7 @@ class Renderer:
         try:
             if example.text is not None:
                 return [self._train_text(example.text)]
-            wanted = _wanted(example.messages, turns)
-            if turns != "split" or not wanted:
-                return [self._train_conversation(example.messages, example.tools, wanted)]
-            return [self._train_conversation(example.messages[: index + 1], example.tools, [index]) for index in wanted]
+            return self._train_turns(example, turns)
         except TemplateRefusedError as error:
             raise RowError(str(error)) from error
 
@@ -313,6 +312,22 @@ class Renderer:
         if not spans:
             anomalies.append("nothing-trained")
         return Rendered(ids=encoded.ids, spans=tuple(spans), anomalies=tuple(anomalies), text=layout.text)
+
+    def _train_turns(self, example: Example, turns: Turns) -> list[Rendered]:
+        wanted = _wanted(example.messages, turns)
+        if turns == "split" and wanted:
+            return self._train_split(example, wanted)
+        whole = self._train_conversation(example.messages, example.tools, wanted)
+        if turns == "auto" and len(wanted) > 1 and whole.anomalies:
+            # Templates may refuse a conversation that ends early, such as with a call.
+            with contextlib.suppress(TemplateRefusedError):
+                split = self._train_split(example, wanted)
+                if {name for each in split for name in each.anomalies} < set(whole.anomalies):
+                    return split
+        return [whole]
+
+    def _train_split(self, example: Example, wanted: Sequence[int]) -> list[Rendered]:
+        return [self._train_conversation(example.messages[: index + 1], example.tools, [index]) for index in wanted]
 
     def _laid_out(self, messages: Sequence[Message], tools: str | None, wanted: Sequence[int]) -> Layout:
         if self._template is None:

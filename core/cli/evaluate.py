@@ -24,6 +24,10 @@ _OF_FLAGS = {
     "all_models": "--all",
     "models": "--model",
     "data": "--data",
+    "dataset": "--dataset",
+    "config": "--config",
+    "split": "--split",
+    "revision": "--revision",
     "format_name": "--format",
     "options": "--option",
     "metrics": "--metric",
@@ -48,6 +52,16 @@ _OUTPUT = {"output": "--output"}
     help="Model to evaluate: NAME, NAME@VERSION or @ALIAS. Repeatable.",
 )
 @click.option("--data", multiple=True, callback=once, metavar="PATH", help="Test set: a file, a glob or a folder.")
+@click.option(
+    "--dataset",
+    multiple=True,
+    callback=once,
+    metavar="NAME",
+    help="Test set that the package datasets reads, instead of --data: ORG/NAME on the Hugging Face hub, or a folder.",
+)
+@click.option("--config", metavar="NAME", help="Config (subset) of --dataset. Default: its only or its default one.")
+@click.option("--split", metavar="SPLIT", help="Split of --dataset, such as test or test[:200]. Default: its only one.")
+@click.option("--revision", metavar="REVISION", help="Branch, tag or commit of --dataset. Default: its main branch.")
 @click.option(
     "--format", "format_name", metavar="F", help="Format of the test set. Default: the only format that can read it."
 )
@@ -83,9 +97,10 @@ def evaluate(context: click.Context, /, path: Path | None, *, registry: str | No
 
     Given a RUN.toml, evaluate that run's model on the run's own test sets. Given an EVAL.toml (a file with `models` and
     [[evaluate]], such as examples/eval.toml), evaluate the models in it on the test sets in it. Without a file, name
-    the models with --all or --model and the test set with --data:
+    the models with --all or --model and the test set with --data or --dataset:
 
       modelwright evaluate --all --data test.jsonl --format math --output results
+      modelwright evaluate --all --dataset openai/gsm8k --config main --split test --output results
 
     Figures are recorded in the registry. Without a RUN.toml, results.json, report.md and samples.jsonl are
     also written to the folder --output. Addresses are resolved once, at the start. Run the same command again to
@@ -142,7 +157,6 @@ def _evaluate_flags(
     *,
     all_models: bool,
     models: Sequence[str],
-    data: str | None,
     output: Path | None,
     registry: str | None,
     **given: Any,
@@ -153,13 +167,15 @@ def _evaluate_flags(
 
     if all_models and models:
         raise UsageError("--all already means every model: remove --model")
-    if not (all_models or models) or data is None or output is None:
+    nothing = given["data"] is None and given["dataset"] is None
+    if not (all_models or models) or nothing or output is None:
         raise UsageError(
-            "give a RUN.toml or an EVAL.toml; or --all or --model ADDRESS, with --data PATH and --output DIR"
+            "give a RUN.toml or an EVAL.toml; or --all or --model ADDRESS, with --data PATH (or --dataset NAME) and "
+            "--output DIR"
         )
     plugins = discover()
-    names = ("format_name", "options", "metrics", "name", "limit", "samples", "max_tokens", "temperature", "seed")
-    flags = Flags(models="all" if all_models else models, data=data, **{name: given[name] for name in names})
+    names = _OF_FLAGS.keys() - {"all_models", "models"}
+    flags = Flags(models="all" if all_models else models, **{name: given[name] for name in names})
     config, taken = config_from_flags(flags, plugins)
     keys = ("dry_run", "fresh", "as_json")
     _perform(config, plugins, output=output, registry=registry, taken=taken, **{key: given[key] for key in keys})

@@ -15,6 +15,7 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
+from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.errors import UsageError
 from modelwright.core.cluster import slurm
@@ -137,20 +138,30 @@ class JobView:
         return self.state in ENDED or self.state == UNKNOWN
 
 
-def look(folder: RunFolder) -> list[JobView]:
-    """The jobs of a run's last submission, in order.
+def submitted_runs() -> list[RunFolder]:
+    """The folders of all runs that were submitted, by name."""
+    return [RunFolder(path.parents[1]) for path in sorted(home.runs().glob(f"*/slurm/{JOBS}"))]
+
+
+def look(folders: Sequence[RunFolder]) -> list[tuple[RunFolder, list[JobView]]]:
+    """The jobs of the last submission of each run, in order.
 
     Raises:
-        UsageError: it was never submitted.
+        UsageError: one was never submitted.
         ModelwrightError: Slurm does not answer.
     """
-    submitted = read_submitted(folder)
-    if not submitted:
-        raise UsageError(f"{folder.name} has no jobs: submit it with modelwright submit RUN.toml")
-    ids = [job.job for job in submitted]
-    known = slurm.queued(ids)
-    forgotten = [job.job for job in submitted if not set(job.tasks) & known.keys()]
+    runs = [(folder, read_submitted(folder)) for folder in folders]
+    for folder, submitted in runs:
+        if not submitted:
+            raise UsageError(f"{folder.name} has no jobs: submit it with modelwright submit RUN.toml")
+    jobs = [job for _, submitted in runs for job in submitted]
+    known = slurm.queued([job.job for job in jobs])
+    forgotten = [job.job for job in jobs if not set(job.tasks) & known.keys()]
     known |= {job: found for job, found in slurm.accounted(forgotten).items() if job not in known}
+    return [(folder, _looked(folder, submitted, known)) for folder, submitted in runs]
+
+
+def _looked(folder: RunFolder, submitted: Sequence[Submitted], known: Mapping[str, QueuedJob]) -> list[JobView]:
     views: list[JobView] = []
     for job in submitted:
         views += [_explained(view, job, views) for view in _views(folder, job, known)]
@@ -238,14 +249,14 @@ def _last_error(log: Path) -> str | None:
     return errors[-1].removeprefix("error: ") if errors else (lines[-1] if lines else None)
 
 
-def cancel(folder: RunFolder) -> list[JobView]:
-    """End the jobs of a run's last submission; gives those that had not ended yet.
+def cancel(folders: Sequence[RunFolder]) -> list[tuple[RunFolder, JobView]]:
+    """End the jobs of the last submission of each run; gives those that had not ended yet.
 
     Raises:
-        UsageError: it was never submitted.
+        UsageError: one was never submitted.
         ModelwrightError: Slurm does not answer, or refuses.
     """
-    going = [view for view in look(folder) if not view.ended]
+    going = [(folder, view) for folder, views in look(folders) for view in views if not view.ended]
     if going:
-        slurm.cancel(sorted({view.job.partition("_")[0] for view in going}))
+        slurm.cancel(sorted({view.job.partition("_")[0] for _, view in going}))
     return going

@@ -31,6 +31,8 @@ _ACCOUNTED = ("JobID", "State", "Reason", "Elapsed", "ExitCode", "NodeList")
 ENDED = frozenset(
     ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"]
 )
+# A node's GPUs among its generic resources, such as "gpu:a100:4(S:0-1),nic:2".
+_GPUS = re.compile(r"\bgpu:((?:[^:,(]+:)?\d+)")
 # States of nodes that will not work for now.
 _AWAY = re.compile(r"down|drain|drng|fail|maint|no_respond|\*$|boot|reboot|power")
 
@@ -58,21 +60,26 @@ class QueuedJob:
     exit_code: int | None
 
 
+def installed() -> bool:
+    """Whether Slurm's commands are there."""
+    return shutil.which("sbatch") is not None
+
+
 def need() -> None:
     """Check that Slurm's commands are installed.
 
     Raises:
         UsageError: they are not.
     """
-    if shutil.which("sbatch") is None:
+    if not installed():
         raise UsageError(
             "sbatch is not on the path: submit from a machine of the cluster, or write the scripts with --print"
         )
 
 
-def test(script: Path) -> str | None:
-    """Ask Slurm whether it would ever run a script; what it says against it, None where it would."""
-    done = _run(["sbatch", "--test-only", str(script)])
+def test(script: str) -> str | None:
+    """Ask Slurm whether it would ever run a script, given as text; what it says against it, None where it would."""
+    done = _run(["sbatch", "--test-only"], script)
     return None if done.returncode == 0 else _words(done)
 
 
@@ -170,23 +177,32 @@ def cancel(jobs: Sequence[str]) -> None:
 
 @frozen(kw_only=True)
 class Partition:
-    """What a partition has: how many nodes, and how many of them are away for now."""
+    """What a partition has.
+
+    Attributes:
+        nodes: number of nodes.
+        away: how many of them are away for now.
+        gpus: the GPUs of its kinds of nodes, such as `"a100:4"`, or `"4"` without a type; empty for nodes with none.
+    """
 
     nodes: int
     away: int
+    gpus: Sequence[str]
 
 
 def partition(name: str | None) -> Partition | None:
     """A partition's nodes, of the default one where none is named; None where it is not known."""
-    done = _run(["sinfo", "--noheader", "--format=%R|%P|%D|%T", *([f"--partition={name}"] if name else [])])
+    done = _run(["sinfo", "--noheader", "--format=%R|%P|%D|%T|%G", *([f"--partition={name}"] if name else [])])
     total = away = 0
+    gpus: dict[str, None] = {}
     for line in done.stdout.splitlines():
-        _, full, count, state = line.split("|")
+        _, full, count, state, resources = line.split("|")
         if name is None and not full.endswith("*"):
             continue
         total += int(count)
         away += int(count) if _AWAY.search(state) else 0
-    return Partition(nodes=total, away=away) if total else None
+        gpus |= dict.fromkeys(_GPUS.findall(resources) or [""])
+    return Partition(nodes=total, away=away, gpus=list(gpus)) if total else None
 
 
 def partitions() -> list[str]:
@@ -195,9 +211,9 @@ def partitions() -> list[str]:
     return sorted(set(done.stdout.split()))
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str], script: str | None = None) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        return subprocess.run(command, input=script, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except FileNotFoundError:
         raise UsageError(f"{command[0]} is not on the path: run this on a machine of the cluster") from None
     except subprocess.TimeoutExpired:

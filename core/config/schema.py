@@ -151,6 +151,11 @@ class RowsConfig:
         """Where the rows are, for messages."""
         return self.path or "/".join(filter(None, (self.dataset, self.config, self.split)))
 
+    @property
+    def source(self) -> SourceConfig:
+        """All of the rows."""
+        return SourceConfig(**{one.name: getattr(self, one.name) for one in fields(RowsConfig)})
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         if (self.path is None) == (self.dataset is None):
@@ -186,8 +191,9 @@ class QualityConfig:
         deduplicate: `"exact"` removes examples with the same content as an earlier one; `"near"` also removes those
             with almost the same content; `false` keeps all.
         decontaminate: Remove examples that contain questions from this run's test sets.
-        decontaminate_against: Also remove examples that contain questions from these files, which are read with the
-            format of the training data.
+        decontaminate_against: Also remove examples that contain questions from these test sets, which are read with the
+            format of the training data. Each is a path, or a table with the keys of `[[data.sources]]` that say where
+            rows are, such as `{ dataset = "openai/gsm8k", config = "main", split = "test" }`.
         verify_answers: Remove examples whose solution does not lead to their reference answer, as judged by the first
             metric of the run's test sets.
         min_characters: Remove examples with fewer than this many characters to train on.
@@ -197,7 +203,7 @@ class QualityConfig:
 
     deduplicate: Literal["exact", "near", False] = "exact"
     decontaminate: bool = False
-    decontaminate_against: tuple[FilePath, ...] = ()
+    decontaminate_against: tuple[FilePath | RowsConfig, ...] = ()
     verify_answers: bool = False
     min_characters: int = field(default=0, validator=validators.ge(0))
     max_characters: int | None = field(default=None, validator=validators.optional(_positive))
@@ -213,8 +219,9 @@ class TokensConfig:
             limit needs more memory.
         packing: `"pack"` puts several examples into one sequence, which saves padding; `"bucket"` batches examples of
             similar length; `"auto"` packs if all examples are plain text.
-        turns: Assistant turns to train on: `"all"` of them, only the `"last"`, or `"split"`, which makes a separate
-            example of each.
+        turns: Assistant turns to train on: `"all"` of them in one example, only the `"last"`, or `"split"`, which makes
+            a separate example of each. `"auto"` splits only the conversations whose earlier answers the template shows
+            otherwise than it serves them, such as without their thinking.
         thinking: What answers without thinking are trained behind, if the template's generation prompt opens a thinking
             block that it does not show in the history: `"empty"` teaches the model to close the block at once,
             `"omit"` removes the block from the prompts of the trained model. By default such answers stop the run.
@@ -226,7 +233,7 @@ class TokensConfig:
 
     max_length: int = field(default=2048, validator=validators.ge(2))
     packing: Literal["auto", "pack", "bucket"] = "auto"
-    turns: Literal["all", "last", "split"] = "all"
+    turns: Literal["auto", "all", "last", "split"] = "auto"
     thinking: Literal["empty", "omit"] | None = None
     end: str | None = None
     allow: tuple[str, ...] = ()
@@ -309,11 +316,6 @@ class SuiteConfig(RowsConfig):
     samples: int = field(default=1, validator=_positive)
     generation: GenerationConfig = field(factory=GenerationConfig)
 
-    @property
-    def source(self) -> SourceConfig:
-        """All rows of the test set."""
-        return SourceConfig(**{one.name: getattr(self, one.name) for one in fields(RowsConfig)})
-
     def problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong between fields, as (key, message)."""
         yield from super().problems()
@@ -380,7 +382,7 @@ class RunConfig:
         elif self.train.early_stopping is not None and not self.data.holdout.fraction:
             yield "train.early_stopping", "needs held-out data: set fraction in [data.holdout]"
         if self.data.quality.decontaminate and not self.evaluate:
-            message = "needs an [[evaluate]] table to compare with, or name files with decontaminate_against"
+            message = "needs an [[evaluate]] table to compare with, or name test sets with decontaminate_against"
             yield "data.quality.decontaminate", message
 
     def _untrained_problems(self) -> Iterator[tuple[str, str]]:

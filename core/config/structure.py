@@ -160,7 +160,7 @@ def _union_hook(converter: cattrs.Converter, kind: Any) -> Hook:
                 errors.append((member, Invalid(findings_of(error))))
         if len(errors) == 1:
             raise errors[0][1]
-        # A table or array was meant for the member that takes one; its error says where it is wrong.
+        # A value of a member's kind was meant for it; its error says where it is wrong.
         for member, invalid in errors:
             if isinstance(value, _PYTHON.get(_words(member), ())):
                 raise invalid
@@ -172,7 +172,7 @@ def _union_hook(converter: cattrs.Converter, kind: Any) -> Hook:
     return hook
 
 
-_PYTHON: dict[str, Any] = {"an array": list, "a table": dict}
+_PYTHON: dict[str, Any] = {"an array": list, "a table": dict, "a string": str}
 
 
 def _words(member: Any) -> str:

@@ -13,6 +13,7 @@ from modelwright.core import runner
 from modelwright.core.api.components import ComponentSpec, EngineSpec, FormatSpec, MetricSpec, TrainerSpec
 from modelwright.core.api.errors import ModelwrightError, SeveralErrors
 from modelwright.core.api.wording import either
+from modelwright.core.config.cluster import STAGES, ClusterConfig
 from modelwright.core.config.metrics import metric_name
 from modelwright.core.doctor.machine import imported
 from modelwright.core.runs.stage import Run
@@ -176,19 +177,25 @@ def _cluster(run: Run, facts: Facts) -> Iterator[str]:
     if slurm["error"]:
         yield f"[cluster] needs Slurm, which does not answer: {slurm['error']}: ask the cluster's administrators"
         return
-    names = list(dict.fromkeys(row["name"] for row in slurm["partitions"]))
-    wanted = cluster.partition or next((row["name"] for row in slurm["partitions"] if row["default"]), None)
-    rows = [row for row in slurm["partitions"] if row["name"] == wanted]
-    if cluster.partition and not rows:
-        yield f"[cluster] partition {wanted!r} does not exist: set it to {either(names)}"
-    if not rows:
+    for stage in STAGES:
+        yield from _partition(cluster, stage, slurm["partitions"])
+
+
+def _partition(cluster: ClusterConfig, stage: str, partitions: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What a partition lacks of what a stage's jobs request."""
+    requested, nodes = cluster.of(stage), cluster.nodes if stage == "train" else 1
+    names = list(dict.fromkeys(row["name"] for row in partitions))
+    wanted = requested.partition or next((row["name"] for row in partitions if row["default"]), None)
+    unknown = [name for name in (wanted or "").split(",") if name not in names]
+    if requested.partition and unknown:
+        yield f"{cluster.key(stage, 'partition')} {unknown[0]!r} does not exist: set it to {either(names)}"
+    if wanted is None or unknown:
         return
-    fit = sum(row["nodes"] for row in rows if row["gpus"] >= (cluster.gpus_per_node or 0))
-    if cluster.nodes > fit:
-        having = f" with {cluster.gpus_per_node} GPUs each" if cluster.gpus_per_node else ""
+    fit = sum(row["nodes"] for row in partitions if row["name"] in wanted.split(",") and row["gpus"] >= requested.gpus)
+    if nodes > fit:
+        having = f" with {requested.gpus} GPUs each" if requested.gpus else ""
         yield (
-            f"[cluster] nodes is {cluster.nodes}, but partition {wanted} has {fit}{having}: lower it, or set another "
-            "partition"
+            f"[cluster] nodes is {nodes}, but partition {wanted} has {fit}{having}: lower it, or set another partition"
         )
 
 

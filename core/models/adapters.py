@@ -1,4 +1,4 @@
-"""Registered adapters: finding an adapter's base, and loading both into an engine.
+"""Registered adapters: finding an adapter's base, loading both into an engine, and importing what peft wrote.
 
 An adapter's version records its base: a version in the registry, a commit on the hub, or a folder, each with the digest
 of its files. The base that is found must have this digest: on another base an adapter computes nonsense.
@@ -6,20 +6,33 @@ of its files. The base that is found must have this digest: on another base an a
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from attrs import frozen
 
 from modelwright.core.api.components import AdapterEngine, Engine, EngineSpec, Registry
 from modelwright.core.api.errors import ModelNotFoundError, ModelwrightError, UsageError
-from modelwright.core.api.files import failing_as
+from modelwright.core.api.files import failing_as, read_json, working_directory, write_json
+from modelwright.core.api.hf_folder import ADAPTER_CONFIG, CONFIG, is_adapter, vocabulary_size
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.registry import ModelVersion
-from modelwright.core.models.base import BASE_FILES, local_base, path_digest
+from modelwright.core.api.wording import one_line
+from modelwright.core.chat.renderer import MODEL_RECORD, Renderer, checked_renderer
+from modelwright.core.config.errors import Invalid
+from modelwright.core.config.paths import Written, model_source
+from modelwright.core.extras import require
+from modelwright.core.models.base import BASE_FILES, Base, local_base, path_digest, resolve_base
+from modelwright.core.models.hf_folder import BadFolderError, read_object, token_count
 from modelwright.core.models.hub import fetch
 from modelwright.core.registry import resolve
-from modelwright.core.registry.importing import dequantized_fingerprint
+from modelwright.core.registry.importing import Origin, dequantized_fingerprint, link_files
+from modelwright.core.registry.record import RECORD
 
 
 @frozen(kw_only=True)
@@ -156,3 +169,144 @@ def _other_base(version: ModelVersion, found: str, where: str) -> ModelwrightErr
         f"{version.address} is an adapter for another base: it was trained on the digest {version.model.base}, but "
         f"{where} has {found}; restore the original base, or train the adapter again"
     )
+
+
+# Importing what peft wrote
+
+
+def is_bare_adapter(source: Path) -> bool:
+    """Whether a folder is an adapter as peft writes it, without a record that names its base."""
+    with failing_as(f"{source} cannot be read"):
+        names = {path.name for path in source.iterdir()} if source.is_dir() else set()
+    return is_adapter(names) and RECORD not in names
+
+
+@frozen(kw_only=True)
+class BareAdapter:
+    """An adapter that peft wrote, and the base that it is imported for.
+
+    Attributes:
+        source: its folder.
+        base: the base.
+        place: the base's path; None if it is registered or on the hub.
+    """
+
+    source: Path
+    base: Base
+    place: Path | None
+
+    @classmethod
+    def find(cls, source: Path, given: str | None, registry: Registry) -> BareAdapter:
+        """Find its base.
+
+        Args:
+            source: its folder.
+            given: an address, a path or a model of the hub; None for what its config names, a path or a hub's model.
+            registry: may have the base.
+
+        Raises:
+            UsageError: there is no such base, or the config does not say which.
+            ModelwrightError: the hub cannot be reached.
+        """
+        name, where = (given, "--base") if given is not None else (_named_base(source), f"its {_NAMED}")
+        try:
+            found = model_source(Written.mark(name, working_directory()))
+            base = resolve_base(found, lambda: registry)
+        except Invalid as error:
+            raise UsageError(f"{source} cannot be imported: {where} {error.findings[0][1]}") from error
+        except ModelwrightError as error:
+            kind = UsageError if isinstance(error, UsageError | ModelNotFoundError) else ModelwrightError
+            said = str(error).replace("[model] base", where)
+            advice = "" if given is not None else "; or name the base with --base"
+            raise kind(f"{source} cannot be imported: {said}{advice}") from error
+        return cls(source=source, base=base, place=None if base.parent else Path(found))
+
+    @property
+    def origin(self) -> Origin:
+        """What the registry records of it."""
+        return Origin(base=self.base.digest, parent=self.base.parent, place=self.place)
+
+    def complete(self, folder: Path, _source: Path) -> None:
+        """Add what peft does not write: the base's config, its tokenizer if there is none, and our record.
+
+        Args:
+            folder: has the files of the adapter, and gets the others.
+
+        Raises:
+            ModelwrightError: it is not an adapter of this base, or of a kind that is not supported.
+        """
+        base = self.base.folder
+        try:
+            if not (folder / CONFIG).exists():
+                link_files({CONFIG: (base / CONFIG).resolve()}, folder)
+            if not (folder / "tokenizer.json").exists():
+                Renderer.from_folder(base).save(folder)
+            renderer = checked_renderer(folder)
+            self._check_tokens(folder)
+            self._check_fits(folder)
+        except ModelwrightError as error:
+            said = str(error).replace(str(folder), str(self.source))
+            raise type(error)(f"{self.source} cannot be imported: {said.removeprefix(f'{self.source}: ')}") from error
+        origin = {"address": self.base.parent, "digest": self.base.digest}
+        write_json(folder / MODEL_RECORD, {"renderer": renderer.fingerprint, "base": origin})
+
+    @staticmethod
+    def _check_tokens(folder: Path) -> None:
+        """Refuse tokens without embeddings: their rows were made where it was trained, and are in none of its files."""
+        tokens, rows = token_count(folder), vocabulary_size(read_json(folder / CONFIG))
+        if rows is not None and tokens > rows:
+            raise UsageError(
+                f"its tokenizer has {tokens} tokens and its base embeddings for {rows}: merge it into its base with "
+                "peft, and import the result"
+            )
+
+    def _check_fits(self, folder: Path) -> None:
+        """Apply it to a base that has shapes and no weights."""
+        from modelwright.core.api.adapters import apply_adapter
+
+        torch, transformers = require("torch"), require("transformers")
+        require("peft")
+        with quietly():
+            try:
+                with torch.device("meta"):
+                    config = transformers.AutoConfig.from_pretrained(self.base.folder, trust_remote_code=False)
+                    model = transformers.AutoModelForCausalLM.from_config(config)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise ModelwrightError(f"its base cannot be built: {one_line(error):.300}") from error
+            apply_adapter(model, folder)
+
+
+_NAMED = f"base_model_name_or_path in {ADAPTER_CONFIG}"
+
+
+def _named_base(source: Path) -> str:
+    """What an adapter's config says of its base: a path, or a model of the hub with its revision."""
+    try:
+        config = read_object(source / ADAPTER_CONFIG)
+    except BadFolderError as error:
+        raise UsageError(f"{source} cannot be imported: {error}") from error
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    # A bare name could be a registered model's, but peft meant another one.
+    if not isinstance(name, str) or "/" not in name:
+        raise UsageError(
+            f"{source} cannot be imported: {ADAPTER_CONFIG} does not say which base it belongs to "
+            f"(base_model_name_or_path is {name!r:.100}): name the base with --base ADDRESS, a path or ORG/NAME"
+        )
+    return f"{name}@{revision}" if revision and not Path(name).exists() else name
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Silence the libraries' messages, and keep them off standard output, which belongs to the command."""
+    bars = require("transformers.utils.logging")
+    before, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    bars.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        if shown:
+            bars.enable_progress_bar()

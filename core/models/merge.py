@@ -9,11 +9,6 @@ The comparison loads the merged folder, as everyone will load it, before it is r
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +24,8 @@ from modelwright.core.api.registry import ModelVersion, NewModel
 from modelwright.core.api.wording import one_line
 from modelwright.core.chat.renderer import MODEL_RECORD, checked_renderer
 from modelwright.core.extras import require
-from modelwright.core.models.adapters import AdapterBase, adapter_base
-from modelwright.core.models.finishing import complete_generation_config, round_like
+from modelwright.core.models.adapters import AdapterBase, adapter_base, quietly
+from modelwright.core.models.finishing import complete_generation_config, round_like, round_weights
 from modelwright.core.models.gguf_base import dequantized_from
 from modelwright.core.registry.importing import gathering
 from modelwright.core.registry.record import environment
@@ -81,23 +76,24 @@ class Merged:
     compared: Compared | None
 
 
-def merge(registry: Registry, version: ModelVersion, name: str | None = None) -> Merged:
+def merge(registry: Registry, version: ModelVersion, name: str | None = None, *, dtype: str | None = None) -> Merged:
     """Register an adapter and its base as one whole model, or find the version if they were merged before.
 
     Args:
         registry: has the adapter, and gets the merged model.
         version: the adapter.
         name: of the merged model; default: the adapter's name with `-merged`.
+        dtype: of its weights, one of `DTYPES`; None for the dtype that each has in the base.
 
     Raises:
-        UsageError: the version is not an adapter, or the name is not valid.
+        UsageError: the version is not an adapter, the name is not valid, or a weight is too large for the dtype.
         ModelwrightError: the base is missing or another one, files are damaged, or the merged model's logits differ.
         MissingDependencyError: the `train` extra is not installed.
     """
     base = adapter_base(registry, version)
     if base is None:
         raise UsageError(f"{version.address} is not an adapter but a whole model: there is nothing to merge")
-    model = _new_model(version, name or f"{version.name}-merged")
+    model = _new_model(version, name or f"{version.name}-merged", dtype)
     before = [each for each in registry.find(model.name) if each.model.fingerprint == model.fingerprint]
     if before:
         return Merged(version=before[0], compared=None)
@@ -105,17 +101,19 @@ def merge(registry: Registry, version: ModelVersion, name: str | None = None) ->
         for problem in registry.verify(part):
             raise RegistryError(f"{version.address} cannot be merged: {part.address} is damaged: {problem}")
     with gathering() as folder:
-        compared = _write(registry.folder(version), base, folder, version)
+        compared = _write(registry.folder(version), base, folder, version, dtype)
         return Merged(version=registry.add(model, folder), compared=compared)
 
 
-def _new_model(version: ModelVersion, name: str) -> NewModel:
-    fingerprint = digest_json({"merged": [VERSION, version.digest, version.model.base]})
+def _new_model(version: ModelVersion, name: str, dtype: str | None) -> NewModel:
+    chosen = {} if dtype is None else {"dtype": dtype}
+    fingerprint = digest_json({"merged": [VERSION, version.digest, version.model.base], **chosen})
     try:
         return evolve(
             version.model,
             name=name,
             fingerprint=fingerprint,
+            config={**version.model.config, "merge": chosen} if chosen else version.model.config,
             base=version.digest,
             parent=version.address,
             environment=environment(),
@@ -128,7 +126,7 @@ def _new_model(version: ModelVersion, name: str) -> NewModel:
         ) from error
 
 
-def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion) -> Compared:
+def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion, dtype: str | None) -> Compared:
     """Write the merged model into `folder`, with the adapter's tokenizer, and compare it with base and adapter.
 
     Raises:
@@ -148,7 +146,10 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
             f"{version.address} was not merged: the merged model's logits differ from those of base and adapter by "
             f"{compared.difference:.2g}, which is more than rounding ({compared.allowed:.2g}); nothing was registered"
         )
-    round_like(folder, base.folder)
+    if dtype is None:
+        round_like(folder, base.folder)
+    else:
+        round_weights(folder, dtype)
     renderer.save(folder)
     complete_generation_config(folder, renderer.stop_token_ids)
     record: dict[str, Any] = {"renderer": renderer.fingerprint}
@@ -156,23 +157,6 @@ def _write(adapter: Path, base: AdapterBase, folder: Path, version: ModelVersion
         record["gguf"] = gguf
     files.write_json(folder / MODEL_RECORD, record)
     return compared
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Silence the libraries' messages, and keep them off standard output, which belongs to the command."""
-    bars = require("transformers.utils.logging")
-    before, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()
-    logging.disable(logging.WARNING)
-    bars.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-        if shown:
-            bars.enable_progress_bar()
 
 
 def _merge_weights(adapter: Path, base: Path, folder: Path) -> Compared:

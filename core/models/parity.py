@@ -32,8 +32,8 @@ from modelwright.core.api.registry import ModelVersion
 from modelwright.core.chat.renderer import Renderer, TemplateRefusedError
 from modelwright.core.extras import check_installed
 from modelwright.core.models import peers
+from modelwright.core.models.adapters import quietly
 from modelwright.core.models.hf_folder import folder_context
-from modelwright.core.models.merge import quietly
 from modelwright.core.models.peers import Peer, PeerError, Prompt, Reply
 
 if TYPE_CHECKING:

@@ -48,13 +48,30 @@ class Imported:
     left_out: tuple[str, ...]
 
 
+@frozen(kw_only=True)
+class Origin:
+    """What a model without a record was made of.
+
+    Attributes:
+        base: the digest of the GGUF that it was dequantized from, or of the base of an adapter.
+        parent: the address of that base; None for a path.
+        place: the path of the GGUF or of the base; None if it has an address.
+        fingerprint: of the model; None for that of its files.
+    """
+
+    base: str
+    parent: str | None = None
+    place: Path | None = None
+    fingerprint: str | None = None
+
+
 def import_model(
     registry: Registry,
     source: Path,
     *,
     name: str | None,
     check: Callable[[Path, Path], None],
-    gguf: tuple[Path, str] | None = None,
+    origin: Origin | None = None,
 ) -> Imported:
     """Register the model at `source`, or find the version if it is already registered.
 
@@ -63,8 +80,8 @@ def import_model(
         source: an exported folder or archive, or a folder in Hugging Face layout.
         name: the model's name; None for the one in its record.
         check: called for a folder without a record, with the folder of gathered files and the source (for messages);
-            raises an error if the model could not be served.
-        gguf: the file that the folder was dequantized from, and its sha256.
+            raises an error if the model could not be served. It may add files.
+        origin: what the model was made of; None if nobody knows.
 
     Raises:
         UsageError: the source cannot be imported, or the model needs a name.
@@ -77,10 +94,15 @@ def import_model(
             record, left_out = _gather(source, folder)
             if record is None:
                 check(folder, source)
-            model = _new_model(record, folder, source if gguf is None else gguf[0], name)
-            if gguf is not None:
-                origin = {"model": {"base": str(gguf[0])}}
-                model = evolve(model, fingerprint=dequantized_fingerprint(gguf[1]), base=gguf[1], config=origin)
+            model = _new_model(record, folder, source, name)
+            if origin is not None:
+                model = evolve(
+                    model,
+                    fingerprint=origin.fingerprint or model.fingerprint,
+                    base=origin.base,
+                    parent=origin.parent,
+                    config={"model": {"base": str(origin.place)}} if origin.place else {},
+                )
             return _register(registry, model, record, folder, left_out)
     except OSError as error:
         raise RegistryError(f"{source} cannot be imported: {error.strerror or error}: {error.filename}") from error

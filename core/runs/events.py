@@ -146,6 +146,7 @@ KINDS: Mapping[str, Kind] = {
             "longest": "Length of the longest training example, in tokens.",
             "undrawn": "Number of examples left out by the sampling weight of their source.",
             "texts": "Number of training examples that are plain text.",
+            "split": 'Number of conversations of which each answer became an example (`turns = "auto"`).',
             "shown": "For each anomaly, the first example that has it, as `file:line`.",
             "packs": "If examples are packed: the number of packs and what they hold; otherwise null.",
         },

@@ -96,9 +96,10 @@ def requirements(
 def _to_prepare(run: Run, *, download: bool) -> Iterator[Requirement]:
     config = run.config
     yield Requirement("component", run.plugins.get(FormatSpec, config.data.format).check)
-    if any(source.dataset for source in config.data.sources):
+    against = [source for _, source, _, _ in test_sets(config)]
+    if any(source.dataset for source in (*config.data.sources, *against)):
         yield Requirement("packages", partial(check_installed, "datasets", what="a source with dataset"))
-    if _here([source for _, source, _, _ in test_sets(config)], download=download):
+    if _here(against, download=download):
         yield Requirement("data", partial(check_quality, config, run.plugins))
     for source in config.data.sources:
         if _here([source], download=download):

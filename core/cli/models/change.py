@@ -14,6 +14,7 @@ from modelwright.core.api.registry import Alias, ModelVersion, check_alias, chec
 from modelwright.core.cli.common import json_option, print_json, print_table, registry_option, size_text
 from modelwright.core.cli.models.shared import alias_text, found, opened, print_pairs, summary, text
 from modelwright.core.models.adapters import base_name, needed_by
+from modelwright.core.models.finishing import DTYPES
 from modelwright.core.models.merge import merge as merge_adapter
 from modelwright.core.registry import naming, resolve
 
@@ -267,18 +268,23 @@ def _print(address: str, lines: list[str], files: int) -> None:
 @click.command()
 @click.argument("address")
 @click.option("--name", metavar="NAME", help="Name of the merged model; default: the adapter's name with -merged.")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Round the merged weights to this type; default: as in the base. float32 keeps all of a small effect.",
+)
 @registry_option
 @json_option
-def merge(address: str, name: str | None, registry: str | None, as_json: bool) -> None:
+def merge(address: str, name: str | None, dtype: str | None, registry: str | None, as_json: bool) -> None:
     """Merge an adapter into its base.
 
     The result is registered as a whole model, but only if its logits equal those of base and adapter, up to rounding.
-    If this adapter was merged before, nothing is registered.
+    If this adapter was merged before, to the same type, nothing is registered.
     """
     models, url = opened(registry)
     with naming(url):
         version = resolve(models, address)
-    done = merge_adapter(models, version, name)
+    done = merge_adapter(models, version, name, dtype=dtype)
     compared = done.compared
     if as_json:
         table = compared and {**asdict(compared), "allowed": compared.allowed}

@@ -19,6 +19,7 @@ from modelwright.core.api.wording import either
 from modelwright.core.cli.common import DiskPath, json_option, print_json, registry_option
 from modelwright.core.cli.models.change import move_alias
 from modelwright.core.cli.models.shared import opened, summary
+from modelwright.core.models.adapters import BareAdapter, is_bare_adapter
 from modelwright.core.models.exporting import TARGETS, ExportOptions
 from modelwright.core.models.exporting import export as export_to
 from modelwright.core.models.finishing import DTYPES
@@ -28,7 +29,8 @@ from modelwright.core.models.hf_folder import BadFolderError, folder_context, fo
 from modelwright.core.models.parity import TOOLS, Parity, ParityError, Tool, find_tool, verify
 from modelwright.core.models.peers import find_program
 from modelwright.core.registry import naming, resolve
-from modelwright.core.registry.importing import import_model
+from modelwright.core.registry.importing import Origin, dequantized_fingerprint, import_model
+from modelwright.core.registry.record import RECORD
 
 # `--verify` without a name.
 _AUTO = "auto"
@@ -58,7 +60,8 @@ _AUTO = "auto"
     flag_value=_AUTO,
     type=click.Choice((*TOOLS, _AUTO)),
     help="Ask this tool and the engine torch the same 20 conversations, and refuse the export if its tokens or answers "
-    "differ; may be repeated. Default: transformers for a folder, llama.cpp for a GGUF, if it is installed.",
+    "differ; may be repeated. Default: for a folder transformers, and vLLM if it is named by --vllm; llama.cpp for a "
+    "GGUF, if it is installed.",
 )
 @click.option("--no-verify", is_flag=True, help="Export without asking another tool.")
 @click.option(
@@ -66,7 +69,7 @@ _AUTO = "auto"
     type=DiskPath(),
     envvar="MODELWRIGHT_VLLM",
     show_envvar=True,
-    help="Program vllm; default: the one on PATH.",
+    help="Program vllm, and verify in it by default; with --verify vllm, default: the one on PATH.",
 )
 @click.option(
     "--llama-server",
@@ -170,8 +173,10 @@ def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[s
         if named:
             raise UsageError("--verify and --no-verify exclude each other")
         return _Verifier(version.address, (), None)
-    usual = "llama.cpp" if gguf else "transformers"
-    chosen = list(dict.fromkeys(usual if name == _AUTO else name for name in named or [_AUTO]))
+    # A server of vLLM takes 30 to 100 s to start, so it is started only for those who name it.
+    usual = ["llama.cpp"] if gguf else ["transformers", *(["vllm"] if given["vllm"] else [])]
+    wanted = [name for each in named or [_AUTO] for name in (usual if each == _AUTO else [each])]
+    chosen = list(dict.fromkeys(wanted))
     for name in chosen:
         if TOOLS[name].reads_gguf != gguf:
             readers = either([f"--verify {tool.name}" for tool in TOOLS.values() if tool.reads_gguf == gguf])
@@ -183,7 +188,7 @@ def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[s
     try:
         tools = [find_tool(name, programs.get(name), version) for name in chosen]
     except UsageError as error:
-        if named or given["llama_server"]:
+        if named or (not version.is_adapter and (given["vllm"] or given["llama_server"])):
             raise
         note(f"not verified: {error}")
         tools = []
@@ -220,24 +225,45 @@ def _built_server(llama_cpp: Path | None) -> Path | None:
 @click.argument("source", type=DiskPath())
 @click.option("--name", metavar="NAME", help="Name of the model; default: the name in its record.")
 @click.option("--alias", metavar="ALIAS", help="Also point this alias to the model.")
+@click.option(
+    "--base",
+    "given_base",
+    metavar="ADDRESS|PATH",
+    help="Base of an adapter that peft wrote: a registered model, a folder, a GGUF file, or ORG/NAME on the hub. "
+    "Default: what its adapter_config.json names.",
+)
 @registry_option
 @json_option
-def import_(source: Path, name: str | None, alias: str | None, registry: str | None, as_json: bool) -> None:
+def import_(
+    source: Path, name: str | None, alias: str | None, given_base: str | None, registry: str | None, as_json: bool
+) -> None:
     """Register a model from a folder or an archive.
 
-    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout with safetensors, or a
-    GGUF file, which transformers dequantizes. A model that is already registered is not registered again.
+    SOURCE is an exported folder or archive, or with --name any folder in Hugging Face layout with safetensors, a GGUF
+    file, which transformers dequantizes, or an adapter that peft wrote. A model that is already registered is not
+    registered again.
     """
     if alias is not None:
         alias = check_alias(alias.removeprefix("@"))
     models, url = opened(registry)
-    folder, gguf = source, None
+    folder, origin = source, None
+    check: Callable[[Path, Path], None] = _check
+    if (is_gguf(source) or is_bare_adapter(source)) and name is None:
+        raise UsageError(f"{source} has no {RECORD}: name the model with --name")
     if is_gguf(source):
         path = absolute(source)
         made = dequantize(path, f"{source} cannot be imported")
         click.echo(f"{source}: {made}", err=True)
-        folder, gguf = made.folder, (path, made.digest)
-    done = import_model(models, folder, name=name, check=_check, gguf=gguf)
+        folder, fingerprint = made.folder, dequantized_fingerprint(made.digest)
+        origin = Origin(base=made.digest, place=path, fingerprint=fingerprint)
+    elif is_bare_adapter(source):
+        adapter = BareAdapter.find(source, given_base, models)
+        origin, check = adapter.origin, adapter.complete
+    elif given_base is not None:
+        raise UsageError(
+            f"{source}: --base is for an adapter without a record: this is a whole model, or its record names its base"
+        )
+    done = import_model(models, folder, name=name, check=check, origin=origin)
     version = done.version
     for each in done.left_out:
         click.echo(f"not imported: {each!r}" if not each.isprintable() else f"not imported: {each}", err=True)

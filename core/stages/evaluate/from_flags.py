@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve, fields, frozen
 
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.config import ConfigError, eval_from_plain
 from modelwright.core.config.errors import Problem
-from modelwright.core.config.paths import FilePath, Written
-from modelwright.core.config.schema import EvalConfig, SourceConfig
+from modelwright.core.config.paths import Written
+from modelwright.core.config.schema import EvalConfig, RowsConfig, SourceConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.evaluate.suites import prompt_messages
 from modelwright.core.stages.prepare.convert import given_source, parse_options
@@ -28,14 +28,14 @@ ROWS = 20
 _MATH = "math"
 
 
-def detect_format(path: str, plugins: Plugins, *, seed: int) -> str:
-    """The one installed format that reads the first rows of `path` as questions with answers.
+def detect_format(source: SourceConfig, plugins: Plugins, *, seed: int) -> str:
+    """The one installed format that reads the first rows of a source as questions with answers.
 
     Raises:
         UsageError: none does, or several do; the message names them.
         ModelwrightError: the rows cannot be read at all.
     """
-    rows = list(itertools.islice(read_source(SourceConfig(path=FilePath(path)), seed), ROWS))
+    path, rows = source.place, list(itertools.islice(read_source(source, seed), ROWS))
     reasons = {name: _why_not(name, rows, plugins) for name in plugins.names(FormatSpec.kind)}
     able = [name for name, reason in reasons.items() if reason is None]
     if len(able) == 1:
@@ -102,7 +102,11 @@ class Flags:
 
     Attributes:
         models: addresses, or "all".
-        data: where the test set is.
+        data: where the test set is, a path.
+        dataset: the data set that the package `datasets` reads, instead of `data`.
+        config: its config.
+        split: its split.
+        revision: its revision.
         format_name: the format that reads it.
         options: of the format, each `KEY=VALUE` in TOML.
         metrics: each NAME or NAME(KEY=VALUE, …).
@@ -115,7 +119,11 @@ class Flags:
     """
 
     models: Sequence[str]
-    data: str
+    data: str | None = None
+    dataset: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
     format_name: str | None = None
     options: Sequence[str] = ()
     metrics: Sequence[str] = ()
@@ -134,12 +142,15 @@ def config_from_flags(flags: Flags, plugins: Plugins) -> tuple[EvalConfig, list[
         ConfigError: a flag is wrong.
         UsageError: the format must be named; or there is no such data file.
     """
-    path, said = given_source("--data", flags.data).place, []
+    if (flags.data is None) == (flags.dataset is None):
+        raise UsageError("give exactly one of --data PATH and --dataset ORG/NAME, the test set")
+    chosen = {key: getattr(flags, key) for key in ("dataset", "config", "split", "revision")}
+    source, said = given_source("--data", flags.data, **chosen), []
     format_name = flags.format_name
     if format_name is None:
         if flags.options:
             raise ConfigError([Problem(source="--option", message="needs --format: options belong to a format")])
-        format_name = detect_format(path, plugins, seed=_DEFAULT_SEED if flags.seed is None else flags.seed)
+        format_name = detect_format(source, plugins, seed=_DEFAULT_SEED if flags.seed is None else flags.seed)
         said.append(f"format: {format_name} (the only format that reads the first rows; override with --format)")
     metrics = Written.mark(list(flags.metrics), Path.cwd())
     if not metrics:
@@ -147,11 +158,11 @@ def config_from_flags(flags: Flags, plugins: Plugins) -> tuple[EvalConfig, list[
         said.append(f"metric: {metrics[0]} (override with --metric)")
     name = flags.name
     if name is None:
-        name = suite_name(path)
+        name = suite_name(source.dataset or source.place)
         said.append(f"suite:  {name} (derived from the data's name; override with --name)")
     suite = {
         "name": name,
-        "path": path,
+        **{one.name: getattr(source, one.name) for one in fields(RowsConfig)},
         "format": format_name,
         "options": parse_options(flags.options),
         "metrics": metrics,

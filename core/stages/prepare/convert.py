@@ -101,18 +101,18 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     return dict(Written.mark(values, working_directory()))
 
 
-def given_source(flag: str, path: str, **values: Any) -> SourceConfig:
+def given_source(flag: str, path: str | None, **values: Any) -> SourceConfig:
     """A source from command-line flags, validated like `[[data.sources]]` in a run.toml.
 
     Args:
         flag: the flag that gave the path, for messages.
-        path: a file, glob or folder relative to the working directory, or `builtin:NAME/SPLIT`.
+        path: a file, glob or folder relative to the working directory, or `builtin:NAME/SPLIT`; None for a `dataset`.
         values: other keys of `[[data.sources]]`, whose flags have the same names; None means not given.
 
     Raises:
         ConfigError: one of them is wrong.
     """
-    given = {"path": path} | {key: value for key, value in values.items() if value is not None}
+    given = {key: value for key, value in {"path": path, **values}.items() if value is not None}
     try:
         return structure(Written.mark(given, working_directory()), SourceConfig)
     except Invalid as error:

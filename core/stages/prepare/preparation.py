@@ -187,6 +187,11 @@ class Preparation:
             self._take_tokens(given.path.stem, entry)
             rendered = self.examples * number // len(self._files)
             self._emit("rendering", {"rendered": rendered, "examples": self.examples})
+        if count := self.report.split:
+            self._notice(
+                f"{count} conversations are split, a row for each answer: the template shows their earlier answers "
+                'otherwise than it serves them ([data.tokens] turns = "auto")'
+            )
         if self._packed():
             self._packs = write_packs(self.folder / "train", settings.max_length)
 

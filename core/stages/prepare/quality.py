@@ -12,12 +12,12 @@ from modelwright.core.api.records import Example
 from modelwright.core.config import to_plain
 from modelwright.core.config.components import metric_with_options
 from modelwright.core.config.metrics import metric_name
-from modelwright.core.config.schema import QualityConfig, RunConfig, SourceConfig
+from modelwright.core.config.schema import QualityConfig, RowsConfig, RunConfig, SourceConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.prepare.checks import AnswerCheck, Check, Contamination, Length, Sanity
 from modelwright.core.stages.prepare.deduplicate import check_datasketch
 from modelwright.core.stages.prepare.examples import read_examples
-from modelwright.core.stages.prepare.sources import Row, read_source, source_digests
+from modelwright.core.stages.prepare.sources import Row, check_source, read_source, source_digests
 
 
 @contextlib.contextmanager
@@ -88,14 +88,14 @@ def check_quality(config: RunConfig, plugins: Plugins) -> None:
 
     Raises:
         MissingDependencyError: a package is not installed.
-        UsageError: there is no metric to verify answers with, or a file to compare with does not exist.
+        UsageError: there is no metric to verify answers with, or a test set to compare with does not exist.
     """
     if config.data.quality.deduplicate == "near":
         check_datasketch()
     if config.data.quality.verify_answers:
         verifying_metric(config, plugins).check()
     for _, source, _, _ in test_sets(config):
-        source_digests(source, config.seed)
+        check_source(source)
 
 
 def verifying_metric(config: RunConfig, plugins: Plugins) -> MetricSpec:
@@ -124,8 +124,9 @@ def test_sets(config: RunConfig) -> list[tuple[str, SourceConfig, str, Any]]:
         for suite in config.evaluate:
             assert suite.format is not None
             found.append((suite.name, suite.source, suite.format, suite.options))
-    data = config.data
-    found += [(path, SourceConfig(path=path), data.format, data.options) for path in quality.decontaminate_against]
+    for given in quality.decontaminate_against:
+        source = given.source if isinstance(given, RowsConfig) else SourceConfig(path=given)
+        found.append((source.place, source, config.data.format, config.data.options))
     return found
 
 

@@ -11,7 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from attrs import define, field, frozen
@@ -189,6 +189,8 @@ class TokenReport:
         untrained: renderings without trained tokens; they are left out.
         undrawn: examples left out by the weight of their source.
         texts: training rows without turns.
+        split: conversations of which each answer became a row, since their template shows earlier answers otherwise
+            than it serves them.
         anomalies: number of examples by what is wrong with their labels.
         shown: the first example with each anomaly, as `file:line`.
         spans: trained tokens by the role of their message ("text" without turns) and the kind of span.
@@ -203,13 +205,14 @@ class TokenReport:
     untrained: int = 0
     undrawn: int = 0
     texts: int = 0
+    split: int = 0
     anomalies: Counter[str] = field(factory=Counter)
     shown: dict[str, str] = field(factory=dict)
     spans: dict[str, Counter[str]] = field(factory=dict)
 
     def add(self, other: TokenReport) -> None:
         """Add the counts of more examples."""
-        for name in ("rows", "holdout_rows", "tokens", "trained", "too_long", "untrained", "undrawn", "texts"):
+        for name in ("rows", "holdout_rows", "tokens", "trained", "too_long", "untrained", "undrawn", "texts", "split"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.longest = max(self.longest, other.longest)
         self.anomalies.update(other.anomalies)
@@ -230,6 +233,7 @@ class TokenReport:
             "untrained": self.untrained,
             "undrawn": self.undrawn,
             "texts": self.texts,
+            "split": self.split,
             "anomalies": dict(self.anomalies),
             "shown": self.shown,
         }
@@ -257,7 +261,7 @@ class TokenSettings:
     """
 
     max_length: int
-    turns: Literal["all", "last", "split"]
+    turns: Turns
     seed: int
     empty_thinking: bool = False
 
@@ -366,6 +370,7 @@ class _Rendering:
             self._reject(example, str(error))
             return
         source = example.source.rpartition(":")[0]
+        self.report.split += self.settings.turns == "auto" and len(turns) > 1
         for rendered in turns:
             if not self._admitted(example_id, example, rendered):
                 continue

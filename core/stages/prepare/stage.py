@@ -201,8 +201,17 @@ def _mislabelled(done: Preparation) -> str | None:
 def _remedies(done: Preparation, anomalies: Container[str]) -> Iterator[str]:
     """The options of `[data.tokens]` that settle anomalies."""
     tokens = done.run.config.data.tokens
+    if tokens.turns == "all" and ("prompt-boundary" in anomalies or "thinking-dropped" in anomalies):
+        yield 'set turns = "auto" (or "split") to train each answer behind the history that serving shows'
+    elif "thinking-dropped" in anomalies:
+        yield (
+            "set [model] chat_template to a template that shows the thinking of these answers, or remove it from the "
+            "data"
+        )
     if "end-missing" in anomalies and tokens.end is None:
         yield 'set end, such as end = "<|user|>", to the token that is to end an answer'
+    if "message-dropped" in anomalies:
+        yield "put the text of messages that the template leaves out (such as a system message) into one that it shows"
     if "prompt-boundary" not in anomalies:
         return
     opening, closing = done.block.opening, done.block.closing
@@ -212,8 +221,11 @@ def _remedies(done: Preparation, anomalies: Container[str]) -> Iterator[str]:
             f"generation prompts end in {opening!r}, which these answers do not close: set thinking = {empty}"
             '"omit" to train and serve without it'
         )
-    elif tokens.turns == "all":
-        yield 'set turns = "split" to train each answer behind the history that serving shows'
+    elif tokens.turns != "all":
+        yield (
+            "set [model] chat_template to a template that writes a prompt in the same way (its text, and its last "
+            "token) whether or not an answer follows"
+        )
 
 
 def _nothing_left(done: Preparation) -> str | None:

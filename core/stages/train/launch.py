@@ -71,7 +71,7 @@ def training_launch(
     gpus = gpu_count()
     if job and cluster and cluster.nodes > 1:
         # This process may be on a machine without GPUs, as in a shell started by salloc.
-        gpus = gpus or cluster.gpus_per_node or 0
+        gpus = gpus or cluster.of("train").gpus
     count = _processes(processes, gpus, cluster)
     environment = _environment(count, gpus, job)
     if job and cluster and cluster.nodes > 1:
@@ -141,7 +141,6 @@ def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Alloca
     hosts = folder.stage("train") / "hosts"
     files.write_text(hosts, "".join(f"{name} slots={count}\n" for name in names))
     launcher = [
-        *shlex.split(cluster.container or ""),
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hosts), "--no_ssh"),
         *("--master_addr", _address(names[0]), "--master_port", str(_PORTS.start + int(job.own) % len(_PORTS))),
     ]
@@ -150,7 +149,8 @@ def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Alloca
         # srun does not inherit this from the job.
         *([f"--cpus-per-task={job.cpus}"] if job.cpus else []),
         *("--kill-on-bad-exit=1", "bash", "-c"),
-        f'exec {shlex.join(launcher)} --node_rank "$SLURM_NODEID" {shlex.join(_worker(folder))}',
+        f'exec {cluster.container or ""} {shlex.join(launcher)} --node_rank "$SLURM_NODEID" '
+        + shlex.join(_worker(folder)),
     ]
 
 

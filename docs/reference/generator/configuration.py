@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NewType, Union, get_args, get_origin
 
 from attrs import NOTHING, Attribute, Factory, frozen, has
@@ -74,10 +74,10 @@ def configuration() -> str:
         _INTRODUCTION,
         _LAYERS,
         "## Run files",
-        *(_section(one) for one in run),
+        *_sections(run),
         "## Evaluation files",
         "An evaluation file is recognized by the key `models` at its top.",
-        *(_section(one) for one in _tables(EvalConfig) if one not in run),
+        *_sections([one for one in _tables(EvalConfig) if one not in run]),
         "`[evaluate.generation]` and `[plugins]` are the same as in a run file.",
         "## Options of the built-in components",
         _OPTIONS,
@@ -105,10 +105,17 @@ def _inner(kind: Any) -> tuple[type[Any] | None, bool]:
     return None, False
 
 
-def _section(one: _Table) -> str:
+def _sections(tables: Sequence[_Table]) -> Iterator[str]:
+    """A section for each table; tables of one class, as those of a cluster's stages, share one."""
+    for cls in dict.fromkeys(one.cls for one in tables):
+        yield _section([one for one in tables if one.cls is cls])
+
+
+def _section(alike: Sequence[_Table]) -> str:
+    one = alike[0]
     doc = read_doc(one.cls)
     rows = list(_rows(one.cls))
-    heading = f"### {code(one.header)}" if one.header else "### Top level"
+    heading = f"### {', '.join(code(each.header) for each in alike)}" if one.header else "### Top level"
     about = "" if one.header == "" else _about(doc.text)
     return page(heading, about, table(("key", "type", "default", "meaning"), rows))
 
@@ -151,7 +158,8 @@ def _kind(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(filter(None, map(_kind, arguments)))
     if origin is tuple:
-        return f"array of {_kind(arguments[0])}s".replace("addresss", "addresses")
+        members = get_args(arguments[0]) if get_origin(arguments[0]) in (Union, types.UnionType) else arguments[:1]
+        return f"array of {' or '.join(f'{_kind(one)}s' for one in members)}".replace("addresss", "addresses")
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"table of {_kind(arguments[1])}s"
     return "table" if kind is Any else _NAMES.get(kind, "table")

@@ -43,10 +43,57 @@ def test_the_scripts_read_the_run_as_it_is_resolved(modelwright, run_file, home)
     """The file beside them comes to the same as what was submitted, name and all."""
     printed = modelwright("submit", run_file, "--variant", "b", "--set", "train.learning_rate=5e-4", "--print")
     assert printed.returncode == 0, printed.stderr
-    frozen = home / "runs" / "tiny-b" / "slurm" / "run.toml"
+    [frozen] = (home / "runs" / "tiny-b" / "slurm").glob("run-*.toml")
     assert str(frozen) in (home / "runs" / "tiny-b" / "slurm" / "train.sbatch").read_text()
     submitted = modelwright("config", "show", run_file, "--variant", "b", "--set", "train.learning_rate=5e-4", "--json")
     assert json.loads(modelwright("config", "show", frozen, "--json").stdout) == json.loads(submitted.stdout)
+
+
+GPUS = """
+cluster.train = { partition = "gpu", gpus_per_node = "a100:1" }
+cluster.prepare_shards = 4
+cluster.shards_at_once = 2
+"""
+
+
+def test_a_dry_run_says_what_each_job_would_request(modelwright, tmp_path, home, monkeypatch, wording):
+    """Without Slurm as well; nothing is written. An evaluation without a GPU gets a hint."""
+    path = tmp_path / "run.toml"
+    path.write_text(tiny_run(RUN, GPUS))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = modelwright("submit", path, "--variant", "b", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    wording(done.stderr)
+    rows = [(row["stage"], row["array"], row["partition"], row["gpus_per_node"]) for row in json.loads(done.stdout)]
+    assert rows == [
+        ("prepare-shards", 4, None, None),
+        ("prepare", None, None, None),
+        ("train", None, "gpu", "a100:1"),
+        ("register", None, None, None),
+        ("evaluate", None, None, None),
+    ]
+    assert "a100:1" in modelwright("submit", path, "--dry-run").stdout
+    assert not home.exists()
+    assert modelwright("submit", path, "--dry-run", "--print").returncode == 2
+    modelwright("submit", path, "--variant", "b", "--print")
+    scripts = home / "runs" / "tiny-b" / "slurm"
+    assert "#SBATCH --array=1-4%2\n" in (scripts / "prepare-shards.sbatch").read_text()
+    assert "#SBATCH --gpus-per-node=a100:1\n" in (scripts / "train.sbatch").read_text()
+
+
+def test_scripts_are_printed_beside_a_submission_without_slurm(modelwright, run_file, home, monkeypatch, tmp_path):
+    """The run file that the submitted jobs read stays as it is."""
+    modelwright("submit", run_file, "--variant", "a", "--print")
+    folder = home / "runs" / "tiny-a" / "slurm"
+    [read] = folder.glob("run-*.toml")
+    before = read.read_bytes()
+    job = {"stage": "train", "job": "7", "array": None, "after": []}
+    (folder / "jobs.json").write_text(json.dumps({"jobs": [job]}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = modelwright("submit", run_file, "--variant", "a", "--print", "--set", "train.max_steps=9")
+    assert done.returncode == 0, done.stderr
+    assert read.read_bytes() == before
+    assert len(list(folder.glob("run-*.toml"))) == 2
 
 
 def test_more_processes_than_the_trainer_takes_are_refused(modelwright, run_file):
@@ -65,6 +112,7 @@ def test_a_run_that_was_never_submitted_has_no_jobs(modelwright, run_file, home)
         assert done.stderr == "error: tiny-a has no jobs: submit it with modelwright submit RUN.toml\n"
     assert "there is no run 'other'" in modelwright("jobs", "other").stderr
     assert "Missing argument 'RUN...'" in modelwright("jobs", "cancel").stderr
+    assert modelwright("jobs").stdout == f"No run in {home / 'runs'} was submitted.\n"
     shown = modelwright("jobs", "--help")
     assert shown.returncode == 0
     assert all(f"  {command} " in shown.stdout for command in ("show", "cancel", "logs"))

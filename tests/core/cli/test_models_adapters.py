@@ -37,6 +37,8 @@ def test_merge_as_json_is_json_alone(adapters, models):
     assert (made["name"], made["version"], made["added"]) == ("whole", 1, True)
     assert made["compared"]["difference"] <= made["compared"]["allowed"]
     assert json.loads(models("merge", "adapter", "--name", "whole", "--json")[1])["compared"] is None
+    assert json.loads(models("merge", "adapter", "--name", "whole", "--dtype", "float16", "--json")[1])["version"] == 2
+    assert "merge.dtype   float16" in models("show", "whole@2")[1]
 
 
 def test_merge_of_what_is_not_an_adapter_is_one_line(adapters, here, wording):
@@ -95,8 +97,103 @@ def test_an_exported_adapter_finds_its_base_in_another_registry(adapters, models
     assert models("merge", "adapter", *other)[0] == 0
 
 
-def test_a_folder_with_an_adapter_and_no_record_is_refused(adapters, here, wording):
-    """Its base is not known."""
-    code, error = here("models", "import", adapters.folder / "adapter", "--name", "found")
+# What peft wrote
+
+
+@pytest.fixture
+def plain(adapters, capsys):
+    """Saves an adapter of the base with peft alone."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def save(base=None, name="plain", kind=peft.LoraConfig, **settings):
+        place = base or adapters.folder / "base"
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        torch.manual_seed(4)
+        adapted = peft.get_peft_model(model, kind(task_type="CAUSAL_LM", **settings))
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.3)
+        adapted.save_pretrained(adapters.folder / name)
+        capsys.readouterr()
+        return adapters.folder / name
+
+    return save
+
+
+def logits(model):
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.arange(20).view(2, 10)).logits
+
+
+def check_computes_as_in_peft(adapters, models, folder, name):
+    """Merged from the registry, it gives the logits of base and adapter in plain peft."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(adapters.folder / "base", dtype=torch.float32)
+    expected = logits(peft.PeftModel.from_pretrained(base, folder))
+    assert models("merge", name, "--name", "whole")[0] == 0
+    merged = adapters.registry.folder(adapters.registry.get("whole"))
+    made = logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
+    assert torch.allclose(made, expected, atol=1e-4)
+
+
+def test_an_adapter_that_peft_wrote_is_imported_with_its_base(adapters, models, plain, wording):
+    """Its base's tokenizer and config are added to it; nothing in its folder changes."""
+    folder = plain(r=4, target_modules="all-linear", use_rslora=True)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, out, err = models("import", folder, "--name", "found", "--base", "base", "--alias", "candidate")
+    assert (code, err) == (0, "")
+    found, base = adapters.registry.get("found"), adapters.registry.get("base")
+    wording(out, digest=found.digest)
+    assert (found.model.parent, found.model.base, found.is_adapter) == ("base@1", base.digest, True)
+    assert {file.path for file in found.files} > {"config.json", "tokenizer.json", "adapter_config.json"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert models("import", folder, "--name", "found", "--base", "base@1")[1].startswith("already registered: found@1")
+    check_computes_as_in_peft(adapters, models, folder, "found")
+
+
+def test_an_adapter_is_imported_with_the_base_that_peft_noted(adapters, models, plain):
+    """A folder, as in a run; DoRA and modules that are saved whole belong to it."""
+    folder = plain(r=4, use_dora=True, modules_to_save=["embed_tokens"])
+    assert models("import", folder, "--name", "found")[::2] == (0, "")
+    found = adapters.registry.get("found")
+    assert (found.model.parent, found.model.config) == (None, {"model": {"base": str(adapters.folder / "base")}})
+    check_computes_as_in_peft(adapters, models, folder, "found")
+
+
+def test_a_tokenizer_beside_an_adapter_is_its_own(adapters, models, plain):
+    """Trainers save it there; its template is the one that it was trained with."""
+    from modelwright.core.chat.renderer import Renderer
+
+    folder = plain()
+    renderer = Renderer.from_folder(adapters.folder / "base", chat_template="{{ messages[0].content }}")
+    renderer.save(folder)
+    assert models("import", folder, "--name", "found", "--base", adapters.folder / "base")[0] == 0
+    there = adapters.registry.folder(adapters.registry.get("found"))
+    assert Renderer.from_folder(there).fingerprint == renderer.fingerprint
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "plain --base base",
+        "base --name found --base base",
+        "exported --base base",
+        "plain --name found --base adapter",
+    ],
+    ids=["no name", "whole", "record", "base is an adapter"],
+)
+def test_base_is_for_an_adapter_that_peft_wrote(adapters, here, models, plain, wording, monkeypatch, arguments):
+    """And an adapter needs a name."""
+    monkeypatch.chdir(adapters.folder)
+    plain()
+    models("export", "--no-verify", "adapter", "exported")
+    code, error = here("models", "import", *arguments.split())
     assert code == 2
-    wording(error, folder=adapters.folder)
+    wording(error)

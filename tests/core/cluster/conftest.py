@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import tomli_w
+import warm
 from tiny_run import tiny_run
 from waiting import until
 
@@ -18,7 +22,7 @@ from modelwright.core.runs.events import read_events
 REPOSITORY = Path(__file__).parents[3]
 TOOL = REPOSITORY.parent / "shared" / "tools" / "mini-slurm.sh"
 
-# A partition whose jobs make way for those of another, and one that charges one account alone.
+# Partitions: of which the jobs make way for those of another, that charges one account alone, that is for training.
 EXTRA = """
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -27,6 +31,7 @@ EnforcePartLimits=ALL
 PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 PartitionName=paid Nodes=ALL AllowAccounts=good
+PartitionName=gpu Nodes=ALL
 """
 
 RUN = """
@@ -75,8 +80,21 @@ def start_cluster(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cluster(start_cluster):
-    """The configuration file of the cluster that the tests share."""
-    return start_cluster()
+    """The configuration file of the cluster that the tests share; each node has a GPU that is not there."""
+    return start_cluster(MINI_SLURM_GPUS="1", MINI_SLURM_KILLWAIT="1")
+
+
+@pytest.fixture(scope="session")
+def warm_programs(tmp_path_factory) -> str:
+    """The PATH of jobs whose `modelwright` has its imports already; without it, a job of a tiny run imports only."""
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "main.py").write_text(
+        "import runpy\n\nrunpy.run_module('modelwright.core', run_name='__main__', alter_sys=True)\n"
+    )
+    program = folder / "modelwright"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(warm.stand_in(folder / "main.py"))} "$@"\n')
+    program.chmod(0o755)
+    return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 ENDED = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL"
@@ -108,6 +126,10 @@ class Slurm:
         done = self.modelwright("jobs", *runs, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def record(self, job: str) -> str:
+        """All that Slurm knows of a job."""
+        return _output("scontrol", "show", "job", job)
 
     def state(self, job: str) -> str:
         return _output("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()
@@ -146,7 +168,7 @@ class Slurm:
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
             return False
 
-        until(runs, every=1, said=lambda: _output("scontrol", "show", "job", job))
+        until(runs, every=0.3, said=lambda: self.record(job))
 
     def signal_as_the_limit_would(self, job: str) -> None:
         """Slurm looks at time limits twice a minute; this is what it sends then."""
@@ -169,12 +191,13 @@ def slurm(cluster, modelwright, home, monkeypatch) -> Slurm:
 
 
 @pytest.fixture
-def run_file(tmp_path):
-    """Writes a run file for a cluster, with changes laid over it."""
+def run_file(tmp_path, warm_programs):
+    """Writes a run file for a cluster, with changes laid over it; `cold`: whether its jobs start as anybody's do."""
 
-    def write(*changes: str) -> Path:
+    def write(*changes: str, cold: bool = False) -> Path:
         path = tmp_path / "run.toml"
-        path.write_text(tiny_run(RUN, *changes))
+        programs = "" if cold else tomli_w.dumps({"cluster": {"environment": {"PATH": warm_programs}}})
+        path.write_text(tiny_run(RUN, programs, *changes))
         return path
 
     return write

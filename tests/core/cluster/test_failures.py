@@ -14,7 +14,14 @@ pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ('partition = "gpu"', "there is no partition 'gpu': set [cluster] partition to debug, high, low or paid"),
+        (
+            'partition = "fast"',
+            "there is no partition 'fast': set [cluster] partition to debug, gpu, high, low or paid",
+        ),
+        (
+            "train.gpus_per_node = 'b200:1'",
+            "the nodes of the default partition have gpu:1, and [cluster.train] gpus_per",
+        ),
         ("nodes = 9", "the default partition has 2 nodes, and [cluster] nodes is 9"),
         ('partition = "paid"\naccount = "ours"', "Invalid account or account/partition combination"),
         ('memory = "9T"', "no node of the default partition has what [cluster] requests (cpus, memory, gpus_per_node"),
@@ -110,7 +117,7 @@ def small_home(tmp_path, monkeypatch):
 
 def test_a_full_quota_is_named_by_submit_and_by_jobs(slurm, run_file, small_home, tmp_path):
     """At submitting, and when a job finds it full, which cannot write that into its log."""
-    path = run_file('cluster.setup = ["while [ ! -e full ]; do sleep 0.1; done"]\n')
+    path = run_file('cluster.setup = ["while [ ! -e full ]; do sleep 0.1; done"]\n', cold=True)
     jobs = slurm.submit(path)
     slurm.wait(jobs["tiny", "prepare"], states="RUNNING")
     small_home()

@@ -18,8 +18,9 @@ pytestmark = [pytest.mark.long, pytest.mark.xdist_group("slurm")]
 
 pytest.importorskip("deepspeed", reason="the trainer of many processes needs DeepSpeed")
 
+# One variant is started by srun, as with Pyxis, the other by DeepSpeed's launcher.
 NODES = """
-cluster.nodes = 2
+cluster = { nodes = 2, train.partition = "gpu" }
 [train]
 trainer = "deepspeed"
 options.zero_stage = 2
@@ -35,6 +36,7 @@ promote = { alias = "best" }
 [variants.short]
 train = { max_steps = 3 }
 registry = { promote = { alias = "shortest" } }
+cluster = { srun = { label = "" }, copy_to_nodes = ["run.toml"], container = "env COPY=$(ls $MODELWRIGHT_LOCAL)" }
 [variants.long]
 """
 
@@ -45,25 +47,30 @@ def two_nodes(run_file):
 
 
 def test_one_submit_trains_two_variants_on_two_nodes_and_registers_both(slurm, two_nodes, modelwright, home):
-    """ZeRO-2 over a process on each node; each variant has its chain, and both write into one registry."""
+    """ZeRO-2 over a process on each node; each variant has its chain, and both write into one registry.
+
+    The partition with GPUs is for training alone.
+    """
     jobs = slurm.submit(two_nodes)
     stages = ["prepare", "train", "register", "evaluate", "promote"]
     assert list(jobs) == [(run, stage) for run in ("tiny-short", "tiny-long") for stage in stages]
     slurm.wait(*jobs.values(), seconds=300)  # DeepSpeed compiles a part of its own where it was never used before
 
-    shown = slurm.jobs(two_nodes)
+    shown = slurm.jobs()
     assert [(job["run"], job["stage"], job["state"]) for job in shown] == [
-        (run, stage, "COMPLETED") for run, stage in jobs
+        (run, stage, "COMPLETED") for run in ("tiny-long", "tiny-short") for stage in stages
     ], shown
     assert [job["nodes"] for job in shown if job["stage"] == "train"] == ["n[1-2]"] * 2
+    assert {stage for (_, stage), job in jobs.items() if "Partition=gpu " in slurm.record(job)} == {"train"}
     models = {model["name"]: model for model in json.loads(modelwright("models", "list", "--json").stdout)}
     assert {name: (model["version"], model["aliases"]) for name, model in models.items()} == {
         "tiny-short": (1, ["shortest"]),
         "tiny-long": (1, ["best"]),
     }
     assert all(model["metrics"]["sums"]["math_accuracy"]["n"] == 4 for model in models.values())
-    started = [event for event in read_events(home / "runs" / "tiny-long" / "events") if event.kind == "started"]
-    assert [event.data["processes"] for event in started] == [2]
+    for run in ("tiny-short", "tiny-long"):
+        started = [event for event in read_events(home / "runs" / run / "events") if event.kind == "started"]
+        assert [event.data["processes"] for event in started] == [2]
 
 
 def _rank(number: int, run: str) -> int:
@@ -86,7 +93,7 @@ def test_a_death_on_one_node_ends_the_other_and_is_named_and_nothing_is_register
     slurm.wait_for_step("tiny-long", 2)
     os.kill(_rank(1, "tiny-long"), signal.SIGKILL)
     slurm.wait(*jobs.values())
-    _, shown, *dependants = slurm.jobs("tiny-long")
+    _, shown, *dependants = slurm.jobs(two_nodes)
     assert shown["state"] == "FAILED"
     assert shown["why"].startswith(
         "train: node n2 failed first (a process was killed by SIGKILL), and the others were stopped"

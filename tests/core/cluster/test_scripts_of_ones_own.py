@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,10 +27,10 @@ max_tokens = 4
 
 
 def test_an_array_prepares_a_job_trains_and_an_array_evaluates(
-    slurm, run_file, tmp_path, home, modelwright, monkeypatch
+    slurm, run_file, tmp_path, home, modelwright, monkeypatch, warm_programs
 ):
     """As their heads say, but for what the nodes of the tests do not have."""
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", warm_programs)
     path = run_file()
     (tmp_path / "eval.toml").write_text(SUITES)
     for script in EXAMPLES.iterdir():

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
+import torch
 from attrs import frozen
+from transformers import AutoModelForCausalLM
 
 from modelwright.core.api.components import EngineSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.models.adapters import adapter_base, base_name, load_engine, needed_by
+from modelwright.core.models.adapters import BareAdapter, adapter_base, base_name, load_engine, needed_by
 from modelwright.core.models.base import folder_digest
 from modelwright.core.plugins import discover
 from modelwright.core.registry import open_registry
+from modelwright.core.registry.importing import import_model
 
 
 def elsewhere(folder):
@@ -137,3 +142,87 @@ def test_an_engine_of_whole_models_is_not_given_an_adapter():
     assert engine.loaded == [Path("model")]
     with pytest.raises(UsageError, match="engine 'whole' cannot run adapters: merge"):
         load_engine(engine, spec, Path("adapter"), Path("base"))
+
+
+# What peft wrote
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Bases and an adapter that peft wrote, once for all tests."""
+    return tmp_path_factory.mktemp("kept") / "adapters"
+
+
+@pytest.fixture
+def plain(adapters, kept):
+    """That adapter; base@1 and other@1 are registered."""
+    if not kept.exists():
+        model = AutoModelForCausalLM.from_pretrained(adapters.base(), dtype=torch.float32)
+        peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM")).save_pretrained(adapters.folder / "plain")
+        adapters.base("other", hidden_size=32)
+        shutil.copytree(adapters.folder, kept)
+    shutil.copytree(kept, adapters.folder, dirs_exist_ok=True)
+    changed(base_model_name_or_path=str(adapters.folder / "base"))(adapters.folder / "plain")
+    for name in ("base", "other"):
+        adapters.add(adapters.folder / name)
+    return adapters.folder / "plain"
+
+
+def changed(**values):
+    def change(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
+
+
+def with_token(folder):
+    from tokenizers import Tokenizer
+
+    shutil.copytree(folder.parent / "base", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["<|new|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def cut_short(folder):
+    (folder / "adapter_model.safetensors").write_bytes(b"x" * 99)
+
+
+def imported(adapters, source, base):
+    found = BareAdapter.find(source, base, adapters.registry)
+    return import_model(adapters.registry, source, name="found", check=found.complete, origin=found.origin)
+
+
+REFUSED = {
+    "no base": (changed(base_model_name_or_path=None), None, UsageError),
+    "a bare name": (changed(base_model_name_or_path="base"), None, UsageError),
+    "a folder that is gone": (changed(base_model_name_or_path="/gone/base"), None, UsageError),
+    "of the hub, not cached": (changed(base_model_name_or_path="org/name", revision="v1"), None, ModelwrightError),
+    "an empty base": (None, "", UsageError),
+    "a name that is not registered": (None, "bass", UsageError),
+    "another base": (None, "other", ModelwrightError),
+    "another kind": (changed(peft_type="IA3"), None, ModelwrightError),
+    "a setting that is not supported": (changed(use_qalora=True), None, ModelwrightError),
+    "not JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), None, UsageError),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), None, ModelwrightError),
+    "half of the weights": (cut_short, None, ModelwrightError),
+    "a token of its own": (with_token, None, UsageError),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_adapter_that_does_not_fit_is_refused(adapters, home, plain, wording, monkeypatch, name):
+    """In one line; nothing is registered or left behind."""
+    spoil, base, kind = REFUSED[name]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+    if spoil:
+        spoil(plain)
+    with pytest.raises(ModelwrightError) as caught:
+        imported(adapters, plain, base)
+    assert isinstance(caught.value, UsageError) == (kind is UsageError)
+    assert str(caught.value).startswith(f"{plain} cannot be imported: ")
+    wording(caught.value)
+    assert len(adapters.registry.find()) == 2
+    assert not list((home / "cache").glob(".tmp-*"))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
 import peft
 import pytest
 import torch
 from small_models import small
 from transformers import AutoModelForCausalLM
 
-from modelwright.core.api import AdapterSettings
+from modelwright.core.api import AdapterSettings, EngineSpec
 from modelwright.core.api.adapters import apply_adapter
 from modelwright.core.chat.renderer import Renderer
 from modelwright.core.models.adapters import adapter_base
 from modelwright.core.models.merge import merge
+from modelwright.core.plugins import discover
 from modelwright.core.registry.export import export_model
 from modelwright.core.testing.engine import request, run_all
 from modelwright.core.testing.trainer import Recorder, TrainerContract, make_job
+from modelwright.grpc_server.client import Client
 from modelwright.plugins.engines import TorchOptions
 from modelwright.plugins.engines.torch_engine import TorchEngine
 from modelwright.plugins.trainers import LocalOptions
@@ -98,7 +104,9 @@ def test_an_adapter_computes_the_same_everywhere(adapters, family):
     assert torch.allclose(_logits(plain), applied, rtol=0, atol=1e-4)
 
     there = adapter_base(adapters.registry, adapter)
-    assert _answers(place, there.folder) == _answers(adapters.folder / "exported") == _greedy(plain)
+    assert _answers(place, there.folder) == _answers(adapters.folder / "exported") == _greedy(plain, PROMPTS)
+    if family in QUICK:
+        _check_served(adapters.registry, Renderer.from_folder(place), plain)
 
 
 def _trained(adapters, folder, base, recorder, settings):
@@ -137,11 +145,36 @@ def _answers(folder, base=None):
         engine.close()
 
 
+def _check_served(registry, renderer, plain):
+    """Base and adapter, and the merged model, answer over a real channel as plain transformers does."""
+    shelf = SimpleNamespace(registry=registry, spec=discover().get(EngineSpec, "torch"))
+    running = load_server_tests().Running(shelf, ["adapter", "adapter-merged"])
+    try:
+        with Client(running.target, timeout=20) as client:
+            for text in ("What is 1", "It is"):
+                (expected,) = _greedy(plain, [renderer.encode(text)])
+                for name in ("adapter", "adapter-merged"):
+                    answer = client.generate(text, model=name, max_tokens=4)
+                    assert answer.token_ids == expected[: len(answer.token_ids)]
+                    assert (answer.finish, len(answer.token_ids)) == ("length", 4) or answer.finish == "stop"
+    finally:
+        running.stop()
+
+
+def load_server_tests():
+    """The helpers of the server's tests."""
+    path = Path(__file__).parents[2] / "grpc_server" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("serving", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @torch.no_grad()
-def _greedy(model):
+def _greedy(model, prompts):
     """The same from the logits of plain transformers."""
     answers = []
-    for prompt in PROMPTS:
+    for prompt in prompts:
         tokens = list(prompt)
         for _ in range(4):
             tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))

@@ -15,6 +15,8 @@ from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.chat.renderer import checked_renderer
 from modelwright.core.models import merge as merging
 from modelwright.core.models.adapters import adapter_base
+from modelwright.core.models.exporting import prepared
+from modelwright.core.models.finishing import weights_dtype
 from modelwright.core.models.hf_folder import folder_problems
 from modelwright.core.models.merge import merge
 
@@ -66,6 +68,32 @@ def test_the_same_again_gives_the_version_that_is_there(adapters):
     other = merge(adapters.registry, adapter, "other")
     assert other.version.address == "other@1"
     assert other.version.digest == first.version.digest
+
+
+def test_a_small_effect_is_kept_whole_in_float32(adapters):
+    """Rounded to the bfloat16 of the base, much of it is lost; the record says the dtype, and both stay registered."""
+    place = adapters.base()
+    AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).save_pretrained(place)
+    folder = adapters.adapter(place)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({name: value / 50 for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+    base = adapters.add(place)
+    adapter = adapters.add(folder, source="base", base=base.digest, parent=base.address)
+    loaded = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    alone = logits(loaded)
+    together = logits(apply_adapter(loaded, folder))
+    lost = {}
+    for dtype in (None, "float32"):
+        version = merge(adapters.registry, adapter, dtype=dtype).version
+        merged = AutoModelForCausalLM.from_pretrained(adapters.registry.folder(version), dtype="auto")
+        assert merged.dtype == (torch.float32 if dtype else torch.bfloat16)
+        assert version.model.config.get("merge") == ({"dtype": dtype} if dtype else None)
+        lost[dtype] = (logits(merged.float()) - together).norm() / (together - alone).norm()
+    assert lost["float32"] < 1e-4
+    assert lost[None] > 0.1
+    assert merge(adapters.registry, adapter, dtype="float32").version.address == "adapter-merged@2"
+    with prepared(adapters.registry, version, "bfloat16", lambda _: None) as (_, exported):
+        assert weights_dtype(exported) == "bfloat16"
 
 
 @pytest.mark.parametrize("tied", [True, False])

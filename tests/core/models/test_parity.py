@@ -231,6 +231,21 @@ def test_an_export_is_verified_in_transformers_by_default(export, tmp_path, name
     assert (code, found["tool"], found["tolerance"]) == (0, "transformers", 1e-3)
 
 
+def test_vllm_is_asked_by_default_where_it_is_named(export, adapters, tmp_path, program, monkeypatch, wording):
+    """By the environment or the option; to find it on PATH is not enough, since its server takes a minute to start."""
+    monkeypatch.setitem(TOOLS, "transformers", spoiled())
+    server = program("vllm", "echo 'error: no such device' >&2; exit 3")
+    monkeypatch.setenv("PATH", str(server.parent))
+    assert export(tmp_path / "out")[::2] == (0, "")
+    monkeypatch.setenv("MODELWRIGHT_VLLM", str(server))
+    code, out, err = export(tmp_path / "named")
+    assert (code, out) == (1, "")
+    wording(err)
+    assert export(tmp_path / "gone", "--vllm", tmp_path / "gone")[0] == 2
+    adapters.add(adapters.adapter(adapters.folder / "base"), source="base")
+    assert export(tmp_path / "adapter", name="adapter")[0] == 0
+
+
 def test_a_model_that_does_not_fit_twice_into_memory_is_exported_with_a_note(export, tmp_path, monkeypatch, wording):
     """Unless the user wants it verified all the same."""
     monkeypatch.setattr("modelwright.core.stages.requirements.usable_memory", lambda: 1000)

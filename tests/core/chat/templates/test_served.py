@@ -69,7 +69,7 @@ def check_served(renderer, messages, tools, turns):
     return compared
 
 
-WAYS = list(itertools.product(("all", "last", "split"), ("stop", "empty", "omit")))
+WAYS = list(itertools.product(("auto", "all", "last", "split"), ("stop", "empty", "omit")))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in OPENING.glob("*.jinja")))
@@ -85,7 +85,7 @@ def test_what_is_silent_is_trained_as_it_is_served(name, shapes, conversation, o
 
 def test_what_is_silent_in_any_family_is_trained_as_it_is_served(family_name, shapes, conversation, renderer_of):
     """The families of the exact masks."""
-    for kind, turns in itertools.product(("byte_level", "llama2"), ("all", "last", "split")):
+    for kind, turns in itertools.product(("byte_level", "llama2"), ("auto", "all", "last", "split")):
         for shape in shapes:
             check_served(renderer_of(family_name, kind), *conversation(shape), turns)
 
@@ -169,6 +169,61 @@ def test_earlier_turns_are_trained_by_split(opening, name):
     assert train(renderer, *talk)[1] == {"prompt-boundary"}
     assert [one.anomalies for one in renderer.train(Example(messages=talk), "split")] == [(), ()]
     assert train(renderer, *talk, turns="last")[1] == set()
+
+
+THOUGHTS = (QUESTION, THOUGHT, MORE, attrs.evolve(LATER, thinking="Ponder"))
+SPLIT = {
+    "gemma4": (QUESTION, ANSWER, MORE, LATER),
+    "minimal": (QUESTION, ANSWER, MORE, LATER),
+    "qwq": THOUGHTS,
+    "minimax": THOUGHTS,
+    "gptoss": THOUGHTS,
+    "qwen3": THOUGHTS,
+    "r1": THOUGHTS,
+}
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_auto_splits_a_conversation_whose_earlier_answers_are_served_otherwise(opening, renderer_of, name):
+    """Each answer is trained with its thinking behind the history that serving shows; nothing is left to be said."""
+    own = (OPENING / f"{name}.jinja").exists()
+    renderer = opening(name, empty=True) if own else renderer_of(name, "byte_level")
+    example = Example(messages=SPLIT[name])
+    (whole,) = renderer.train(example)
+    assert whole.anomalies
+    split = renderer.train(example, "auto")
+    assert split == renderer.train(example, "split")
+    assert [(one.anomalies, {span.message for span in one.spans}) for one in split] == [((), {1}), ((), {3})]
+
+
+@pytest.mark.parametrize(
+    ("name", "messages"),
+    [
+        ("chatml", THOUGHTS),  # as they are served
+        ("gptoss", (QUESTION, ANSWER, MORE, LATER)),
+        ("mistral", THOUGHTS),  # thinking is dropped from the last turn too
+        ("r1", (QUESTION, ANSWER, MORE, LATER)),  # its prompt opens a block that these answers do not close
+    ],
+    ids=["chatml", "gptoss", "mistral", "r1"],
+)
+def test_auto_keeps_a_conversation_whole_where_splitting_settles_nothing(renderer_of, name, messages):
+    """One row, with what is strange about it."""
+    renderer, example = renderer_of(name, "byte_level"), Example(messages=messages)
+    assert renderer.train(example, "auto") == renderer.train(example)
+
+
+def test_auto_keeps_a_conversation_whole_that_the_template_refuses_in_part(make_renderer):
+    """Here one must not end with its first answer."""
+    source = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+        "{{ '<think>' + m.thinking if m.thinking and loop.last }}</s>{% endfor %}"
+        "{{ raise_exception('too short') if messages | length == 2 }}"
+    )
+    renderer, example = make_renderer(source), Example(messages=THOUGHTS)
+    (whole,) = renderer.train(example, "auto")
+    assert "thinking-dropped" in whole.anomalies
+    with pytest.raises(RowError, match="too short"):
+        renderer.train(example, "split")
 
 
 def test_a_block_that_nobody_knows_how_to_close_can_be_omitted_only(opening):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modelwright.core.api.errors import UsageError
 from modelwright.core.config import ConfigError
-from modelwright.core.config.schema import SUITE_NAME
+from modelwright.core.config.schema import SUITE_NAME, SourceConfig
 from modelwright.core.plugins import discover
 from modelwright.core.stages.evaluate.from_flags import (
     Flags,
@@ -126,7 +126,7 @@ def test_the_one_format_that_reads_the_rows_is_taken(tmp_path, install_plugin):
     with pytest.raises(
         UsageError, match=r"no installed format reads its first rows .*math: .*: choose one with --format"
     ):
-        detect_format(str(path), discover(), seed=1)
+        detect_format(SourceConfig(path=str(path)), discover(), seed=1)
     install_plugin(
         "german-format",
         """
@@ -145,9 +145,9 @@ def test_the_one_format_that_reads_the_rows_is_taken(tmp_path, install_plugin):
             return [FormatSpec(name="german", summary="German", factory="german_format:German")]
         """,
     )
-    assert detect_format(str(path), discover(), seed=1) == "german"
+    assert detect_format(SourceConfig(path=str(path)), discover(), seed=1) == "german"
     path.write_text(json.dumps(SUM) + "\n")
     with pytest.raises(
         UsageError, match=r"the formats .*math.* (both|all) read its first rows; choose one with --format"
     ):
-        detect_format(str(path), discover(), seed=1)
+        detect_format(SourceConfig(path=str(path)), discover(), seed=1)

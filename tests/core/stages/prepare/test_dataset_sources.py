@@ -12,10 +12,12 @@ from stand_in_hub import FIRST, SECOND, Hub, serving
 from tiny_run import tiny_run
 
 from modelwright import ModelwrightError, UsageError
+from modelwright.core import runner
 from modelwright.core.config import ConfigError, read_run
 from modelwright.core.config.schema import SourceConfig, SuiteConfig
 from modelwright.core.plugins import discover
-from modelwright.core.stages.evaluate.suites import read_suite
+from modelwright.core.stages.evaluate.from_flags import Flags, config_from_flags
+from modelwright.core.stages.evaluate.suites import read_suite, suite_digests
 from modelwright.core.stages.prepare.sources import check_source, read_source, source_digests, source_lineage
 
 README = """---
@@ -154,6 +156,47 @@ def test_a_test_set(folder):
     assert [example.answer for example in read_suite(suite, discover(), seed=1)] == ["2", "3"]
 
 
+def asked(**flags):
+    """The suite that flags of `modelwright evaluate` mean, and what is said."""
+    config, said = config_from_flags(Flags(models=("a",), **flags), discover())
+    return config.evaluate[0], said
+
+
+def test_a_test_set_by_flags(folder, caches):
+    """`evaluate --dataset` has the same keys, and the hub's is pinned as in a run file; the suite has its name."""
+    suite, said = asked(dataset=str(folder), config="main", split="test[:2]", format_name="math")
+    assert (suite.name, suite.format, len(said)) == ("sums", "math", 2)
+    assert [example.answer for example in read_suite(suite, discover(), seed=1)] == ["2", "3"]
+    cached(caches, FIRST, FILES, "main", "v1")
+    suite, _ = asked(dataset="org/sums", config="hard", revision="v1", format_name="math")
+    assert (suite.name, suite.dataset, suite.revision) == ("sums", "org/sums", "v1")
+    hard = {"config": "hard", "split": None}
+    assert suite_digests(suite, 1) == source_digests(source("org/sums", **hard, revision=FIRST), 1)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"config": "main", "split": "valid"},
+        {"config": "main"},
+        {"config": "easy"},
+        {"config": "hard", "revision": "v1"},
+        {"dataset": ""},
+        {"dataset": "org/none"},
+        {"data": "rows.jsonl"},
+        {"data": "rows.jsonl", "dataset": None, "split": "test"},
+        {"dataset": None},
+    ],
+    ids=lambda flags: " ".join(f"--{key} {value}" for key, value in flags.items()),
+)
+def test_flags_that_name_no_test_set(folder, flags, wording):
+    """The same line as for a run file, by the flag."""
+    with pytest.raises(ModelwrightError) as error:
+        asked(**{"dataset": str(folder), **flags})
+    assert len(error.value.lines) == 1
+    wording(error.value)
+
+
 @pytest.mark.parametrize(
     "keys",
     [
@@ -204,6 +247,44 @@ def test_keys_that_do_not_go_together(tmp_path, keys, wording):
     file.write_text(tiny_run("data.sources = []").replace("sources = []", "") + f"[[data.sources]]\n{keys}\n")
     with pytest.raises(ConfigError) as error:
         read_run(file)
+    wording(error.value)
+
+
+def test_training_data_are_kept_clear_of_a_data_set(folder, rows_file, monkeypatch):
+    """`decontaminate_against` takes tables with these keys beside paths; another split prepares again."""
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "sums.jsonl").write_bytes(jsonl(8, 2))
+    others = [{"question": f"Name {n}?", "answer": "#### 1"} for n in range(9)]
+    rows_file(folder.parent / "rows.jsonl", [*map(json.loads, jsonl(8, 2).splitlines()), *others])
+    (folder.parent / "run.toml").write_text(tiny_run('[data]\nformat = "math"\n[[data.sources]]\npath = "rows.jsonl"'))
+
+    def removed(table):
+        read = read_run(folder.parent / "run.toml", overrides=[f"data.quality.decontaminate_against=[{table}]"])
+        opened = runner.open_run(read.configs[0], read.plugins)
+        runner.check([opened], ["prepare"])
+        done = runner.execute(opened, only="prepare")
+        assert done.performed
+        return done.outputs["prepare"]["removed"]["contaminated"]
+
+    assert removed('{ dataset = "./sums", config = "main", split = "test[:3]" }') == 3
+    assert removed('"sums.jsonl", { dataset = "./sums", config = "hard" }') == 8
+
+
+@pytest.mark.parametrize(
+    "item",
+    ['{ dataset = "./sums", config = "main" }', '{ config = "main" }', '{ dataset = "./sums", limit = 1 }', '""', "1"],
+)
+def test_a_wrong_data_set_to_keep_clear_of(folder, item, monkeypatch, wording):
+    """As for a source; `limit` is none of its keys, since all of a test set counts."""
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "run.toml").write_text(tiny_run('[data]\nformat = "math"'))
+
+    def check():
+        read = read_run(folder.parent / "run.toml", overrides=[f"data.quality.decontaminate_against=[{item}]"])
+        runner.check([runner.open_run(config, read.plugins) for config in read.configs], ["prepare"])
+
+    with pytest.raises(UsageError) as error:
+        check()
     wording(error.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from tiny_run import tiny_run
@@ -280,4 +281,44 @@ def test_a_template_that_is_not_served_as_it_is_trained_says_what_settles_it(
     )
     with pytest.raises(ModelwrightError) as caught:
         prepare(ROWS, *overrides, model='chat_template = "t.jinja"')
+    wording(caught.value)
+
+
+def _talk(*turns, thinking=None, system=None):
+    messages = [{"role": "system", "content": system}] if system else []
+    for number, text in enumerate(turns):
+        thought = {"thinking": thinking} if thinking and number % 2 else {}
+        messages.append({"role": ("user", "assistant")[number % 2], "content": text, **thought})
+    return {"messages": messages}
+
+
+TEMPLATES = Path(__file__).parents[2] / "chat" / "templates"
+TALKS = {
+    "opening/qwq": {"thinking": "so"},
+    "gptoss": {"thinking": "so"},
+    "qwen3": {"thinking": "so"},
+}
+
+
+@pytest.mark.parametrize("name", TALKS)
+def test_conversations_that_a_template_shows_otherwise_than_it_serves_are_split(wording, prepare, tmp_path, name):
+    """By default, said and counted; with turns = "all" the run stops, and its one line has the option."""
+    rows = [_talk(f"say {n}", f"it is {n}", "again", f"{n} it is", **TALKS[name]) for n in range(20)]
+    model = f'chat_template = "{TEMPLATES / name}.jinja"'
+    with pytest.raises(ModelwrightError) as caught:
+        prepare(rows, 'data.tokens.turns="all"', model=model)
+    assert 'set turns = "auto"' in str(caught.value)
+    wording(caught.value)
+    outputs, _ = prepare(rows, model=model)
+    assert (outputs["rows"], outputs["split"], outputs["anomalies"]) == (40, 20, {})
+    (notice,) = outputs["notices"]
+    wording(notice)
+
+
+@pytest.mark.parametrize("told", [{"thinking": "so"}, {"system": "be brief"}], ids=["thinking", "system"])
+def test_what_splitting_does_not_settle_says_what_does(wording, prepare, tmp_path, told):
+    """Mistral shows no thinking, and the system message in the last question alone."""
+    rows = [_talk(f"say {n}", f"it is {n}", "again", f"{n} it is", **told) for n in range(20)]
+    with pytest.raises(ModelwrightError) as caught:
+        prepare(rows, model=f'chat_template = "{TEMPLATES}/mistral.jinja"')
     wording(caught.value)

@@ -84,7 +84,7 @@ def keep(tmp_path, renderer, cache, entry, turns):
         return render(entry, lambda: None)
 
 
-@pytest.mark.parametrize("turns", ["all", "last", "split"])
+@pytest.mark.parametrize("turns", ["auto", "all", "last", "split"])
 def test_what_is_kept_is_what_the_renderer_makes(wording, tmp_path, renderer, cache, entry, lines, examples, turns):
     """Tokens, spans and anomalies; the renderer itself is not asked."""
     keep(tmp_path, renderer, cache, entry, turns)
