@@ -10,6 +10,8 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api.errors import UsageError
 
+# The optimizers that the package bitsandbytes has.
+OF_BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "lion")
 _positive: Any = validators.gt(0)
 # Sequences per step unless the run file sets batch_size.
 _USUAL_BATCH = 32
@@ -24,6 +26,11 @@ def _auto_or_positive(_instance: Any, attribute: Any, value: int | Literal["auto
 _passes = validators.and_(validators.gt(0.0), validators.le(1e6))
 _share = validators.and_(validators.ge(0.0), validators.le(1.0))
 _less_than_all = validators.and_(validators.ge(0.0), validators.lt(1.0))
+
+
+def _two_decays(_instance: Any, _attribute: Any, value: tuple[float, ...]) -> None:
+    if len(value) != 2 or not all(0 <= each < 1 for each in value):
+        raise ValueError("must be two numbers from 0 to below 1, such as [0.9, 0.95]")
 
 
 def _some_targets(_instance: Any, _attribute: Any, value: str | tuple[str, ...]) -> None:
@@ -65,13 +72,31 @@ class TrainSettings:
         micro_batch_size: Sequences per forward pass of one process; a pack is one sequence. Default: the trainer's
             choice. Lower it if memory runs out.
         learning_rate: Peak learning rate, reached after the warmup. Lower it if the loss jumps or rises.
-        schedule: How the learning rate changes after the warmup: `"cosine"` and `"linear"` fall to 0 at the last step,
-            `"constant"` stays at the peak.
+        optimizer: `"adamw"` keeps 8 bytes of state for each trained weight. The others take less: `"adamw_8bit"` 2, and
+            `"paged_adamw_8bit"` moves them to main memory when the GPU is full; `"lion"` 4, with a `learning_rate`
+            3 to 10 times lower; `"muon"` 4 for matrices, and may need fewer steps; `"adafactor"` almost none. Those of
+            8 bits and Lion need `modelwright[quantization]`.
+        betas: Decay of the running means of the gradient and of its square, per step. Lower the second if the loss
+            spikes. Default: `[0.9, 0.95]`; for Lion `[0.95, 0.98]`. Not for Adafactor.
+        eps: Number added to the root of the mean square before AdamW divides by it. Default: 1e-8. Raise it if updates
+            are noisy where gradients are tiny.
+        schedule: How the learning rate changes after the warmup: `"cosine"` and `"linear"` fall until the last step,
+            `"constant"` stays at the peak, and `"wsd"` stays there until the cooldown, so that a training can be
+            prolonged from a checkpoint before it.
+        min_rate: Share of the peak learning rate that the schedule falls to. 0.1 is usual for long trainings.
         warmup: Share of the steps in which the learning rate rises linearly from 0 to its peak.
-        weight_decay: Weight decay of AdamW, applied to matrices only. Raise it against overfitting.
+        cooldown: Share of the steps at the end in which `"wsd"` falls.
+        weight_decay: Weight decay, applied to matrices only. Raise it against overfitting.
         clip_norm: Maximum 2-norm of the gradient; a larger gradient is scaled down to it. 0 turns clipping off.
         precision: Number format of the forward and backward pass. `"auto"` is bfloat16 on a GPU that supports it,
             float32 otherwise. The optimizer always updates float32 weights.
+        gradient_checkpointing: `"on"` computes activations again in the backward pass instead of keeping them. This
+            takes less memory and about a third more time; turn it on for a model or a sequence length that does not fit
+            otherwise. `"offload"` also keeps what is left in main memory; on a CPU it is the same as `"on"`.
+        neftune_noise: Strength of the noise that is added to the embeddings in training (N. Jain et al., "NEFTune",
+            2023), which can improve the answers of a model trained on few instructions. 5 is usual; 0 turns it off.
+        liger: Replace norms, rotary embeddings and MLPs by Liger's kernels, which take less GPU memory and time. Needs
+            an NVIDIA GPU and `pip install liger-kernel`.
         compile: Compile the model with `torch.compile`: the first steps are slower, all others faster.
         checkpoint_every: Optimizer steps between checkpoints. A killed training repeats at most this many steps.
         keep_checkpoints: Number of newest checkpoints to keep, in addition to the one with the lowest held-out loss.
@@ -93,11 +118,19 @@ class TrainSettings:
     batch_size: int = field(default=_USUAL_BATCH, validator=_positive)
     micro_batch_size: int | None = field(default=None, validator=validators.optional(_positive))
     learning_rate: float = field(default=1e-4, validator=_positive)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "muon", "lion"] = "adamw"
+    betas: tuple[float, ...] | None = field(default=None, validator=validators.optional(_two_decays))
+    eps: float | None = field(default=None, validator=validators.optional(_positive))
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    min_rate: float = field(default=0.0, validator=_less_than_all)
     warmup: float = field(default=0.03, validator=_share)
+    cooldown: float = field(default=0.2, validator=_share)
     weight_decay: float = field(default=0.0, validator=validators.ge(0.0))
     clip_norm: float = field(default=1.0, validator=validators.ge(0.0))
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: Literal["off", "on", "offload"] = "off"
+    neftune_noise: float = field(default=0.0, validator=validators.ge(0.0))
+    liger: bool = False
     compile: bool = False
     checkpoint_every: int = field(default=100, validator=_positive)
     keep_checkpoints: int = field(default=2, validator=_positive)
@@ -111,6 +144,14 @@ class TrainSettings:
         """What is wrong between fields, as (key, message)."""
         if (self.epochs is None) == (self.max_steps is None):
             yield "max_steps", "give exactly one of epochs and max_steps"
+        if self.betas is not None and self.optimizer == "adafactor":
+            yield "betas", "are not for Adafactor, whose decay grows with the steps: remove them"
+        if self.eps is not None and self.optimizer in ("adafactor", "lion"):
+            yield "eps", f'is not for optimizer = "{self.optimizer}", which has no such number: remove it'
+        if self.min_rate and self.schedule == "constant":
+            yield "min_rate", 'has no effect with schedule = "constant", which never falls: remove it'
+        if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
+            yield "cooldown", f"and warmup are more than all steps ({self.cooldown:g} + {self.warmup:g}): lower one"
 
     def sequences_in_a_step(self, there_are: int) -> int:
         """The batch size when there are this many sequences to train on.

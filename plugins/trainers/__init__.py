@@ -9,6 +9,7 @@ from attrs import field, frozen, validators
 
 from modelwright.core.api import TrainerSpec, hookimpl
 from modelwright.core.api.devices import DEVICE
+from modelwright.core.api.wording import closest
 
 # Marks options that change the memory and time of a training, and its result only by rounding: a stopped run can be
 # resumed with other values.
@@ -27,15 +28,12 @@ class LocalOptions:
     Attributes:
         micro_batch_tokens: Maximum number of tokens in a micro-batch, padding included; it always holds at least one
             sequence. Lower it if the GPU runs out of memory. Not used if `micro_batch_size` is set.
-        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them. This takes less
-            memory and about a third more time; turn it on for a model or a sequence length that does not fit otherwise.
         device: What it computes on: `"cpu"`, `"cuda"` (NVIDIA's and AMD's GPUs), `"cuda:1"`, `"xpu"` (Intel's), `"mps"`
             (Apple's). `"auto"` takes the first GPU that torch can use, otherwise the CPU. Set it to choose one of
             several GPUs, or to train on the CPU of a machine that has some.
     """
 
     micro_batch_tokens: int = field(default=8192, validator=validators.gt(0), metadata=_HOW)
-    gradient_checkpointing: bool = field(default=False, metadata=_HOW)
     device: str = field(default="auto", validator=_is_device, metadata=_HOW)
 
 
@@ -46,9 +44,12 @@ ELSEWHERE = {
     "gradient_accumulation_steps": "set micro_batch_size in [train], and the rest of a batch is accumulated",
     "managed_gradient_accumulation": "remove it, because the training loop decides when a step ends",
     "gradient_clipping": "set clip_norm in [train]",
-    "optimizer": "set learning_rate and weight_decay in [train]; the optimizer is AdamW",
-    "scheduler": "set schedule and warmup in [train]",
+    "optimizer": "set optimizer, learning_rate, betas, eps and weight_decay in [train]",
+    "scheduler": "set schedule, warmup, cooldown and min_rate in [train]",
     "bf16": "set precision in [train]",
+    "torch_autocast": "set precision in [train]",
+    "amp": "set precision in [train]",
+    "activation_checkpointing": "set gradient_checkpointing in [train]",
     "fp16": 'set precision = "bfloat16" in [train]; float16 would need a loss scale',
     "zero_optimization.stage": "set zero_stage in [train.options]",
     "zero_optimization.offload_optimizer.device": "set offload in [train.options]",
@@ -59,6 +60,44 @@ ELSEWHERE = {
     "sequence_parallel_size": "remove it, because only data parallelism is supported",
     "pipeline": "remove it, because only data parallelism is supported",
 }
+# Other tables and values at the top of DeepSpeed's configuration. DeepSpeed passes over a name that it does not know,
+# and over `zero_optimization = true`.
+DEEPSPEED_TABLES = frozenset(
+    {
+        "aio",
+        "checkpoint",
+        "comet",
+        "comms_logger",
+        "compression_training",
+        "csv_monitor",
+        "data_types",
+        "eigenvalue",
+        "flops_profiler",
+        "tensorboard",
+        "timers",
+        "wandb",
+        "zero_optimization",
+    }
+)
+DEEPSPEED_VALUES = frozenset(
+    {
+        "communication_data_type",
+        "disable_allgather",
+        "disable_python_gc",
+        "dump_state",
+        "gradient_allreduce_op",
+        "gradient_predivide_factor",
+        "graph_harvesting",
+        "log_level",
+        "memory_breakdown",
+        "prescale_gradients",
+        "sparse_gradients",
+        "steps_per_print",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+    }
+)
 
 
 @frozen(kw_only=True)
@@ -73,15 +112,12 @@ class DeepSpeedOptions:
             the weights (stage 3). This fits larger models and is slower.
         micro_batch_tokens: Maximum number of tokens in a micro-batch of one process, padding included; it always holds
             at least one sequence. Lower it if a GPU runs out of memory. Not used if `micro_batch_size` is set.
-        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them. This takes less
-            memory and about a third more time; turn it on for a model or a sequence length that does not fit otherwise.
         config: Any other setting of DeepSpeed, as in its JSON configuration.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = field(default=2, metadata=_HOW)
     offload: Literal["none", "optimizer", "all"] = field(default="none", metadata=_HOW)
     micro_batch_tokens: int = field(default=8192, validator=validators.gt(0), metadata=_HOW)
-    gradient_checkpointing: bool = field(default=False, metadata=_HOW)
     config: Mapping[str, Any] = field(factory=dict)
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -94,6 +130,14 @@ class DeepSpeedOptions:
             found = ELSEWHERE.get(path) or ELSEWHERE.get(path.partition(".")[0])
             if found:
                 yield "config", f"{path} cannot be set here: {found}"
+        for name, value in self.config.items():
+            known = DEEPSPEED_TABLES | DEEPSPEED_VALUES
+            if name in DEEPSPEED_TABLES and not isinstance(value, Mapping):
+                yield "config", f"{name} is a table in DeepSpeed's configuration, not {value!r}: {{ {name} = {{ … }} }}"
+            elif name not in known and not any(path.partition(".")[0] == name for path in ELSEWHERE):
+                close = closest(name, known)
+                hint = f", did you mean {close}?" if close else ": remove it"
+                yield "config", f"{name}: DeepSpeed has no such setting{hint}"
 
 
 def _paths(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

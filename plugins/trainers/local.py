@@ -17,8 +17,9 @@ from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
 from modelwright.plugins.trainers.memory import Size, check_memory, needs
 from modelwright.plugins.trainers.model.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
+from modelwright.plugins.trainers.optimizers import check_optimizer, make_optimizer, set_learning_rate
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import adamw, device_facts, precision_of, set_learning_rate
+from modelwright.plugins.trainers.strategy import device_facts, precision_of
 from modelwright.plugins.trainers.training import train
 
 
@@ -40,7 +41,6 @@ class LocalTrainer:
             job,
             OneDevice(job.settings, self.options.device),
             micro_batch_tokens=self.options.micro_batch_tokens,
-            recompute=self.options.gradient_checkpointing,
         )
 
 
@@ -57,6 +57,7 @@ class OneDevice:
     def __init__(self, settings: TrainSettings, device: str = "auto") -> None:
         self.device = _device(settings, device, accelerators())
         self.precision = precision_of(settings.precision, self.device)
+        check_optimizer(settings, device=self.device.type)
         self._settings = settings
 
     def check(self, size: Size, newest: Checkpoint | None) -> None:  # noqa: ARG002 - it can resume from any of its own
@@ -68,12 +69,12 @@ class OneDevice:
         return contextlib.nullcontext()
 
     def strategy(self, model: Any) -> SingleDevice:
-        """AdamW."""
+        """On this device alone."""
         return SingleDevice(model, self._settings, device=self.device, precision=self.precision)
 
 
 class SingleDevice:
-    """AdamW on one device; weights and optimizer states are float32 in any precision of the forward pass."""
+    """One device; weights and optimizer states are float32 in any precision of the forward pass."""
 
     ranks = Ranks()
 
@@ -83,7 +84,7 @@ class SingleDevice:
         self.precision = precision
         self.layout: dict[str, Any] = {"strategy": "single-device"}
         self._clip_norm = settings.clip_norm
-        self._optimizer = adamw(model, settings.weight_decay)
+        self._optimizer = make_optimizer(model, settings)
         if settings.compile:
             # Only the blocks: the output layer sees another number of positions each time.
             model.base_model.compile()

@@ -99,7 +99,7 @@ class Loop:
         self.holdout = holdout
         self.checkpoints = checkpoints
         self._bad_steps = BadSteps(corpus, job, self.ranks)
-        self.logits = TrainedLogits(strategy.model, strategy.forward)
+        self.logits = TrainedLogits(strategy.model, strategy.forward, noise=job.settings.neftune_noise)
         length = corpus.tokens / max(1, corpus.examples)
         self.meter = Meter(strategy.model, strategy.device, strategy.precision, length=length, ranks=self.ranks)
         self._micro_batch_tokens = micro_batch_tokens
@@ -284,9 +284,14 @@ class Loop:
         )
 
     def _rate(self, step: int) -> float:
-        warmup = warmup_steps(self.plan.steps, self.settings.warmup)
-        return self.settings.learning_rate * schedule_factor(
-            step, steps=self.plan.steps, warmup=warmup, schedule=self.settings.schedule
+        steps, settings = self.plan.steps, self.settings
+        return settings.learning_rate * schedule_factor(
+            step,
+            steps=steps,
+            warmup=share_of_steps(steps, settings.warmup),
+            cooldown=share_of_steps(steps, settings.cooldown),
+            schedule=settings.schedule,
+            least=settings.min_rate,
         )
 
     def _loss(self, batch: MicroBatch, assignment: Assignment) -> tuple[torch.Tensor, torch.Tensor]:
@@ -372,30 +377,47 @@ class Loop:
         )
 
 
-def warmup_steps(steps: int, warmup: float) -> int:
-    """The number of steps in which the rate rises to its peak: the share `warmup` of all `steps`, rounded."""
-    return round(warmup * steps)
+def share_of_steps(steps: int, share: float) -> int:
+    """The number of steps that a share of all `steps` is, rounded."""
+    return round(share * steps)
 
 
-def schedule_factor(step: int, *, steps: int, warmup: int, schedule: Literal["cosine", "linear", "constant"]) -> float:
+def schedule_factor(
+    step: int,
+    *,
+    steps: int,
+    warmup: int,
+    schedule: Literal["cosine", "linear", "constant", "wsd"],
+    cooldown: int = 0,
+    least: float = 0.0,
+) -> float:
     """The share of the peak learning rate for optimizer step `step` (1 to `steps`).
 
-    With `W` warm-up steps out of `N`, and `p = (step - W - 1) / (N - W)`:
+    With `W` warm-up steps and `C` cooldown steps out of `N`, `p = (step - W - 1) / (N - W)`, and `m` the least share:
 
         step <= W    step / (W + 1)
-        cosine       (1 + cos(pi * p)) / 2
-        linear       1 - p
+        cosine       m + (1 - m) * (1 + cos(pi * p)) / 2
+        linear       m + (1 - m) * (1 - p)
         constant     1
+        wsd          1, and in the cooldown m + (1 - m) * (1 - sqrt((step - N + C) / (C + 1)))
 
-    The warm-up reaches the peak exactly at step `W + 1`, and the decay would reach 0 at step `N + 1`: no step is wasted
-    on a rate of 0. The cosine is that of I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, without restarts.
+    The warm-up reaches the peak exactly at step `W + 1`, and the decay would reach m at step `N + 1`: no step is wasted
+    on a rate of 0. The cosine is that of I. Loshchilov and F. Hutter, "SGDR", ICLR 2017, without restarts. Warmup,
+    stable and decay: S. Hu et al., "MiniCPM", 2024, section 4; the root and 20 % of the steps for the decay are what
+    A. Hägele et al., "Scaling laws and compute-optimal training beyond fixed training durations", 2024, found best.
     """
     if step <= warmup:
         return step / (warmup + 1)
     done = (step - warmup - 1) / (steps - warmup)
+    falling = 1.0
     if schedule == "cosine":
-        return (1 + math.cos(math.pi * done)) / 2
-    return 1 - done if schedule == "linear" else 1.0
+        falling = (1 + math.cos(math.pi * done)) / 2
+    elif schedule == "linear":
+        falling = 1 - done
+    elif schedule == "wsd":
+        cooldown = min(cooldown, steps - warmup - 1)
+        falling = 1 - math.sqrt(max(0, step - steps + cooldown) / (cooldown + 1))
+    return least + (1 - least) * falling
 
 
 def _means(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib.util
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +15,7 @@ from modelwright.core.api import UsageError
 from modelwright.core.api.devices import device_name, has_bfloat16
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.memory import Size
-from modelwright.plugins.trainers.model.adapter import learning_rate_factor
 from modelwright.plugins.trainers.ranks import Ranks
-
-# The second moment forgets faster than Adam's 0.999: the usual choice for language models since T. Brown et al.,
-# "Language models are few-shot learners" (2020), appendix B.
-_BETAS = (0.9, 0.95)
 
 
 class Setup(Protocol):
@@ -106,37 +103,6 @@ class Strategy(Protocol):
         ...
 
 
-def adamw(model: Any, weight_decay: float) -> torch.optim.AdamW:
-    """The optimizer of all trainers, for the parameters that require a gradient; each step sets its learning rate."""
-    return torch.optim.AdamW(decay_groups(model, weight_decay), betas=_BETAS, fused=True)
-
-
-def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices (also embeddings) decay; norms and biases, which are vectors, do not.
-
-    Each group has a `factor`, by which `set_learning_rate` multiplies the rate.
-    """
-    groups: dict[tuple[bool, float], list[torch.Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((_dimensions(parameter) < 2, learning_rate_factor(model, name)), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": 0.0 if vectors else weight_decay, "factor": factor}
-        for (vectors, factor), parameters in sorted(groups.items(), key=lambda group: group[0])
-    ]
-
-
-def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
-    """Set the rate of a step in all groups of an optimizer."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["factor"]
-
-
-def _dimensions(parameter: torch.Tensor) -> int:
-    """The number of dimensions of a parameter; ZeRO-3 leaves a flat remainder and keeps the shape beside it."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
-
-
 def precision_of(requested: str, device: torch.device) -> torch.dtype:
     """The precision of the forward pass; "auto" is bfloat16 on a GPU that has it, but Apple's, else float32.
 
@@ -156,15 +122,61 @@ def device_facts(device: torch.device, precision: torch.dtype) -> dict[str, Any]
     return facts | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
 
 
-def recompute_activations(model: Any) -> None:
+def recompute_activations(model: Any, *, offload: bool) -> None:
     """Keep only the activations between the blocks, and compute the others again in the backward pass.
+
+    Args:
+        model: of transformers.
+        offload: whether those that are kept wait in the computer's own memory, not in the GPU's.
 
     Raises:
         UsageError: the model does not support it.
     """
     # transformers renames the method within version 5, and drops the old name in 6.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    more = {"offload": True} if offload else {}
+    if more.keys() - inspect.signature(enable).parameters.keys():
+        raise UsageError(
+            '[train] gradient_checkpointing: "offload" needs a newer transformers (tried with 5.23): set it to "on"'
+        )
     try:
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False}, **more)
     except ValueError as error:
-        raise UsageError(f"[train.options] gradient_checkpointing: {error}") from error
+        raise UsageError(f"[train] gradient_checkpointing: {error}") from error
+
+
+def without_liger(kind: str, *, device: str, kernels: Collection[str] | None) -> str | None:
+    """Why Liger's kernels cannot replace a model's own, as the second half of an error's line; None if they can.
+
+    Args:
+        kind: the model's `model_type`.
+        device: type of the device that it computes on, such as "cuda".
+        kernels: the model types that the installed liger-kernel knows; None if it is not installed.
+    """
+    if device != "cuda":
+        return f"its kernels run on a GPU, and this training computes on {device!r}: remove it"
+    if kernels is None:
+        return "needs the package liger-kernel: pip install liger-kernel, or remove it"
+    if kind not in kernels:
+        return f"liger-kernel has no kernels for models of type {kind!r}: remove it"
+    return None
+
+
+def check_liger(kind: str, device: torch.device) -> None:
+    """Check that Liger's kernels can replace those of a model of this `model_type`.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    kernels = None
+    if device.type == "cuda" and importlib.util.find_spec("liger_kernel") is not None:
+        kernels = importlib.import_module("liger_kernel.transformers.monkey_patch").MODEL_TYPE_TO_APPLY_LIGER_FN
+    problem = without_liger(kind, device=device.type, kernels=kernels)
+    if problem:
+        raise UsageError(f"[train] liger: {problem}")
+
+
+def use_liger(model: Any) -> None:
+    """Replace a model's own kernels by Liger's, but not its loss, which `TrainedLogits` computes."""
+    integration = importlib.import_module("transformers.integrations.liger")
+    integration.apply_liger_kernel(model, {"cross_entropy": False, "fused_linear_cross_entropy": False})

@@ -14,17 +14,16 @@ from modelwright.plugins.trainers.memory import Size
 from modelwright.plugins.trainers.model.adapter import adapt
 from modelwright.plugins.trainers.model.load import check_fits, load_model, skeleton
 from modelwright.plugins.trainers.preflight import preflight
-from modelwright.plugins.trainers.strategy import Setup, recompute_activations
+from modelwright.plugins.trainers.strategy import Setup, check_liger, recompute_activations, use_liger
 
 
-def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -> Trained:
+def train(job: Job, setup: Setup, *, micro_batch_tokens: int) -> Trained:
     """Train until the job is done or asked to stop; resume from a checkpoint if there is one.
 
     Args:
         job: what to train.
         setup: of the trainer; each of its processes calls this.
         micro_batch_tokens: maximum number of tokens in a micro-batch if the settings give no size.
-        recompute: whether activations are computed again in the backward pass.
 
     Raises:
         ModelwrightError: model and data do not fit together, something does not suffice, or the training diverged.
@@ -42,15 +41,21 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -
     holdout = held_out(job)
     checkpoints = Checkpoints(job, ranks)
     newest = checkpoints.newest()
-    setup.check(_size(job), newest)
+    bare = skeleton(job)
+    if job.settings.liger:
+        check_liger(bare.config.model_type, setup.device)
+    adapt(bare, job)
+    setup.check(Size.of(bare), newest)
     # A process that measures the free memory must not see weights that another one has read already.
     ranks.wait()
     model = _model(job, setup, packed=bool(len(corpus.packed(corpus.sequences))))
     for tokens in (corpus, holdout):
         if tokens is not None:
             check_fits(model, largest_token=tokens.largest_token, longest=tokens.longest, tokens=tokens.path)
-    if recompute:
-        recompute_activations(model)
+    if job.settings.gradient_checkpointing != "off":
+        # On a CPU they are in its memory already.
+        offload = job.settings.gradient_checkpointing == "offload" and setup.device.type != "cpu"
+        recompute_activations(model, offload=offload)
     strategy = setup.strategy(model)
     loop = Loop(job, strategy, corpus, checkpoints, holdout=holdout, micro_batch_tokens=micro_batch_tokens)
     try:
@@ -60,21 +65,16 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -
         return loop.run(newest)
     except torch.OutOfMemoryError as error:
         raise ModelwrightError(
-            f"{strategy.facts()['device']}: out of memory: set [train] micro_batch_size to 1 or 2, or in "
-            f"[train.options] micro_batch_tokens to less than {micro_batch_tokens} or gradient_checkpointing = true"
+            f"{strategy.facts()['device']}: out of memory: set in [train] micro_batch_size to 1 or 2, or "
+            f'gradient_checkpointing to "on"; or [train.options] micro_batch_tokens to less than {micro_batch_tokens}'
         ) from error
-
-
-def _size(job: Job) -> Size:
-    """The size of the model to be trained, from its configuration alone."""
-    model = skeleton(job)
-    adapt(model, job)
-    return Size.of(model)
 
 
 def _model(job: Job, setup: Setup, *, packed: bool) -> Any:
     on_gpu = setup.device.type in ("cuda", "xpu")  # Apple's have neither of the attentions that only GPUs have
     low = on_gpu and setup.precision == torch.bfloat16
     model = load_model(job, on_gpu=on_gpu, packed=packed, low=low, sharing=setup.sharing)
+    if job.settings.liger:
+        use_liger(model)
     adapt(model, job)
     return model

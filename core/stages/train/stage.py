@@ -30,7 +30,15 @@ from modelwright.core.stages.train.report import summary, write_report
 VERSION = 2
 
 # Settings that change how the training runs, but not its result.
-_NOT_INPUTS = ("checkpoint_every", "keep_checkpoints", "preflight", "processes", "micro_batch_size", "on_bad_step")
+_NOT_INPUTS = (
+    "checkpoint_every",
+    "gradient_checkpointing",
+    "keep_checkpoints",
+    "micro_batch_size",
+    "on_bad_step",
+    "preflight",
+    "processes",
+)
 
 
 @frozen

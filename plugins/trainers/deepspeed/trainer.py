@@ -20,9 +20,14 @@ from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.deepspeed.zero import Zero, check_layout
 from modelwright.plugins.trainers.memory import Size, check_memory, needs
+from modelwright.plugins.trainers.optimizers import WHOLE_MATRICES, check_optimizer
 from modelwright.plugins.trainers.ranks import Ranks
 from modelwright.plugins.trainers.strategy import precision_of
 from modelwright.plugins.trainers.training import train
+
+# Numbers in a bucket of gradients or weights that is sent at once: 400 MB in bfloat16, which fill a network. A GPU
+# holds about four and a half buckets, and DeepSpeed's default is 5e8.
+_BUCKET = 200_000_000
 
 
 class DeepSpeedTrainer:
@@ -40,12 +45,8 @@ class DeepSpeedTrainer:
         """
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         with _clear_error_for_lost_process():
-            return train(
-                job,
-                Processes(job.settings, self.options),
-                micro_batch_tokens=self.options.micro_batch_tokens,
-                recompute=self.options.gradient_checkpointing,
-            )
+            setup = Processes(job.settings, self.options)
+            return train(job, setup, micro_batch_tokens=self.options.micro_batch_tokens)
 
 
 class Processes:
@@ -61,13 +62,15 @@ class Processes:
         self.ranks = _join(self.device)
         self.precision = precision_of(settings.precision, self.device)
         self._settings, self._options = settings, options
-        self._low = self.precision == torch.bfloat16
-        self._config = zero_config(options, settings, low=self._low)
+        # Without ZeRO, float32 weights are computed with under autocast, as the trainer `local` does it.
+        self._low = self.precision == torch.bfloat16 and options.zero_stage > 0
+        check_optimizer(settings, device="cpu" if options.offload != "none" else self.device.type)
+        self._config = zero_config(options, settings, precision=self.precision, on_gpu=self.device.type != "cpu")
 
     def check(self, size: Size, newest: Checkpoint | None) -> None:
         """Refuse a checkpoint of another ZeRO stage, and a model that does not fit in memory."""
         if newest is not None:
-            check_layout(newest.path, newest.layout, self._options)
+            check_layout(newest.path, newest.layout, self._options, self._settings.optimizer, self.ranks.size)
         needed = needs(
             size, low=self._low, stage=self._options.zero_stage, ranks=self.ranks.size, offload=self._options.offload
         )
@@ -98,29 +101,38 @@ class Processes:
         )
 
 
-def zero_config(options: DeepSpeedOptions, settings: TrainSettings, *, low: bool) -> dict[str, Any]:
+def zero_config(
+    options: DeepSpeedOptions, settings: TrainSettings, *, precision: torch.dtype, on_gpu: bool
+) -> dict[str, Any]:
     """The configuration for `deepspeed.initialize`: the trainer's options, and other settings from `config`.
+
+    docs/howto/training.md gives the reason for each value that differs from DeepSpeed's default.
 
     Args:
         options: of the trainer.
         settings: the `[train]` table.
-        low: whether the weights are bfloat16.
+        precision: of the forward pass.
+        on_gpu: whether the processes compute on GPUs.
 
     Raises:
         UsageError: the options contradict one another, or `config` has a setting that belongs elsewhere.
     """
     for key, problem in options.problems():
         raise UsageError(f"[train.options] {key}: {problem}")
-    if settings.compile and options.zero_stage == 3:
-        raise UsageError(
-            "[train] compile = true does not work with zero_stage = 3, which swaps the weights in and out: change one "
-            "of them"
-        )
-    zero: dict[str, Any] = {"stage": options.zero_stage, "overlap_comm": False}
+    _check_stage(options.zero_stage, settings)
+    low = precision == torch.bfloat16
+    stage = options.zero_stage
+    zero: dict[str, Any] = {
+        "stage": stage,
+        # Stages 0 and 1 have nothing to overlap with: their gradients are summed once, after the last backward pass.
+        "overlap_comm": on_gpu and stage >= 2,
+        "reduce_bucket_size": _BUCKET,
+        "allgather_bucket_size": _BUCKET,
+    }
     if options.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     if options.offload == "all":
-        zero["offload_param"] = {"device": "cpu"}
+        zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
     ours = {
         # DeepSpeed uses these sizes only to count samples: the loop decides how many passes a step has.
         "train_micro_batch_size_per_gpu": 1,
@@ -128,13 +140,28 @@ def zero_config(options: DeepSpeedOptions, settings: TrainSettings, *, low: bool
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.clip_norm,
         "zero_optimization": zero,
-        # DeepSpeed does not know this optimizer by name; tests/plugins/trainers cover it.
+        # DeepSpeed does not know these optimizers by name; tests/plugins/trainers cover them.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": low},
+        "bf16": {"enabled": low and stage > 0},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
     }
     return _merged(ours, options.config)
+
+
+def _check_stage(stage: int, settings: TrainSettings) -> None:
+    """Refuse what a stage of ZeRO cannot do."""
+    if settings.compile and stage == 3:
+        raise UsageError(
+            "[train] compile = true does not work with zero_stage = 3, which swaps the weights in and out: change one "
+            "of them"
+        )
+    if settings.optimizer in WHOLE_MATRICES and stage:
+        raise UsageError(
+            f'[train] optimizer: "{settings.optimizer}" needs whole matrices, which zero_stage = {stage} cuts into '
+            'pieces: set zero_stage = 0 in [train.options], or optimizer to "adamw", "adamw_8bit" or "lion"'
+        )
 
 
 def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import writing_to
 from modelwright.plugins.trainers.model.adapter import export_adapter, is_adapted
+from modelwright.plugins.trainers.optimizers import make_optimizer, set_learning_rate
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import adamw, device_facts, set_learning_rate
+from modelwright.plugins.trainers.strategy import device_facts
 
 # The folder in a checkpoint that holds all of DeepSpeed's files.
 TAG = "zero"
@@ -58,22 +59,25 @@ class Zero:
         self.ranks = ranks
         self.layout = layout_of(options, ranks)
         self._options = options
+        self._optimizer = settings.optimizer
         if settings.compile:
             model.base_model.compile()
         try:
-            self.engine, *_ = deepspeed.initialize(
-                model=model, optimizer=adamw(model, settings.weight_decay), config=dict(config)
-            )
+            optimizer = make_optimizer(model, settings)
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
         except (AssertionError, TypeError, ValueError) as error:  # pydantic's error is a ValueError
             raise UsageError(f"[train.options] config: DeepSpeed refuses it: {one_line(error)[:300]}") from error
-        self.forward = self.engine
+        # The engine switches autocast off in its forward pass, which has nothing to gather or to split at stage 0.
+        self.forward = self.engine if options.zero_stage else model
         if options.zero_stage == 0:
             # The norm must be known before the step, and DeepSpeed without ZeRO does not check it.
             self.engine.enable_backward_allreduce = False
 
     def autocast(self) -> AbstractContextManager[object]:
-        """A context that does nothing: the engine has converted the weights to the precision of the forward pass."""
-        return contextlib.nullcontext()
+        """The precision of the forward pass at stage 0; ZeRO has converted the weights to it."""
+        if self._options.zero_stage or self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss`; the engine divides the sum over the processes by their number."""
@@ -94,9 +98,6 @@ class Zero:
                     parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.ranks.size
-        if self.precision == torch.bfloat16:
-            self.engine.step()
-            return float(self.engine.get_global_grad_norm())
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if norm - norm == 0:
@@ -116,7 +117,7 @@ class Zero:
         Raises:
             UsageError: they were written with another stage of ZeRO, or by another trainer.
         """
-        check_layout(folder, layout, self._options)
+        check_layout(folder, layout, self._options, self._optimizer, self.ranks.size)
         if self._options.zero_stage == 0 or layout["ranks"] == self.ranks.size:
             self._read(folder, TAG)
             return
@@ -194,16 +195,22 @@ def layout_of(options: DeepSpeedOptions, ranks: Ranks) -> dict[str, Any]:
     return {"strategy": "zero", "stage": options.zero_stage, "ranks": ranks.size}
 
 
-def check_layout(folder: Path, there: Mapping[str, Any], options: DeepSpeedOptions) -> None:
-    """Check that a checkpoint can be read with these options.
+def check_layout(folder: Path, there: Mapping[str, Any], options: DeepSpeedOptions, optimizer: str, ranks: int) -> None:
+    """Check that a checkpoint can be read with these options, by this number of processes.
 
     Raises:
-        UsageError: they were written with another stage of ZeRO, or by another trainer.
+        UsageError: it was written with another stage of ZeRO, by another trainer, or by another number of processes
+            with an optimizer whose states DeepSpeed cannot convert.
     """
     if there.get("strategy") != "zero" or there["stage"] != options.zero_stage:
         raise UsageError(
             f"{folder} was written with {_named(there)}, and [train.options] zero_stage is {options.zero_stage}: use "
             "the same as before to resume, or train again with --only train --fresh"
+        )
+    if options.zero_stage and optimizer != "adamw" and there["ranks"] != ranks:
+        raise UsageError(
+            f'{folder} was written by {there["ranks"]} processes, and there are {ranks}: optimizer = "{optimizer}" can '
+            "only be resumed by the same number; start as many, or train again with --only train --fresh"
         )
 
 

@@ -137,6 +137,20 @@ def chunked_loss(
     return loss
 
 
+def document_lengths(batch: MicroBatch) -> torch.Tensor:
+    """The length of the document that each token belongs to, in tokens: float32 `[sequences, length]`.
+
+    NEFTune's noise is alpha / sqrt(length * width) for each document (N. Jain et al., "NEFTune", 2023, algorithm 1),
+    however documents are padded or joined.
+    """
+    if batch.position_ids is not None:
+        number = (batch.position_ids == 0).flatten().cumsum(0) - 1
+        return number.bincount()[number].view_as(batch.input_ids).float()
+    if batch.attention_mask is not None:
+        return batch.attention_mask.sum(1, keepdim=True).expand_as(batch.input_ids).float()
+    return torch.full_like(batch.input_ids, batch.input_ids.shape[1], dtype=torch.float32)
+
+
 class TrainedLogits:
     """Makes a model compute logits at trained positions only; logits of all positions would fill the memory first.
 
@@ -147,14 +161,19 @@ class TrainedLogits:
     Args:
         model: a causal language model of transformers.
         forward: what is called in its place if something wraps the model.
+        noise: strength of the noise that is added to the embeddings while the model is in training mode.
     """
 
-    def __init__(self, model: Any, forward: Callable[..., Any] | None = None) -> None:
+    def __init__(self, model: Any, forward: Callable[..., Any] | None = None, *, noise: float = 0.0) -> None:
         self.model = model
         self._call = forward or model
         self._positions: torch.Tensor | None = None
         self._instead: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._scale: float | None = None
+        self._noise = noise
+        self._amplitude: torch.Tensor | None = None
+        if noise:
+            model.get_input_embeddings().register_forward_hook(self._add_noise)
         self._head = model.get_output_embeddings()
         self._head_forward = self._head.forward
         self._head.register_forward_pre_hook(self._choose)
@@ -169,16 +188,24 @@ class TrainedLogits:
         hidden, *rest = inputs  # hidden: [sequences, length, width]
         return (hidden.flatten(0, 1).index_select(0, self._positions).unsqueeze(0), *rest)
 
+    def _add_noise(self, module: Any, _inputs: Any, embeddings: torch.Tensor) -> torch.Tensor | None:
+        if self._amplitude is None or not module.training:
+            return None
+        # The generator was seeded for this step, so that a resumed training draws the same noise.
+        noise = torch.empty_like(embeddings).uniform_(-1, 1)
+        return embeddings.addcmul(noise, (self._amplitude / embeddings.shape[-1] ** 0.5).to(embeddings.dtype))
+
     def _head_or_instead(self, hidden: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = (self._instead or self._head_forward)(hidden)
         return result
 
     def _logits(self, batch: MicroBatch, positions: torch.Tensor) -> torch.Tensor:
         self._positions = positions
+        self._amplitude = self._noise / document_lengths(batch).sqrt().unsqueeze(-1) if self._noise else None
         try:
             logits: torch.Tensor = self._call(**model_inputs(self.model, batch), use_cache=False).logits
         finally:
-            self._positions = None
+            self._positions = self._amplitude = None
         return logits
 
     def at(self, batch: MicroBatch, positions: torch.Tensor) -> torch.Tensor:

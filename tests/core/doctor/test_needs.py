@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from modelwright.core.api.errors import SeveralErrors
 from modelwright.core.config import read_run
 from modelwright.core.doctor.machine import machine_facts, slurm_facts
 from modelwright.core.doctor.needs import missing
+from modelwright.core.stages.requirements import requirements, unmet
 
 # One process asks each package once.
 pytestmark = pytest.mark.xdist_group("doctor")
@@ -45,6 +47,20 @@ def test_a_run_that_finds_all_it_needs_misses_nothing(doctor, run_file):
     """The quickstart's kind."""
     code, printed = doctor(run_file())
     assert (code, printed["missing"]) == (0, [])
+
+
+def test_an_optimizer_without_its_package_is_missing(run_file, monkeypatch, wording):
+    """Before anything is prepared; adamw needs nothing."""
+
+    def lines_of(*overrides):
+        read = read_run(run_file(), overrides=overrides)
+        (run,) = [runner.open_run(config, read.plugins) for config in read.configs]
+        return unmet(requirements(run, ["train"], registry=False))
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    assert lines_of() == []
+    one_line(lines_of("train.optimizer='lion'"), wording)
 
 
 def test_everything_that_is_missing_is_reported_at_once(doctor, run_file, tmp_path):

@@ -1,6 +1,7 @@
 """Real processes on CPUs, that share out a training by ZeRO; every test here starts them."""
 
 import contextlib
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,7 +22,13 @@ from modelwright.core.testing.trainer import (
     write_model,
     write_token_folder,
 )
-from modelwright.plugins.trainers import ELSEWHERE, DeepSpeedOptions, modelwright_trainers
+from modelwright.plugins.trainers import (
+    DEEPSPEED_TABLES,
+    DEEPSPEED_VALUES,
+    ELSEWHERE,
+    DeepSpeedOptions,
+    modelwright_trainers,
+)
 
 LOCAL, ZERO = modelwright_trainers()
 
@@ -253,6 +260,11 @@ def test_a_flipped_byte_sends_the_training_back_to_the_checkpoint_before(tmp_pat
         pytest.param({"zero_stage": 3}, {"compile": True}, id="compile with stage 3"),
         pytest.param({"zero_stage": 1, "offload": "all"}, {}, id="offload all with stage 1"),
         pytest.param({"zero_stage": 0, "offload": "optimizer"}, {}, id="offload optimizer with stage 0"),
+        pytest.param({"zero_stage": 1}, {"optimizer": "muon"}, id="muon with stage 1"),
+        pytest.param({"zero_stage": 3}, {"optimizer": "adafactor"}, id="adafactor with stage 3"),
+        pytest.param({"config": {"nonsense": 1}}, {}, id="unknown setting"),
+        pytest.param({"config": {"comunication_data_type": "fp32"}}, {}, id="misspelled setting"),
+        pytest.param({"config": {"zero_optimization": True}}, {}, id="a value for a table"),
         *(pytest.param({"config": _nested(path)}, {}, id=path) for path in ELSEWHERE),
     ],
 )
@@ -261,8 +273,57 @@ def test_options_that_contradict_one_another_are_one_line(options, settings, wor
     from modelwright.plugins.trainers.deepspeed.trainer import zero_config
 
     with pytest.raises(UsageError) as caught:
-        zero_config(DeepSpeedOptions(**options), make_settings(**settings), low=False)
+        zero_config(DeepSpeedOptions(**options), make_settings(**settings), precision=torch.float32, on_gpu=False)
     wording(caught.value)
+
+
+def test_the_settings_that_are_known_are_those_that_deepspeed_reads():
+    """Each name is looked up by its reader."""
+    from deepspeed.runtime import config as reader
+
+    class Read(dict):
+        """Remembers what was looked up in it."""
+
+        names: ClassVar[set[str]] = set()
+
+        def get(self, key, default=None):
+            self.names.add(key)
+            return super().get(key, default)
+
+        def __getitem__(self, key):
+            self.names.add(key)
+            return super().__getitem__(key)
+
+        def __contains__(self, key):
+            self.names.add(key)
+            return super().__contains__(key)
+
+        def keys(self):
+            return self
+
+    reader.DeepSpeedConfig(Read(train_micro_batch_size_per_gpu=1))
+    assert Read.names >= DEEPSPEED_TABLES | DEEPSPEED_VALUES
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "on_gpu"),
+    [(0, "bfloat16", True), (1, "bfloat16", True), (2, "bfloat16", False), (2, "bfloat16", True), (3, "float32", True)],
+)
+def test_the_defaults_for_zero_are_an_experts(stage, precision, on_gpu):
+    """Docs/howto/training.md has the reasons; `config` changes any of them."""
+    from modelwright.plugins.trainers.deepspeed.trainer import zero_config
+
+    def settings(**config):
+        options = DeepSpeedOptions(zero_stage=stage, config=config)
+        return zero_config(options, make_settings(), precision=getattr(torch, precision), on_gpu=on_gpu)
+
+    made = settings()
+    assert made["data_types"]["grad_accum_dtype"] == "fp32"
+    assert made["zero_optimization"]["overlap_comm"] == (on_gpu and stage >= 2)
+    assert made["bf16"]["enabled"] == (precision == "bfloat16" and stage > 0)
+    changed = settings(data_types={"grad_accum_dtype": "bf16"}, zero_optimization={"overlap_comm": False})
+    assert changed["data_types"]["grad_accum_dtype"] == "bf16"
+    assert changed["zero_optimization"] == made["zero_optimization"] | {"overlap_comm": False}
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from small_models import small
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from modelwright.core.api import AdapterSettings, ModelwrightError, UsageError
+from modelwright.core.api import AdapterSettings, ModelwrightError, TrainSettings, UsageError
 from modelwright.core.api.adapters import apply_adapter
 from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from modelwright.core.testing.adapter import LORA, AdapterContract
@@ -32,7 +32,7 @@ from modelwright.plugins.trainers import LocalOptions, modelwright_trainers
 from modelwright.plugins.trainers.local import LocalTrainer
 from modelwright.plugins.trainers.model.adapter import adapter_state, attach, export_adapter, load_adapter_state
 from modelwright.plugins.trainers.model.targets import find_targets
-from modelwright.plugins.trainers.strategy import adamw, set_learning_rate
+from modelwright.plugins.trainers.optimizers import make_optimizer, set_learning_rate
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]])
 
@@ -147,9 +147,10 @@ def test_dropout_changes_the_training(job, train):
 
 def test_gradient_checkpointing_changes_nothing(job, train):
     """With a frozen base the gradients reach the adapter all the same."""
-    plain, recomputed = job("plain"), job("recomputed")
+    settings = TrainerContract().settings(max_steps=10, gradient_checkpointing="on")
+    plain, recomputed = job("plain"), job("recomputed", settings=settings)
     train(plain)
-    train(recomputed, gradient_checkpointing=True)
+    train(recomputed)
     one, other = (load_file(each.output / ADAPTER_WEIGHTS) for each in (plain, recomputed))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
     assert any(value.abs().max() > 0 for name, value in other.items() if "lora_B" in name)
@@ -324,7 +325,7 @@ def test_b_is_trained_at_its_own_rate(tmp_path):
     """LoRA+: a multiple of A's; nothing else is."""
     model = load(write_model(tmp_path / "base", weights=True))
     attach(model, AdapterSettings(rank=2, lora_plus=16, modules_to_save=("norm",)), seed=1)
-    optimizer = adamw(model, 0.1)
+    optimizer = make_optimizer(model, TrainSettings(max_steps=1, weight_decay=0.1))
     set_learning_rate(optimizer, 0.5)
     rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
     assert {rates[id(each)] for name, each in model.named_parameters() if ".lora_B." in name} == {8.0}
