@@ -105,6 +105,7 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         needs="modelwright[train]",
         launcher="python",
         adapters=True,
+        quantizations=("nf4", "int8", "fp8"),
     )
     yield TrainerSpec(
         name="deepspeed",
@@ -114,4 +115,5 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         needs="modelwright[deepspeed]",
         launcher="deepspeed",
         adapters=True,
+        quantizations=("nf4", "int8", "fp8"),
     )

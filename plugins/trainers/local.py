@@ -14,10 +14,10 @@ import torch
 from modelwright.core.api import Job, Trained, TrainSettings, UsageError
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
-from modelwright.plugins.trainers.memory import Size, check_memory, needs
+from modelwright.plugins.trainers.memory import Size, check_memory, frozen_bytes, needs
 from modelwright.plugins.trainers.model.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import adamw, device_facts, precision_of, set_learning_rate
+from modelwright.plugins.trainers.strategy import adamw, device_facts, precisions_of, set_learning_rate
 from modelwright.plugins.trainers.training import train
 
 
@@ -36,7 +36,7 @@ class LocalTrainer:
         """
         return train(
             job,
-            OneDevice(job.settings),
+            OneDevice(job.settings, dtype=job.dtype if job.adapter else None, quantization=job.quantization),
             micro_batch_tokens=self.options.micro_batch_tokens,
             recompute=self.options.gradient_checkpointing,
         )
@@ -45,20 +45,26 @@ class LocalTrainer:
 class OneDevice:
     """This process and its device.
 
+    Args:
+        settings: the `[train]` table.
+        dtype: what frozen weights are held in; None if all weights are trained.
+        quantization: what frozen linear layers are held in.
+
     Raises:
         UsageError: the settings ask for several processes, or for a precision that the device does not have.
     """
 
     ranks = Ranks()
 
-    def __init__(self, settings: TrainSettings) -> None:
+    def __init__(self, settings: TrainSettings, *, dtype: str | None = None, quantization: str | None = None) -> None:
         self.device = _device(settings)
-        self.precision = precision_of(settings.precision, self.device)
-        self._settings = settings
+        self.precision, self.held = precisions_of(settings, dtype, self.device)
+        self._settings, self._quantization = settings, quantization
 
     def check(self, size: Size, newest: Checkpoint | None) -> None:  # noqa: ARG002 - it can resume from any of its own
         """Refuse a model that does not fit in memory."""
-        check_memory(needs(size), self.device, on_machine=1, whole=size)
+        needed = needs(size, frozen=frozen_bytes(self.held, self._quantization))
+        check_memory(needed, self.device, on_machine=1, whole=size, number=self.held.itemsize)
 
     def sharing(self) -> AbstractContextManager[object]:
         """A context that does nothing: there are no other processes."""

@@ -196,7 +196,8 @@ class Loop:
         }
         facts |= {"attention": attention_of(self.strategy.model)}
         if is_adapted(self.strategy.model):
-            facts |= coverage(self.strategy.model)
+            held = str(self.strategy.model.dtype).removeprefix("torch.")
+            facts |= coverage(self.strategy.model) | {"frozen_weights": self.job.quantization or held}
         self.job.emit("started", facts | self.meter.facts() | self.strategy.facts())
 
     def _check_isolation(self) -> None:

@@ -73,8 +73,13 @@ def _size(job: Job) -> Size:
 
 
 def _model(job: Job, setup: Setup, *, packed: bool) -> Any:
-    on_gpu = setup.device.type != "cpu"
-    low = on_gpu and setup.precision == torch.bfloat16
-    model = load_model(job, on_gpu=on_gpu, packed=packed, low=low, sharing=setup.sharing)
+    model = load_model(
+        job,
+        device=setup.device,
+        packed=packed,
+        precision=setup.precision,
+        held=setup.held,
+        sharing=setup.sharing,
+    )
     adapt(model, job)
     return model

@@ -54,6 +54,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             vocabulary=_vocabulary(worker, base),
             hub=_hub_name(order["base"]),
             seed=config.seed,
+            dtype=config.model.dtype,
+            quantization=config.model.quantization,
             attention=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
             fingerprint=order["fingerprint"],

@@ -18,9 +18,9 @@ from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.deepspeed.zero import Zero, check_layout
-from modelwright.plugins.trainers.memory import Size, check_memory, needs
+from modelwright.plugins.trainers.memory import Size, check_memory, frozen_bytes, needs
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import precision_of
+from modelwright.plugins.trainers.strategy import precisions_of
 from modelwright.plugins.trainers.training import train
 
 
@@ -41,7 +41,7 @@ class DeepSpeedTrainer:
         with _clear_error_for_lost_process():
             return train(
                 job,
-                Processes(job.settings, self.options),
+                Processes(job, self.options),
                 micro_batch_tokens=self.options.micro_batch_tokens,
                 recompute=self.options.gradient_checkpointing,
             )
@@ -55,12 +55,26 @@ class Processes:
             one another.
     """
 
-    def __init__(self, settings: TrainSettings, options: DeepSpeedOptions) -> None:
+    def __init__(self, job: Job, options: DeepSpeedOptions) -> None:
+        settings = job.settings
+        if job.quantization is not None and options.zero_stage == 3:
+            raise UsageError(
+                f'[model] quantization = "{job.quantization}" does not work with zero_stage = 3, which splits the '
+                "weights as they are read: set zero_stage to 2 or less in [train.options], or remove it"
+            )
         self.device = _device()
         self.ranks = _join(self.device)
-        self.precision = precision_of(settings.precision, self.device)
-        self._settings, self._options = settings, options
+        dtype = job.dtype if job.adapter else None
+        self.precision, self.held = precisions_of(settings, dtype, self.device)
+        self._settings, self._options, self._quantization = settings, options, job.quantization
         self._low = self.precision == torch.bfloat16
+        if self._low:
+            if dtype == "float32":
+                raise UsageError(
+                    "[model] dtype: DeepSpeed holds all weights in the precision of the forward pass: remove it, or "
+                    'set [train] precision = "float32" as well'
+                )
+            self.held = torch.bfloat16  # the engine would convert float32 weights, which take twice as much until then
         self._config = zero_config(options, settings, low=self._low)
 
     def check(self, size: Size, newest: Checkpoint | None) -> None:
@@ -68,10 +82,15 @@ class Processes:
         if newest is not None:
             check_layout(newest.path, newest.layout, self._options)
         needed = needs(
-            size, low=self._low, stage=self._options.zero_stage, ranks=self.ranks.size, offload=self._options.offload
+            size,
+            low=self._low,
+            stage=self._options.zero_stage,
+            ranks=self.ranks.size,
+            offload=self._options.offload,
+            frozen=frozen_bytes(self.held, self._quantization),
         )
         whole = size if self._options.zero_stage < 3 else None
-        check_memory(needed, self.device, on_machine=_on_machine(), whole=whole)
+        check_memory(needed, self.device, on_machine=_on_machine(), whole=whole, number=self.held.itemsize)
 
     @contextlib.contextmanager
     def sharing(self) -> Iterator[None]:

@@ -17,9 +17,11 @@ from modelwright.core.api import Job, ModelwrightError, UsageError
 from modelwright.core.api.adapters import embedding_rows
 from modelwright.core.api.hf_folder import context_length, has_weights, other_weights, vocabulary_size
 from modelwright.core.api.wording import listed, one_line
+from modelwright.plugins.trainers.model.weights import quantization_config, train_through
 
 # Maximum length of a library's message that is passed on, in characters: some list every class that they know.
 _LONGEST = 300
+_CPU = torch.device("cpu")
 
 
 def attention_for(requested: str, *, on_gpu: bool, packed: bool, flash: bool) -> str | None:
@@ -51,15 +53,22 @@ Reading = Callable[[], AbstractContextManager[object]]
 
 
 def load_model(
-    job: Job, *, on_gpu: bool = False, packed: bool = False, low: bool = False, sharing: Reading = nullcontext
+    job: Job,
+    *,
+    device: torch.device = _CPU,
+    packed: bool = False,
+    precision: torch.dtype = torch.float32,
+    held: torch.dtype = torch.float32,
+    sharing: Reading = nullcontext,
 ) -> Any:
-    """The job's model, in float32 on the CPU, or split as `sharing` does it.
+    """The job's model, on the CPU, or split as `sharing` does it; quantized layers are on the device.
 
     Args:
         job: has the model's folder.
-        on_gpu: whether it will compute on a GPU.
+        device: that it will compute on.
         packed: whether sequences hold several documents.
-        low: whether it will compute in bfloat16.
+        precision: that it will compute in.
+        held: the dtype of its weights. New ones are drawn in float32.
         sharing: makes the context in which weights are read. Not used if the embeddings have to grow afterwards, which
             split weights cannot.
 
@@ -69,8 +78,9 @@ def load_model(
     """
     transformers_logging.disable_progress_bar()
     settings: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": job.trust_remote_code}
+    on_gpu = device.type != "cpu"
     # Its kernels take 16-bit numbers only.
-    flash = low and importlib.util.find_spec("flash_attn") is not None
+    flash = on_gpu and precision == torch.bfloat16 and importlib.util.find_spec("flash_attn") is not None
     attention = attention_for(job.attention, on_gpu=on_gpu, packed=packed, flash=flash)
     if attention is not None:
         settings["attn_implementation"] = attention
@@ -79,8 +89,15 @@ def load_model(
     grows = (job.vocabulary or 0) > (vocabulary_size(config.to_dict()) or 0)
     with _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"):
         if has_weights:
+            settings["dtype"] = held
+            if job.quantization is not None:
+                quantized = {"quantization_config": quantization_config(job.quantization, precision)}
+                settings |= quantized | {"device_map": {"": device}}
             with nullcontext() if grows else sharing():
-                return _with_weights(job.model, config, settings)
+                model = _with_weights(job.model, config, settings)
+            if job.quantization is not None:
+                train_through(model, job.quantization)
+            return model
         torch.manual_seed(job.seed)
         return AutoModelForCausalLM.from_config(config, **settings)
 
