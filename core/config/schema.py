@@ -101,8 +101,9 @@ class ModelConfig:
             computes in it, which then sets the precision too, else float32. Weights that are trained are always
             float32. `"bfloat16"` halves the memory on other processors, which are slower in it.
         quantization: What the linear layers under an `[adapter]` are held in: `"nf4"` takes a quarter of bfloat16's
-            memory (QLoRA), `"int8"` and `"fp8"` half of it, each at some cost in speed and accuracy. The adapter fits
-            the base as it was: it is merged into the unquantized weights, and evaluated and served with them.
+            memory (QLoRA), `"int8"` and `"fp8"` half of it, each at some cost in speed and accuracy; `"int4"` is for
+            trainers of other packages, because peft cannot train on torchao's 4-bit weights. The adapter fits the base
+            as it was: it is merged into the unquantized weights, and evaluated and served with them.
         attention: Attention implementation. `"auto"` takes FlashAttention on a GPU if the package flash-attn is
             installed, FlexAttention on a GPU for packed sequences, otherwise PyTorch's own (`"sdpa"`). On a CPU,
             `"auto"` computes each packed document by itself if the model allows it, so that nothing is padded or
@@ -114,10 +115,7 @@ class ModelConfig:
     base: ModelSource | None = None
     chat_template: ChatTemplate | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["nf4", "int8", "fp8", "int4"] | None = field(
-        default=None,
-        validator=_not_yet(lambda kind: kind == "int4", 'peft cannot train on such weights: set "nf4", also of 4 bits'),
-    )
+    quantization: Literal["nf4", "int8", "fp8", "int4"] | None = None
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     trust_remote_code: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
     scratch: ScratchConfig | None = None

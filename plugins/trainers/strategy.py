@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from modelwright.core.api import TrainSettings
+from modelwright.core.api import TrainSettings, UsageError
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.memory import Size
 from modelwright.plugins.trainers.model.adapter import learning_rate_factor

@@ -6,9 +6,11 @@ import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -90,11 +92,14 @@ def load_model(
     with _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"):
         if has_weights:
             settings["dtype"] = held
+            read = partial(AutoModelForCausalLM.from_pretrained, job.model)
             if job.quantization is not None:
-                quantized = {"quantization_config": quantization_config(job.quantization, precision)}
-                settings |= quantized | {"device_map": {"": device}}
+                settings |= {"quantization_config": quantization_config(job.quantization, precision)}
+                settings |= {"device_map": {"": device}, "state_dict": _slices(job.model)}
+                # With tensors, transformers takes no folder, and only the model's own class can do without one.
+                read = partial(type(skeleton(job)).from_pretrained, None)
             with nullcontext() if grows else sharing():
-                model = _with_weights(job.model, config, settings)
+                model = _with_weights(job.model, read, config, settings)
             if job.quantization is not None:
                 train_through(model, job.quantization)
             return model
@@ -162,9 +167,20 @@ def _has_weights(folder: Path) -> bool:
     return False
 
 
-def _with_weights(folder: Path, config: Any, settings: dict[str, Any]) -> Any:
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
+def _slices(folder: Path) -> dict[str, Any]:
+    """All tensors of a folder, each yet to be read from its file.
+
+    transformers maps the files itself, whose pages then count as this process's memory beside the quantized weights.
+    """
+    slices: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        opened = safetensors.safe_open(file, "pt", backend="pread")
+        slices |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    return slices
+
+
+def _with_weights(folder: Path, read: Callable[..., Any], config: Any, settings: dict[str, Any]) -> Any:
+    model, info = read(
         config=config,
         use_safetensors=True,
         local_files_only=True,

@@ -43,7 +43,7 @@ def compute_in(
     """
     wanted = "[train] precision" if requested == "bfloat16" else "[model] dtype" if dtype == "bfloat16" else None
     if wanted and not supported:
-        raise UsageError(f'{wanted}: this {device} has no bfloat16: set it to "float32"')
+        raise UsageError(f'{wanted}: this GPU has no bfloat16: set it to "float32"')
     automatic = device != "cpu" or (dtype == "auto" and native)
     low = supported and (wanted is not None or (requested == "auto" and automatic))
     precision = torch.bfloat16 if low else torch.float32
