@@ -3,9 +3,9 @@
 python benchmarks/adapter_memory.py [--base FOLDER] [--only NAME …] [--tokens 1024] [--steps 2]
 
 The base has random weights in bfloat16 and the shape of a model of 1.5 billion parameters (28 layers, width 1,536, a
-vocabulary of 151,936); `--base` keeps it in a folder, or names another one. Each measurement is a process of its own: two
-steps of so many tokens, rank 16 on all linear layers, activations computed again in the backward pass. Its peak is what
-the system counts for the process, the pages of the base's file included.
+vocabulary of 151,936); `--base` keeps it in a folder, or names another one. Each measurement is a process of its own:
+two steps of so many tokens, rank 16 on all linear layers, activations computed again in the backward pass. Its peak is
+what the system counts for the process, the pages of the base's file included.
 """
 
 from __future__ import annotations
