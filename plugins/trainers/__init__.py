@@ -115,5 +115,5 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         needs="modelwright[deepspeed]",
         launcher="deepspeed",
         adapters=True,
-        quantizations=("nf4", "int8", "fp8"),
+        quantizations=("nf4",),
     )

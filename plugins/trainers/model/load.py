@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from modelwright.plugins.trainers.model.weights import quantization_config, trai
 # Maximum length of a library's message that is passed on, in characters: some list every class that they know.
 _LONGEST = 300
 _CPU = torch.device("cpu")
+# Parameters of glibc's mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def attention_for(requested: str, *, on_gpu: bool, packed: bool, flash: bool) -> str | None:
@@ -92,13 +95,14 @@ def load_model(
     with _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"):
         if has_weights:
             settings["dtype"] = held
-            read = partial(AutoModelForCausalLM.from_pretrained, job.model)
+            read, context = partial(AutoModelForCausalLM.from_pretrained, job.model), nullcontext if grows else sharing
             if job.quantization is not None:
+                context = _returning_memory
                 settings |= {"quantization_config": quantization_config(job.quantization, precision)}
                 settings |= {"device_map": {"": device}, "state_dict": _slices(job.model)}
                 # With tensors, transformers takes no folder, and only the model's own class can do without one.
                 read = partial(type(skeleton(job)).from_pretrained, None)
-            with nullcontext() if grows else sharing():
+            with context():
                 model = _with_weights(job.model, read, config, settings)
             if job.quantization is not None:
                 train_through(model, job.quantization)
@@ -165,6 +169,23 @@ def _has_weights(folder: Path) -> bool:
     if problem := other_weights(folder):
         raise UsageError(f"{folder}: {problem}")
     return False
+
+
+@contextmanager
+def _returning_memory() -> Iterator[None]:
+    """Have the C library return a freed tensor's memory at once, if it is glibc.
+
+    Otherwise small quantized tensors end up between the larger ones that were read for them and are freed, and the
+    process keeps as much memory as the whole unquantized model. Returning is slow, so that this is for reading only;
+    afterwards the limits are the highest that glibc reaches by itself (mallopt(3)).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda _parameter, _value: 0)
+    mallopt(_MMAP_THRESHOLD, 1 << 16)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_TRIM_THRESHOLD, 64 << 20)
 
 
 def _slices(folder: Path) -> dict[str, Any]:
