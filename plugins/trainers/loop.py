@@ -334,7 +334,10 @@ class Loop:
         """
         torch.manual_seed(_step_seed(self.job.seed, 0, self.ranks.rank))
         self.strategy.model.train()
-        assignments = self._split(self.corpus, sequences)[:2]
+        # Not from all of them together: a micro-batch of two steps' sequences would be larger than any in training.
+        size = self.plan.batch_size
+        steps = [part for part in (sequences[:size], sequences[size:]) if len(part)]
+        assignments = [each for part in steps for each in self._split(self.corpus, part)][:2]
         for assignment, batch in self._batches(self.corpus, assignments):
             self.strategy.backward(self._loss(batch, assignment)[0] / self.corpus.trained_tokens(sequences))
         if not stepping:
