@@ -195,7 +195,7 @@ def _slices(folder: Path) -> dict[str, Any]:
     """
     slices: dict[str, Any] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        opened = safetensors.safe_open(file, "pt", backend="pread")
+        opened: Any = safetensors.safe_open(file, "pt", backend="pread")
         slices |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
     return slices
 

@@ -22,7 +22,7 @@ _CPU_BFLOAT16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
 
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16; False if torch is too old to say."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in _CPU_BFLOAT16)
 
 
@@ -111,7 +111,8 @@ def train_through(model: Any, kind: str) -> None:
 
     for layer in model.modules():
         if isinstance(layer, torch.nn.Linear) and isinstance(layer.weight, TorchAOBaseTensor):
-            layer.forward = partial(_through, layer)
+            computing: Any = layer
+            computing.forward = partial(_through, layer)
 
 
 def _through(layer: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
