@@ -251,6 +251,7 @@ class TrainerSpec(ComponentSpec):
     Attributes:
         launcher: program that starts its processes, "python" or "deepspeed".
         adapters: whether it trains adapters (`Job.adapter`); if not, a run with `[adapter]` is refused.
+        quantizations: on which quantized bases it trains them (`Job.quantization`); others are refused.
     """
 
     kind: ClassVar[str] = "trainer"
@@ -258,6 +259,7 @@ class TrainerSpec(ComponentSpec):
         default="python", validator=validators.in_(("python", "deepspeed"))
     )
     adapters: bool = False
+    quantizations: tuple[str, ...] = field(converter=_names, default=())
 
 
 @frozen(kw_only=True)

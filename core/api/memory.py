@@ -32,7 +32,14 @@ class TrainingMemory:
 
 
 def training_memory(
-    parameters: int, trainable: int, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none"
+    parameters: int,
+    trainable: int,
+    *,
+    low: bool = False,
+    stage: int = 0,
+    ranks: int = 1,
+    offload: str = "none",
+    frozen: float | None = None,
 ) -> TrainingMemory:
     """The memory that weights, gradients and AdamW take in one process, before any activation.
 
@@ -47,9 +54,11 @@ def training_memory(
         stage: ZeRO's stage; 0 without ZeRO.
         ranks: number of processes that share the model.
         offload: "none", "optimizer" or "all".
+        frozen: bytes of a weight that is not trained; default: as of the others.
     """
     number = 2 if low else _FLOAT32
-    weights = number * parameters / (ranks if stage == 3 else 1)
+    held = number * trainable + (number if frozen is None else frozen) * (parameters - trainable)
+    weights = held / (ranks if stage == 3 else 1)
     gradients = number * trainable / (ranks if stage >= 2 else 1)
     # ZeRO steps a copy of its share of the weights, even if these are float32 themselves.
     copy = _FLOAT32 if low or stage else 0

@@ -51,8 +51,8 @@ def _some_layers(_instance: Any, _attribute: Any, value: tuple[int, ...]) -> Non
 def _known_init(_instance: Any, _attribute: Any, value: str) -> None:
     if value == "loftq":
         raise ValueError(
-            'cannot be "loftq": it replaces the base\'s weights by 4-bit ones, and no adapter on the unchanged base '
-            'computes the same; use "pissa"'
+            'cannot be "loftq": peft computes its start on a GPU only, where it was never tried; use "pissa", or '
+            '[model] quantization = "nf4" with the default start'
         )
     if not re.fullmatch(r"default|pissa|pissa_niter_[0-9]{1,3}|olora", value):
         raise ValueError('must be "default", "pissa", "pissa_niter_N" with a number N of iterations, or "olora"')

@@ -10,6 +10,9 @@ from attrs import frozen
 
 from modelwright.core.api.train_settings import AdapterSettings, TrainSettings
 
+# The kinds of quantization that a trainer may offer, and the package that each needs.
+QUANTIZERS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
+
 
 @frozen(kw_only=True)
 class Job:
@@ -33,6 +36,9 @@ class Job:
         rope_scaling: How the rotary positions of `model` are stretched, with the keys of transformers'
             `rope_parameters`, `rope_type` and `factor` among them; None leaves them as they are. The trained model's
             config has them.
+        dtype: What frozen weights under an adapter are held in: "float32", "bfloat16", or "auto" for the trainer's
+            choice.
+        quantization: What their linear layers are held in: one of `TrainerSpec.quantizations`; None for `dtype`.
         attention: The attention implementation to use; "auto" leaves it to the trainer.
         trust_remote_code: Whether the model may run code of its own.
         fingerprint: Of all inputs. A checkpoint with another fingerprint is not resumed.
@@ -53,6 +59,8 @@ class Job:
     hub: str | None = None
     seed: int
     rope_scaling: Mapping[str, Any] | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
     attention: str = "auto"
     trust_remote_code: bool = False
     fingerprint: str

@@ -12,7 +12,8 @@ from modelwright.core.api.components import ComponentSpec, FormatSpec, MetricSpe
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.records import canonical_json
 from modelwright.core.api.train_settings import TrainSettings
-from modelwright.core.config.errors import Finding, Invalid, KeyPath
+from modelwright.core.api.wording import either
+from modelwright.core.config.errors import Finding, Invalid, KeyPath, shown
 from modelwright.core.config.metrics import NAME, Choice, MetricLabel, parse_metric
 from modelwright.core.config.registry import parse_condition
 from modelwright.core.config.schema import EvalConfig, RunConfig, SuiteConfig
@@ -164,9 +165,15 @@ class _Reader:
         """Check that the trainer can train the adapter, if there is one. An unknown trainer is reported elsewhere."""
         if values.get("adapter") is None or name not in self.plugins.names(TrainerSpec.kind):
             return
+        kind = (values.get("model") or {}).get("quantization")
         with contextlib.suppress(UsageError):
-            if not self.plugins.get(TrainerSpec, name).adapters:
+            spec = self.plugins.get(TrainerSpec, name)
+            if not spec.adapters:
                 self.findings.append((("adapter",), f"trainer {name} does not train adapters: remove [adapter]"))
+            elif kind is not None and kind not in spec.quantizations:
+                instead = f"choose {either(spec.quantizations)}, or remove it" if spec.quantizations else "remove it"
+                message = f"trainer {name} does not train adapters on weights of {shown(kind)}: {instead}"
+                self.findings.append((("model", "quantization"), message))
 
     def metric(self, value: Any, path: KeyPath) -> None:
         """Check that a metric exists, that its options are right, and that this version can give what it grades."""

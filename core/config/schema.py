@@ -126,7 +126,13 @@ class ModelConfig:
             starts with `./`, `../`, `/` or `~`, names an existing folder, or ends in `.gguf`, is a path.
         chat_template: Template that turns messages into text: a built-in name such as `chatml`, or a Jinja file.
             Default: the tokenizer's own. Set it for a base model whose tokenizer has no template.
-        dtype: Data type of the weights in memory.
+        dtype: What the frozen weights under an `[adapter]` are held in. `"auto"` is bfloat16 if the processor or GPU
+            computes in it, which then sets the precision too, else float32. Weights that are trained are always
+            float32. `"bfloat16"` halves the memory on other processors, which are slower in it.
+        quantization: What the linear layers under an `[adapter]` are held in: `"nf4"` takes a quarter of bfloat16's
+            memory (QLoRA), `"int8"` and `"fp8"` half of it, each at some cost in speed and accuracy; `"int4"` is for
+            trainers of other packages, because peft cannot train on torchao's 4-bit weights. The adapter fits the base
+            as it was: it is merged into the unquantized weights, and evaluated and served with them.
         attention: Attention implementation. `"auto"` takes FlashAttention on a GPU if the package flash-attn is
             installed, FlexAttention on a GPU for packed sequences, otherwise PyTorch's own (`"sdpa"`). On a CPU,
             `"auto"` computes each packed document by itself if the model allows it, so that nothing is padded or
@@ -138,7 +144,8 @@ class ModelConfig:
 
     base: ModelSource | None = None
     chat_template: ChatTemplate | None = None
-    dtype: Literal["auto"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["nf4", "int8", "fp8", "int4"] | None = None
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     trust_remote_code: bool = field(default=False, validator=_not_yet(bool, "leave it false"))
     scratch: ScratchConfig | None = None
@@ -413,6 +420,7 @@ class RunConfig:
         if self.model.rope_scaling is not None and (self.adapter is not None or self.train is False):
             untrained = "an [adapter] leaves" if self.adapter is not None else "train = false leaves"
             yield "model.rope_scaling", f"changes the base, which {untrained} as it is: train all weights"
+        yield from self._frozen_problems()
         if self.train is False:
             yield from self._untrained_problems()
         elif self.train.early_stopping is not None and not self.data.holdout.fraction:
@@ -420,6 +428,35 @@ class RunConfig:
         if self.data.quality.decontaminate and not self.evaluate:
             message = "needs an [[evaluate]] table to compare with, or name test sets with decontaminate_against"
             yield "data.quality.decontaminate", message
+
+    def _frozen_problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong with the dtype and the quantization of frozen weights."""
+        kind, adapter, train = self.model.quantization, self.adapter, self.train
+        if adapter is None:
+            if self.model.dtype == "bfloat16":
+                yield (
+                    "model.dtype",
+                    'needs an [adapter]: trained weights are float32; see [train] precision = "bfloat16"',
+                )
+            if kind is not None:
+                yield "model.quantization", "needs an [adapter]: quantized weights cannot be trained themselves"
+            return
+        if train and self.model.dtype == "bfloat16" and train.precision == "float32":
+            yield (
+                "model.dtype",
+                '"bfloat16" cannot be computed with in [train] precision = "float32": change one of them',
+            )
+        if kind is None:
+            return
+        if adapter.init != "default":
+            yield (
+                "adapter.init",
+                f"{shown(adapter.init)} starts from the weights, which are quantized: remove one of them",
+            )
+        if adapter.dora and kind != "nf4":
+            yield "adapter.dora", f'peft cannot compute it with quantization = {shown(kind)}: set "nf4", or remove dora'
+        if train and train.compile:
+            yield "train.compile", "does not work with [model] quantization: remove one of them"
 
     def _untrained_problems(self) -> Iterator[tuple[str, str]]:
         if self.model.scratch is not None:

@@ -19,6 +19,7 @@ from modelwright.core.api.errors import ModelwrightError, SeveralErrors
 from modelwright.core.api.files import DamagedError, sizes
 from modelwright.core.api.memory import check_checkpoint_room, training_memory
 from modelwright.core.api.train_settings import OF_BITSANDBYTES
+from modelwright.core.api.training import QUANTIZERS
 from modelwright.core.chat.templates import read_template
 from modelwright.core.chat.tokenizer_files import check_template
 from modelwright.core.config.schema import ScratchConfig, SourceConfig
@@ -80,6 +81,10 @@ def requirements(
         if config.training.optimizer in OF_BITSANDBYTES:
             what = f'[train] optimizer = "{config.training.optimizer}"'
             yield Requirement("packages", partial(check_installed, "bitsandbytes", what=what, extra="quantization"))
+        if config.model.quantization is not None:
+            what, extra = f'[model] quantization = "{config.model.quantization}"', "quantization"
+            package = QUANTIZERS[config.model.quantization]
+            yield Requirement("packages", partial(check_installed, package, what=what, extra=extra))
     if "evaluate" in stages and _here([suite.source for suite in config.evaluate], download=download):
         yield from (Requirement("data", look) for look in suite_checks(config.evaluate, run.plugins, seed=config.seed))
     yield Requirement("base", base)

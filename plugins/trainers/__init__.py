@@ -159,6 +159,7 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         needs="modelwright[train]",
         launcher="python",
         adapters=True,
+        quantizations=("nf4", "int8", "fp8"),
     )
     yield TrainerSpec(
         name="deepspeed",
@@ -168,4 +169,5 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         needs="modelwright[deepspeed]",
         launcher="deepspeed",
         adapters=True,
+        quantizations=("nf4",),
     )

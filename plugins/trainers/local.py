@@ -15,11 +15,11 @@ from modelwright.core.api import Job, Trained, TrainSettings, UsageError
 from modelwright.core.api.devices import Accelerators, accelerators, open_device
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
-from modelwright.plugins.trainers.memory import Size, check_memory, needs
+from modelwright.plugins.trainers.memory import Size, check_memory, frozen_bytes, needs
 from modelwright.plugins.trainers.model.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.optimizers import check_optimizer, make_optimizer, set_learning_rate
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import device_facts, precision_of
+from modelwright.plugins.trainers.strategy import device_facts, precisions_of
 from modelwright.plugins.trainers.training import train
 
 
@@ -39,13 +39,23 @@ class LocalTrainer:
         """
         return train(
             job,
-            OneDevice(job.settings, self.options.device),
+            OneDevice(
+                job.settings,
+                self.options.device,
+                dtype=job.dtype if job.adapter else None,
+                quantization=job.quantization,
+            ),
             micro_batch_tokens=self.options.micro_batch_tokens,
         )
 
 
 class OneDevice:
     """This process and its device.
+
+    Args:
+        settings: the `[train]` table.
+        dtype: what frozen weights are held in; None if all weights are trained.
+        quantization: what frozen linear layers are held in.
 
     Raises:
         UsageError: the settings ask for several processes, for a device that is not there, or for a precision that it
@@ -54,15 +64,23 @@ class OneDevice:
 
     ranks = Ranks()
 
-    def __init__(self, settings: TrainSettings, device: str = "auto") -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        device: str = "auto",
+        *,
+        dtype: str | None = None,
+        quantization: str | None = None,
+    ) -> None:
         self.device = _device(settings, device, accelerators())
-        self.precision = precision_of(settings.precision, self.device)
+        self.precision, self.held = precisions_of(settings, dtype, self.device)
         check_optimizer(settings, device=self.device.type)
-        self._settings = settings
+        self._settings, self._quantization = settings, quantization
 
     def check(self, size: Size, newest: Checkpoint | None) -> None:  # noqa: ARG002 - it can resume from any of its own
         """Refuse a model that does not fit in memory."""
-        check_memory(needs(size), self.device, on_machine=1, whole=size)
+        needed = needs(size, frozen=frozen_bytes(self.held, self._quantization))
+        check_memory(needed, self.device, on_machine=1, whole=size, number=self.held.itemsize)
 
     def sharing(self) -> AbstractContextManager[object]:
         """A context that does nothing: there are no other processes."""

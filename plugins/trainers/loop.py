@@ -196,7 +196,8 @@ class Loop:
         }
         facts |= {"attention": attention_of(self.strategy.model)}
         if is_adapted(self.strategy.model):
-            facts |= coverage(self.strategy.model)
+            held = str(self.strategy.model.dtype).removeprefix("torch.")
+            facts |= coverage(self.strategy.model) | {"frozen_weights": self.job.quantization or held}
         self.job.emit("started", facts | self.meter.facts() | self.strategy.facts())
 
     def _check_isolation(self) -> None:
@@ -338,7 +339,10 @@ class Loop:
         """
         torch.manual_seed(_step_seed(self.job.seed, 0, self.ranks.rank))
         self.strategy.model.train()
-        assignments = self._split(self.corpus, sequences)[:2]
+        # Not from all of them together: a micro-batch of two steps' sequences would be larger than any in training.
+        size = self.plan.batch_size
+        steps = [part for part in (sequences[:size], sequences[size:]) if len(part)]
+        assignments = [each for part in steps for each in self._split(self.corpus, part)][:2]
         for assignment, batch in self._batches(self.corpus, assignments):
             self.strategy.backward(self._loss(batch, assignment)[0] / self.corpus.trained_tokens(sequences))
         if not stepping:

@@ -15,6 +15,7 @@ from attrs import asdict, frozen
 
 from modelwright.core.api import ModelwrightError, TrainingMemory, training_memory
 from modelwright.core.api.devices import described
+from modelwright.plugins.trainers.model.weights import numbers_in
 from modelwright.plugins.trainers.ranks import Ranks
 
 # Bytes of a float32 number.
@@ -45,24 +46,36 @@ class Size:
         )
 
 
-def numbers_in(parameter: torch.Tensor) -> int:
-    """How many numbers a parameter has; if ZeRO-3 has split it, in all processes together."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def needs(size: Size, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none") -> TrainingMemory:
+def needs(
+    size: Size, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none", frozen: float | None = None
+) -> TrainingMemory:
     """What weights, gradients and AdamW take in one process; see `training_memory`."""
-    return training_memory(size.parameters, size.trainable, low=low, stage=stage, ranks=ranks, offload=offload)
+    return training_memory(
+        size.parameters, size.trainable, low=low, stage=stage, ranks=ranks, offload=offload, frozen=frozen
+    )
 
 
-def check_memory(needed: TrainingMemory, device: torch.device, *, on_machine: int, whole: Size | None = None) -> None:
+def frozen_bytes(held: torch.dtype, quantization: str | None) -> float:
+    """The bytes that most frozen weights take: 4 bits have scales of 8 bits for each 64 weights."""
+    return {"nf4": 0.52, "int8": 1, "fp8": 1}.get(quantization or "", held.itemsize)
+
+
+def check_memory(
+    needed: TrainingMemory,
+    device: torch.device,
+    *,
+    on_machine: int,
+    whole: Size | None = None,
+    number: int = _FULL,
+) -> None:
     """Check that there is enough memory for this process.
 
     Args:
         needed: by one process.
         device: that it computes on.
         on_machine: number of processes on this machine.
-        whole: the size of the model if this process reads all of it, in float32, before it goes to its device.
+        whole: the size of the model if this process reads all of it before it goes to its device.
+        number: bytes of a weight that is read so.
 
     Raises:
         ModelwrightError: there is not.
@@ -71,7 +84,7 @@ def check_memory(needed: TrainingMemory, device: torch.device, *, on_machine: in
     host = needed.host + (needed.device if device.type == "cpu" else 0)
     if host > free:
         raise _too_little("this machine", host, free)
-    reading = _FULL * whole.parameters if whole else 0
+    reading = number * whole.parameters if whole else 0
     if reading > free:
         raise ModelwrightError(
             f"not enough memory on this machine: each process reads the whole model ({_gb(reading)}), and "

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import torch
 
-from modelwright.core.api import UsageError
+from modelwright.core.api import TrainSettings, UsageError
 from modelwright.core.api.devices import device_name, has_bfloat16
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.memory import Size
+from modelwright.plugins.trainers.model.weights import compute_in, cpu_has_bfloat16
 from modelwright.plugins.trainers.ranks import Ranks
 
 
@@ -25,11 +26,13 @@ class Setup(Protocol):
         ranks: the processes that train together.
         device: the device of this process.
         precision: of the forward pass.
+        held: the dtype in which weights are read, and frozen ones stay.
     """
 
     ranks: Ranks
     device: torch.device
     precision: torch.dtype
+    held: torch.dtype
 
     def check(self, size: Size, newest: Checkpoint | None) -> None:
         """Refuse a training that cannot succeed, before any weights are read.
@@ -103,17 +106,21 @@ class Strategy(Protocol):
         ...
 
 
-def precision_of(requested: str, device: torch.device) -> torch.dtype:
-    """The precision of the forward pass; "auto" is bfloat16 on a GPU that has it, but Apple's, else float32.
+def precisions_of(settings: TrainSettings, dtype: str | None, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+    """The precision of the forward pass on a device, and what frozen weights are held in; see `compute_in`.
+
+    Args:
+        settings: the `[train]` table.
+        dtype: `[model] dtype` of a run with an adapter; None if all weights are trained.
+        device: that computes.
 
     Raises:
         UsageError: the device does not have the requested precision.
     """
     supported = has_bfloat16(device)
-    if requested == "bfloat16" and not supported:
-        raise UsageError(f'[train] precision: {device_name(device)} has no bfloat16: set it to "float32"')
-    low = requested == "bfloat16" or (requested == "auto" and device.type not in ("cpu", "mps"))
-    return torch.bfloat16 if low and supported else torch.float32
+    native = cpu_has_bfloat16()
+    name = device_name(device)
+    return compute_in(settings.precision, dtype, device=device.type, name=name, supported=supported, native=native)
 
 
 def device_facts(device: torch.device, precision: torch.dtype) -> dict[str, Any]:

@@ -71,9 +71,14 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int) -> Trained:
 
 
 def _model(job: Job, setup: Setup, *, packed: bool) -> Any:
-    on_gpu = setup.device.type in ("cuda", "xpu")  # Apple's have neither of the attentions that only GPUs have
-    low = on_gpu and setup.precision == torch.bfloat16
-    model = load_model(job, on_gpu=on_gpu, packed=packed, low=low, sharing=setup.sharing)
+    model = load_model(
+        job,
+        device=setup.device,
+        packed=packed,
+        precision=setup.precision,
+        held=setup.held,
+        sharing=setup.sharing,
+    )
     if job.settings.liger:
         use_liger(model)
     adapt(model, job)

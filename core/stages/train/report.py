@@ -73,6 +73,7 @@ def _lines(events: Sequence[Event]) -> Iterator[str]:
         "device": started.get("device"),
         "processes": started.get("processes"),
         "precision": started.get("precision"),
+        "frozen weights": started.get("frozen_weights"),
         "attention": started.get("attention"),
         "parameters": _count(started.get("parameters")),
         "trainable parameters": _count(started.get("trainable")),
@@ -98,7 +99,7 @@ def summary(events: Sequence[Event]) -> dict[str, Any]:
     """What a registry records about a training besides its outcome: its machine, and the digest of its events."""
     by_kind = {event.kind: event.data for event in events}
     started, finished = by_kind.get("started", {}), by_kind.get("finished", {})
-    named = ("device", "processes", "precision", "parameters", "trainable")
+    named = ("device", "processes", "precision", "frozen_weights", "parameters", "trainable")
     kept = {key: started[key] for key in named if key in started}
     kept |= {key: finished[key] for key in ("tokens", "skipped", "seconds") if key in finished}
     return kept | {"events": digest_json([asdict(event) for event in events])}

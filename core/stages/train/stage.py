@@ -27,7 +27,7 @@ from modelwright.core.stages.train.launch import (
 from modelwright.core.stages.train.report import summary, write_report
 
 # Increased when the same inputs give another model than before.
-VERSION = 2
+VERSION = 3
 
 # Settings that change how the training runs, but not its result.
 _NOT_INPUTS = (

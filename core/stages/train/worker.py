@@ -55,6 +55,8 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
             hub=_hub_name(order["base"]),
             seed=config.seed,
             rope_scaling=_rope_scaling(config),
+            dtype=config.model.dtype,
+            quantization=config.model.quantization,
             attention=config.model.attention,
             trust_remote_code=config.model.trust_remote_code,
             fingerprint=order["fingerprint"],

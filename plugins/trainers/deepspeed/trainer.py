@@ -19,10 +19,10 @@ from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.deepspeed.zero import Zero, check_layout
-from modelwright.plugins.trainers.memory import Size, check_memory, needs
+from modelwright.plugins.trainers.memory import Size, check_memory, frozen_bytes, needs
 from modelwright.plugins.trainers.optimizers import WHOLE_MATRICES, check_optimizer
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import precision_of
+from modelwright.plugins.trainers.strategy import precisions_of
 from modelwright.plugins.trainers.training import train
 
 # Numbers in a bucket of gradients or weights that is sent at once: 400 MB in bfloat16, which fill a network. A GPU
@@ -45,8 +45,7 @@ class DeepSpeedTrainer:
         """
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         with _clear_error_for_lost_process():
-            setup = Processes(job.settings, self.options)
-            return train(job, setup, micro_batch_tokens=self.options.micro_batch_tokens)
+            return train(job, Processes(job, self.options), micro_batch_tokens=self.options.micro_batch_tokens)
 
 
 class Processes:
@@ -57,13 +56,27 @@ class Processes:
             one another.
     """
 
-    def __init__(self, settings: TrainSettings, options: DeepSpeedOptions) -> None:
+    def __init__(self, job: Job, options: DeepSpeedOptions) -> None:
+        settings = job.settings
+        if job.quantization is not None and options.zero_stage == 3:
+            raise UsageError(
+                f'[model] quantization = "{job.quantization}" does not work with zero_stage = 3, which splits the '
+                "weights as they are read: set zero_stage to 2 or less in [train.options], or remove it"
+            )
         self.device = _device()
         self.ranks = _join(self.device)
-        self.precision = precision_of(settings.precision, self.device)
-        self._settings, self._options = settings, options
+        dtype = job.dtype if job.adapter else None
+        self.precision, self.held = precisions_of(settings, dtype, self.device)
+        self._settings, self._options, self._quantization = settings, options, job.quantization
         # Without ZeRO, float32 weights are computed with under autocast, as the trainer `local` does it.
         self._low = self.precision == torch.bfloat16 and options.zero_stage > 0
+        if self._low:
+            if dtype == "float32":
+                raise UsageError(
+                    "[model] dtype: DeepSpeed holds all weights in the precision of the forward pass: remove it, or "
+                    'set [train] precision = "float32" as well'
+                )
+            self.held = torch.bfloat16  # the engine would convert float32 weights, which take twice as much until then
         check_optimizer(settings, device="cpu" if options.offload != "none" else self.device.type)
         self._config = zero_config(options, settings, precision=self.precision, on_gpu=self.device.type != "cpu")
 
@@ -72,10 +85,15 @@ class Processes:
         if newest is not None:
             check_layout(newest.path, newest.layout, self._options, self._settings.optimizer, self.ranks.size)
         needed = needs(
-            size, low=self._low, stage=self._options.zero_stage, ranks=self.ranks.size, offload=self._options.offload
+            size,
+            low=self._low,
+            stage=self._options.zero_stage,
+            ranks=self.ranks.size,
+            offload=self._options.offload,
+            frozen=frozen_bytes(self.held, self._quantization),
         )
         whole = size if self._options.zero_stage < 3 else None
-        check_memory(needed, self.device, on_machine=_on_machine(), whole=whole)
+        check_memory(needed, self.device, on_machine=_on_machine(), whole=whole, number=self.held.itemsize)
 
     @contextlib.contextmanager
     def sharing(self) -> Iterator[None]:

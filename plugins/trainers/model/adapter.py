@@ -7,6 +7,7 @@ adapter's.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -26,6 +27,7 @@ from modelwright.core.api.adapters import embedding_rows, grow_embeddings
 from modelwright.core.api.hf_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers.model.targets import Targets, find_targets
+from modelwright.plugins.trainers.model.weights import train_in_float32
 
 # peft names tensors from its own two layers around the model.
 _PREFIX = "base_model.model."
@@ -120,6 +122,7 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequ
                 f"[adapter] targets: peft cannot adapt this model ({model.config.model_type}): {reason:.200}: leave "
                 f"the layer out with exclude{example}, or name others in targets"
             ) from error
+    train_in_float32(model)
     model.attached = Attached(
         lora_plus=settings.lora_plus,
         start=_matrices(model) if starts else {},
@@ -176,7 +179,11 @@ def export_adapter(model: Any, folder: Path, *, state: Mapping[str, Tensor] | No
     # Sets have no order, and the same adapter must have the same digest.
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
-    model.config.save_pretrained(folder)
+    own = copy.copy(model.config)
+    # The adapter belongs to the base as it was.
+    if hasattr(own, "quantization_config"):
+        del own.quantization_config
+    own.save_pretrained(folder)
 
 
 def _on_the_unchanged_base(

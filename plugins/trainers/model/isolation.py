@@ -247,7 +247,8 @@ def lay_end_to_end(
     by_document = own == "sdpa" and requested == "auto" and strategy.device.type == "cpu"
     if not (by_document or "flash" in own) or not _is_decidable(model, rows):
         return False
-    tried = _WithoutAutocast(model, strategy.device) if by_document else strategy
+    exact = by_document and model.dtype == torch.float32
+    tried = _WithoutAutocast(model, strategy.device) if exact else strategy
     # This is not worth compiling anything for.
     with torch.compiler.set_stance("force_eager"):
         same = same_as_alone(tried, logits, rows, attention=DOCUMENT_ATTENTION if by_document else own)

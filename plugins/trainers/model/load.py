@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -18,9 +21,13 @@ from modelwright.core.api.adapters import embedding_rows
 from modelwright.core.api.hf_folder import context_length, has_weights, other_weights, vocabulary_size
 from modelwright.core.api.wording import listed, one_line
 from modelwright.plugins.trainers.model.attention import stretch_rotary_positions
+from modelwright.plugins.trainers.model.weights import quantization_config, train_through
 
 # Maximum length of a library's message that is passed on, in characters: some list every class that they know.
 _LONGEST = 300
+_CPU = torch.device("cpu")
+# Parameters of glibc's mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 def attention_for(requested: str, *, on_gpu: bool, packed: bool, flash: bool) -> str | None:
@@ -52,15 +59,22 @@ Reading = Callable[[], AbstractContextManager[object]]
 
 
 def load_model(
-    job: Job, *, on_gpu: bool = False, packed: bool = False, low: bool = False, sharing: Reading = nullcontext
+    job: Job,
+    *,
+    device: torch.device = _CPU,
+    packed: bool = False,
+    precision: torch.dtype = torch.float32,
+    held: torch.dtype = torch.float32,
+    sharing: Reading = nullcontext,
 ) -> Any:
-    """The job's model, in float32 on the CPU, or split as `sharing` does it.
+    """The job's model, on the CPU, or split as `sharing` does it; quantized layers are on the device.
 
     Args:
         job: has the model's folder.
-        on_gpu: whether it will compute on a GPU.
+        device: that it will compute on.
         packed: whether sequences hold several documents.
-        low: whether it will compute in bfloat16.
+        precision: that it will compute in.
+        held: the dtype of its weights. New ones are drawn in float32.
         sharing: makes the context in which weights are read. Not used if the embeddings have to grow afterwards, which
             split weights cannot.
 
@@ -70,8 +84,9 @@ def load_model(
     """
     transformers_logging.disable_progress_bar()
     settings: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": job.trust_remote_code}
+    on_gpu = device.type in ("cuda", "xpu")  # Apple's have neither of the attentions that only GPUs have
     # Its kernels take 16-bit numbers only.
-    flash = low and importlib.util.find_spec("flash_attn") is not None
+    flash = on_gpu and precision == torch.bfloat16 and importlib.util.find_spec("flash_attn") is not None
     attention = attention_for(job.attention, on_gpu=on_gpu, packed=packed, flash=flash)
     if attention is not None:
         settings["attn_implementation"] = attention
@@ -80,8 +95,19 @@ def load_model(
     grows = (job.vocabulary or 0) > (vocabulary_size(config.to_dict()) or 0)
     with _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"):
         if has_weights:
-            with nullcontext() if grows else sharing():
-                return _with_weights(job.model, config, settings)
+            settings["dtype"] = held
+            read, context = partial(AutoModelForCausalLM.from_pretrained, job.model), nullcontext if grows else sharing
+            if job.quantization is not None:
+                context = _returning_memory
+                settings |= {"quantization_config": quantization_config(job.quantization, precision)}
+                settings |= {"device_map": {"": device}, "state_dict": _slices(job.model)}
+                # With tensors, transformers takes no folder, and only the model's own class can do without one.
+                read = partial(type(skeleton(job)).from_pretrained, None)
+            with context():
+                model = _with_weights(job.model, read, config, settings)
+            if job.quantization is not None:
+                train_through(model, job.quantization)
+            return model
         torch.manual_seed(job.seed)
         return AutoModelForCausalLM.from_config(config, **settings)
 
@@ -155,9 +181,37 @@ def _has_weights(folder: Path) -> bool:
     return False
 
 
-def _with_weights(folder: Path, config: Any, settings: dict[str, Any]) -> Any:
-    model, info = AutoModelForCausalLM.from_pretrained(
-        folder,
+@contextmanager
+def _returning_memory() -> Iterator[None]:
+    """Have the C library return a freed tensor's memory at once, if it is glibc.
+
+    Otherwise small quantized tensors end up between the larger ones that were read for them and are freed, and the
+    process keeps as much memory as the whole unquantized model. Returning is slow, so that this is for reading only;
+    afterwards the limits are the highest that glibc reaches by itself (mallopt(3)).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda _parameter, _value: 0)
+    mallopt(_MMAP_THRESHOLD, 1 << 16)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_TRIM_THRESHOLD, 64 << 20)
+
+
+def _slices(folder: Path) -> dict[str, Any]:
+    """All tensors of a folder, each yet to be read from its file.
+
+    transformers maps the files itself, whose pages then count as this process's memory beside the quantized weights.
+    """
+    slices: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        opened: Any = safetensors.safe_open(file, "pt", backend="pread")
+        slices |= {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    return slices
+
+
+def _with_weights(folder: Path, read: Callable[..., Any], config: Any, settings: dict[str, Any]) -> Any:
+    model, info = read(
         config=config,
         use_safetensors=True,
         local_files_only=True,

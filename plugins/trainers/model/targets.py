@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from modelwright.core.api import AdapterSettings, UsageError
 from modelwright.core.api.wording import closest, either, listed
+from modelwright.plugins.trainers.model.weights import numbers_in
 
 ALL_LINEAR = "all-linear"
 # The layers that can have an adapter; models like GPT-2 use Conv1D for a linear layer.
@@ -328,4 +329,4 @@ def _name_of(model: Any, module: Any) -> str:
 
 def _count(parameters: Iterable[torch.Tensor]) -> int:
     """How many numbers the parameters have; those that ZeRO-3 has split count whole."""
-    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)
+    return sum(map(numbers_in, parameters))

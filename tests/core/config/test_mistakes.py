@@ -141,6 +141,29 @@ def test_tables_beside_train(mistakes, minimal, text, place):
         assert f"run.toml:{place}" in lines
 
 
+@pytest.mark.parametrize(
+    ("model", "more", "key"),
+    [
+        ('dtype = "bfloat16"', "", "model.dtype"),
+        ('quantization = "nf4"', "", "model.quantization"),
+        ('quantization = "int4"', "[adapter]", "model.quantization"),
+        ('dtype = "bfloat16"', 'precision = "float32"\n[adapter]', "model.dtype"),
+        ('quantization = "nf4"', "compile = true\n[adapter]", "train.compile"),
+        ('quantization = "nf4"', '[adapter]\ninit = "pissa"', "adapter.init"),
+        ('quantization = "int8"', "[adapter]\ndora = true", "adapter.dora"),
+    ],
+    ids=["dtype", "quantized", "int4", "precision", "compile", "pissa", "dora"],
+)
+def test_frozen_weights_that_a_run_cannot_have(read, minimal, wording, model, more, key):
+    """Only weights under an adapter are frozen, and some settings need them as they are."""
+    text = minimal.replace("[model.scratch]", f'[model]\nbase = "./x"\n{model}')
+    with pytest.raises(ConfigError) as caught:
+        read(text + more)
+    (line,) = [line for line in str(caught.value).splitlines() if f"[{key.partition('.')[0]}] " in line]
+    assert key.partition(".")[2] in line
+    wording(line)
+
+
 def test_an_empty_table_lacks_its_required_keys(mistakes, minimal):
     """All of them, at the table's line; then what needs one of two keys."""
     assert mistakes(minimal + "[[evaluate]]") == [f"run.toml:9 [evaluate.0] {key}" for key in ("name", "metrics")]

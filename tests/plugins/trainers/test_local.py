@@ -9,7 +9,7 @@ import pytest
 import torch
 from attrs import evolve
 
-from modelwright.core.api import ModelwrightError, UsageError
+from modelwright.core.api import ModelwrightError, TrainSettings, UsageError
 from modelwright.core.testing.trainer import (
     Recorder,
     TrainerContract,
@@ -181,16 +181,8 @@ def test_the_device_may_be_given(tmp_path, settings):
 def test_the_precision_is_what_the_device_computes_in(monkeypatch, requested, device, exact, precision):
     """On cards that are not here: bfloat16 where it is not emulated, but on request on a CPU or Apple's GPUs."""
     monkeypatch.setattr(strategy, "has_bfloat16", lambda _: exact)
-    assert strategy.precision_of(requested, torch.device(device)) == precision
-
-
-def test_a_card_without_bfloat16_is_one_line(monkeypatch, wording):
-    """It names the card."""
-    monkeypatch.setattr(strategy, "has_bfloat16", lambda _: False)
-    monkeypatch.setattr(strategy, "device_name", lambda _: "Tesla V100")
-    with pytest.raises(UsageError) as caught:
-        strategy.precision_of("bfloat16", torch.device("cuda"))
-    wording(caught.value)
+    precisions = strategy.precisions_of(TrainSettings(precision=requested, max_steps=1), None, torch.device(device))
+    assert precisions == (precision, torch.float32)
 
 
 def test_more_processes_than_one_are_refused(tmp_path, settings, train, wording):

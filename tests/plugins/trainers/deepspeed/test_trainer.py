@@ -187,6 +187,36 @@ def test_what_is_offloaded_learns_the_same(tmp_path, alone, stage, offload):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("stage", [0, 2])
+def test_an_adapter_on_quantized_weights_is_what_one_process_makes_of_it(tmp_path, stage):
+    """Each process quantizes the base for itself."""
+    changes = {
+        "adapter": AdapterSettings(rank=4),
+        "quantization": "nf4",
+        "model": base(tmp_path, weights=True) / "base",
+    }
+    recorder = Recorder()
+    LOCAL.create().train(make_job(tmp_path / "alone", recorder, make_settings(), **changes))
+    expected = {data["step"]: data["loss"] for data in recorder.of("step")}
+    _, trained, losses = zero(tmp_path / "ranks", stage, changes=changes)
+    assert trained.finished
+    assert losses == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "changes"),
+    [(3, "float32", {"quantization": "nf4"}), (2, "bfloat16", {"dtype": "float32"})],
+    ids=["quantized", "float32"],
+)
+def test_weights_that_zero_cannot_hold_are_refused(tmp_path, stage, precision, changes, wording):
+    """Before anything is read."""
+    adapter = {"adapter": AdapterSettings(rank=4)}
+    job = make_job(tmp_path, Recorder(), make_settings(precision=precision), **adapter, **changes)
+    with pytest.raises(UsageError) as caught:
+        train_in_ranks(ZERO, DeepSpeedOptions(zero_stage=stage), job, Recorder(), size=1)
+    wording(str(caught.value))
+
+
 @pytest.mark.parametrize("changes", [{}, {"vocabulary": 19}, {"adapter": AdapterSettings(rank=4)}])
 def test_weights_that_are_shared_out_as_they_are_read_learn_the_same(tmp_path, changes):
     """At stage 3; also where embeddings have to grow, for which every process reads them whole."""
