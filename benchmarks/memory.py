@@ -36,13 +36,13 @@ SHAPES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "llama, adapter, long sequences": (
         {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6}
         | {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 8192, "tie_word_embeddings": True},
-        3072,
+        1536,
         {"adapter": True},
     ),
     "qwen3, recomputed activations": (
-        {"model_type": "qwen3", "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12}
+        {"model_type": "qwen3", "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}
         | {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 8192},
-        2048,
+        1536,
         {"checkpointing": True},
     ),
     "gpt2, all weights, bfloat16": (
