@@ -4,9 +4,10 @@ python benchmarks/gpu_train.py [--within 480] [--rounds 1] [--only NAME …] [--
 
 Packs of 4,096 random tokens in bfloat16: a Llama of 1.5 B parameters from scratch, all weights in float32 with AdamW;
 LoRA on one of 7 B in bfloat16; LoRA on the same in nf4. Both sides get the same attention, packs, weights,
-micro-batches and steps, and neither recomputes activations at 1.5 B while both do at 7 B. MFU counts 6 operations for each token and
-weight (4 where the weight is frozen; the input embeddings do not count) and 6 · layers · width · length for causal
-attention within a document, over what the card reaches with a dense bfloat16 product of matrices in the same run.
+micro-batches and steps, and neither recomputes activations at 1.5 B while both do at 7 B. MFU counts 6 operations for
+each token and weight (4 where the weight is frozen; the input embeddings do not count) and 6 · layers · width · length
+for causal attention within a document, over what the card reaches with a dense bfloat16 product of matrices in the same
+run.
 
 Each measurement is a process of its own, which does not begin when less than its share of the time is left. Nothing is
 saved but the base of 7 B, once, and each trained model: see `disk_bytes`. It needs a GPU of about 80 GB.

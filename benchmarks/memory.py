@@ -4,13 +4,14 @@ python benchmarks/memory.py [--only NAME …]
 
 Each training is a process of its own: two sequences in two micro-batches a step, one step after the preflight. Compared
 are what the formula says (`predicted_memory` in the event `preflight`) and the peak of the process, less what it had
-when all packages were imported. Each must be within 15 % of the other.
+when all packages were imported. The difference may be 15 %.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 BAR = 0.15
+# Otherwise glibc keeps pieces of a few megabytes for later, and the peak is that of its pools.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 # By name: the config, tokens of a sequence, and what else is set.
 SHAPES: dict[str, tuple[dict[str, Any], int, dict[str, Any]]] = {
     "llama, all weights": (
@@ -102,7 +105,7 @@ def measure(name: str) -> dict[str, int]:
     """One training in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--child", name, folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ALLOCATOR)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-3000:]}")
     measured: dict[str, int] = json.loads(done.stdout.splitlines()[-1])

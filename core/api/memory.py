@@ -241,13 +241,10 @@ def _logits(shape: ModelShape, how: MemorySettings) -> float:
 
 
 def _buffers(shape: ModelShape, how: MemorySettings) -> float:
-    if how.stage == 0 or how.ranks == 1:
-        return 0
-    number = _BYTES[how.trained]
-    buffers = number * how.bucket
-    if how.stage == 3:
-        buffers += number * min(how.live, shape.parameters)
-    return buffers
+    """A bucket of gradients, and the weights that stage 3 gathers from other processes or from main memory."""
+    bucket = how.bucket if how.stage and how.ranks > 1 else 0
+    gathers = how.stage == 3 and (how.ranks > 1 or how.offload == "all")
+    return _BYTES[how.trained] * (bucket + gathers * min(how.live, shape.parameters))
 
 
 def most_tokens(shape: ModelShape, how: MemorySettings, room: int, *, sequence: int) -> int:

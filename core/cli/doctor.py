@@ -38,9 +38,9 @@ def doctor(path: Path | None, *, device: str | None, as_json: bool, **chosen: An
     from modelwright.core.doctor.memory import does_not_fit, read_device, ways
     from modelwright.core.doctor.needs import Missing, missing
 
-    if path is None and (device or any(chosen.values())):
+    if path is None and (device is not None or any(chosen.values())):
         raise UsageError("--variant, --set, --registry and --device need a RUN.toml")
-    there = read_device(device) if device else None
+    there = read_device(device) if device is not None else None
     runs = [] if path is None else open_runs(path=path, **chosen)
     facts = machine_facts()
     lacking = missing(runs, facts, elsewhere=there is not None)

@@ -163,7 +163,7 @@ def does_not_fit(found: Sequence[Way], device: Device) -> str | None:
     # Among those that train the same, before those that train less.
     same = [way for way in found[1:] if not way.lacks and way.shape == own.shape]
     fitting = same or [way for way in found[1:] if not way.lacks]
-    remedy = f"{fitting[0].label}, would fit" if fitting else "nothing else fits either: use more or larger devices"
+    remedy = f"what fits is {fitting[0].label}" if fitting else "nothing else fits either: use more or larger GPUs"
     return (
         f"not enough memory on {device.memory / 1e9:.1f} GB{count}: with micro-batches of {own.how.tokens} tokens a "
         f"process takes {training_memory(own.shape, own.how).device / 1e9:.1f} GB, "

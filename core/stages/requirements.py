@@ -201,15 +201,11 @@ def _check_disk(run: Run, base: Callable[[], Path | None]) -> None:
 
 
 def _check_memory(run: Run, base: Callable[[], Path | None]) -> None:
-    """The least that any trainer takes of this machine, however it shards the model.
-
-    On CPUs that is the training itself; where there may be a GPU, whose memory the trainer checks, only the reading.
-    """
-    count, memory = _parameters(run, base), machine_memory()
+    """On CPUs only: the least that any trainer takes on this machine, however it shards the model."""
     if sys.platform == "darwin" or any(map(os.path.exists, _GPU_DEVICES)):
         return
-    how = MemorySettings()
-    needed = training_memory(ModelShape(parameters=count, trainable=count), how).states
+    count, memory = _parameters(run, base), machine_memory()
+    needed = training_memory(ModelShape(parameters=count, trainable=count), MemorySettings()).states
     if needed > memory.usable:
         raise ModelwrightError(
             f"not enough memory to train on CPUs: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "

@@ -100,6 +100,7 @@ def test_zeros_buffers_are_counted_where_processes_share():
     assert training_memory(LLAMA, evolve(LOW, stage=2, ranks=2)).buffers == 2 * 500_000_000
     assert training_memory(LLAMA, evolve(LOW, stage=3, ranks=2)).buffers == 2 * 1_500_000_000
     assert training_memory(FULL, evolve(LOW, stage=3, ranks=2, bucket=10)).buffers == 2 * 1010
+    assert training_memory(FULL, evolve(LOW, stage=3, offload="all")).buffers == 2 * 1000
 
 
 def test_the_largest_micro_batch_is_whole_sequences_that_fit():
