@@ -58,8 +58,9 @@ def test_a_model_that_each_process_reads_whole_must_fit_beside_the_others(stage,
     """Eight processes read it eight times, unless ZeRO-3 shares it out as it is read and its embeddings do not grow."""
     there = MachineMemory(machine=10**11, usable=10**11, free=10**11)
     monkeypatch.setattr("modelwright.plugins.trainers.memory.machine_memory", lambda: there)
-    how, shape = MemorySettings(stage=stage, ranks=64), size(10**10, 1)
-    how = evolve(how, frozen="int4")  # so that what it holds does fit
+    # What it holds does fit: four bits for each weight.
+    how = MemorySettings(stage=stage, ranks=64, frozen="int4")
+    shape = ModelShape(parameters=10**10, trainable=1, linear=10**10 - 1)
     reading = reading_memory(shape.parameters, stage=stage, grows=True)
     check_memory(shape, how, CPU, on_machine=1, reading=reading)
     with pytest.raises(ModelwrightError) as caught:
