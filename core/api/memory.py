@@ -264,15 +264,16 @@ def most_tokens(shape: ModelShape, how: MemorySettings, room: int, *, sequence: 
     return least * sequence
 
 
-def reading_memory(parameters: int, *, stage: int = 0, grows: bool = False) -> int:
+def reading_memory(parameters: int, *, stage: int = 0, grows: bool = False, number: int = 4) -> int:
     """The main memory that a process takes to read a model's weights before they go to their device, in bytes.
 
     Args:
         parameters: number of the model's weights.
         stage: of ZeRO; at 3 a process keeps its share alone.
         grows: whether the embeddings have to grow, for which the weights must be whole.
+        number: bytes of a weight as it is read.
     """
-    return 4 * parameters if stage < 3 or grows else 0
+    return number * parameters if stage < 3 or grows else 0
 
 
 def checkpoint_bytes(trainable: int) -> int:

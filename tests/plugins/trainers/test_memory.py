@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from attrs import evolve
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from modelwright.core.api import (
     AdapterSettings,
@@ -15,11 +16,12 @@ from modelwright.core.api import (
     ModelShape,
     ModelwrightError,
     reading_memory,
+    training_memory,
 )
 from modelwright.core.testing.trainer import VOCABULARY, Recorder, TrainerContract, make_job, write_model
 from modelwright.plugins.trainers import modelwright_trainers
 from modelwright.plugins.trainers.memory import check_memory, model_shape, planned_shapes
-from modelwright.plugins.trainers.model.adapter import adapt
+from modelwright.plugins.trainers.model.adapter import adapt, attach
 from modelwright.plugins.trainers.model.load import load_model, skeleton
 
 LOCAL, *_ = modelwright_trainers()
@@ -113,6 +115,52 @@ def test_the_sizes_come_from_the_config_alone(tmp_path, config, layers, attentio
     assert full.parameters > full.matrices + full.head
     assert (full.adapted, adapter.adapted, adapter.head_trained) == (False, True, False)
     assert adapter.parameters == full.parameters + adapter.trainable
+
+
+def kept(model, tokens, how):
+    """Bytes that the blocks of a model keep for the backward pass, without its own weights."""
+    own, storages = {each.untyped_storage().data_ptr() for each in model.parameters()}, {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    autocast = how.precision == "bfloat16" and how.trained == "float32"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+    ):
+        model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+    return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["all weights", "adapter"])
+@pytest.mark.parametrize(
+    ("trained", "precision"),
+    [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")],
+    ids=["float32", "autocast", "bfloat16"],
+)
+def test_the_formula_counts_what_a_model_keeps_for_the_backward_pass(tmp_path, adapter, trained, precision):
+    """Of two blocks more, so that neither embeddings nor the last norm count; with what autocast copies."""
+    if adapter and trained == "bfloat16":
+        pytest.skip("an adapter is float32")
+    how = MemorySettings(trained=trained, frozen=trained, precision=precision, tokens=512)
+    found = []
+    for layers in (1, 3):
+        config = LlamaConfig(
+            vocab_size=64,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, trained))
+        if adapter:
+            attach(model, AdapterSettings(rank=4), seed=0)
+        found.append((kept(model, 512, how), training_memory(model_shape(model, "cpu"), how).activations))
+    (little, formula), (more, longer) = found
+    assert longer - formula == pytest.approx(more - little, rel=0.05)
 
 
 def test_a_model_that_memory_does_not_suffice_for_is_refused_before_it_is_read(tmp_path):
