@@ -116,7 +116,8 @@ class TrainingMemory:
         weights: on the device that computes, as the next ones.
         gradients: of the trained weights.
         optimizer: its states, and its copy of the weights.
-        activations: what the forward pass of a micro-batch keeps for the backward pass.
+        activations: what the forward pass of a micro-batch keeps for the backward pass, and what that takes in a block
+            beyond the logits, which are gone by then.
         logits: the output layer's logits, gradients and copies.
         buffers: of ZeRO, for numbers on their way between processes.
         host: in the computer's own memory, for what is offloaded to it.
@@ -157,8 +158,8 @@ def training_memory(shape: ModelShape, how: MemorySettings) -> TrainingMemory:
     number = trained if how.gradient is None else how.gradient
     gradients = number * shape.trainable / (how.ranks if how.stage >= 2 else 1)
     weights = (trained * shape.trainable + _frozen(shape, how)) / (how.ranks if how.stage == 3 else 1)
-    activations, elsewhere = _activations(shape, how)
-    host = elsewhere
+    kept, block, host = _activations(shape, how)
+    logits = _logits(shape, how)
     if how.offload != "none":
         # With them are the gradients of the share, in float32: the processor makes the step.
         host += optimizer + 4 * shape.trainable / how.ranks
@@ -169,8 +170,9 @@ def training_memory(shape: ModelShape, how: MemorySettings) -> TrainingMemory:
         weights=round(weights),
         gradients=round(gradients),
         optimizer=round(optimizer),
-        activations=round(activations + _casts(shape, how)),
-        logits=round(_logits(shape, how)),
+        # The backward pass of the blocks begins when the output layer's is over.
+        activations=round(kept + _casts(shape, how) + max(0, block - logits)),
+        logits=round(logits),
         buffers=round(_buffers(shape, how)),
         host=round(host),
     )
@@ -191,8 +193,8 @@ def _stream(shape: ModelShape, how: MemorySettings) -> int:
     return 4 if held == "float32" else 2
 
 
-def _activations(shape: ModelShape, how: MemorySettings) -> tuple[float, float]:
-    """What the blocks keep for the backward pass, on the device and in main memory, in bytes."""
+def _activations(shape: ModelShape, how: MemorySettings) -> tuple[float, float, float]:
+    """In bytes: what the blocks keep, what the backward pass of one takes besides, and what is in main memory."""
     number, stream = int(_BYTES[how.precision]), _stream(shape, how)
     # Each of two norms keeps its input in float32 and, for the gradient of its weights, the normalized input.
     norms = 2 * shape.width * (4 + (0 if shape.adapted else stream))
@@ -204,11 +206,10 @@ def _activations(shape: ModelShape, how: MemorySettings) -> tuple[float, float]:
     # The backward pass of a block: gradients of the inner layer and of the hidden state.
     working = number * (3 * shape.inner + 2 * shape.width)
     if how.checkpointing == "off":
-        return how.tokens * (shape.layers * block + working), 0
-    inputs = shape.layers * shape.width * stream
-    if how.checkpointing == "on":
-        return how.tokens * (inputs + block + working), 0
-    return how.tokens * (block + working), how.tokens * inputs
+        return how.tokens * shape.layers * block, how.tokens * working, 0
+    inputs = how.tokens * shape.layers * shape.width * stream
+    again = how.tokens * (block + working)
+    return (inputs, again, 0) if how.checkpointing == "on" else (0, again, inputs)
 
 
 def _casts(shape: ModelShape, how: MemorySettings) -> float:

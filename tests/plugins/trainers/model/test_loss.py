@@ -37,7 +37,7 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(monkeypatch, rows, s
 @pytest.mark.parametrize(("vocabulary", "rows"), [(512, 4096), (8192, 256), (32_000, 256), (151_936, 55)])
 def test_a_chunk_on_a_cpu_is_small_but_not_of_few_tokens(vocabulary, rows):
     """Of a wide vocabulary it is as large as elsewhere: the matrix is read for each chunk."""
-    assert loss_module._rows(vocabulary, torch.device("cpu")) == rows
+    assert loss_module.chunk_rows(vocabulary, "cpu") == rows
 
 
 def test_frozen_weights_have_no_gradient_computed():
