@@ -118,8 +118,8 @@ def test_the_table_needs_nothing_but_a_config(doctor, run_file, tmp_path):
     """No weights and no GPU: the run's own way first; what does not fit is missing."""
     (tmp_path / "base").mkdir()
     (tmp_path / "base/config.json").write_text(json.dumps(CONFIG))
-    own = ("--set", "model={ base = './base' }", "--set", "data.tokens.max_length=512")
-    code, printed = doctor(run_file(), *own, "--device", "500MBx2")
+    path = run_file("model.base = './base'", "data.tokens.max_length = 512")
+    code, printed = doctor(path, "--device", "500MBx2")
     assert code == 1
     (rows,) = printed["memory"].values()
     assert rows[0]["configured"]
