@@ -119,7 +119,7 @@ def test_the_table_needs_nothing_but_a_config(doctor, run_file, tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base/config.json").write_text(json.dumps(CONFIG))
     path = run_file("model.base = './base'", "data.tokens.max_length = 512")
-    code, printed = doctor(path, "--device", "500MBx2")
+    code, printed = doctor(path, "--device", "1GBx2")
     assert code == 1
     (rows,) = printed["memory"].values()
     assert rows[0]["configured"]
@@ -129,5 +129,5 @@ def test_the_table_needs_nothing_but_a_config(doctor, run_file, tmp_path):
     assert rows[0]["weights"] == 4 * (layers * block + 2 * 1000 * width + width)
     assert any(row["fits"] for row in rows[1:])
     lines = [each["text"] for each in printed["missing"]]
-    assert any("not enough memory on 0.5 GB × 2" in line for line in lines)
+    assert any("not enough memory on 1.0 GB × 2" in line for line in lines)
     assert not any("train on CPUs" in line for line in lines)
