@@ -25,7 +25,6 @@ SHORT = {
     "grpc_server/network/access.py": "who may call: tokens, and loopback addresses",
     "plugins/formats/solutions.py": "final answers of worked solutions, for math and reasoning",
     "plugins/metrics/math_verify_worker.py": "the program of the worker process",
-    "plugins/trainers/preflight.py": "apart from the loop, which it tries",
 }
 
 

@@ -38,6 +38,7 @@ from modelwright.core.api.errors import (
     StopRequested,
     UsageError,
 )
+from modelwright.core.api.free_memory import MachineMemory, machine_memory
 from modelwright.core.api.generation import Answer, Delta, GenerationRequest, Sampling
 from modelwright.core.api.hf_folder import (
     ADAPTER_CONFIG,
@@ -48,7 +49,16 @@ from modelwright.core.api.hf_folder import (
     vocabulary_size,
 )
 from modelwright.core.api.hooks import hookimpl
-from modelwright.core.api.memory import TrainingMemory, check_checkpoint_room, checkpoint_bytes, training_memory
+from modelwright.core.api.memory import (
+    OPTIMIZER_STATES,
+    MemorySettings,
+    ModelShape,
+    TrainingMemory,
+    check_checkpoint_room,
+    checkpoint_bytes,
+    reading_memory,
+    training_memory,
+)
 from modelwright.core.api.records import (
     Example,
     Figure,
@@ -76,7 +86,7 @@ from modelwright.core.api.registry import (
 )
 from modelwright.core.api.tokens import TokenFolder, TokenRow
 from modelwright.core.api.train_settings import AdapterSettings, TrainSettings
-from modelwright.core.api.training import Job, Trained
+from modelwright.core.api.training import Job, Quantization, Trained
 from modelwright.core.api.wording import closest, either, first_line, listed, one_line
 
 __all__ = [
@@ -85,6 +95,7 @@ __all__ = [
     "API_VERSION",
     "BOX",
     "HASHES",
+    "OPTIMIZER_STATES",
     "THINK_CLOSE",
     "THINK_OPEN",
     "AdapterEngine",
@@ -104,17 +115,21 @@ __all__ = [
     "FormatSpec",
     "GenerationRequest",
     "Job",
+    "MachineMemory",
+    "MemorySettings",
     "Message",
     "Metric",
     "MetricSpec",
     "MissingDependencyError",
     "ModelFile",
     "ModelNotFoundError",
+    "ModelShape",
     "ModelVersion",
     "ModelwrightError",
     "NewModel",
     "NoOptions",
     "Output",
+    "Quantization",
     "Registry",
     "RegistryError",
     "RegistryEvent",
@@ -152,9 +167,11 @@ __all__ = [
     "is_text",
     "last_boxed",
     "listed",
+    "machine_memory",
     "model_digest",
     "one_line",
     "other_weights",
+    "reading_memory",
     "scan_model",
     "split_thinking",
     "training_memory",

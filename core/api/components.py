@@ -252,6 +252,10 @@ class TrainerSpec(ComponentSpec):
         launcher: program that starts its processes, "python" or "deepspeed".
         adapters: whether it trains adapters (`Job.adapter`); if not, a run with `[adapter]` is refused.
         quantizations: on which quantized bases it trains them (`Job.quantization`); others are refused.
+        shapes: a function, as "package.module:function", from which `doctor --device` has the sizes of a model; it is
+            called in a process of its own as `function(folder=…, adapter=…, vocabulary=…, trust_remote_code=…)` and
+            returns the attributes of `ModelShape` for all weights ("full") and for an adapter ("adapter"). None: there
+            is no table.
     """
 
     kind: ClassVar[str] = "trainer"
@@ -260,6 +264,7 @@ class TrainerSpec(ComponentSpec):
     )
     adapters: bool = False
     quantizations: tuple[str, ...] = field(converter=_names, default=())
+    shapes: str | None = None
 
 
 @frozen(kw_only=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attrs import frozen
 
 from modelwright.core.api.train_settings import AdapterSettings, TrainSettings
 
+Quantization = Literal["nf4", "int8", "fp8", "int4"]
 # The kinds of quantization that a trainer may offer, and the package that each needs.
 QUANTIZERS = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 
@@ -60,7 +61,7 @@ class Job:
     seed: int
     rope_scaling: Mapping[str, Any] | None = None
     dtype: str = "auto"
-    quantization: str | None = None
+    quantization: Quantization | None = None
     attention: str = "auto"
     trust_remote_code: bool = False
     fingerprint: str

@@ -160,6 +160,7 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         launcher="python",
         adapters=True,
         quantizations=("nf4", "int8", "fp8"),
+        shapes="modelwright.plugins.trainers.memory:planned_shapes",
     )
     yield TrainerSpec(
         name="deepspeed",
@@ -170,4 +171,5 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         launcher="deepspeed",
         adapters=True,
         quantizations=("nf4",),
+        shapes="modelwright.plugins.trainers.memory:planned_shapes",
     )

@@ -11,15 +11,25 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from modelwright.core.api import Job, Trained, TrainSettings, UsageError
+from modelwright.core.api import (
+    OPTIMIZER_STATES,
+    Job,
+    MemorySettings,
+    ModelShape,
+    Quantization,
+    Trained,
+    TrainSettings,
+    UsageError,
+    reading_memory,
+)
 from modelwright.core.api.devices import Accelerators, accelerators, open_device
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
-from modelwright.plugins.trainers.memory import Size, check_memory, frozen_bytes, needs
+from modelwright.plugins.trainers.memory import check_memory
 from modelwright.plugins.trainers.model.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.optimizers import check_optimizer, make_optimizer, set_learning_rate
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import device_facts, precisions_of
+from modelwright.plugins.trainers.strategy import device_facts, name_of, precisions_of
 from modelwright.plugins.trainers.training import train
 
 
@@ -70,17 +80,22 @@ class OneDevice:
         device: str = "auto",
         *,
         dtype: str | None = None,
-        quantization: str | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         self.device = _device(settings, device, accelerators())
         self.precision, self.held = precisions_of(settings, dtype, self.device)
         check_optimizer(settings, device=self.device.type)
-        self._settings, self._quantization = settings, quantization
+        self._settings = settings
+        self.memory = MemorySettings(
+            frozen=quantization or name_of(self.held),
+            precision=name_of(self.precision),
+            states=OPTIMIZER_STATES[settings.optimizer],
+        )
 
-    def check(self, size: Size, newest: Checkpoint | None) -> None:  # noqa: ARG002 - it can resume from any of its own
+    def check(self, shape: ModelShape, newest: Checkpoint | None, *, grows: bool) -> None:  # noqa: ARG002 - it can resume from any of its own
         """Refuse a model that does not fit in memory."""
-        needed = needs(size, frozen=frozen_bytes(self.held, self._quantization))
-        check_memory(needed, self.device, on_machine=1, whole=size, number=self.held.itemsize)
+        reading = reading_memory(shape.parameters, grows=grows, number=self.held.itemsize)
+        check_memory(shape, self.memory, self.device, on_machine=1, reading=reading)
 
     def sharing(self) -> AbstractContextManager[object]:
         """A context that does nothing: there are no other processes."""

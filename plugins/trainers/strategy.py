@@ -7,14 +7,13 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
-from modelwright.core.api import TrainSettings, UsageError
+from modelwright.core.api import MemorySettings, ModelShape, TrainSettings, UsageError
 from modelwright.core.api.devices import device_name, has_bfloat16
 from modelwright.plugins.trainers.checkpoints import Checkpoint
-from modelwright.plugins.trainers.memory import Size
 from modelwright.plugins.trainers.model.weights import compute_in, cpu_has_bfloat16
 from modelwright.plugins.trainers.ranks import Ranks
 
@@ -27,19 +26,22 @@ class Setup(Protocol):
         device: the device of this process.
         precision: of the forward pass.
         held: the dtype in which weights are read, and frozen ones stay.
+        memory: what decides how much a process takes, without the size of a micro-batch.
     """
 
     ranks: Ranks
     device: torch.device
     precision: torch.dtype
     held: torch.dtype
+    memory: MemorySettings
 
-    def check(self, size: Size, newest: Checkpoint | None) -> None:
+    def check(self, shape: ModelShape, newest: Checkpoint | None, *, grows: bool) -> None:
         """Refuse a training that cannot succeed, before any weights are read.
 
         Args:
-            size: of the model to be trained.
+            shape: of the model to be trained.
             newest: the checkpoint to resume from.
+            grows: whether its embeddings have to grow after it is read.
         """
         ...
 
@@ -123,9 +125,14 @@ def precisions_of(settings: TrainSettings, dtype: str | None, device: torch.devi
     return compute_in(settings.precision, dtype, device=device.type, name=name, supported=supported, native=native)
 
 
+def name_of(precision: torch.dtype) -> Literal["float32", "bfloat16"]:
+    """The precision as settings name it."""
+    return "bfloat16" if precision == torch.bfloat16 else "float32"
+
+
 def device_facts(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
     """Device, precision, and the number of threads on a CPU."""
-    facts = {"device": device_name(device), "precision": str(precision).removeprefix("torch.")}
+    facts = {"device": device_name(device), "precision": name_of(precision)}
     return facts | ({"threads": torch.get_num_threads()} if device.type == "cpu" else {})
 
 

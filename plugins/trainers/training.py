@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attrs import evolve
 
-from modelwright.core.api import Job, ModelwrightError, Trained
+from modelwright.core.api import Job, ModelShape, ModelwrightError, Trained
+from modelwright.core.api.adapters import embedding_rows
 from modelwright.plugins.trainers.batches.corpus import Corpus, held_out
 from modelwright.plugins.trainers.checkpoints import Checkpoints, read_finished
 from modelwright.plugins.trainers.loop import Loop
-from modelwright.plugins.trainers.memory import Size
+from modelwright.plugins.trainers.memory import model_shape
 from modelwright.plugins.trainers.model.adapter import adapt
 from modelwright.plugins.trainers.model.load import check_fits, load_model, skeleton
 from modelwright.plugins.trainers.preflight import preflight
@@ -41,33 +43,41 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int) -> Trained:
     holdout = held_out(job)
     checkpoints = Checkpoints(job, ranks)
     newest = checkpoints.newest()
-    bare = skeleton(job)
     if job.settings.liger:
-        check_liger(bare.config.model_type, setup.device)
-    adapt(bare, job)
-    setup.check(Size.of(bare), newest)
+        check_liger(skeleton(job).config.model_type, setup.device)
+    shape, grows = _shape(job, setup.device.type)
+    setup.check(shape, newest, grows=grows)
     # A process that measures the free memory must not see weights that another one has read already.
     ranks.wait()
     model = _model(job, setup, packed=bool(len(corpus.packed(corpus.sequences))))
     for tokens in (corpus, holdout):
         if tokens is not None:
             check_fits(model, largest_token=tokens.largest_token, longest=tokens.longest, tokens=tokens.path)
-    if job.settings.gradient_checkpointing != "off":
-        # On a CPU they are in its memory already.
-        offload = job.settings.gradient_checkpointing == "offload" and setup.device.type != "cpu"
-        recompute_activations(model, offload=offload)
+    checkpointing = job.settings.gradient_checkpointing
+    if checkpointing == "offload" and setup.device.type == "cpu":
+        checkpointing = "on"  # they are in the CPU's memory already
+    if checkpointing != "off":
+        recompute_activations(model, offload=checkpointing == "offload")
     strategy = setup.strategy(model)
     loop = Loop(job, strategy, corpus, checkpoints, holdout=holdout, micro_batch_tokens=micro_batch_tokens)
     try:
         loop.start()
         if newest is None and job.settings.preflight:
-            preflight(loop)
+            preflight(loop, shape, evolve(setup.memory, checkpointing=checkpointing))
         return loop.run(newest)
     except torch.OutOfMemoryError as error:
         raise ModelwrightError(
             f"{strategy.facts()['device']}: out of memory: set in [train] micro_batch_size to 1 or 2, or "
             f'gradient_checkpointing to "on"; or [train.options] micro_batch_tokens to less than {micro_batch_tokens}'
         ) from error
+
+
+def _shape(job: Job, device: str) -> tuple[ModelShape, bool]:
+    """The sizes of the model to be trained, from its configuration alone, and whether its embeddings have to grow."""
+    model = skeleton(job)
+    before = embedding_rows(model)
+    adapt(model, job)
+    return model_shape(model, device), embedding_rows(model) > before
 
 
 def _model(job: Job, setup: Setup, *, packed: bool) -> Any:

@@ -48,7 +48,8 @@ needs only grpcio and protobuf, not the packages that run models. [How to serve 
 _GROUPS: dict[str, tuple[Any, ...]] = {
     "Data": (api.Message, api.Example, api.TokenFolder, api.TokenRow),
     "Grading": (api.Output, api.Score, api.Figure),
-    "Training": (api.Job, api.TrainSettings, api.AdapterSettings, api.Trained, api.TrainingMemory),
+    "Training": (api.Job, api.TrainSettings, api.AdapterSettings, api.Trained),
+    "Memory": (api.ModelShape, api.MemorySettings, api.TrainingMemory, api.MachineMemory),
     "Generating": (api.GenerationRequest, api.Sampling, api.Delta, api.Answer),
     "Registry": (api.NewModel, api.ModelVersion, api.ModelFile, api.Alias, api.RegistryEvent, api.Collected),
 }
@@ -56,7 +57,8 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
 _HELPERS: dict[str, tuple[Any, ...]] = {
     "Figures": (api.wilson, api.wilson_mean),
     "Answers and thinking": (api.last_boxed, api.after_hashes, api.split_thinking, api.ThinkingSplitter),
-    "Training": (api.checkpoint_bytes, api.check_checkpoint_room, api.training_memory),
+    "Training": (api.checkpoint_bytes, api.check_checkpoint_room),
+    "Memory": (api.training_memory, api.reading_memory, api.machine_memory),
     "Model folders": (api.context_length, api.vocabulary_size, api.has_weights, api.other_weights),
     "Adapters": (api.apply_adapter, api.embedding_rows, api.grow_embeddings),
     "Registries": (api.scan_model, api.model_digest, api.check_alias, api.check_tags, api.is_text),

@@ -13,16 +13,26 @@ import deepspeed
 import torch
 from transformers.integrations import HfDeepSpeedConfig
 
-from modelwright.core.api import Job, ModelwrightError, Trained, TrainSettings, UsageError
+from modelwright.core.api import (
+    OPTIMIZER_STATES,
+    Job,
+    MemorySettings,
+    ModelShape,
+    ModelwrightError,
+    Trained,
+    TrainSettings,
+    UsageError,
+    reading_memory,
+)
 from modelwright.core.api.devices import try_device
 from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.deepspeed.zero import Zero, check_layout
-from modelwright.plugins.trainers.memory import Size, check_memory, frozen_bytes, needs
+from modelwright.plugins.trainers.memory import check_memory
 from modelwright.plugins.trainers.optimizers import WHOLE_MATRICES, check_optimizer
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import precisions_of
+from modelwright.plugins.trainers.strategy import name_of, precisions_of
 from modelwright.plugins.trainers.training import train
 
 # Numbers in a bucket of gradients or weights that is sent at once: 400 MB in bfloat16, which fill a network. A GPU
@@ -67,10 +77,10 @@ class Processes:
         self.ranks = _join(self.device)
         dtype = job.dtype if job.adapter else None
         self.precision, self.held = precisions_of(settings, dtype, self.device)
-        self._settings, self._options, self._quantization = settings, options, job.quantization
+        self._settings, self._options = settings, options
         # Without ZeRO, float32 weights are computed with under autocast, as the trainer `local` does it.
-        self._low = self.precision == torch.bfloat16 and options.zero_stage > 0
-        if self._low:
+        low = self.precision == torch.bfloat16 and options.zero_stage > 0
+        if low:
             if dtype == "float32":
                 raise UsageError(
                     "[model] dtype: DeepSpeed holds all weights in the precision of the forward pass: remove it, or "
@@ -79,21 +89,25 @@ class Processes:
             self.held = torch.bfloat16  # the engine would convert float32 weights, which take twice as much until then
         check_optimizer(settings, device="cpu" if options.offload != "none" else self.device.type)
         self._config = zero_config(options, settings, precision=self.precision, on_gpu=self.device.type != "cpu")
+        self.memory = MemorySettings(
+            trained="bfloat16" if low else "float32",
+            frozen=job.quantization or name_of(self.held),
+            precision=name_of(self.precision),
+            gradient=4,
+            states=OPTIMIZER_STATES[settings.optimizer],
+            stage=options.zero_stage,
+            ranks=self.ranks.size,
+            offload=options.offload,
+        )
 
-    def check(self, size: Size, newest: Checkpoint | None) -> None:
+    def check(self, shape: ModelShape, newest: Checkpoint | None, *, grows: bool) -> None:
         """Refuse a checkpoint of another ZeRO stage, and a model that does not fit in memory."""
         if newest is not None:
             check_layout(newest.path, newest.layout, self._options, self._settings.optimizer, self.ranks.size)
-        needed = needs(
-            size,
-            low=self._low,
-            stage=self._options.zero_stage,
-            ranks=self.ranks.size,
-            offload=self._options.offload,
-            frozen=frozen_bytes(self.held, self._quantization),
+        reading = reading_memory(
+            shape.parameters, stage=self._options.zero_stage, grows=grows, number=self.held.itemsize
         )
-        whole = size if self._options.zero_stage < 3 else None
-        check_memory(needed, self.device, on_machine=_on_machine(), whole=whole, number=self.held.itemsize)
+        check_memory(shape, self.memory, self.device, on_machine=_on_machine(), reading=reading)
 
     @contextlib.contextmanager
     def sharing(self) -> Iterator[None]:

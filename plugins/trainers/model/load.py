@@ -113,18 +113,27 @@ def load_model(
 
 
 def skeleton(job: Job) -> Any:
-    """The job's model without values, on torch's device "meta": gives its shapes before any weights are read.
+    """The job's model without values; see `skeleton_of`."""
+    return _without_values(job.model, _config(job), trust_remote_code=job.trust_remote_code)
+
+
+def skeleton_of(folder: Path, *, trust_remote_code: bool) -> Any:
+    """A model without values, on torch's device "meta": gives its shapes before any weights are read.
 
     Raises:
         UsageError: the folder has no config.
         ModelwrightError: its config cannot be used.
     """
-    config = _config(job)
+    config = _config_of(folder, trust_remote_code=trust_remote_code)
+    return _without_values(folder, config, trust_remote_code=trust_remote_code)
+
+
+def _without_values(folder: Path, config: Any, *, trust_remote_code: bool) -> Any:
     with (
-        _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"),
+        _clear_errors(folder, "the model cannot be loaded", "check its config.json, or copy the model again"),
         torch.device("meta"),
     ):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=job.trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _config(job: Job) -> Any:
@@ -134,13 +143,17 @@ def _config(job: Job) -> Any:
         UsageError: the folder has none, or its positions cannot be stretched so.
         ModelwrightError: it cannot be used.
     """
-    if not (job.model / "config.json").is_file():
-        raise UsageError(f"{job.model}: expected a model in Hugging Face layout, but there is no config.json")
-    with _clear_errors(job.model, "its config.json cannot be used", "fix the file, or copy the model again"):
-        config = AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
+    config = _config_of(job.model, trust_remote_code=job.trust_remote_code)
     if job.rope_scaling is not None:
         stretch_rotary_positions(config.get_text_config(decoder=True), job.rope_scaling)
     return config
+
+
+def _config_of(folder: Path, *, trust_remote_code: bool) -> Any:
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder}: expected a model in Hugging Face layout, but there is no config.json")
+    with _clear_errors(folder, "its config.json cannot be used", "fix the file, or copy the model again"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
 
 
 @contextmanager
