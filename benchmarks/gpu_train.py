@@ -1,11 +1,16 @@
-"""Training on one GPU, side by side: the trainer `local` and transformers' Trainer, all weights and LoRA.
+"""Training on one GPU, side by side: the trainer `local` and transformers' Trainer, in at most eight minutes.
 
-python benchmarks/gpu_train.py [--steps 12] [--packs 8] [--micro 2] [--documents 4] [--rounds 3] [--only NAME …]
+python benchmarks/gpu_train.py [--within 480] [--rounds 1] [--only NAME …] [--attention NAME] [--documents 4]
 
-A Llama of 1.5 B parameters from scratch, packs of 4,096 random tokens, bfloat16 with float32 weights and optimiser. MFU
-counts 6 operations for each token and weight (4 where the weight is frozen; the input embeddings do not count) and
-6 · layers · width · length for causal attention within a document, over what the card reaches with a dense bfloat16
-product of matrices in the same run. Each measurement is a process of its own. It needs a GPU of about 80 GB.
+Packs of 4,096 random tokens in bfloat16: a Llama of 1.5 B parameters from scratch, all weights in float32 with AdamW;
+LoRA on one of 7 B in bfloat16; LoRA on the same in nf4. Both sides get the same attention, packs, weights,
+micro-batches and steps, and neither recomputes activations at 1.5 B while both do at 7 B. MFU counts 6 operations for
+each token and weight (4 where the weight is frozen; the input embeddings do not count) and 6 · layers · width · length
+for causal attention within a document, over what the card reaches with a dense bfloat16 product of matrices in the same
+run.
+
+Each measurement is a process of its own, which does not begin when less than its share of the time is left. Nothing is
+saved but the base of 7 B, once, and each trained model: see `disk_bytes`. It needs a GPU of about 80 GB.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,11 +29,50 @@ from pathlib import Path
 from typing import Any
 
 PACK = 4096
-LAYERS, WIDTH, VOCABULARY = 30, 2048, 32_000
 WARMUP = 3  # steps that are not counted
 RATE = 1e-4
 SEED = 17
-NAMES = ["modelwright", "trainer", "modelwright-lora", "trainer-lora"]
+VOCABULARY = 32_000
+# Layers, width, inner width, heads and key heads of each model, and sequences of its micro-batches.
+MODELS = {"1.5b": (30, 2048, 5632, 16, 4, 2), "7b": (32, 4096, 11008, 32, 32, 2)}
+NAMES = ["modelwright-full", "trainer-full", "modelwright-lora", "trainer-lora", "modelwright-nf4", "trainer-nf4"]
+# Seconds that a measurement may take; the first of the 7 B models are also written.
+SHARE = 75
+
+
+def model_of(name: str) -> str:
+    """Which of `MODELS` a contestant trains."""
+    return "1.5b" if name.endswith("-full") else "7b"
+
+
+def parameters(model: str) -> int:
+    """The number of weights of a model, whose input and output embeddings are apart."""
+    layers, width, inner, heads, keys, _ = MODELS[model]
+    block = 2 * width * width + 2 * width * (width // heads) * keys + 3 * width * inner + 2 * width
+    return layers * block + 2 * VOCABULARY * width + width
+
+
+def disk_bytes(names: list[str]) -> int:
+    """What the measurements have on the disk at once: a base of 7 B in bfloat16, and a trained 1.5 B in float32.
+
+    There is no preflight and no checkpoint, which would take 48 bytes for each weight that is trained.
+    """
+    base = 2 * parameters("7b") if any(model_of(name) == "7b" for name in names) else 0
+    return base + (4 * parameters("1.5b") if any(model_of(name) == "1.5b" for name in names) else 0)
+
+
+def operations(name: str, trainable: int, documents: int) -> float:
+    """The operations of a token: of its products with weights, and of attention within its document."""
+    layers, width, *_ = MODELS[model_of(name)]
+    embeddings, count = VOCABULARY * width, parameters(model_of(name))
+    frozen = not name.endswith("-full")
+    products = 4 * (count - embeddings) + 6 * trainable if frozen else 6 * (count - embeddings)
+    return products + 6 * layers * width * PACK / documents
+
+
+def may_begin(began: float, now: float, within: float, share: float = SHARE) -> bool:
+    """Whether a measurement still fits into the time, all in seconds."""
+    return now - began + share <= within
 
 
 def peak() -> float:
@@ -45,21 +90,29 @@ def peak() -> float:
     return float(2 * size**3 / min(times[2:]))
 
 
-def write_llama(folder: Path) -> None:
-    """The config alone: each contestant draws the weights itself."""
-    from transformers import LlamaConfig
+def write_llama(folder: Path, model: str, *, weights: bool) -> None:
+    """The config; with weights also a base in bfloat16, drawn on the GPU, where that takes seconds."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    LlamaConfig(
+    layers, width, inner, heads, keys, _ = MODELS[model]
+    config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=5632,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=16,
-        num_key_value_heads=4,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=keys,
         max_position_embeddings=PACK,
         tie_word_embeddings=False,
         architectures=["LlamaForCausalLM"],
-    ).save_pretrained(folder)
+    )
+    config.save_pretrained(folder)
+    if weights:
+        torch.manual_seed(SEED)
+        with torch.device("cuda"):
+            made = LlamaForCausalLM(config).to(torch.bfloat16)
+        made.save_pretrained(folder)
 
 
 def documents(packs: int, each: int) -> list[list[int]]:
@@ -70,19 +123,22 @@ def documents(packs: int, each: int) -> list[list[int]]:
     return [[int(token) for token in row] for row in drawn]
 
 
-def modelwright(folder: Path, given: argparse.Namespace, *, lora: bool) -> dict[str, Any]:
+def modelwright(folder: Path, model: Path, given: argparse.Namespace, kind: str) -> dict[str, Any]:
     """The trainer `local`, by its step events."""
     from modelwright.core.api import AdapterSettings, TrainSettings
     from modelwright.core.testing.trainer import Recorder, make_job, write_token_folder
     from modelwright.plugins.trainers import modelwright_trainers
 
     each, recorder = given.documents, Recorder()
+    lora = {"adapter": AdapterSettings()} if kind != "full" else {}
+    held = {"quantization": "nf4"} if kind == "nf4" else {}
     rows = [(f"row-{number}", ids, [True] * len(ids)) for number, ids in enumerate(documents(given.packs, each))]
     packs = [list(range(start, start + each)) for start in range(0, len(rows), each)]
     settings = TrainSettings(
         max_steps=given.steps,
         batch_size=given.packs,
         micro_batch_size=given.micro,
+        preflight=False,  # it would try a checkpoint of all weights
         learning_rate=RATE,
         precision="bfloat16",
         checkpoint_every=10**6,
@@ -91,12 +147,14 @@ def modelwright(folder: Path, given: argparse.Namespace, *, lora: bool) -> dict[
         folder,
         recorder,
         settings,
-        model=folder / "model",
+        model=model,
         tokens=write_token_folder(folder / "train", rows, packs=packs),
-        adapter=AdapterSettings() if lora else None,
+        attention=given.attention,
+        **lora,
+        **held,
     )
     spec = next(spec for spec in modelwright_trainers() if spec.name == "local")
-    spec.create(spec.options()).train(job)
+    spec.create(spec.options(gradient_checkpointing=kind != "full")).train(job)
     started, counted = recorder.of("started")[0], recorder.of("step")[WARMUP:]
     return {
         "seconds": sum(step["seconds"] for step in counted) / len(counted),
@@ -106,17 +164,35 @@ def modelwright(folder: Path, given: argparse.Namespace, *, lora: bool) -> dict[
     }
 
 
-def trainer(folder: Path, given: argparse.Namespace, *, lora: bool) -> dict[str, Any]:
+def trainer(folder: Path, base: Path, given: argparse.Namespace, kind: str) -> dict[str, Any]:
     """transformers' Trainer on the same packs, whose documents it tells apart by their positions."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        BitsAndBytesConfig,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
     torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "model"), dtype=torch.float32)
-    if lora:
+    same = {"attn_implementation": given.attention}
+    if kind == "full":
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base), dtype=torch.float32, **same)
+    else:
         import peft
 
+        if kind == "nf4":
+            same["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **same)
         model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+        model.enable_input_require_grads()
     each, rows = given.documents, documents(given.packs, given.documents)
     packs = [list(itertools.chain(*rows[start : start + each])) for start in range(0, len(rows), each)]
     positions = list(range(PACK // each)) * each
@@ -141,6 +217,8 @@ def trainer(folder: Path, given: argparse.Namespace, *, lora: bool) -> dict[str,
         learning_rate=RATE,
         optim="adamw_torch_fused",
         bf16=True,
+        gradient_checkpointing=kind != "full",
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         save_strategy="no",
         logging_strategy="no",
         report_to=[],
@@ -160,66 +238,100 @@ def trainer(folder: Path, given: argparse.Namespace, *, lora: bool) -> dict[str,
     }
 
 
-def contestant(name: str, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+def contestant(name: str, folder: Path, model: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One measurement, with the peak that the card reached beside it."""
+    side, _, kind = name.partition("-")
     reached = peak()
-    run = modelwright if name.startswith("modelwright") else trainer
-    measured = run(folder, given, lora=name.endswith("-lora"))
-    tokens = given.packs * PACK
-    trained, all_of_them = measured["trainable"], measured["parameters"]
-    embeddings = VOCABULARY * WIDTH
-    # Without an adapter the embeddings are trained too, and no product is made with them.
-    operations = 6 * trained + 4 * (all_of_them - trained) - (6 if trained == all_of_them else 4) * embeddings
-    operations += 6 * LAYERS * WIDTH * PACK // given.documents
-    rate = tokens / measured["seconds"]
-    return measured | {"rate": rate, "peak": reached, "mfu": operations * rate / reached}
+    measured = (modelwright if side == "modelwright" else trainer)(folder, model, given, kind)
+    rate = given.packs * PACK / measured["seconds"]
+    counted = operations(name, measured["trainable"], given.documents)
+    return measured | {"rate": rate, "peak": reached, "mfu": counted * rate / reached}
 
 
-def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """One contestant in a process of its own, in a folder of its own."""
+def measure(name: str, model: Path, given: argparse.Namespace, seconds: float) -> dict[str, Any] | str:
+    """One contestant in a process of its own, in a folder of its own; why there is no figure if it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        write_llama(Path(folder) / "model")
-        command = [sys.executable, __file__, "--contestant", name, folder]
-        for option in ("steps", "packs", "micro", "documents"):
+        command = [sys.executable, __file__, "--contestant", name, folder, str(model)]
+        for option in ("steps", "packs", "documents", "attention"):
             command += [f"--{option}", str(getattr(given, option))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"not done within {seconds:.0f} s"
     if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+        return (done.stderr.strip().splitlines() or ["?"])[-1][:300]
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
+def best_attention() -> str:
+    """What `local` takes for packs on this GPU; the Trainer gets the same."""
+    import importlib.util
+
+    from modelwright.plugins.trainers.model.load import attention_for
+
+    flash = importlib.util.find_spec("flash_attn") is not None
+    return attention_for("auto", on_gpu=True, packed=True, flash=flash) or "sdpa"
+
+
 def main() -> None:
+    began = time.monotonic()
     parser = argparse.ArgumentParser()
-    for option, value in (("steps", 12), ("packs", 8), ("micro", 2), ("documents", 4), ("rounds", 3)):
+    for option, value in (("steps", 10), ("packs", 8), ("documents", 4), ("rounds", 1), ("within", 480)):
         parser.add_argument(f"--{option}", type=int, default=value)
     parser.add_argument("--only", nargs="*", default=NAMES, choices=NAMES)
-    parser.add_argument("--contestant", nargs=2)
+    parser.add_argument("--attention")
+    parser.add_argument("--contestant", nargs=3)
     given = parser.parse_args()
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would take all that it sees
     import torch
 
     if not torch.cuda.is_available():
         raise SystemExit("gpu_train.py: this machine has no CUDA GPU: run it on one that has; train.py is for the CPU")
+    given.attention = given.attention or best_attention()
     if given.contestant:
-        name, folder = given.contestant
-        print(json.dumps(contestant(name, Path(folder), given)))
+        name, folder, model = given.contestant
+        given.micro = MODELS[model_of(name)][-1]
+        print(json.dumps(contestant(name, Path(folder), Path(model), given)))
         return
+    free, needed = shutil.disk_usage(tempfile.gettempdir()).free, disk_bytes(given.only)
+    if needed > free:
+        raise SystemExit(
+            f"gpu_train.py: {tempfile.gettempdir()} has {free / 1e9:.0f} GB, and {needed / 1e9:.0f} GB are needed: set "
+            "TMPDIR to a folder on another disk"
+        )
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; packs of {PACK}, {given.documents} documents each"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {given.attention}; "
+        f"{given.documents} documents each"
     )
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in given.only}
-    for _ in range(given.rounds):
-        for name in given.only:
-            found[name].append(measure(name, given))
-    rates = {name: statistics.median(each["rate"] for each in rows) for name, rows in found.items()}
+    with tempfile.TemporaryDirectory() as bases:
+        for model in dict.fromkeys(map(model_of, given.only)):
+            write_llama(Path(bases) / model, model, weights=model == "7b")
+            torch.cuda.empty_cache()
+        for _, name in itertools.product(range(given.rounds), given.only):
+            if not may_begin(began, time.monotonic(), given.within):
+                print(f"{name}: no time left")
+                continue
+            left = given.within - (time.monotonic() - began)
+            measured = measure(name, Path(bases) / model_of(name), given, left)
+            if isinstance(measured, str):
+                print(f"{name}: {measured}", flush=True)
+            else:
+                found[name].append(measured)
+    report(found)
+
+
+def report(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Medians, and ours relative to the Trainer's."""
+    rates = {name: statistics.median(each["rate"] for each in rows) for name, rows in found.items() if rows}
     print("| | of the Trainer's | MFU | tokens/s | GB | peak, TFLOP/s |\n|---|---|---|---|---|---|")
-    for name, rows in found.items():
+    for name, rate in rates.items():
         other = rates.get(name.replace("modelwright", "trainer"))
-        mfu, reached = (statistics.median(row[key] for row in rows) for key in ("mfu", "peak"))
+        mfu, reached = (statistics.median(row[key] for row in found[name]) for key in ("mfu", "peak"))
         print(
-            f"| {name} | {f'{rates[name] / other:.2f}' if other else '-'} | {mfu:.3f} | {rates[name]:,.0f} | "
-            f"{max(row['memory'] for row in rows) / 1e9:.1f} | {reached / 1e12:.0f} |"
+            f"| {name} | {f'{rate / other:.2f}' if other else '-'} | {mfu:.3f} | {rate:,.0f} | "
+            f"{max(row['memory'] for row in found[name]) / 1e9:.1f} | {reached / 1e12:.0f} |"
         )
 
 

@@ -221,7 +221,12 @@ class Adapters:
         turns = [Message(role="user", content="What is 1 and 2?"), Message(role="assistant", content="It is 3.")]
         renderer = scratch_renderer("words", [Example(messages=turns)], vocab_size=80, template=read_template("chatml"))
         renderer.save(self.folder / name)
-        config = scratch_config(ScratchConfig(hidden_size=16, layers=2, heads=2), renderer, max_length=128)
+        config = scratch_config(
+            ScratchConfig(hidden_size=16, layers=2, heads=2),
+            vocabulary=renderer.vocab_size,
+            stops=renderer.stop_token_ids,
+            max_length=128,
+        )
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(LlamaConfig(**config | changes))
         model.save_pretrained(self.folder / name)

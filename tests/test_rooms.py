@@ -25,7 +25,6 @@ SHORT = {
     "grpc_server/network/access.py": "who may call: tokens, and loopback addresses",
     "plugins/formats/solutions.py": "final answers of worked solutions, for math and reasoning",
     "plugins/metrics/math_verify_worker.py": "the program of the worker process",
-    "plugins/trainers/preflight.py": "apart from the loop, which it tries",
 }
 
 
@@ -43,7 +42,7 @@ def test_few_files_lie_loose(room, most):
 
 def test_there_are_about_two_hundred_modules():
     """Fewer and longer files: what one reader reads together is one file. A package's marker is one line."""
-    assert len([path for path in modules() if len((REPOSITORY / path).read_text().splitlines()) > 1]) <= 225
+    assert len([path for path in modules() if len((REPOSITORY / path).read_text().splitlines()) > 1]) <= 227
 
 
 def test_a_short_module_has_its_reason():

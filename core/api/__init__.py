@@ -38,6 +38,7 @@ from modelwright.core.api.errors import (
     StopRequested,
     UsageError,
 )
+from modelwright.core.api.free_memory import MachineMemory, machine_memory
 from modelwright.core.api.generation import Answer, Delta, GenerationRequest, Sampling
 from modelwright.core.api.hf_folder import (
     ADAPTER_CONFIG,
@@ -48,7 +49,15 @@ from modelwright.core.api.hf_folder import (
     vocabulary_size,
 )
 from modelwright.core.api.hooks import hookimpl
-from modelwright.core.api.memory import TrainingMemory, check_checkpoint_room, checkpoint_bytes, training_memory
+from modelwright.core.api.memory import (
+    MemorySettings,
+    ModelShape,
+    TrainingMemory,
+    check_checkpoint_room,
+    checkpoint_bytes,
+    reading_memory,
+    training_memory,
+)
 from modelwright.core.api.records import (
     Example,
     Figure,
@@ -104,12 +113,15 @@ __all__ = [
     "FormatSpec",
     "GenerationRequest",
     "Job",
+    "MachineMemory",
+    "MemorySettings",
     "Message",
     "Metric",
     "MetricSpec",
     "MissingDependencyError",
     "ModelFile",
     "ModelNotFoundError",
+    "ModelShape",
     "ModelVersion",
     "ModelwrightError",
     "NewModel",
@@ -152,9 +164,11 @@ __all__ = [
     "is_text",
     "last_boxed",
     "listed",
+    "machine_memory",
     "model_digest",
     "one_line",
     "other_weights",
+    "reading_memory",
     "scan_model",
     "split_thinking",
     "training_memory",

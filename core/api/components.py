@@ -251,6 +251,10 @@ class TrainerSpec(ComponentSpec):
     Attributes:
         launcher: program that starts its processes, "python" or "deepspeed".
         adapters: whether it trains adapters (`Job.adapter`); if not, a run with `[adapter]` is refused.
+        shapes: a function, as "package.module:function", from which `doctor --device` has the sizes of a model; it is
+            called in a process of its own as `function(folder=…, adapter=…, vocabulary=…, trust_remote_code=…)` and
+            returns the attributes of `ModelShape` for all weights ("full") and for an adapter ("adapter"). None: there
+            is no table.
     """
 
     kind: ClassVar[str] = "trainer"
@@ -258,6 +262,7 @@ class TrainerSpec(ComponentSpec):
         default="python", validator=validators.in_(("python", "deepspeed"))
     )
     adapters: bool = False
+    shapes: str | None = None
 
 
 @frozen(kw_only=True)

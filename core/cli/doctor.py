@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,13 @@ _IN_A_ROW = 5
 @click.command()
 @functools.partial(run_options, required=False)
 @registry_option
+@click.option(
+    "--device",
+    metavar="SIZE[xN]",
+    help="Show what training RUN.toml takes on N GPUs with this much memory, such as 24GB or 80GBx16, and what fits.",
+)
 @json_option
-def doctor(path: Path | None, *, as_json: bool, **chosen: Any) -> int:
+def doctor(path: Path | None, *, device: str | None, as_json: bool, **chosen: Any) -> int:
     """Report what this machine has: packages, GPUs, memory, disk, Slurm. With RUN.toml, also what that run lacks.
 
     Writes and downloads nothing. Exit code 1 means that something is missing.
@@ -30,22 +35,49 @@ def doctor(path: Path | None, *, as_json: bool, **chosen: Any) -> int:
 
     from modelwright.core.api.errors import UsageError
     from modelwright.core.doctor.machine import machine_facts
-    from modelwright.core.doctor.needs import missing
+    from modelwright.core.doctor.memory import does_not_fit, read_device, ways
+    from modelwright.core.doctor.needs import Missing, missing
 
-    if path is None and any(chosen.values()):
-        raise UsageError("--variant, --set and --registry need a RUN.toml")
+    if path is None and (device is not None or any(chosen.values())):
+        raise UsageError("--variant, --set, --registry and --device need a RUN.toml")
+    there = read_device(device) if device is not None else None
     runs = [] if path is None else open_runs(path=path, **chosen)
     facts = machine_facts()
-    lacking = missing(runs, facts)
+    lacking = missing(runs, facts, elsewhere=there is not None)
+    tables: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs if there else ():
+        assert there is not None
+        found = ways(run, there)
+        tables[run.config.name] = [way.facts() for way in found]
+        if line := does_not_fit(found, there):
+            lacking.append(Missing(run.config.name, line))
     if as_json:
-        print_json({"machine": facts, "missing": [asdict(each) for each in lacking]})
+        memory = {"memory": tables} if there else {}
+        print_json({"machine": facts, "missing": [asdict(each) for each in lacking], **memory})
     else:
         print_table(("machine", "found"), _rows(facts))
+        for name, rows in tables.items():
+            print_table(_MEMORY, map(_memory_row, rows), title=f"{name}: GB on each of {device}")
         if lacking:
             print_table(("run", "missing"), [(each.run, each.text) for each in lacking])
         elif runs:
             click.echo(f"Nothing is missing for {', '.join(one.config.name for one in runs)}.")
     return 1 if lacking else 0
+
+
+_LINES = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "device", "host")
+_MEMORY = ("fits", *_LINES[:-2], "in all", "main memory", "tokens", "at most", "how")
+
+
+def _memory_row(row: Mapping[str, Any]) -> Sequence[str]:
+    sizes = [f"{row[line] / 1e9:.1f}" for line in _LINES]
+    return (
+        "yes" if row["fits"] else "no",
+        *sizes,
+        f"{row['micro_batch_tokens']}",
+        f"{row['most_tokens']}",
+        row["label"],
+    )
 
 
 def _rows(facts: Mapping[str, Any]) -> Iterator[Row]:
@@ -54,7 +86,9 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[Row]:
     yield "system", system["platform"]
     bfloat16 = {True: "bfloat16 in hardware", False: "bfloat16 emulated", None: "bfloat16 unknown"}
     yield "CPUs", f"{system['usable_cpus']} of {system['cpus']}, {system['cpu']}, {bfloat16[system['bfloat16']]}"
-    yield "memory", size_text(system["memory"])
+    limited = system["memory"] < system["built_in_memory"]
+    of = f" of {size_text(system['built_in_memory'])} (limit of this process's control group)" if limited else ""
+    yield "memory", size_text(system["memory"]) + of
     versions = [f"{name} {version}" for name, version in facts["packages"].items() if version]
     for start in range(0, len(versions), _IN_A_ROW):
         yield "" if start else "packages", ", ".join(versions[start : start + _IN_A_ROW])

@@ -26,7 +26,7 @@ from typing import Any
 from modelwright.core import home
 from modelwright.core.api import files
 from modelwright.core.api.files import why_no_folder
-from modelwright.core.stages.requirements import usable_memory
+from modelwright.core.api.free_memory import machine_memory
 
 # The packages that decide what can be done here; the first is this one.
 PACKAGES = (
@@ -80,6 +80,7 @@ def _probed(name: str) -> dict[str, Any] | None:
 
 
 def _system() -> dict[str, Any]:
+    memory = machine_memory()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "platform": platform.platform(),
@@ -87,7 +88,8 @@ def _system() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "usable_cpus": usable,
         "bfloat16": _cpu_bfloat16(),
-        "memory": usable_memory(),
+        "memory": memory.usable,
+        "built_in_memory": memory.machine,
     }
 
 

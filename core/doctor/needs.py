@@ -18,7 +18,7 @@ from modelwright.core.config.metrics import metric_name
 from modelwright.core.doctor.machine import imported
 from modelwright.core.runs.stage import Run
 from modelwright.core.stages.evaluate.suites import ENGINE
-from modelwright.core.stages.requirements import requirements, unmet
+from modelwright.core.stages.requirements import About, requirements, unmet
 
 # DeepSpeed builds it at the start of every training on CPUs.
 _SHARED_MEMORY = "deepspeed_shm_comm"
@@ -34,18 +34,23 @@ class Missing:
     text: str
 
 
-def missing(runs: Sequence[Run], facts: Facts) -> list[Missing]:
+def missing(runs: Sequence[Run], facts: Facts, *, elsewhere: bool = False) -> list[Missing]:
     """What the runs would miss.
 
     Args:
         runs: from `runner.open_run`.
         facts: from `machine_facts`.
+        elsewhere: whether they will train on other devices than those of this machine.
     """
-    return [Missing(run.config.name, text) for run in runs for text in dict.fromkeys(_of_run(run, facts))]
+    return [
+        Missing(run.config.name, text)
+        for run in runs
+        for text in dict.fromkeys(_of_run(run, facts, elsewhere=elsewhere))
+    ]
 
 
-def _of_run(run: Run, facts: Facts) -> Iterator[str]:
-    for check in _CHECKS:
+def _of_run(run: Run, facts: Facts, *, elsewhere: bool) -> Iterator[str]:
+    for check in _CHECKS if not elsewhere else [_shared_but_memory, *(one for one in _CHECKS if one not in _HERE)]:
         try:
             yield from check(run, facts)
         except SeveralErrors as error:
@@ -54,11 +59,15 @@ def _of_run(run: Run, facts: Facts) -> Iterator[str]:
             yield str(error)
 
 
-def _shared(run: Run, _facts: Facts) -> Iterator[str]:
+def _shared(run: Run, _facts: Facts, left_out: Sequence[About] = ("component",)) -> Iterator[str]:
     """What a run itself checks before it starts, but for components, which are imported here."""
     stages = [stage for stage in runner.NAMES if stage != "evaluate" or run.config.evaluate]
     needed = requirements(run, stages, download=False)
-    yield from map(str, unmet(one for one in needed if one.about != "component"))
+    yield from map(str, unmet(one for one in needed if one.about not in left_out))
+
+
+def _shared_but_memory(run: Run, facts: Facts) -> Iterator[str]:
+    yield from _shared(run, facts, ("component", "memory"))
 
 
 def _torch(_run: Run, facts: Facts) -> Iterator[str]:
@@ -203,3 +212,5 @@ _CHECKS: tuple[Callable[[Run, Facts], Iterator[str]], ...] = (
     *(_shared, _torch, _components),
     *(_gpus, _deepspeed, _storage, _cluster),
 )
+# Of them, those that look at the memory and the GPUs of this machine.
+_HERE = (_shared, _gpus)

@@ -103,6 +103,12 @@ def _import(modules: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
+def _called(function: str, arguments: str) -> dict[str, Any]:
+    module, _, name = function.partition(":")
+    answer: dict[str, Any] = getattr(importlib.import_module(module), name)(**json.loads(arguments))
+    return answer
+
+
 def _line(error: BaseException) -> str:
     """An error on one line, with its type."""
     name, line = type(error).__name__, first_line(error)
@@ -110,11 +116,11 @@ def _line(error: BaseException) -> str:
 
 
 def main(what: Sequence[str]) -> None:
-    """Say what is found; `what` is one of `PROBES`, or modules to import."""
+    """Say what is found; `what` is one of `PROBES`, modules to import, or `MODULE:FUNCTION` with its arguments."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
         os.dup2(2, 1)
         try:
-            facts = PROBES[what[0]]() if what[0] in PROBES else _import(what)
+            facts = PROBES[what[0]]() if what[0] in PROBES else _called(*what) if ":" in what[0] else _import(what)
         except BaseException as error:  # noqa: BLE001 - a package may also raise SystemExit
             facts = {"error": _line(error)}
         answer.write(json.dumps(facts))

@@ -182,7 +182,13 @@ KINDS: Mapping[str, Kind] = {
     ),
     "preflight": Kind(
         "The rehearsal before the first step passed.",
-        {"seconds": "How long it took.", "checkpoint_bytes": "The most bytes that a checkpoint takes."},
+        {
+            "seconds": "How long it took.",
+            "checkpoint_bytes": "The most bytes that a checkpoint takes.",
+            "micro_batch_tokens": "Positions of the largest micro-batch that was tried, padding included.",
+            "predicted_memory": "The formula's peak in bytes on the device of a process, without the program itself.",
+            "memory": "The peak that was measured in bytes: of the GPU, or of the whole process on a CPU.",
+        },
     ),
     "resumed": Kind("The training continues from a checkpoint.", {"step": "Steps done before; 0 starts over."}),
     "step": Kind(

@@ -12,15 +12,24 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from modelwright.core.api.components import FormatSpec, TrainerSpec
-from modelwright.core.api.errors import ModelwrightError, SeveralErrors
+from modelwright.core.api.errors import ModelwrightError, SeveralErrors, UsageError
 from modelwright.core.api.files import DamagedError, sizes
-from modelwright.core.api.memory import check_checkpoint_room, training_memory
+from modelwright.core.api.free_memory import MachineMemory, machine_memory
+from modelwright.core.api.hf_folder import CONFIG
+from modelwright.core.api.memory import (
+    PROGRAM,
+    MemorySettings,
+    ModelShape,
+    check_checkpoint_room,
+    reading_memory,
+    training_memory,
+)
 from modelwright.core.chat.templates import read_template
 from modelwright.core.chat.tokenizer_files import check_template
-from modelwright.core.config.schema import ScratchConfig, SourceConfig
+from modelwright.core.config.schema import RunConfig, ScratchConfig, SourceConfig
 from modelwright.core.extras import check_installed
 from modelwright.core.models.base import BASE_FILES
 from modelwright.core.models.gguf_base import cached, is_gguf
@@ -39,7 +48,6 @@ _PACKAGES = {
 }
 # Where there is one of these, or on a Mac, a training may be on a GPU, whose memory the trainer checks.
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 About = Literal["packages", "component", "data", "base", "template", "registry", "disk", "memory"]
 
@@ -196,21 +204,102 @@ def _check_memory(run: Run, base: Callable[[], Path | None]) -> None:
     """On CPUs only: the least that any trainer takes on this machine, however it shards the model."""
     if sys.platform == "darwin" or any(map(os.path.exists, _GPU_DEVICES)):
         return
-    count = _parameters(run, base)
-    needed, there = training_memory(count, count).device, usable_memory()
-    if needed > there:
+    count, memory = _parameters(run, base), machine_memory()
+    needed = training_memory(ModelShape(parameters=count, trainable=count), MemorySettings()).states
+    if needed > memory.usable:
         raise ModelwrightError(
             f"not enough memory to train on CPUs: weights, gradients and optimizer take {needed / 1e9:.1f} GB, and "
-            f"this machine has {there / 1e9:.1f} GB: train a smaller model, or an [adapter]"
+            f"{_place(memory)} has {memory.usable / 1e9:.1f} GB: train a smaller model, or an [adapter]"
         )
 
 
-def usable_memory() -> int:
-    """The memory that this process may use, in bytes: the machine's, or the limit of its control group."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in _LIMITS:
-        try:
-            limits.append(int(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # there is no such file, or it says "max"
-            continue
-    return min(limits)
+def _place(memory: MachineMemory) -> str:
+    return "this machine" if memory.usable == memory.machine else "the control group of this job"
+
+
+def memory_settings(config: RunConfig, *, launcher: str, ranks: int) -> MemorySettings:
+    """What a run's settings mean for the memory of one of its processes on a GPU.
+
+    Args:
+        config: of the run.
+        launcher: of its trainer.
+        ranks: number of processes that train together.
+    """
+    settings, options, zero = config.training, config.training.options, launcher == "deepspeed"
+    low = settings.precision != "float32"
+    held: Literal["float32", "bfloat16"] = "bfloat16" if low and zero else "float32"
+    stage = getattr(options, "zero_stage", 0) if zero else 0
+    return MemorySettings(
+        trained=held,
+        frozen=held,
+        precision="bfloat16" if low else "float32",
+        stage=stage,
+        ranks=ranks if zero else 1,
+        offload=getattr(options, "offload", "none"),
+        tokens=_micro_batch(config, getattr(options, "micro_batch_tokens", 0), ranks=ranks),
+        checkpointing="on" if getattr(options, "gradient_checkpointing", False) else "off",
+    )
+
+
+def _micro_batch(config: RunConfig, most: int, *, ranks: int) -> int:
+    """The tokens of the largest micro-batch, if every sequence is as long as it may be."""
+    length, settings = config.data.tokens.max_length, config.training
+    sequences = settings.micro_batch_size or max(1, most // length)
+    return length * min(sequences, -(-settings.batch_size // ranks))
+
+
+def planned_folder(run: Run) -> Path | None:
+    """The folder with the config.json of a run's base, which need not have weights; None if there is no base.
+
+    Raises:
+        UsageError: it is not on this machine.
+        ModelwrightError: the registry or the hub's cache does not have it.
+    """
+    source = run.config.model.base
+    if source is None:
+        return None
+    path = Path(source)
+    if path.is_absolute() and (path / CONFIG).is_file():
+        return path
+    try:
+        folder = _base_folder(run, download=False)
+    except UsageError as error:
+        raise UsageError(f"{error}; the memory table needs its {CONFIG} alone") from error
+    if folder is None:
+        raise UsageError(
+            f"[model] base {source}: it is not in the hub's cache yet: download its {CONFIG} for the table"
+        )
+    return folder
+
+
+def check_job_memory(run: Run, limit: int, *, processes: int, gpus: bool) -> None:
+    """Check that a job of a cluster gets the memory that its training takes on one node, at the least.
+
+    On GPUs that is the program, and the weights as each process reads them; on CPUs the whole training.
+
+    Args:
+        run: the run.
+        limit: bytes of main memory of the job on a node.
+        processes: training processes on a node.
+        gpus: whether they compute on GPUs.
+
+    Raises:
+        UsageError: the limit is below it.
+    """
+    config = run.config
+    launcher = run.plugins.get(TrainerSpec, config.training.trainer).launcher
+    count = _parameters(run, partial(_base_folder, run, download=False))
+    how = memory_settings(config, launcher=launcher, ranks=processes)
+    # How many weights an adapter has is not known without torch; they are few.
+    trainable = count if config.adapter is None else 0
+    needed = training_memory(ModelShape(parameters=count, trainable=trainable), evolve(how, tokens=0))
+    reading = reading_memory(count, stage=how.stage)
+    each = PROGRAM + max(reading, needed.host + (0 if gpus else needed.states))
+    if processes * each > limit:
+        fitting = (limit - 1) // each
+        fewer = f", or start {fitting} on each node" if fitting else ""
+        raise UsageError(
+            f"{config.name}: [cluster] memory is {limit / 2**30:.1f}G, but each of {processes} processes on a node "
+            f"takes {each / 2**30:.1f}G to {'read' if each == PROGRAM + reading else 'train'} the model: set it to "
+            f"{-(-processes * each // 2**30)}G or more{fewer}"
+        )

@@ -105,6 +105,7 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         needs="modelwright[train]",
         launcher="python",
         adapters=True,
+        shapes="modelwright.plugins.trainers.memory:planned_shapes",
     )
     yield TrainerSpec(
         name="deepspeed",
@@ -114,4 +115,5 @@ def modelwright_trainers() -> Iterator[TrainerSpec]:
         needs="modelwright[deepspeed]",
         launcher="deepspeed",
         adapters=True,
+        shapes="modelwright.plugins.trainers.memory:planned_shapes",
     )

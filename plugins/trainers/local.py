@@ -11,13 +11,13 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from modelwright.core.api import Job, Trained, TrainSettings, UsageError
+from modelwright.core.api import Job, MemorySettings, ModelShape, Trained, TrainSettings, UsageError, reading_memory
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
-from modelwright.plugins.trainers.memory import Size, check_memory, needs
+from modelwright.plugins.trainers.memory import check_memory
 from modelwright.plugins.trainers.model.adapter import adapter_state, export_adapter, is_adapted, load_adapter_state
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import adamw, device_facts, precision_of, set_learning_rate
+from modelwright.plugins.trainers.strategy import adamw, device_facts, name_of, precision_of, set_learning_rate
 from modelwright.plugins.trainers.training import train
 
 
@@ -54,11 +54,13 @@ class OneDevice:
     def __init__(self, settings: TrainSettings) -> None:
         self.device = _device(settings)
         self.precision = precision_of(settings.precision, self.device)
+        self.memory = MemorySettings(precision=name_of(self.precision))
         self._settings = settings
 
-    def check(self, size: Size, newest: Checkpoint | None) -> None:  # noqa: ARG002 - it can resume from any of its own
+    def check(self, shape: ModelShape, newest: Checkpoint | None, *, grows: bool) -> None:  # noqa: ARG002 - it can resume from any of its own
         """Refuse a model that does not fit in memory."""
-        check_memory(needs(size), self.device, on_machine=1, whole=size)
+        reading = reading_memory(shape.parameters, grows=grows)
+        check_memory(shape, self.memory, self.device, on_machine=1, reading=reading)
 
     def sharing(self) -> AbstractContextManager[object]:
         """A context that does nothing: there are no other processes."""

@@ -324,21 +324,27 @@ class Loop:
         for assignment, batch in corpus.batches(assignments, following):
             yield assignment, batch.to(self.strategy.device)
 
-    def rehearse(self, sequences: Numbers, *, stepping: bool) -> None:
+    def rehearse(self, sequences: Numbers, *, stepping: bool) -> int:
         """Put the two longest micro-batches of these sequences through forward and backward pass.
 
         Args:
             sequences: their numbers.
             stepping: whether a step follows; without it, weights and optimizer stay as they are.
+
+        Returns:
+            The number of positions of the larger one, padding included.
         """
+        tokens = 0
         torch.manual_seed(_step_seed(self.job.seed, 0, self.ranks.rank))
         self.strategy.model.train()
         assignments = self._split(self.corpus, sequences)[:2]
         for assignment, batch in self._batches(self.corpus, assignments):
+            tokens = max(tokens, batch.input_ids.numel())
             self.strategy.backward(self._loss(batch, assignment)[0] / self.corpus.trained_tokens(sequences))
         if not stepping:
             self._poison(assignments[-1])
         self.strategy.step(self._rate(1))
+        return tokens
 
     def mean_loss(self, corpus: Corpus, sequences: Numbers) -> float:
         """The mean loss over the trained tokens of these sequences, without training on them, in nats."""

@@ -2,46 +2,102 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import asdict, frozen
+from attrs import asdict
 
-from modelwright.core.api import ModelwrightError, TrainingMemory, training_memory
+from modelwright.core.api import (
+    AdapterSettings,
+    MemorySettings,
+    ModelShape,
+    ModelwrightError,
+    machine_memory,
+    training_memory,
+)
+from modelwright.core.api.adapters import embedding_rows, grow_embeddings
+from modelwright.plugins.trainers.model.adapter import attach
+from modelwright.plugins.trainers.model.load import skeleton_of
+from modelwright.plugins.trainers.model.loss import chunk_rows
 from modelwright.plugins.trainers.ranks import Ranks
 
-# Bytes of a float32 number.
-_FULL = 4
 # How often the speed of the device is measured again because a step was faster.
 _REPEATS = 3
 
 
-@frozen(kw_only=True)
-class Size:
-    """The size of a model.
+def model_shape(model: Any, device: str) -> ModelShape:
+    """The sizes of a model, which may be on the device "meta", where it takes no memory.
 
-    Attributes:
-        parameters: number of parameters; if ZeRO has split them, of all processes together.
-        trainable: number of parameters that are trained.
+    Args:
+        model: a causal language model of transformers, with its adapter if it has one.
+        device: kind of the device that it will be trained on, such as "cuda".
     """
+    config = model.config.get_text_config(decoder=True)
+    output, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    ends = {id(parameter) for module in (output, embeddings) for parameter in module.parameters()}
+    body = [parameter for parameter in model.parameters() if id(parameter) not in ends]
+    linear = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    head = list(output.parameters())
+    width, heads = config.hidden_size, config.num_attention_heads
+    each = getattr(config, "head_dim", None) or width // heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    vocabulary = embedding_rows(model)
+    adapted = any(not parameter.requires_grad for parameter in model.parameters())
+    return ModelShape(
+        parameters=_numbers(model.parameters()),
+        trainable=_numbers(each for each in model.parameters() if each.requires_grad),
+        matrices=_numbers(each for each in body if each.dim() > 1 and each.requires_grad != adapted),
+        linear=_numbers(each for each in linear if id(each) not in ends and each.requires_grad != adapted),
+        head=_numbers(head),
+        head_trained=any(parameter.requires_grad for parameter in head),
+        layers=config.num_hidden_layers,
+        width=width,
+        attention=2 * (heads + keys) * each,
+        inner=_inner(config),
+        vocabulary=vocabulary,
+        rows=None if getattr(config, "final_logit_softcapping", None) else chunk_rows(vocabulary, device),
+    )
 
-    parameters: int
-    trainable: int
 
-    @classmethod
-    def of(cls, model: Any) -> Size:
-        """The size of a model on any device, also "meta", where the model takes no memory."""
-        parameters = list(model.parameters())
-        return cls(
-            parameters=sum(map(numbers_in, parameters)),
-            trainable=sum(numbers_in(parameter) for parameter in parameters if parameter.requires_grad),
-        )
+def _numbers(parameters: Any) -> int:
+    return sum(map(numbers_in, parameters))
+
+
+def _inner(config: Any) -> int:
+    """The size of the MLP's inner layer, of all experts together that a token is sent to."""
+    inner: Any = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    inner = max(inner) if isinstance(inner, list | tuple) else inner or 4 * config.hidden_size
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if not chosen:
+        return int(inner)
+    shared = getattr(config, "shared_expert_intermediate_size", None) or 0
+    return int((getattr(config, "moe_intermediate_size", None) or inner) * chosen + shared)
+
+
+def planned_shapes(
+    folder: str, *, adapter: Mapping[str, Any] | None, vocabulary: int | None, trust_remote_code: bool
+) -> dict[str, Any]:
+    """The sizes of a model in training, from its config.json alone: see `TrainerSpec.shapes`.
+
+    Args:
+        folder: has config.json.
+        adapter: the table `[adapter]`; None for its defaults.
+        vocabulary: number of tokens of the tokenizer, if that is known.
+        trust_remote_code: whether the model may run code of its own.
+
+    Returns:
+        The attributes of `ModelShape`, as `full` with all weights trained, and as `adapter`.
+    """
+    model = skeleton_of(Path(folder), trust_remote_code=trust_remote_code)
+    grow_embeddings(model, vocabulary or 0)
+    full = model_shape(model, "cuda")
+    attach(model, AdapterSettings(**(adapter or {})), seed=0)
+    return {"full": asdict(full), "adapter": asdict(model_shape(model, "cuda"))}
 
 
 def numbers_in(parameter: torch.Tensor) -> int:
@@ -49,81 +105,68 @@ def numbers_in(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def needs(size: Size, *, low: bool = False, stage: int = 0, ranks: int = 1, offload: str = "none") -> TrainingMemory:
-    """What weights, gradients and AdamW take in one process; see `training_memory`."""
-    return training_memory(size.parameters, size.trainable, low=low, stage=stage, ranks=ranks, offload=offload)
-
-
-def check_memory(needed: TrainingMemory, device: torch.device, *, on_machine: int, whole: Size | None = None) -> None:
-    """Check that there is enough memory for this process.
+def check_memory(
+    shape: ModelShape, how: MemorySettings, device: torch.device, *, on_machine: int, reading: int = 0
+) -> None:
+    """Check that there is enough memory for this process: for what it holds as long as it trains, and for reading it.
 
     Args:
-        needed: by one process.
+        shape: of the model.
+        how: it is trained.
         device: that it computes on.
         on_machine: number of processes on this machine.
-        whole: the size of the model if this process reads all of it, in float32, before it goes to its device.
+        reading: bytes of main memory that the process takes to read the model.
 
     Raises:
         ModelwrightError: there is not.
     """
-    free = free_memory() // on_machine
-    host = needed.host + (needed.device if device.type == "cpu" else 0)
+    needed = training_memory(shape, how)
+    free = machine_memory().free // on_machine
+    host = needed.host + (needed.states if device.type == "cpu" else 0)
     if host > free:
-        raise _too_little("this machine", host, free)
-    reading = _FULL * whole.parameters if whole else 0
+        raise _too_little("this machine", host, free, shape, how)
     if reading > free:
         raise ModelwrightError(
             f"not enough memory on this machine: each process reads the whole model ({_gb(reading)}), and "
-            f'{_gb(free)} is free for each: set trainer = "deepspeed" and zero_stage = 3 in [train.options], so that '
-            "the processes split the model as they read it, or use fewer processes per machine"
+            f"{_gb(free)} is free for each: {_to_read_less(how)}"
         )
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        if needed.device > free:
-            raise _too_little(torch.cuda.get_device_name(device), needed.device, free)
+        if needed.states > free:
+            raise _too_little(torch.cuda.get_device_name(device), needed.states, free, shape, how)
 
 
-def _too_little(where: str, needed: int, free: int) -> ModelwrightError:
+def _to_read_less(how: MemorySettings) -> str:
+    if how.stage == 3:  # whole, because its embeddings have to grow
+        return (
+            "its embeddings must grow, which split weights cannot: add the tokens to the base with "
+            "resize_token_embeddings() and save it, or use fewer processes per machine"
+        )
+    return (
+        'set trainer = "deepspeed" and zero_stage = 3 in [train.options], so that the processes split the model as '
+        "they read it, or use fewer processes per machine"
+    )
+
+
+def _too_little(where: str, needed: int, free: int, shape: ModelShape, how: MemorySettings) -> ModelwrightError:
+    less = []
+    if not shape.adapted:
+        less.append("train an [adapter]")
+    elif how.frozen in ("float32", "bfloat16"):
+        less.append("set quantization in [model]")
+    if how.stage < 3:
+        less.append('use more processes with trainer = "deepspeed" and zero_stage = 3 in [train.options]')
+    if how.offload != "all":
+        less.append("set offload there" if how.stage < 3 else "set offload in [train.options]")
+    remedy = ", or ".join(filter(None, [", ".join(less[:-1]), *less[-1:]])) or "use more processes"
     return ModelwrightError(
         f"not enough memory on {where}: weights, gradients and optimizer take {_gb(needed)} in each process, and "
-        f'{_gb(free)} is free for each: train an [adapter], use more processes with trainer = "deepspeed" and '
-        "zero_stage = 3 in [train.options], or set offload there"
+        f"{_gb(free)} is free for each: {remedy}"
     )
 
 
 def _gb(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
-
-
-def free_memory() -> int:
-    """Free memory of this machine in bytes, within the limits of its control group."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    free = page * os.sysconf("SC_PHYS_PAGES")
-    facts = Path("/proc/meminfo")
-    if facts.is_file():
-        free = next(int(line.split()[1]) * 1024 for line in facts.open() if line.startswith("MemAvailable:"))
-    return min([free, *_limits()])
-
-
-def _limits() -> Iterator[int]:
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        root = Path("/sys/fs/cgroup")
-        if (root / limit).is_file() and (root / used).is_file():
-            text = (root / limit).read_text().strip()
-            if text != "max":
-                yield max(0, int(text) - int((root / used).read_text()) + _reclaimable((root / used).parent))
-
-
-def _reclaimable(group: Path) -> int:
-    """Bytes that a control group counts as used but frees on demand: cached files."""
-    facts = group / "memory.stat"
-    if not facts.is_file():
-        return 0
-    names = ("inactive_file ", "total_inactive_file ")
-    return sum(int(line.split()[1]) for line in facts.open() if line.startswith(names))
 
 
 class Meter:
@@ -162,7 +205,9 @@ class Meter:
         ]
         head = model.get_output_embeddings().parameters()
         self._output = [(numbers_in(parameter), parameter.requires_grad) for parameter in head]
-        self.size = Size.of(model)
+        parameters = list(model.parameters())
+        self.parameters = _numbers(parameters)
+        self.trainable = _numbers(each for each in parameters if each.requires_grad)
         self._attention = 6 * getattr(config, "num_hidden_layers", 0) * getattr(config, "hidden_size", 0)
         self._precision = precision
         self._peak = peak_flops(device, precision)
@@ -170,7 +215,11 @@ class Meter:
 
     def facts(self) -> dict[str, Any]:
         """The size of the model and the peak speed of the device, for the event `started`."""
-        return {**asdict(self.size), "peak_flops": float(f"{self._peak:.4g}")}
+        return {
+            "parameters": self.parameters,
+            "trainable": self.trainable,
+            "peak_flops": float(f"{self._peak:.4g}"),
+        }
 
     def flops(self, tokens: int, trained_tokens: int) -> float:
         """The operations of a step with this many tokens, of which the output layer computes the trained ones."""
@@ -182,14 +231,14 @@ class Meter:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         seconds = time.perf_counter() - began
-        facts = {"seconds": round(seconds, 6), "memory": self._memory()}
+        facts = {"seconds": round(seconds, 6), "memory": self.memory()}
         reached = self.flops(tokens, trained_tokens) / (seconds * self._ranks.size)
         if reached > self._peak and self._repeats:
             self._repeats -= 1
             self._peak = max(self._peak, peak_flops(self._device, self._precision))
         return facts if reached > self._peak else {**facts, "mfu": float(f"{reached / self._peak:.4g}")}
 
-    def _memory(self) -> int:
+    def memory(self) -> int:
         """Peak memory so far, in bytes: of the GPU, or of the process on a CPU."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)

@@ -9,7 +9,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelwright.core.api import ModelwrightError, check_checkpoint_room, checkpoint_bytes, files
+from attrs import evolve
+
+from modelwright.core.api import (
+    MemorySettings,
+    ModelShape,
+    ModelwrightError,
+    check_checkpoint_room,
+    checkpoint_bytes,
+    files,
+    training_memory,
+)
 from modelwright.plugins.trainers.loop import Loop
 
 # Larger checkpoints, in bytes, are not tried: writing them would take longer than the rest.
@@ -18,16 +28,21 @@ _LARGEST_TRIED = 8e9
 _SAME = 1e-3
 
 
-def preflight(loop: Loop) -> None:
+def preflight(loop: Loop, shape: ModelShape, how: MemorySettings) -> None:
     """Try the two longest micro-batches, a step, a held-out micro-batch, and a checkpoint written and read back.
 
     Afterwards, weights and optimizer are as they were before.
+
+    Args:
+        loop: of the training.
+        shape: of the model.
+        how: it is trained; for the event, which has the memory that was predicted beside the one that was measured.
 
     Raises:
         ModelwrightError: there is not enough disk space, or loading the checkpoint does not restore the model.
     """
     began = time.perf_counter()
-    trainable = loop.meter.size.trainable
+    trainable = loop.meter.trainable
     size = checkpoint_bytes(trainable)
     check_checkpoint_room(loop.job.folder, trainable, loop.settings, holdout=loop.holdout is not None)
     longest = loop.corpus.longest_sequences(2 * loop.plan.batch_size)
@@ -38,7 +53,7 @@ def preflight(loop: Loop) -> None:
             before = loop.mean_loss(loop.corpus, longest[:1])
             loop.strategy.save(folder)
             loop.ranks.wait()
-        loop.rehearse(longest, stepping=folder is not None)
+        tokens = loop.rehearse(longest, stepping=folder is not None)
         if loop.holdout is not None and len(loop.holdout.sequences):
             loop.mean_loss(loop.holdout, loop.holdout.longest_sequences(1))
         if folder is not None:
@@ -50,7 +65,10 @@ def preflight(loop: Loop) -> None:
                     f"{after:.6f} after loading, so this trainer cannot resume it: look for buffers that the model "
                     "does not save"
                 )
-    loop.job.emit("preflight", {"seconds": round(time.perf_counter() - began, 3), "checkpoint_bytes": size})
+    predicted = training_memory(shape, evolve(how, tokens=tokens))
+    facts = {"predicted_memory": predicted.device, "memory": loop.meter.memory(), "micro_batch_tokens": tokens}
+    seconds = round(time.perf_counter() - began, 3)
+    loop.job.emit("preflight", {"seconds": seconds, "checkpoint_bytes": size, **facts})
 
 
 @contextlib.contextmanager

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
-from modelwright.core.api import UsageError
+from modelwright.core.api import MemorySettings, ModelShape, UsageError
 from modelwright.plugins.trainers.checkpoints import Checkpoint
-from modelwright.plugins.trainers.memory import Size
 from modelwright.plugins.trainers.model.adapter import learning_rate_factor
 from modelwright.plugins.trainers.ranks import Ranks
 
@@ -27,18 +26,21 @@ class Setup(Protocol):
         ranks: the processes that train together.
         device: the device of this process.
         precision: of the forward pass.
+        memory: what decides how much a process takes, without the size of a micro-batch.
     """
 
     ranks: Ranks
     device: torch.device
     precision: torch.dtype
+    memory: MemorySettings
 
-    def check(self, size: Size, newest: Checkpoint | None) -> None:
+    def check(self, shape: ModelShape, newest: Checkpoint | None, *, grows: bool) -> None:
         """Refuse a training that cannot succeed, before any weights are read.
 
         Args:
-            size: of the model to be trained.
+            shape: of the model to be trained.
             newest: the checkpoint to resume from.
+            grows: whether its embeddings have to grow after it is read.
         """
         ...
 
@@ -151,9 +153,14 @@ def precision_of(requested: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if low and supported else torch.float32
 
 
+def name_of(precision: torch.dtype) -> Literal["float32", "bfloat16"]:
+    """The precision as settings name it."""
+    return "bfloat16" if precision == torch.bfloat16 else "float32"
+
+
 def device_facts(device: torch.device, precision: torch.dtype) -> dict[str, Any]:
     """Device, precision, and the number of threads on a CPU."""
-    named = {"precision": str(precision).removeprefix("torch.")}
+    named = {"precision": name_of(precision)}
     if device.type == "cuda":
         return {"device": torch.cuda.get_device_name(device), **named}
     return {"device": "cpu", **named, "threads": torch.get_num_threads()}

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attrs import evolve
 
-from modelwright.core.api import Job, ModelwrightError, Trained
+from modelwright.core.api import Job, ModelShape, ModelwrightError, Trained
+from modelwright.core.api.adapters import embedding_rows
 from modelwright.plugins.trainers.batches.corpus import Corpus, held_out
 from modelwright.plugins.trainers.checkpoints import Checkpoints, read_finished
 from modelwright.plugins.trainers.loop import Loop
-from modelwright.plugins.trainers.memory import Size
+from modelwright.plugins.trainers.memory import model_shape
 from modelwright.plugins.trainers.model.adapter import adapt
 from modelwright.plugins.trainers.model.load import check_fits, load_model, skeleton
 from modelwright.plugins.trainers.preflight import preflight
@@ -42,7 +44,8 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -
     holdout = held_out(job)
     checkpoints = Checkpoints(job, ranks)
     newest = checkpoints.newest()
-    setup.check(_size(job), newest)
+    shape, grows = _shape(job, setup.device.type)
+    setup.check(shape, newest, grows=grows)
     # A process that measures the free memory must not see weights that another one has read already.
     ranks.wait()
     model = _model(job, setup, packed=bool(len(corpus.packed(corpus.sequences))))
@@ -56,7 +59,8 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -
     try:
         loop.start()
         if newest is None and job.settings.preflight:
-            preflight(loop)
+            how = evolve(setup.memory, checkpointing="on" if recompute else "off")
+            preflight(loop, shape, how)
         return loop.run(newest)
     except torch.OutOfMemoryError as error:
         raise ModelwrightError(
@@ -65,11 +69,12 @@ def train(job: Job, setup: Setup, *, micro_batch_tokens: int, recompute: bool) -
         ) from error
 
 
-def _size(job: Job) -> Size:
-    """The size of the model to be trained, from its configuration alone."""
+def _shape(job: Job, device: str) -> tuple[ModelShape, bool]:
+    """The sizes of the model to be trained, from its configuration alone, and whether its embeddings have to grow."""
     model = skeleton(job)
+    before = embedding_rows(model)
     adapt(model, job)
-    return Size.of(model)
+    return model_shape(model, device), embedding_rows(model) > before
 
 
 def _model(job: Job, setup: Setup, *, packed: bool) -> Any:

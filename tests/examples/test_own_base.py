@@ -41,7 +41,11 @@ def base(tmp_path_factory):
     renderer = scratch_renderer("bpe", [Example(messages=turns)], vocab_size=400, template=read_template("chatml"))
     renderer.save(folder)
     scratch = ScratchConfig(hidden_size=16, layers=1, heads=2)
-    LlamaForCausalLM(LlamaConfig(**scratch_config(scratch, renderer, max_length=512))).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            **scratch_config(scratch, vocabulary=renderer.vocab_size, stops=renderer.stop_token_ids, max_length=512)
+        )
+    ).save_pretrained(folder)
     return folder
 
 

@@ -195,13 +195,13 @@ def _verifier(version: ModelVersion, given: Mapping[str, Any], note: Callable[[s
 
 def _lacking_memory(folder: Path) -> str | None:
     """Why a model cannot be loaded twice in float32; None if it can, or if nobody knows."""
-    from modelwright.core.stages.requirements import usable_memory
+    from modelwright.core.api.free_memory import machine_memory
 
     try:
         needed = 2 * 4 * parameter_count(folder)
     except BadFolderError:
         return None
-    there = usable_memory()
+    there = machine_memory().usable
     if needed <= there:
         return None
     return f"both sides take {needed / 1e9:.0f} GB in float32, and this machine has {there / 1e9:.0f} GB"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,12 @@ def train(worker: Worker[RunConfig]) -> dict[str, Any]:
         base = folder / "initial"
         if worker.place.rank == 0:
             # A config without weights: the trainer initializes them from the run's seed.
-            initial = scratch_config(config.model.scratch, renderer, max_length=config.data.tokens.max_length)
+            initial = scratch_config(
+                config.model.scratch,
+                vocabulary=renderer.vocab_size,
+                stops=renderer.stop_token_ids,
+                max_length=config.data.tokens.max_length,
+            )
             files.write_json(base / "config.json", initial)
     else:
         base = Path(order["base"]["folder"])
@@ -99,19 +104,20 @@ def _finish(
     files.write_json(model / "modelwright.json", record)
 
 
-def scratch_config(scratch: ScratchConfig, renderer: Renderer, *, max_length: int) -> dict[str, Any]:
+def scratch_config(scratch: ScratchConfig, *, vocabulary: int, stops: Iterable[int], max_length: int) -> dict[str, Any]:
     """The `config.json` for `[model.scratch]`: a Llama in Hugging Face layout with tied embeddings.
 
     Args:
         scratch: its sizes.
-        renderer: has the vocabulary.
+        vocabulary: number of tokens.
+        stops: tokens that end an answer.
         max_length: the model's context, in tokens.
     """
-    eos = sorted(renderer.stop_token_ids)
+    eos = sorted(stops)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": renderer.vocab_size,
+        "vocab_size": vocabulary,
         "hidden_size": scratch.hidden_size,
         "intermediate_size": scratch.intermediate_size or 4 * scratch.hidden_size,
         "num_hidden_layers": scratch.layers,

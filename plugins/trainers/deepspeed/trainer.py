@@ -13,14 +13,23 @@ import deepspeed
 import torch
 from transformers.integrations import HfDeepSpeedConfig
 
-from modelwright.core.api import Job, ModelwrightError, Trained, TrainSettings, UsageError
+from modelwright.core.api import (
+    Job,
+    MemorySettings,
+    ModelShape,
+    ModelwrightError,
+    Trained,
+    TrainSettings,
+    UsageError,
+    reading_memory,
+)
 from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.deepspeed.zero import Zero, check_layout
-from modelwright.plugins.trainers.memory import Size, check_memory, needs
+from modelwright.plugins.trainers.memory import check_memory
 from modelwright.plugins.trainers.ranks import Ranks
-from modelwright.plugins.trainers.strategy import precision_of
+from modelwright.plugins.trainers.strategy import name_of, precision_of
 from modelwright.plugins.trainers.training import train
 
 
@@ -60,18 +69,24 @@ class Processes:
         self.ranks = _join(self.device)
         self.precision = precision_of(settings.precision, self.device)
         self._settings, self._options = settings, options
-        self._low = self.precision == torch.bfloat16
-        self._config = zero_config(options, settings, low=self._low)
+        self._config = zero_config(options, settings, low=self.precision == torch.bfloat16)
+        # The engine converts all weights to the precision of the forward pass.
+        held = name_of(self.precision)
+        self.memory = MemorySettings(
+            trained=held,
+            frozen=held,
+            precision=held,
+            stage=options.zero_stage,
+            ranks=self.ranks.size,
+            offload=options.offload,
+        )
 
-    def check(self, size: Size, newest: Checkpoint | None) -> None:
+    def check(self, shape: ModelShape, newest: Checkpoint | None, *, grows: bool) -> None:
         """Refuse a checkpoint of another ZeRO stage, and a model that does not fit in memory."""
         if newest is not None:
             check_layout(newest.path, newest.layout, self._options)
-        needed = needs(
-            size, low=self._low, stage=self._options.zero_stage, ranks=self.ranks.size, offload=self._options.offload
-        )
-        whole = size if self._options.zero_stage < 3 else None
-        check_memory(needed, self.device, on_machine=_on_machine(), whole=whole)
+        reading = reading_memory(shape.parameters, stage=self._options.zero_stage, grows=grows)
+        check_memory(shape, self.memory, self.device, on_machine=_on_machine(), reading=reading)
 
     @contextlib.contextmanager
     def sharing(self) -> Iterator[None]:

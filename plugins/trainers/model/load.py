@@ -74,7 +74,7 @@ def load_model(
     attention = attention_for(job.attention, on_gpu=on_gpu, packed=packed, flash=flash)
     if attention is not None:
         settings["attn_implementation"] = attention
-    config = _config(job)
+    config = _config(job.model, trust_remote_code=job.trust_remote_code)
     has_weights = _has_weights(job.model)
     grows = (job.vocabulary or 0) > (vocabulary_size(config.to_dict()) or 0)
     with _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"):
@@ -86,25 +86,30 @@ def load_model(
 
 
 def skeleton(job: Job) -> Any:
-    """The job's model without values, on torch's device "meta": gives its shapes before any weights are read.
+    """The job's model without values; see `skeleton_of`."""
+    return skeleton_of(job.model, trust_remote_code=job.trust_remote_code)
+
+
+def skeleton_of(folder: Path, *, trust_remote_code: bool) -> Any:
+    """A model without values, on torch's device "meta": gives its shapes before any weights are read.
 
     Raises:
         UsageError: the folder has no config.
         ModelwrightError: its config cannot be used.
     """
-    config = _config(job)
+    config = _config(folder, trust_remote_code=trust_remote_code)
     with (
-        _clear_errors(job.model, "the model cannot be loaded", "check its config.json, or copy the model again"),
+        _clear_errors(folder, "the model cannot be loaded", "check its config.json, or copy the model again"),
         torch.device("meta"),
     ):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=job.trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def _config(job: Job) -> Any:
-    if not (job.model / "config.json").is_file():
-        raise UsageError(f"{job.model}: expected a model in Hugging Face layout, but there is no config.json")
-    with _clear_errors(job.model, "its config.json cannot be used", "fix the file, or copy the model again"):
-        return AutoConfig.from_pretrained(job.model, trust_remote_code=job.trust_remote_code, local_files_only=True)
+def _config(folder: Path, *, trust_remote_code: bool) -> Any:
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder}: expected a model in Hugging Face layout, but there is no config.json")
+    with _clear_errors(folder, "its config.json cannot be used", "fix the file, or copy the model again"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
 
 
 @contextmanager

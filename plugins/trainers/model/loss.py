@@ -47,7 +47,7 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
-        rows = min(_rows(weight.shape[0], hidden.device), int(round_size(max(1, len(targets)))))
+        rows = min(chunk_rows(weight.shape[0], hidden.device.type), int(round_size(max(1, len(targets)))))
         # All chunks have one shape: the last is filled up with zeros, and their results are not used.
         states = torch.nn.functional.pad(hidden.to(dtype), (0, 0, 0, -len(targets) % rows))
         matrix = weight.to(dtype)
@@ -92,10 +92,10 @@ class _ChunkedLoss(torch.autograd.Function):
         return (*gradients, None, None, None, None)
 
 
-def _rows(vocabulary: int, device: torch.device) -> int:
-    """Maximum number of tokens in a chunk."""
+def chunk_rows(vocabulary: int, device: str) -> int:
+    """Maximum number of tokens in a chunk, on a kind of device such as "cuda"."""
     most = max(1, CHUNK // vocabulary)
-    return min(most, max(LEAST_ON_CPU, CHUNK_ON_CPU // vocabulary)) if device.type == "cpu" else most
+    return min(most, max(LEAST_ON_CPU, CHUNK_ON_CPU // vocabulary)) if device == "cpu" else most
 
 
 def _add_product(total: torch.Tensor, gradient: torch.Tensor, states: torch.Tensor) -> None:

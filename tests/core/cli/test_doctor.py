@@ -39,6 +39,16 @@ def test_options_of_a_run_need_one(here, wording):
     wording(error.rstrip("\n"))
 
 
+@pytest.mark.parametrize(
+    "arguments", [("--device", "24GB"), ("absent.toml", "--device", "big")], ids=["no run", "no size"]
+)
+def test_a_device_is_checked_before_anything_is_looked_up(here, arguments, wording):
+    """It needs a run, and a size."""
+    code, error = here("doctor", *arguments)
+    assert code == 2
+    wording(error.rstrip("\n"))
+
+
 def test_a_wrong_run_file_is_reported_as_by_every_command(command, tmp_path):
     """With exit code 2: what it would miss is not known."""
     (tmp_path / "run.toml").write_text(tiny_run("train.nonsense = 1"))

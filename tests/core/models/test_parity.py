@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from modelwright.core.api import MachineMemory
 from modelwright.core.api.errors import UsageError
 from modelwright.core.cli import main
 from modelwright.core.models.parity import TOOLS, ParityError, Tool, conversations, find_tool, verify
@@ -233,7 +234,8 @@ def test_an_export_is_verified_in_transformers_by_default(export, tmp_path, name
 
 def test_a_model_that_does_not_fit_twice_into_memory_is_exported_with_a_note(export, tmp_path, monkeypatch, wording):
     """Unless the user wants it verified all the same."""
-    monkeypatch.setattr("modelwright.core.stages.requirements.usable_memory", lambda: 1000)
+    little = MachineMemory(machine=1000, usable=1000, free=1000)
+    monkeypatch.setattr("modelwright.core.api.free_memory.machine_memory", lambda: little)
     code, out, err = export(tmp_path / "out")
     assert (code, "same tokens" in out) == (0, False)
     wording(err.removesuffix("\n"))
