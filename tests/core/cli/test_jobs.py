@@ -102,7 +102,8 @@ def test_less_memory_than_a_training_takes_is_refused(modelwright, run_file, wor
     large = ("--variant", "a", "--print", "--set", scratch)
     done = modelwright("submit", run_file, *large, "--set", "cluster.train.memory='2G'")
     assert done.returncode == 2
-    assert "[cluster] memory is 2.0G" in wording(done.stderr)
+    wording(done.stderr)
+    assert "[cluster] memory is 2.0G" in done.stderr
     for enough in ("cluster.train.memory='0'", "cluster.memory='16G'"):
         done = modelwright("submit", run_file, *large, "--set", enough)
         assert "memory is" not in done.stderr
