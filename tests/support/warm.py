@@ -2,8 +2,9 @@
 
 `WarmPopen` is a `subprocess.Popen` for this Python's programs: a server, which has the imports and nothing else, forks
 a process for each. It has a pid, a session, descriptors, an environment and a working directory of its own, and ends as
-any other. Cold starts are tested where they are the point: tests/test_house.py, and everything that Slurm, DeepSpeed's
-launcher, torchrun, the quickstart or a page of the documentation starts.
+any other. A second server has DeepSpeed as well, for processes with DS_ACCELERATOR=cpu; its launcher and torchrun
+fork what they start. Cold starts are tested where they are the point: tests/test_house.py, and everything that the
+quickstart or srun starts; of the jobs in tests/core/cluster, only those that test how a job begins.
 """
 
 from __future__ import annotations
@@ -48,8 +49,15 @@ PRELOADED = (
     "modelwright.plugins.registries.sql",
     "modelwright.plugins.trainers.local",
 )
+# Beside these, what trains under DeepSpeed or is started by torchrun.
+PRELOADED_DEEPSPEED = (
+    "deepspeed",
+    "modelwright.plugins.trainers.deepspeed.trainer",
+)
+# Programs that start this project's, each process with others' variables.
+LAUNCHERS = ("deepspeed.launcher.runner", "deepspeed.launcher.launch", "torch.distributed.run")
 # Libraries read these when they are imported: a process that has others is started cold.
-READ_AT_IMPORT = re.compile("(CUDA|DS|HF|HUGGINGFACE|LD|MKL|OMP|TOKENIZERS|TORCH|TRANSFORMERS|XDG)_.*")
+READ_AT_IMPORT = re.compile("(DS|HF|HUGGINGFACE|LD|MKL|OMP|TOKENIZERS|TORCH(?!_NCCL)|TRANSFORMERS|XDG)_.*")
 # The runner sets it for its workers (core/runs/supervisor.py).
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # The variables of this process when `warm_workers` was called, before tests change them.
@@ -85,6 +93,11 @@ def _server() -> str:
     return str(folder / "socket")
 
 
+def _server_for(environment: Mapping[str, str]) -> str:
+    """The address of the server whose processes have what this environment's programs import."""
+    return _server() + (".deepspeed" if environment.get("DS_ACCELERATOR") == "cpu" else "")
+
+
 class WarmPopen(subprocess.Popen):
     """A process of `[sys.executable, "-P"?, "-m", MODULE, …]` or `[sys.executable, "-P"?, SCRIPT, …]`."""
 
@@ -100,9 +113,11 @@ class WarmPopen(subprocess.Popen):
     ) -> None:
         command = [os.fspath(each) for each in args]
         assert command[0] == sys.executable, command
+        environment = dict(os.environ if env is None else env)
         request = {"command": command[1:], "cwd": os.fspath(cwd or Path.cwd()), "session": start_new_session}
-        request["numbers"] = [0, 1, 2, *pass_fds]
-        self._request = json.dumps(request | {"environment": dict(os.environ if env is None else env)}).encode()
+        request |= {"numbers": [0, 1, 2, *pass_fds], "environment": environment}
+        self._request = json.dumps(request).encode()
+        self._address = _server_for(environment)
         self._passed = list(pass_fds)
         self._connection = socket.socket(socket.AF_UNIX)
         super().__init__(command, **options)
@@ -110,7 +125,7 @@ class WarmPopen(subprocess.Popen):
     def _execute_child(self, *given: Any) -> None:
         stdin, ours_in, ours_out, stdout, ours_error, stderr = given[10:16]
         streams = [theirs if theirs != -1 else own for own, theirs in enumerate((stdin, stdout, stderr))]
-        self._connection.connect(_server())
+        self._connection.connect(self._address)
         header = _NUMBER.pack(len(self._request))
         socket.send_fds(self._connection, [header], [*streams, *self._passed])
         self._connection.sendall(self._request)
@@ -148,11 +163,52 @@ def _received(connection: socket.socket, size: int) -> bytes:
     return data
 
 
+class ForkPopen(subprocess.Popen):
+    """What a launcher starts: a child of its own, which has what it has imported; other programs as always."""
+
+    def __init__(self, args: Sequence[Any], **options: Any) -> None:
+        self._ours = _module_of(args) is not None and (
+            not options.keys() - {"env", "stdout", "stderr", "start_new_session"}
+        )
+        self._session = options.get("start_new_session", False)
+        super().__init__(args, **options)
+
+    def _execute_child(self, *given: Any) -> None:
+        if not self._ours:
+            super()._execute_child(*given)
+            return
+        command, environment = list(given[0]), given[6]
+        streams = [theirs if theirs != -1 else own for own, theirs in enumerate((-1, given[13], given[15]))]
+        self.pid = os.fork()
+        if self.pid == 0:
+            above = [fcntl.fcntl(stream, fcntl.F_DUPFD, 256) for stream in streams]
+            os.closerange(0, 256)  # as a new program has it
+            for number in signal.valid_signals():
+                if callable(signal.getsignal(number)):
+                    signal.signal(number, signal.SIG_DFL)
+            variables = dict(os.environ if environment is None else environment)
+            request = {
+                "command": command[1:],
+                "cwd": str(Path.cwd()),
+                "session": self._session,
+                "environment": variables,
+            }
+            _become(request | {"numbers": [0, 1, 2]}, above)
+        self._child_created = True
+
+
+def _module_of(command: Sequence[Any]) -> str | None:
+    """The module that a command runs, if it is a launcher's or one of this project's."""
+    program = [os.fspath(each) for each in command if each not in ("-P", "-u")]
+    if program[:2] != [sys.executable, "-m"]:
+        return None
+    return program[2] if program[2] in LAUNCHERS or program[2].split(".")[0] == "modelwright" else None
+
+
 def popen(command: Sequence[Any], **options: Any) -> subprocess.Popen[Any]:
-    """Start a warm process if it is one of this project's programs without a `preexec_fn`, else another."""
-    program = [os.fspath(each) for each in command if each != "-P"]
-    own = program[:2] == [sys.executable, "-m"] and program[2].split(".")[0] == "modelwright"
-    return (WarmPopen if own and "preexec_fn" not in options else subprocess.Popen)(command, **options)
+    """Start a warm process if it is a launcher or this project's program without a `preexec_fn`, else another."""
+    cold = "preexec_fn" in options or _module_of(command) is None
+    return (subprocess.Popen if cold else WarmPopen)(command, **options)
 
 
 def run(command: Sequence[Any], *, timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -177,23 +233,47 @@ def warm_workers() -> None:
     supervisor.subprocess = types.SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
 
 
-def _serve(address: str, alive: int, ready: int) -> tuple[dict[str, Any], list[int]]:
-    """Fork a process for each request until `alive` closes; returns in each of those, with its request and streams."""
+def _listen(address: str, ready: int) -> list[socket.socket]:
+    """The sockets of the two servers."""
+    listeners = []
+    for place in (address, f"{address}.deepspeed"):
+        listeners.append(socket.socket(socket.AF_UNIX))
+        listeners[-1].bind(place)
+        listeners[-1].listen()
+    os.write(ready, b"1")
+    os.close(ready)
+    return listeners
+
+
+def _serve(listeners: list[socket.socket], alive: int) -> tuple[dict[str, Any], list[int]]:
+    """Fork a process for each request until `alive` closes; returns in each of those, with its request and streams.
+
+    The first request for the second server forks that.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the processes between are waited for by nobody
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen()
-        os.write(ready, b"1")
-        os.close(ready)
-        while listener in select.select([listener, alive], [], [])[0]:
-            connection, _ = listener.accept()
-            with connection:
-                if os.fork() == 0:
-                    listener.close()
-                    os.close(alive)
-                    return _between(connection)
-    shutil.rmtree(Path(address).parent)
+    while alive not in (waiting := select.select([*listeners, alive], [], [])[0]):
+        if waiting[0] is not listeners[0]:
+            second = os.fork() == 0
+            listeners.pop(not second).close()
+            if second:
+                _preload_deepspeed()
+            continue
+        connection, _ = listeners[0].accept()
+        with connection:
+            if os.fork() == 0:
+                for each in (*listeners, alive):
+                    os.close(each if isinstance(each, int) else each.detach())
+                return _between(connection)
+    shutil.rmtree(Path(listeners[0].getsockname()).parent, ignore_errors=True)
     sys.exit()
+
+
+def _preload_deepspeed() -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    for name in PRELOADED_DEEPSPEED:
+        importlib.import_module(name)
+    gc.freeze()
+    warm_workers()
 
 
 def _between(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -225,13 +305,14 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     os.chdir(request["cwd"])
     if _read_at_import({**request["environment"], **_ENVIRONMENT}) != _read_at_import(_at_start):
         os.execve(sys.executable, [sys.executable, *request["command"]], request["environment"])
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    unbuffered = request["command"][0] == "-u"
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", buffering=1 if unbuffered else -1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(request["environment"])
-    options = list(request["command"])
-    safe = options[0] == "-P"
-    del options[:safe]
+    options = request["command"][unbuffered:]
+    safe = options[0] == "-P" or "PYTHONSAFEPATH" in os.environ
+    del options[: options[0] == "-P"]
     module = options[0] == "-m"
     del options[:module]
     first = [] if safe else [request["cwd"] if module else str(Path(options[0]).resolve().parent)]
@@ -239,6 +320,8 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     sys.path[:] = [*first, *filter(None, before.split(os.pathsep)), *sys.path]
     importlib.invalidate_caches()
     sys.argv[:] = options
+    if options[0] in LAUNCHERS:
+        _fork_what_is_started()
     code = 0
     try:
         if module:
@@ -256,6 +339,14 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     threading._shutdown()
     atexit._run_exitfuncs()
     os._exit(code if _flushed() else 120)
+
+
+def _fork_what_is_started() -> None:
+    """Put `ForkPopen` wherever a module knows `subprocess.Popen`."""
+    popen = subprocess.Popen
+    for namespace in [vars(module) for module in list(sys.modules.values())]:
+        if namespace.get("Popen") is popen:
+            namespace["Popen"] = ForkPopen
 
 
 def _flushed() -> bool:
@@ -298,4 +389,5 @@ if __name__ == "__main__":
         importlib.import_module(name)
     gc.freeze()
     warm.warm_workers()
-    warm._become(*warm._serve(address, *map(int, rest)))
+    alive, ready = map(int, rest)
+    warm._become(*warm._serve(warm._listen(address, ready), alive))

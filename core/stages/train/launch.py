@@ -149,7 +149,8 @@ def _on_nodes(folder: RunFolder, count: int, cluster: ClusterConfig, job: Alloca
         # srun does not inherit this from the job.
         *([f"--cpus-per-task={job.cpus}"] if job.cpus else []),
         *("--kill-on-bad-exit=1", "bash", "-c"),
-        f'exec {cluster.container or ""} {shlex.join(launcher)} --node_rank "$SLURM_NODEID" {shlex.join(_worker(folder))}',
+        f'exec {cluster.container or ""} {shlex.join(launcher)} --node_rank "$SLURM_NODEID" '
+        + shlex.join(_worker(folder)),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -103,14 +104,24 @@ preflight = false
 
 
 def _when_training(home, process):
-    """Waits for the third step; gives the processes below the runner."""
+    """Waits for the third step; gives the launcher's processes and the training's, each by the time that they began."""
 
     def trains():
         events = read_events(home / "runs/tiny/events", stage="train")
         return any(event.kind == "step" and event.data["step"] == 3 for event in events)
 
     until(trains, process, every=0.1)
-    return psutil.Process(process.pid).children(recursive=True)
+    lock = home / "runs/tiny/ranks.lock"
+    ranks = [each for each in psutil.process_iter() if _has_open(each, lock)]
+    session = os.getsid(ranks[0].pid)
+    launcher = [each for each in psutil.process_iter() if os.getsid(each.pid) == session and each not in ranks]
+    return launcher, sorted(ranks, key=lambda each: each.create_time())
+
+
+def _has_open(process, file):
+    with contextlib.suppress(psutil.Error):
+        return str(file) in [each.path for each in process.open_files()]
+    return False
 
 
 @pytest.mark.long
@@ -121,8 +132,8 @@ def test_a_signal_to_launcher_or_processes_stops_at_a_checkpoint(tmp_path, home,
     path.write_text(LONG)
     command = [sys.executable, "-m", "modelwright.core", "run", str(path)]
     process = warm.popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    below = _when_training(home, process)
-    for each in below if reached == "all" else [one for one in below if "launcher" in " ".join(one.cmdline())]:
+    launcher, ranks = _when_training(home, process)
+    for each in launcher if reached == "launcher" else launcher + ranks:
         each.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
@@ -140,9 +151,8 @@ def test_a_killed_process_is_not_a_request_to_stop(tmp_path, home):
     path.write_text(LONG)
     command = [sys.executable, "-m", "modelwright.core", "run", str(path)]
     process = warm.popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    below = _when_training(home, process)
-    (second,) = [one for one in below if one.environ().get("RANK") == "1" and "worker" in " ".join(one.cmdline())]
-    os.kill(second.pid, signal.SIGKILL)
+    _, (_first, second) = _when_training(home, process)
+    second.kill()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
     assert "lost the connection to another process, which was killed" in errors.splitlines()[-1]

@@ -192,7 +192,7 @@ def test_what_one_model_cannot_do_costs_the_others_nothing(
 
 
 # An evaluation that takes a while, so that a stop finds it still at work however busy the machine is.
-LONG = ("--max-tokens", 64, "--samples", 192, "--temperature", 1, "--format", "math", "--metric", "exact_match")
+LONG = ("--max-tokens", 64, "--samples", 96, "--temperature", 1, "--format", "math", "--metric", "exact_match")
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_a_stop_keeps_the_answers_and_the_same_command_goes_on(store, questions,
     results = evaluate(*arguments)
     assert [(model["address"], model["requested"]) for model in results["models"]] == [("one@2", ["@best"])]
     given = [output["token_ids"] for row in _samples(tmp_path / "out") for output in row["outputs"]]
-    assert len(given) == 12 * 192
+    assert len(given) == 12 * 96
     assert all(tokens in given for tokens in kept)
     assert len(answers.read_bytes().splitlines()) == 1 + len(given), "no answer was generated twice"
     assert evaluate(*arguments[:6], "--limit", 1, *LONG)["models"][0]["address"] == "two@1", (

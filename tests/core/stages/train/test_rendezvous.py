@@ -99,7 +99,7 @@ def torchrun(tmp_path):
     def start(*arguments):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         command += ["-m", "modelwright.core", *arguments]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = warm.popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         begun.append(process)
         return process
 
@@ -202,19 +202,19 @@ def test_torchrun_trains_what_deepspeeds_launcher_does(torchrun, modelwright, pr
 @pytest.mark.long
 def test_sigterm_to_torchrun_stops_with_a_checkpoint_from_which_the_next_launch_goes_on(torchrun, folder):
     """Within the thirty seconds that it leaves its processes."""
-    command = ("train", "run.toml", "--set", "train.max_steps=500", "--set", "train.preflight=false")
+    command = ("train", "run.toml", "--set", "train.max_steps=150", "--set", "train.preflight=false")
     process, tail = torchrun(*command), EventTail(folder.events)
     wait_for(lambda: any(event.kind == "step" for event in tail.poll()))
     process.terminate()
     _, _, (error,) = ended(process)
     (last,) = events_of(folder, "checkpoint")
-    assert f"error: tiny: stopped on request after step {last['step']} of 500" in error
+    assert f"error: tiny: stopped on request after step {last['step']} of 150" in error
     assert nobody_works_in(folder)
 
     codes, _, errors = ended(torchrun(*command))
     assert codes == [0], errors
     assert [data["step"] for data in events_of(folder, "resumed")] == [last["step"]]
-    assert [data["step"] for data in events_of(folder, "step")] == list(range(1, 501))
+    assert [data["step"] for data in events_of(folder, "step")] == list(range(1, 151))
 
 
 @pytest.mark.long
