@@ -18,9 +18,10 @@ from modelwright.core.cluster import slurm
 from modelwright.core.cluster.jobs import Submitted, log_of, read_submitted, write_submitted
 from modelwright.core.cluster.scripts import SHARDS, Script, Writer
 from modelwright.core.config import to_plain
-from modelwright.core.config.cluster import WHOLE_RUN, ClusterConfig
+from modelwright.core.config.cluster import WHOLE_RUN, ClusterConfig, bytes_of
 from modelwright.core.runner import plan_run
 from modelwright.core.runs.stage import Run, pin_base
+from modelwright.core.stages.requirements import check_job_memory
 
 # Words of Slurm's messages, and the keys to check.
 _KEYS = {"account": "account", "qos": "qos", "time limit": "time", "feature": "sbatch.constraint"}
@@ -49,10 +50,11 @@ def scripts_of(run: Run) -> Submission:
     """The script of each stage that is not done; nothing is written, and Slurm is not asked.
 
     Raises:
-        UsageError: the trainer cannot use what `[cluster]` asks for.
+        UsageError: the trainer cannot use what `[cluster]` asks for, or needs more memory.
     """
     cluster = run.config.cluster or ClusterConfig()
     _check_processes(run, cluster)
+    _check_memory(run, cluster)
     writer = Writer(
         folder=run.folder,
         cluster=cluster,
@@ -115,6 +117,13 @@ def _check_processes(run: Run, cluster: ClusterConfig) -> None:
             f"{run.config.name}: [cluster] requests {processes} processes, but trainer {name!r} runs in one: set one "
             'node and one process, or set trainer = "deepspeed" in [train]'
         )
+
+
+def _check_memory(run: Run, cluster: ClusterConfig) -> None:
+    requested = cluster.of("train")
+    limit = bytes_of(requested.memory) if requested.memory else 0  # 0 is all that a node has
+    if limit and run.config.train:
+        check_job_memory(run, limit, processes=cluster.processes or 1, gpus=requested.gpus > 0)
 
 
 def check_idle(run: Run) -> None:

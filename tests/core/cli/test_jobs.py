@@ -96,6 +96,19 @@ def test_scripts_are_printed_beside_a_submission_without_slurm(modelwright, run_
     assert len(list(folder.glob("run-*.toml"))) == 2
 
 
+def test_less_memory_than_a_training_takes_is_refused(modelwright, run_file, wording):
+    """A stage's own limit is looked at; all that a node has is enough for anything."""
+    scratch = "model.scratch={hidden_size=1024, layers=8, heads=8, vocab_size=32000}"
+    large = ("--variant", "a", "--print", "--set", scratch)
+    done = modelwright("submit", run_file, *large, "--set", "cluster.train.memory='2G'")
+    assert done.returncode == 2
+    wording(done.stderr)
+    assert "[cluster] memory is 2.0G" in done.stderr
+    for enough in ("cluster.train.memory='0'", "cluster.memory='16G'"):
+        done = modelwright("submit", run_file, *large, "--set", enough)
+        assert "memory is" not in done.stderr
+
+
 def test_more_processes_than_the_trainer_takes_are_refused(modelwright, run_file):
     """Before anything is written."""
     done = modelwright("submit", run_file, "--print", "--set", "cluster.nodes=2")
