@@ -14,7 +14,6 @@ ROOMS = ("core", "plugins", "grpc_server")
 SHORT = {
     "core/__main__.py": "`python -m modelwright.core`",
     "core/api/errors.py": "the errors, which everything imports",
-    "core/api/training.py": "the job of a trainer, and its outcome",
     "core/api/wording.py": "pieces of messages, which every room imports",
     "core/cli/auth_tokens.py": "files with tokens, read by serve and by the clients",
     "core/cli/plugins.py": "one module a command",

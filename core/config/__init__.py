@@ -1,6 +1,7 @@
 """Run and evaluation files to typed configuration: `read_run`, `read_eval`, and what they give and raise."""
 
 from modelwright.core.config.cluster import ClusterConfig
+from modelwright.core.config.data import DataConfig, HoldoutConfig, QualityConfig, SourceConfig, TokensConfig
 from modelwright.core.config.errors import ConfigError, Problem
 from modelwright.core.config.paths import FilePath, ModelSource
 from modelwright.core.config.reader import (
@@ -15,19 +16,14 @@ from modelwright.core.config.reader import (
 )
 from modelwright.core.config.registry import EvalRegistryConfig, PromoteConfig, RegistryConfig
 from modelwright.core.config.schema import (
-    DataConfig,
     EvalConfig,
     EvalSuiteConfig,
     GenerationConfig,
-    HoldoutConfig,
     ModelConfig,
     PluginsConfig,
-    QualityConfig,
     RunConfig,
     ScratchConfig,
-    SourceConfig,
     SuiteConfig,
-    TokensConfig,
 )
 
 __all__ = [

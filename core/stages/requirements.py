@@ -32,7 +32,8 @@ from modelwright.core.api.train_settings import OF_BITSANDBYTES
 from modelwright.core.api.training import QUANTIZERS
 from modelwright.core.chat.templates import read_template
 from modelwright.core.chat.tokenizer_files import check_template
-from modelwright.core.config.schema import RunConfig, ScratchConfig, SourceConfig
+from modelwright.core.config.data import SourceConfig
+from modelwright.core.config.schema import RunConfig, ScratchConfig
 from modelwright.core.extras import check_installed
 from modelwright.core.models.base import BASE_FILES
 from modelwright.core.models.gguf_base import cached, is_gguf

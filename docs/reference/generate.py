@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 PAGES: dict[str, tuple[Callable[[], str], str]] = {
     "commands.md": (commands.commands, "core/cli"),
-    "configuration.md": (configuration.configuration, "core/config/schema.py and the options of the built-in plugins"),
+    "configuration.md": (configuration.configuration, "core/config and the options of the built-in plugins"),
     "plugins.md": (api.plugins, "core/api and core/testing"),
     "records.md": (api.records, "core/api"),
     "events.md": (events.events, "core/runs/events.py"),

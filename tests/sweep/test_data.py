@@ -21,7 +21,7 @@ from tiny_run import tiny_run
 from examples import examples
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.cli import main
-from modelwright.core.config.schema import SourceConfig
+from modelwright.core.config.data import SourceConfig
 from modelwright.core.plugins import discover
 from modelwright.core.stages.prepare.examples import Rejected, read_examples
 from modelwright.core.stages.prepare.readers import READABLE

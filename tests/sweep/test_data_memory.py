@@ -15,7 +15,7 @@ import pytest
 PEAK = """
 import re, sys
 from pathlib import Path
-from modelwright.core.config.schema import SourceConfig
+from modelwright.core.config.data import SourceConfig
 from modelwright.core.stages.prepare.sources import read_source
 peaks = []
 keep, *paths = sys.argv[1:]

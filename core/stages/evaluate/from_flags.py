@@ -13,9 +13,10 @@ from attrs import evolve, fields, frozen
 from modelwright.core.api.components import FormatSpec
 from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.config import ConfigError, eval_from_plain
+from modelwright.core.config.data import RowsConfig, SourceConfig
 from modelwright.core.config.errors import Problem
 from modelwright.core.config.paths import Written
-from modelwright.core.config.schema import EvalConfig, RowsConfig, SourceConfig
+from modelwright.core.config.schema import EvalConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.evaluate.suites import prompt_messages
 from modelwright.core.stages.prepare.convert import given_source, parse_options

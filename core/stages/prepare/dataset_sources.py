@@ -21,7 +21,7 @@ from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.files import sha256_file
 from modelwright.core.api.records import digest_json
 from modelwright.core.api.wording import first_line, listed
-from modelwright.core.config.schema import SourceConfig
+from modelwright.core.config.data import SourceConfig
 from modelwright.core.extras import require
 from modelwright.core.models.hub import dataset_commit, dataset_snapshot, offline
 from modelwright.core.stages.prepare.readers import Row

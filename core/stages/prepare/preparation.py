@@ -19,7 +19,7 @@ from modelwright.core.api.wording import listed
 from modelwright.core.chat.renderer import Renderer, Turns, read_template
 from modelwright.core.chat.served import ThinkingBlock
 from modelwright.core.config import to_plain
-from modelwright.core.config.schema import TokensConfig
+from modelwright.core.config.data import TokensConfig
 from modelwright.core.runs.allocation import allocation
 from modelwright.core.runs.events import EventWriter
 from modelwright.core.runs.folder import RunFolder

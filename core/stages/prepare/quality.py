@@ -11,8 +11,9 @@ from modelwright.core.api.errors import ModelwrightError, UsageError
 from modelwright.core.api.records import Example
 from modelwright.core.config import to_plain
 from modelwright.core.config.components import metric_with_options
+from modelwright.core.config.data import QualityConfig, RowsConfig, SourceConfig
 from modelwright.core.config.metrics import metric_name
-from modelwright.core.config.schema import QualityConfig, RowsConfig, RunConfig, SourceConfig
+from modelwright.core.config.schema import RunConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.stages.prepare.checks import AnswerCheck, Check, Contamination, Length, Sanity
 from modelwright.core.stages.prepare.deduplicate import check_datasketch

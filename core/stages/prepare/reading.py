@@ -21,7 +21,7 @@ from modelwright.core.api.components import Format, FormatSpec
 from modelwright.core.api.errors import ModelwrightError, RowError
 from modelwright.core.api.records import Example, digest_json
 from modelwright.core.config import from_plain
-from modelwright.core.config.schema import SourceConfig
+from modelwright.core.config.data import SourceConfig
 from modelwright.core.plugins import Plugins
 from modelwright.core.runs.worker import admitted
 from modelwright.core.stages.prepare.cache import Cache

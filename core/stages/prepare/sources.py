@@ -16,8 +16,8 @@ from attrs import define, fields
 from modelwright.core.api.errors import UsageError
 from modelwright.core.api.files import sha256_file
 from modelwright.core.api.records import digest_json
+from modelwright.core.config.data import RowsConfig, SourceConfig
 from modelwright.core.config.paths import HUB
-from modelwright.core.config.schema import RowsConfig, SourceConfig
 from modelwright.core.models.hub import fetch_data
 from modelwright.core.stages.prepare.builtin import BUILTIN_VERSION, builtin_rows, parse_builtin
 from modelwright.core.stages.prepare.dataset_sources import dataset_source

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from modelwright.core.api.errors import UsageError
 from modelwright.core.config import ConfigError
-from modelwright.core.config.schema import SUITE_NAME, SourceConfig
+from modelwright.core.config.data import SourceConfig
+from modelwright.core.config.schema import SUITE_NAME
 from modelwright.core.plugins import discover
 from modelwright.core.stages.evaluate.from_flags import (
     Flags,

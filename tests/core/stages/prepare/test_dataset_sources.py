@@ -14,7 +14,8 @@ from tiny_run import tiny_run
 from modelwright import ModelwrightError, UsageError
 from modelwright.core import runner
 from modelwright.core.config import ConfigError, read_run
-from modelwright.core.config.schema import SourceConfig, SuiteConfig
+from modelwright.core.config.data import SourceConfig
+from modelwright.core.config.schema import SuiteConfig
 from modelwright.core.plugins import discover
 from modelwright.core.stages.evaluate.from_flags import Flags, config_from_flags
 from modelwright.core.stages.evaluate.suites import read_suite, suite_digests

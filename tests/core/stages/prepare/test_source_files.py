@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelwright.core.api.errors import UsageError
-from modelwright.core.config.schema import SourceConfig
+from modelwright.core.config.data import SourceConfig
 from modelwright.core.stages.prepare.sources import read_source, source_digests, source_files
 
 ROW = '{"a": 1}\n'

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ids import shown
 
 from modelwright.core.api.errors import ModelwrightError, UsageError
-from modelwright.core.config.schema import SourceConfig
+from modelwright.core.config.data import SourceConfig
 from modelwright.core.stages.prepare.sources import read_source, share, source_digests
 
 DAMAGED = gzip.compress(b'{"a": 1}\n')[:12] + b"\xff" * 40

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.config.schema import SourceConfig
+from modelwright.core.config.data import SourceConfig
 from modelwright.core.stages.prepare.sources import raw_rows, read_source, source_digests
 
 
@@ -154,7 +154,7 @@ def test_only_parquet_and_zstandard_need_pyarrow(tmp_path):
     (tmp_path / "a.jsonl.zst").write_bytes(b"x")
     program = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from modelwright.core.config.schema import SourceConfig\n"
+        "from modelwright.core.config.data import SourceConfig\n"
         "from modelwright.core.stages.prepare.sources import read_source\n"
         "for name in sys.argv[1:]:\n"
         "    try: print(len(list(read_source(SourceConfig(path=name), seed=1))))\n"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ids import shown
 
 from modelwright.core.api.errors import ModelwrightError
-from modelwright.core.config.schema import SourceConfig
+from modelwright.core.config.data import SourceConfig
 from modelwright.core.stages.prepare.readers import csv_files, json_files, text
 from modelwright.core.stages.prepare.sources import read_source
 
