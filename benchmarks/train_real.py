@@ -3,8 +3,8 @@
 python benchmarks/train_real.py GSM8K.jsonl BASE --trl FOLDER [--steps 11] [--rounds 3] [--only NAME …] [--threads 2]
 
 BASE is a model's folder, such as SmolLM2-135M-Instruct; `--trl` as for benchmarks/train.py. Conversations of GSM8K,
-tokenised once by `modelwright prepare`, so that both train on the same ids and masks; 8 of them a step, which are about
-1,024 tokens, in batches grouped by length. Full training and LoRA (rank 16, every linear layer) by each. Counted are
+tokenised once by `modelwright prepare`, so that both train on the same ids and masks; 8 of them a step, about 1,800
+tokens, in batches grouped by length. Full training and LoRA (rank 16, every linear layer) by each. Counted are
 tokens, padding aside, in the median step after the warm-up, and the peak memory of the process.
 """
 
