@@ -28,6 +28,16 @@ from modelwright.core.api.components import (
     Trainer,
     TrainerSpec,
 )
+from modelwright.core.api.devices import (
+    DEVICE,
+    Accelerators,
+    accelerators,
+    described,
+    device_name,
+    has_bfloat16,
+    open_device,
+    try_device,
+)
 from modelwright.core.api.errors import (
     AliasConflictError,
     MissingDependencyError,
@@ -85,7 +95,7 @@ from modelwright.core.api.registry import (
     scan_model,
 )
 from modelwright.core.api.tokens import TokenFolder, TokenRow
-from modelwright.core.api.train_settings import AdapterSettings, TrainSettings
+from modelwright.core.api.train_settings import OF_BITSANDBYTES, AdapterSettings, TrainSettings
 from modelwright.core.api.training import Job, Quantization, Trained
 from modelwright.core.api.wording import closest, either, first_line, listed, one_line
 
@@ -94,10 +104,13 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "API_VERSION",
     "BOX",
+    "DEVICE",
     "HASHES",
+    "OF_BITSANDBYTES",
     "OPTIMIZER_STATES",
     "THINK_CLOSE",
     "THINK_OPEN",
+    "Accelerators",
     "AdapterEngine",
     "AdapterSettings",
     "Alias",
@@ -149,6 +162,7 @@ __all__ = [
     "TrainingMemory",
     "UsageError",
     "Verdict",
+    "accelerators",
     "after_hashes",
     "apply_adapter",
     "check_alias",
@@ -157,11 +171,14 @@ __all__ = [
     "checkpoint_bytes",
     "closest",
     "context_length",
+    "described",
+    "device_name",
     "either",
     "embedding_rows",
     "files",
     "first_line",
     "grow_embeddings",
+    "has_bfloat16",
     "has_weights",
     "hookimpl",
     "is_text",
@@ -170,11 +187,13 @@ __all__ = [
     "machine_memory",
     "model_digest",
     "one_line",
+    "open_device",
     "other_weights",
     "reading_memory",
     "scan_model",
     "split_thinking",
     "training_memory",
+    "try_device",
     "vocabulary_size",
     "wilson",
     "wilson_mean",

@@ -39,6 +39,8 @@ _OF_FLAGS = {
     "seed": "--seed",
 }
 _OUTPUT = {"output": "--output"}
+# How an evaluation is performed, whatever says what is evaluated.
+_HOW = ("dry_run", "fresh", "as_json")
 
 
 @click.command()
@@ -150,7 +152,7 @@ def _evaluate_file(
     read = read_eval(path, overrides=overrides)
     in_file = None if read.config.output is None else Path(read.config.output)
     output = output or in_file or home.home() / "evaluations" / path.stem
-    _perform(read.config, read.plugins, output=output, registry=registry, **given)
+    _perform(read.config, read.plugins, output=output, registry=registry, **{key: given[key] for key in _HOW})
 
 
 def _evaluate_flags(
@@ -177,8 +179,8 @@ def _evaluate_flags(
     names = _OF_FLAGS.keys() - {"all_models", "models"}
     flags = Flags(models="all" if all_models else models, **{name: given[name] for name in names})
     config, taken = config_from_flags(flags, plugins)
-    keys = ("dry_run", "fresh", "as_json")
-    _perform(config, plugins, output=output, registry=registry, taken=taken, **{key: given[key] for key in keys})
+    how = {key: given[key] for key in _HOW}
+    _perform(config, plugins, output=output, registry=registry, taken=taken, **how)
 
 
 def _perform(
@@ -191,7 +193,6 @@ def _perform(
     fresh: bool,
     as_json: bool,
     taken: Sequence[str] = (),
-    **_of_other_ways: Any,
 ) -> None:
     from modelwright.core.api.errors import ModelwrightError
     from modelwright.core.cli.progress import Display

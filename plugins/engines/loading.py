@@ -14,8 +14,8 @@ from attrs import frozen
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from modelwright.core.api import accelerators, open_device
 from modelwright.core.api.adapters import apply_adapter, embedding_rows
-from modelwright.core.api.devices import accelerators, open_device
 from modelwright.core.api.errors import ModelwrightError
 from modelwright.core.api.hf_folder import ADAPTER_CONFIG, context_length, has_weights, other_weights
 from modelwright.core.api.wording import one_line

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen, validators
 
-from modelwright.core.api import TrainerSpec, hookimpl
-from modelwright.core.api.devices import DEVICE
+from modelwright.core.api import DEVICE, TrainerSpec, hookimpl
 from modelwright.core.api.wording import closest
 
 # Marks options that change the memory and time of a training, and its result only by rounding: a stopped run can be

@@ -13,6 +13,7 @@ import torch
 
 from modelwright.core.api import (
     OPTIMIZER_STATES,
+    Accelerators,
     Job,
     MemorySettings,
     ModelShape,
@@ -20,9 +21,10 @@ from modelwright.core.api import (
     Trained,
     TrainSettings,
     UsageError,
+    accelerators,
+    open_device,
     reading_memory,
 )
-from modelwright.core.api.devices import Accelerators, accelerators, open_device
 from modelwright.plugins.trainers import LocalOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint, writing_to
 from modelwright.plugins.trainers.memory import check_memory

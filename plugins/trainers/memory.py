@@ -17,11 +17,11 @@ from modelwright.core.api import (
     MemorySettings,
     ModelShape,
     ModelwrightError,
+    described,
     machine_memory,
     training_memory,
 )
 from modelwright.core.api.adapters import embedding_rows, grow_embeddings
-from modelwright.core.api.devices import described
 from modelwright.plugins.trainers.model.adapter import attach
 from modelwright.plugins.trainers.model.load import skeleton_of
 from modelwright.plugins.trainers.model.loss import chunk_rows

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from modelwright.core.api import TrainSettings, UsageError
-from modelwright.core.api.train_settings import OF_BITSANDBYTES
+from modelwright.core.api import OF_BITSANDBYTES, TrainSettings, UsageError
 from modelwright.plugins.trainers.model.adapter import learning_rate_factor
 
 _EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")

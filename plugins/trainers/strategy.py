@@ -11,8 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from modelwright.core.api import MemorySettings, ModelShape, TrainSettings, UsageError
-from modelwright.core.api.devices import device_name, has_bfloat16
+from modelwright.core.api import MemorySettings, ModelShape, TrainSettings, UsageError, device_name, has_bfloat16
 from modelwright.plugins.trainers.checkpoints import Checkpoint
 from modelwright.plugins.trainers.model.weights import compute_in, cpu_has_bfloat16
 from modelwright.plugins.trainers.ranks import Ranks

@@ -49,6 +49,7 @@ _GROUPS: dict[str, tuple[Any, ...]] = {
     "Data": (api.Message, api.Example, api.TokenFolder, api.TokenRow),
     "Grading": (api.Output, api.Score, api.Figure),
     "Training": (api.Job, api.TrainSettings, api.AdapterSettings, api.Trained),
+    "Devices": (api.Accelerators,),
     "Memory": (api.ModelShape, api.MemorySettings, api.TrainingMemory, api.MachineMemory),
     "Generating": (api.GenerationRequest, api.Sampling, api.Delta, api.Answer),
     "Registry": (api.NewModel, api.ModelVersion, api.ModelFile, api.Alias, api.RegistryEvent, api.Collected),
@@ -58,6 +59,14 @@ _HELPERS: dict[str, tuple[Any, ...]] = {
     "Figures": (api.wilson, api.wilson_mean),
     "Answers and thinking": (api.last_boxed, api.after_hashes, api.split_thinking, api.ThinkingSplitter),
     "Training": (api.checkpoint_bytes, api.check_checkpoint_room),
+    "Devices": (
+        api.accelerators,
+        api.open_device,
+        api.try_device,
+        api.described,
+        api.device_name,
+        api.has_bfloat16,
+    ),
     "Memory": (api.training_memory, api.reading_memory, api.machine_memory),
     "Model folders": (api.context_length, api.vocabulary_size, api.has_weights, api.other_weights),
     "Adapters": (api.apply_adapter, api.embedding_rows, api.grow_embeddings),
@@ -76,10 +85,18 @@ _CONSTANTS = {
     "BOX": "Before the answer in solutions written in LaTeX; the answer is in braces.",
     "ADAPTER_CONFIG": "File of an adapter's settings, as peft names it.",
     "ADAPTER_WEIGHTS": "File of an adapter's tensors.",
+    "DEVICE": "Matches a device as one writes it.",
+    "OF_BITSANDBYTES": "Optimizers that the package bitsandbytes has.",
+    "OPTIMIZER_STATES": "Bytes of each optimizer's states for a trained weight.",
     "files.TEMPORARY": "First characters of the name of a file or folder that is not finished.",
 }
 
-_VALUES = {"Role": "Who wrote a message.", "Finish": "Why an answer ended.", "Verdict": "A grade in a word."}
+_VALUES = {
+    "Role": "Who wrote a message.",
+    "Finish": "Why an answer ended.",
+    "Verdict": "A grade in a word.",
+    "Quantization": "What the linear layers under an adapter are held in.",
+}
 
 _CLIENT_RECORDS = (
     client.SamplingOptions,

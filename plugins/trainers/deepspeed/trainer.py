@@ -23,8 +23,8 @@ from modelwright.core.api import (
     TrainSettings,
     UsageError,
     reading_memory,
+    try_device,
 )
-from modelwright.core.api.devices import try_device
 from modelwright.core.api.wording import one_line
 from modelwright.plugins.trainers import DeepSpeedOptions
 from modelwright.plugins.trainers.checkpoints import Checkpoint
