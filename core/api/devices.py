@@ -79,7 +79,7 @@ def ask_torch() -> Accelerators:
     """
     if _for_cpus_only():
         return Accelerators()
-    return _asked(tuple(os.environ.get(name) for name in (*VISIBLE.values(), *_OF_AMD)))
+    return _reported(tuple(os.environ.get(name) for name in (*VISIBLE.values(), *_OF_AMD)))
 
 
 def _for_cpus_only() -> bool:
@@ -95,7 +95,7 @@ def _for_cpus_only() -> bool:
 
 
 @functools.cache
-def _asked(_visible: tuple[str | None, ...]) -> Accelerators:
+def _reported(_visible: tuple[str | None, ...]) -> Accelerators:
     """The answer of another process, for each value of the variables that hide devices."""
     command = [sys.executable, "-P", "-m", __name__]
     try:

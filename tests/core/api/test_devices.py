@@ -131,7 +131,7 @@ No devices were found
     assert users_of("cc", answer, owners.get, besides=77) == ""
 
 
-def test_nvidia_smi_is_asked_who_uses_a_gpu(monkeypatch, tmp_path):
+def test_nvidia_smi_says_who_uses_a_gpu(monkeypatch, tmp_path):
     """Where there is none, or it fails, nothing is said."""
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho GPU-aa, 1, 1000, init\n")
@@ -161,19 +161,19 @@ def test_a_device_that_another_process_keeps_for_itself_is_one_line(monkeypatch,
     wording(caught.value)
 
 
-def test_torch_is_asked_in_another_process_only_if_its_build_can_use_a_device(monkeypatch):
+def test_another_process_imports_torch_only_if_its_build_can_use_a_device(monkeypatch):
     """Importing it takes seconds; the answer is kept while the variables are the same."""
-    asked = []
-    monkeypatch.setattr(devices.subprocess, "run", lambda command, **_: asked.append(command) or _Said())
+    commands = []
+    monkeypatch.setattr(devices.subprocess, "run", lambda command, **_: commands.append(command) or _Said())
     monkeypatch.setattr(devices, "_for_cpus_only", lambda: True)
     assert devices.ask_torch() == Accelerators()
-    assert asked == []
+    assert commands == []
     monkeypatch.setattr(devices, "_for_cpus_only", lambda: False)
     for value in ("4,5", "4,5", "6"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
         assert devices.ask_torch() == Accelerators(kind="cuda", count=2, installed=8)
-    assert len(asked) == 2
-    devices._asked.cache_clear()
+    assert len(commands) == 2
+    devices._reported.cache_clear()
 
 
 class _Said:

@@ -232,7 +232,7 @@ def test_an_export_is_verified_in_transformers_by_default(export, tmp_path, name
     assert (code, found["tool"], found["tolerance"]) == (0, "transformers", 1e-3)
 
 
-def test_vllm_is_asked_by_default_where_it_is_named(export, adapters, tmp_path, program, monkeypatch, wording):
+def test_vllm_verifies_by_default_where_it_is_named(export, adapters, tmp_path, program, monkeypatch, wording):
     """By the environment or the option; to find it on PATH is not enough, since its server takes a minute to start."""
     monkeypatch.setitem(TOOLS, "transformers", spoiled())
     server = program("vllm", "echo 'error: no such device' >&2; exit 3")

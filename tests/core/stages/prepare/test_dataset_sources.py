@@ -157,7 +157,7 @@ def test_a_test_set(folder):
     assert [example.answer for example in read_suite(suite, discover(), seed=1)] == ["2", "3"]
 
 
-def asked(**flags):
+def suite_of(**flags):
     """The suite that flags of `modelwright evaluate` mean, and what is said."""
     config, said = config_from_flags(Flags(models=("a",), **flags), discover())
     return config.evaluate[0], said
@@ -165,11 +165,11 @@ def asked(**flags):
 
 def test_a_test_set_by_flags(folder, caches):
     """`evaluate --dataset` has the same keys, and the hub's is pinned as in a run file; the suite has its name."""
-    suite, said = asked(dataset=str(folder), config="main", split="test[:2]", format_name="math")
+    suite, said = suite_of(dataset=str(folder), config="main", split="test[:2]", format_name="math")
     assert (suite.name, suite.format, len(said)) == ("sums", "math", 2)
     assert [example.answer for example in read_suite(suite, discover(), seed=1)] == ["2", "3"]
     cached(caches, FIRST, FILES, "main", "v1")
-    suite, _ = asked(dataset="org/sums", config="hard", revision="v1", format_name="math")
+    suite, _ = suite_of(dataset="org/sums", config="hard", revision="v1", format_name="math")
     assert (suite.name, suite.dataset, suite.revision) == ("sums", "org/sums", "v1")
     hard = {"config": "hard", "split": None}
     assert suite_digests(suite, 1) == source_digests(source("org/sums", **hard, revision=FIRST), 1)
@@ -193,7 +193,7 @@ def test_a_test_set_by_flags(folder, caches):
 def test_flags_that_name_no_test_set(folder, flags, wording):
     """The same line as for a run file, by the flag."""
     with pytest.raises(ModelwrightError) as error:
-        asked(**{"dataset": str(folder), **flags})
+        suite_of(**{"dataset": str(folder), **flags})
     assert len(error.value.lines) == 1
     wording(error.value)
 

@@ -315,10 +315,10 @@ def test_conversations_that_a_template_shows_otherwise_than_it_serves_are_split(
     wording(notice)
 
 
-@pytest.mark.parametrize("told", [{"thinking": "so"}, {"system": "be brief"}], ids=["thinking", "system"])
-def test_what_splitting_does_not_settle_says_what_does(wording, prepare, tmp_path, told):
+@pytest.mark.parametrize("shown", [{"thinking": "so"}, {"system": "be brief"}], ids=["thinking", "system"])
+def test_what_splitting_does_not_settle_says_what_does(wording, prepare, tmp_path, shown):
     """Mistral shows no thinking, and the system message in the last question alone."""
-    rows = [_talk(f"say {n}", f"it is {n}", "again", f"{n} it is", **told) for n in range(20)]
+    rows = [_talk(f"say {n}", f"it is {n}", "again", f"{n} it is", **shown) for n in range(20)]
     with pytest.raises(ModelwrightError) as caught:
         prepare(rows, model=f'chat_template = "{TEMPLATES}/mistral.jinja"')
     wording(caught.value)
