@@ -89,9 +89,9 @@ def alone(tmp_path_factory):
     return job, {data["step"]: data["loss"] for data in recorder.of("step")}
 
 
-@pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 3))])
-def test_two_processes_learn_what_one_does_and_resume_to_the_same_bytes(tmp_path, alone, stage):
+def test_two_processes_learn_what_one_does_and_resume_to_the_same_bytes(tmp_path, alone):
     """The loss of every step is one process's, and a training that was stopped ends with the same bytes."""
+    stage = 2  # test_stages.py has the others
     job, trained, losses = zero(tmp_path / "through", stage)
     assert trained.finished
     assert losses == pytest.approx(alone[1], abs=1e-4)
@@ -106,10 +106,7 @@ def test_two_processes_learn_what_one_does_and_resume_to_the_same_bytes(tmp_path
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("stage", "precision"),
-    [(0, "float32"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16"), (3, "float32"), (3, "bfloat16")],
-)
+@pytest.mark.parametrize(("stage", "precision"), [(1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
 def test_processes_that_were_killed_twice_end_with_the_same_bytes(tmp_path, stage, precision):
     """By SIGKILL, all of them, between two checkpoints; the losses are the same too, dropout included."""
     for name in ("through", "killed"):
@@ -127,10 +124,11 @@ def test_processes_that_were_killed_twice_end_with_the_same_bytes(tmp_path, stag
             assert recorder.of("resumed") == [{"step": 3 if kill_after else 6}]
     assert seen == losses
     assert weights(again) == weights(job)
+    assert str(read_weights(job.output)["model.norm.weight"].dtype) == f"torch.{precision}"
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 3])
 def test_the_preflight_leaves_no_trace_in_the_training(tmp_path, stage):
     """Its step is taken back in every process: weights, copies of them, and the optimiser."""
     tried, *_ = zero(tmp_path / "with", stage, max_steps=3)
@@ -139,20 +137,7 @@ def test_the_preflight_leaves_no_trace_in_the_training(tmp_path, stage):
 
 
 @pytest.mark.long
-def test_dropout_and_bfloat16_resume_to_the_same_bytes(tmp_path):
-    """What is random is a function of seed, step and process; the float32 copies of the weights are saved too."""
-    for name in ("through", "stopped"):
-        base(tmp_path / name, dropout=0.3)
-    job, _, losses = zero(tmp_path / "through", 1, precision="bfloat16")
-    _, _, first = zero(tmp_path / "stopped", 1, precision="bfloat16", stop_after=5)
-    again, _, second = zero(tmp_path / "stopped", 1, precision="bfloat16")
-    assert first | second == losses
-    assert weights(again) == weights(job)
-    assert str(read_weights(job.output)["model.norm.weight"].dtype) == "torch.bfloat16"
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("stage", "size"), [(0, 1), (1, 1), (2, 4), (3, 1), (3, 4)])
+@pytest.mark.parametrize(("stage", "size"), [(0, 1), (2, 4), (3, 1)])
 def test_another_number_of_processes_goes_on(tmp_path, stage, size):
     """The checkpoint of two processes is brought into a form that any number reads, and the order stays the same."""
     through = Recorder()
@@ -364,7 +349,7 @@ def test_options_that_contradict_one_another_are_refused_by_all_processes(tmp_pa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 3])
 def test_a_spike_is_dropped_in_every_process(tmp_path, stage):
     """All steps of the end are spikes by the settings, and each is dropped everywhere."""
     settings = {"max_steps": 36, "batch_size": 4, "micro_batch_size": None, "warmup": 0.0, "schedule": "constant"}
@@ -380,7 +365,7 @@ def test_a_spike_is_dropped_in_every_process(tmp_path, stage):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 3])
 def test_packs_are_checked_and_trained_at_every_stage(tmp_path, stage):
     """With any number of documents in a process's packs: all check the same ones."""
     packs = [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9], [10], [11, 12, 13, 14], [15, 16]]
