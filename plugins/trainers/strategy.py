@@ -120,7 +120,7 @@ def precisions_of(settings: TrainSettings, dtype: str | None, device: torch.devi
     """
     supported = has_bfloat16(device)
     native = cpu_has_bfloat16()
-    name = device_name(device)
+    name = "this device" if supported else device_name(device)
     return compute_in(settings.precision, dtype, device=device.type, name=name, supported=supported, native=native)
 
 

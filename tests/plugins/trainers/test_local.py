@@ -181,6 +181,7 @@ def test_the_device_may_be_given(tmp_path, settings):
 def test_the_precision_is_what_the_device_computes_in(monkeypatch, requested, device, exact, precision):
     """On cards that are not here: bfloat16 where it is not emulated, but on request on a CPU or Apple's GPUs."""
     monkeypatch.setattr(strategy, "has_bfloat16", lambda _: exact)
+    monkeypatch.setattr(strategy, "device_name", lambda _: "Tesla V100")
     precisions = strategy.precisions_of(TrainSettings(precision=requested, max_steps=1), None, torch.device(device))
     assert precisions == (precision, torch.float32)
 

@@ -183,7 +183,7 @@ from modelwright.plugins.trainers.deepspeed.trainer import Processes
 from modelwright.plugins.trainers.model.load import load_model
 
 job = make_job(Path(sys.argv[1]), Recorder(), TrainerContract().settings())
-setup = Processes(job.settings, DeepSpeedOptions(zero_stage=3))
+setup = Processes(job, DeepSpeedOptions(zero_stage=3))
 model = load_model(job, sharing=setup.sharing)
 whole = sum(parameter.ds_numel for parameter in model.parameters())
 mine = sum(parameter.ds_tensor.numel() for parameter in model.parameters())
