@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -176,8 +177,10 @@ def _other_base(version: ModelVersion, found: str, where: str) -> ModelwrightErr
 
 def is_bare_adapter(source: Path) -> bool:
     """Whether a folder is an adapter as peft writes it, without a record that names its base."""
+    if not os.path.isdir(source):  # noqa: PTH112 - false also for a name that no disk can have
+        return False
     with failing_as(f"{source} cannot be read"):
-        names = {path.name for path in source.iterdir()} if source.is_dir() else set()
+        names = {path.name for path in source.iterdir()}
     return is_adapter(names) and RECORD not in names
 
 
