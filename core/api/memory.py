@@ -171,9 +171,9 @@ def training_memory(shape: ModelShape, how: MemorySettings) -> TrainingMemory:
     kept, block, host = _activations(shape, how)
     logits = _logits(shape, how)
     if how.offload != "none":
-        # With them are the gradients of the share, in float32: the processor makes the step.
+        # The processor makes the step: the gradients of the share go to it, in float32, as soon as they are summed.
         host += optimizer + 4 * shape.trainable / how.ranks
-        optimizer = 0
+        optimizer = gradients = 0
     if how.offload == "all":
         host, weights = host + weights, 0
     return TrainingMemory(
@@ -253,7 +253,7 @@ def _logits(shape: ModelShape, how: MemorySettings) -> float:
 
 def _buffers(shape: ModelShape, how: MemorySettings) -> float:
     """A bucket of gradients, and the weights that stage 3 gathers from other processes or from main memory."""
-    bucket = how.bucket if how.stage and how.ranks > 1 else 0
+    bucket = how.bucket if how.stage and (how.ranks > 1 or how.offload != "none") else 0
     gathers = how.stage == 3 and (how.ranks > 1 or how.offload == "all")
     return _BYTES[how.trained] * (bucket + gathers * min(how.live, shape.parameters))
 
