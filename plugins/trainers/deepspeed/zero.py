@@ -62,6 +62,11 @@ class Zero:
         self._optimizer = settings.optimizer
         if settings.compile:
             model.base_model.compile()
+        if options.zero_stage == 3:
+            # The engine converts no weights of a model that was split as it was read, nor those of its adapter.
+            for parameter in model.parameters():
+                if not hasattr(parameter, "ds_id") and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(precision)
         try:
             optimizer = make_optimizer(model, settings)
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))

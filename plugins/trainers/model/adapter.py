@@ -2,7 +2,7 @@
 
 peft puts the adapter's layers into the model's own modules, in place. Trainers still call the model of transformers,
 with its own forward pass, so nothing else in them changes; the `PeftModel` around it only knows which tensors are the
-adapter's.
+adapter's. Importing peft takes seconds, so that only what has an adapter does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
 import safetensors.torch
 import torch
 from attrs import frozen
@@ -92,6 +91,8 @@ def attach(model: Any, settings: AdapterSettings, *, seed: int, new_tokens: Sequ
     Raises:
         UsageError: a target is not a layer of the model, or cannot have an adapter with these settings.
     """
+    import peft
+
     targets = find_targets(model, settings)
     # A model without values has no matrices to start from.
     starts = settings.init != "default" and not any(parameter.is_meta for parameter in model.parameters())
@@ -165,6 +166,8 @@ def export_adapter(model: Any, folder: Path, *, state: Mapping[str, Tensor] | No
         state: the tensors of `adapter_state`, if they had to be gathered; may hold other tensors too. Default: those of
             the model as it is here.
     """
+    import peft
+
     state = _with_tied(model) if state is None else state
     tensors = peft.get_peft_model_state_dict(model, state_dict=dict(state), save_embedding_layers=False)
     config = _config(model).to_dict() | {"inference_mode": True}
@@ -210,6 +213,8 @@ def _on_the_unchanged_base(
 
 def _matrices(model: Any) -> dict[str, Tensor]:
     """Copies of A and B of every layer, by their names in peft's file."""
+    import peft
+
     tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: each.detach().clone() for name, each in tensors.items() if ".lora_A." in name or ".lora_B." in name}
 

@@ -10,12 +10,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import peft
 import torch
 from attrs import frozen
-from peft.tuners.lora.layer import LoraLayer, ParamWrapper
-from peft.utils.constants import EMBEDDING_LAYER_NAMES
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -97,6 +93,8 @@ def coverage(model: Any) -> dict[str, Any]:
         `adapter_parameters`: number of trained parameters by the last parts of their target's name. `adapted`: number
         of the base's parameters that have an adapter or are trained whole. `unadapted`: number of the others by name.
     """
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
     trained: dict[str, int] = {}
     adapted: set[int] = set()
     originals = {id(each) for name, each in model.named_parameters() if ".original_module." in name}
@@ -214,6 +212,8 @@ def _saved(model: Any, wanted: Sequence[str]) -> set[str]:
     Raises:
         UsageError: a name that no module has, or a layer that shares its weights and cannot be trained so.
     """
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
     modules = {name: module for name, module in model.named_modules() if name}
     saved: set[str] = set()
     for entry in wanted:
@@ -247,6 +247,9 @@ def _taken_for_experts(model: Any, name: str) -> bool:
 
     It then adapts the experts and leaves the layer, such as a shared expert's, alone.
     """
+    import peft
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
     config = peft.LoraConfig(target_modules=[name])
     try:
         convert_peft_config_for_transformers(config, model, None)

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from modelwright.core.api import UsageError
 
@@ -128,6 +127,8 @@ def train_in_float32(model: Any) -> None:
     peft makes embeddings and whole modules in the dtype of the weights that they belong to. An adapter also casts its
     inputs to its own dtype first; that is left to autocast, because those copies would be kept for the backward pass.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -19,7 +19,7 @@ from modelwright.core.testing.trainer import Recorder, TrainerContract, make_job
 from modelwright.plugins.trainers import DeepSpeedOptions, modelwright_trainers
 
 LOCAL, _ = modelwright_trainers()
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("stages")]  # one process trains all cases
 
 STAGES, KINDS, PRECISIONS = (0, 1, 2, 3), ("full", "adapter"), ("float32", "bfloat16")
 QUANTIZED = importlib.util.find_spec("bitsandbytes") is not None
