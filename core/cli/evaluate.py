@@ -39,7 +39,7 @@ _OF_FLAGS = {
     "seed": "--seed",
 }
 _OUTPUT = {"output": "--output"}
-# How an evaluation is performed, whatever says what is evaluated.
+# Options of every evaluation: of a file and of flags.
 _HOW = ("dry_run", "fresh", "as_json")
 
 

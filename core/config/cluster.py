@@ -97,7 +97,7 @@ _word = validators.optional(_one_line)
 STAGES = ("prepare", "train", "register", "evaluate", "promote")
 # The one job of all stages.
 WHOLE_RUN = "run"
-# Registering and promoting take seconds and little memory, whatever the training takes.
+# Registering and promoting take seconds and little memory, even if the training takes days.
 _BRIEF = ("register", "promote")
 _BRIEF_MEMORY, _BRIEF_TIME = "1G", "01:00:00"
 # What every stage requests as `[cluster]` says, unless its own table says otherwise.

@@ -68,7 +68,7 @@ def test_it_trains_and_resumes_to_the_same_bytes(tmp_path, optimizer):
     assert kept
     if optimizer == "adamw_8bit":
         assert {each["state1"].dtype for each in kept} == {torch.uint8, torch.float32}
-        # Input embeddings keep 32 bits whatever their size.
+        # Input embeddings keep 32 bits, even if they are large.
         assert {each["state1"].dtype for each in kept if each["state1"].shape[0] == 40} == {torch.float32}
 
 
